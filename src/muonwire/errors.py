@@ -25,5 +25,9 @@ class DivergedReplicasError(ExchangeError):
     """Replicas that must hold bit-identical weights do not; the message names the first parameter."""
 
 
+class NonFiniteUpdateError(ArithmeticError):
+    """A loss or an update is not finite on some replica; raised on all of them in the same step, before weights move."""
+
+
 class MuonwireWarning(UserWarning):
     """Something works, but probably not as its user expects."""

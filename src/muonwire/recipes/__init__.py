@@ -1,0 +1,53 @@
+"""Recipes: named functions that return a complete optimizer for a model."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from muonwire.errors import UsageError
+from muonwire.exchange.base import Exchange, SingleReplica
+from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
+from muonwire.recipes.dense import ADAMW, MUON
+from muonwire.recipes.distro import DISTRO
+from muonwire.recipes.local_muon import LOCAL_MUON
+
+RECIPES: dict[str, Recipe] = {r.name: r for r in (ADAMW, MUON, DISTRO, LOCAL_MUON)}
+
+__all__ = ["RECIPES", "Recipe", "build", "find", "format_recipe", "parse_recipe"]
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in RECIPES:
+        raise UsageError(f"recipe: {name!r} is unknown; allowed are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def build(
+    name: str, model: nn.Module, *, lr: float, exchange: Exchange | None = None, **options: Any
+) -> torch.optim.Optimizer:
+    """The optimizer that recipe ``name`` makes for ``model``.
+
+    Args:
+        name: "adamw", "muon", "distro" or "local_muon".
+        model: its trainable parameters, the same on every replica.
+        lr: learning rate, at least 0.
+        exchange: the way to the other replicas. Default: one replica.
+        **options: the recipe's own; see its settings class.
+
+    Raises:
+        UsageError: an unknown recipe or option, or a value that is not allowed.
+
+    >>> optimizer = build("adamw", nn.Linear(2, 2), lr=0.001)
+    >>> type(optimizer).__name__
+    'ChainOptimizer'
+    """
+    recipe = find(name)
+    if not lr >= 0:
+        raise UsageError(f"recipe {name}: lr is {lr}; it must be at least 0")
+    return recipe.build(model, lr, exchange or SingleReplica(), recipe.make_options(options))

@@ -1,0 +1,83 @@
+"""The contract of a codec: tensor -> bytes -> tensor, with the bytes as they go on the wire.
+
+A codec writes two things: a *body*, the bytes of one tensor whose shape both sides know, and a *payload*, one or many bodies
+behind a header that names version, codec, shapes and checksum (codec/payload.py). Optimizers send payloads.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.codec import payload as payloads
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One tensor, encoded.
+
+    Args:
+        body: its bytes.
+        decoded: what ``decode_body(body)`` gives, to the last bit.
+        selected: the entries that were sent, before quantization: the rest of the tensor is what selection dropped.
+    """
+
+    body: bytes
+    decoded: Tensor
+    selected: Tensor
+
+
+class Codec(ABC):
+    """Tensor to bytes and back. ``str(codec)`` is its textual form, and ``codec.parse`` reads it."""
+
+    @abstractmethod
+    def encode_body(self, tensor: Tensor) -> Encoded:
+        """Encode one finite floating tensor of any shape."""
+
+    @abstractmethod
+    def decode_body(self, body: bytes, shape: Shape) -> Tensor:
+        """Decode one body into float32 of ``shape``.
+
+        Raises:
+            PayloadError: the bytes are not a body of this codec for this shape.
+        """
+
+    @abstractmethod
+    def mean_bodies(self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas") -> Tensor:
+        """Decode the replicas' bodies of one tensor and average them, in the order given.
+
+        Args:
+            bodies: one a replica, in rank order.
+            shape: the tensor's.
+            over: "replicas" divides each entry by their number; "senders" by the number of those whose selection holds
+                the entry (DeMo's mean, in the transform's domain).
+        """
+
+    @abstractmethod
+    def estimate_body_bytes(self, shape: Shape) -> int:
+        """Bytes that ``encode_body`` is expected to give for ``shape``; exact where no entropy coding is in play."""
+
+    def encode(self, tensor: Tensor) -> bytes:
+        """Encode one tensor into a payload.
+
+        Raises:
+            UsageError: the tensor is not floating, or holds a value that is not finite.
+        """
+        return payloads.pack(str(self), [(tuple(tensor.shape), tensor.dtype, self.encode_body(tensor).body)])
+
+    def decode(self, payload: bytes) -> Tensor:
+        """Decode a payload of one tensor, into the dtype it had.
+
+        Raises:
+            PayloadError: the bytes are not a payload of this codec with one tensor.
+        """
+        (entry,) = payloads.unpack(payload, codec_text=str(self), num_tensors=1)
+        return self.decode_body(entry.body, entry.shape).to(entry.dtype)
+
+    def estimate_bytes(self, shape: Shape) -> int:
+        """Bytes that ``encode`` is expected to give for a float32 tensor of ``shape``."""
+        return payloads.header_bytes(str(self), [(shape, torch.float32)]) + self.estimate_body_bytes(shape)

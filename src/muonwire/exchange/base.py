@@ -1,0 +1,72 @@
+"""The contract of an exchange: payloads and means between replicas, every byte counted."""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from muonwire.exchange.meter import Meter
+
+
+class Flag(enum.IntFlag):
+    """What a replica can tell the others in the header of a message."""
+
+    NONE = 0
+    DIVERGED = 0x40  # this replica's loss or update is not finite
+    STOP = 0x80  # this replica was asked to stop
+
+
+class Exchange(ABC):
+    """Moves payloads between replicas. All replicas call the same operations in the same order.
+
+    A replica that adds to ``requested`` says so in the header of its next message. ``agreed`` is what any replica has said, and
+    changes on all of them after the same operation, so that all can act on it in the same step without a message of its own.
+    """
+
+    rank: int
+    world_size: int
+    meter: Meter
+    requested: Flag = Flag.NONE
+    agreed: Flag = Flag.NONE
+
+    @abstractmethod
+    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
+        """Give ``payload`` to every replica and return all replicas' payloads in rank order (sizes may differ).
+
+        Raises:
+            ReplicaLostError: a replica stopped answering.
+        """
+
+    @abstractmethod
+    def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
+        """Mean over the replicas of each tensor, summed in rank order, so that all replicas get identical bits.
+
+        Shapes and dtypes must agree between the replicas. Sums of 16-bit dtypes are taken in float32.
+
+        Raises:
+            ReplicaLostError: a replica stopped answering.
+        """
+
+
+class SingleReplica(Exchange):
+    """The exchange of a replica that trains alone: nothing is sent, and a mean is the replica's own tensors.
+
+    >>> SingleReplica().gather(b"abc")
+    [b'abc']
+    """
+
+    def __init__(self) -> None:
+        self.rank = 0
+        self.world_size = 1
+        self.meter = Meter()
+
+    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
+        """Return the one payload."""
+        self.agreed |= self.requested
+        return [payload]
+
+    def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
+        """Return the tensors themselves."""
+        self.agreed |= self.requested
+        return list(tensors)

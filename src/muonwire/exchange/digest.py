@@ -1,0 +1,47 @@
+"""A digest of the weights, compared between replicas: the proof that they are bit-identical."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import DivergedReplicasError
+from muonwire.exchange.base import Exchange
+
+DIGEST_BYTES = 8
+
+
+def digest(tensor: Tensor) -> bytes:
+    """Eight bytes of BLAKE2b over the tensor's own bits: equal bits give equal digests, -0.0 and 0.0 differ."""
+    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def check_replicas(named_tensors: Iterable[tuple[str, Tensor]], exchange: Exchange) -> str:
+    """Compare the weights of all replicas, and return their common digest as hexadecimal text.
+
+    Costs 8 bytes a replica where they agree, and 8 bytes a tensor more where they do not.
+
+    Args:
+        named_tensors: the same names in the same order on every replica.
+        exchange: between the replicas to compare.
+
+    Raises:
+        DivergedReplicasError: names the first tensor that differs, and the ranks that differ from rank 0 in it.
+    """
+    named = [(name, digest(tensor)) for name, tensor in named_tensors]
+    whole = hashlib.blake2b(b"".join(d for _, d in named), digest_size=DIGEST_BYTES).digest()
+    if len(set(exchange.gather(whole, purpose="digest"))) == 1:
+        return whole.hex()
+    everyone = exchange.gather(b"".join(d for _, d in named), purpose="digest")
+    for i, (name, _) in enumerate(named):
+        seen = [all_of_one[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for all_of_one in everyone]
+        differing = [rank for rank, d in enumerate(seen) if d != seen[0]]
+        if differing:
+            raise DivergedReplicasError(
+                f"replicas diverged: parameter {name!r} is the first of {len(named)} that differs; on rank(s) "
+                f"{', '.join(map(str, differing))} its digest is not that of rank 0 ({seen[0].hex()}). Look for "
+                "arithmetic whose rounding depends on the machine, or a parameter that one replica changes alone"
+            )
+    raise DivergedReplicasError(f"replicas diverged in their number of parameters: this one has {len(named)}")

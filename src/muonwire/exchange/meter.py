@@ -1,0 +1,56 @@
+"""The meter: every byte that an exchange hands over or takes in, by purpose."""
+
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Totals of one replica.
+
+    Args:
+        sent_bytes: what this replica had to say, frame headers and lengths included; a payload counts once however
+            many peers get it.
+        egress_bytes: what left this replica: a payload counts once for each peer that got it.
+        received_bytes: what arrived from the peers, frame headers and lengths included.
+        num_messages: exchanges this replica took part in, each at least one latency of the link.
+        wait_s: seconds spent in them.
+    """
+
+    sent_bytes: int = 0
+    egress_bytes: int = 0
+    received_bytes: int = 0
+    num_messages: int = 0
+    wait_s: float = 0.0
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def __sub__(self, other: "Traffic") -> "Traffic":
+        return Traffic(**{f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self)})
+
+
+@dataclass
+class Meter:
+    """Adds up traffic by purpose: "update" for optimizers, "digest" for checks of the weights, "control" for the rest."""
+
+    by_purpose: dict[str, Traffic] = field(default_factory=dict)
+
+    def add(self, purpose: str, traffic: Traffic) -> None:
+        """Count ``traffic`` under ``purpose``."""
+        self.by_purpose[purpose] = self.by_purpose.get(purpose, Traffic()) + traffic
+
+    @property
+    def total(self) -> Traffic:
+        """All purposes together.
+
+        >>> meter = Meter()
+        >>> meter.add("update", Traffic(sent_bytes=3)); meter.add("digest", Traffic(sent_bytes=4))
+        >>> meter.total.sent_bytes
+        7
+        """
+        return sum(self.by_purpose.values(), Traffic())
+
+    @property
+    def training(self) -> Traffic:
+        """What training itself costs: updates and digests, without evaluation and other control traffic."""
+        return sum((t for purpose, t in self.by_purpose.items() if purpose != "control"), Traffic())

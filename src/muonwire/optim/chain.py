@@ -1,0 +1,255 @@
+"""ChainOptimizer: a torch optimizer whose parameter groups each pass through a chain of stages."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import NonFiniteUpdateError, UsageError
+from muonwire.exchange.base import Exchange, Flag, SingleReplica
+from muonwire.stages.base import Context, ExchangeStage, Stage, State
+from muonwire.stages.chain import Chain, chain
+from muonwire.stages.layout import MatrixLayout
+from muonwire.stages.rounds import Reply, Request, perform
+
+
+class _Pass:
+    """One group's way through its chain in one step, which stops at every stage that talks to the replicas."""
+
+    def __init__(
+        self,
+        members: Sequence[tuple[str, Stage]],
+        updates: list[Tensor],
+        params: Sequence[Tensor],
+        states: Sequence[State],
+        context: Context,
+        weight_decay: float,
+    ) -> None:
+        self.members = members
+        self.updates = updates
+        self.params = params
+        self.states = states
+        self.context = context
+        self.weight_decay = weight_decay
+        self.position = 0
+
+    def _member(self) -> tuple[Stage, list[State]]:
+        name, stage = self.members[self.position]
+        return stage, [s.get(name, {}) for s in self.states]
+
+    def advance(self) -> Request | None:
+        """Apply stages up to the next exchange and return what it wants sent; None at the end of the chain."""
+        while self.position < len(self.members):
+            stage, states = self._member()
+            if isinstance(stage, ExchangeStage):
+                return stage.send(self.updates, self.params, states, self.context)
+            self.updates = stage.apply(self.updates, self.params, states, self.context)
+            self.position += 1
+        return None
+
+    def move_weights(self) -> None:
+        """Subtract what came out of the chain from the parameters."""
+        lr = self.context.lr
+        for param, update in zip(self.params, self.updates, strict=True):
+            if self.weight_decay:
+                param.mul_(1 - lr * self.weight_decay)
+            param.add_(update.to(param.dtype), alpha=-lr)
+
+    def receive(self, reply: Reply) -> None:
+        """Take the answer to the request that ``advance`` returned."""
+        stage, states = self._member()
+        assert isinstance(stage, ExchangeStage)
+        self.updates = stage.receive(reply, self.params, states, self.context)
+        self.position += 1
+
+
+class ChainOptimizer(torch.optim.Optimizer):
+    """An optimizer out of stages: p ← (1 − lr · weight_decay) p − lr · chain(gradient).
+
+    The groups of one step share their messages: however many groups and tensors there are, a step costs one message for each
+    exchange along the longest chain.
+
+    A parameter without a gradient is left out of the step, as in torch.optim; where there are other replicas and the chain
+    talks to them, a missing gradient counts as zero instead, since all replicas must send the same tensors.
+
+    Args:
+        params: parameters, or group dicts as in torch.optim. A group may hold, besides ``lr`` and ``weight_decay``: ``chain``
+            (a Stage), ``name``, ``names`` (one a parameter, for messages) and ``layouts`` (one text a parameter, such as
+            "matrix", "conv", "batch" or "matrix/3"; default: "matrix").
+        chain: the chain of groups that bring none.
+        lr: learning rate.
+        weight_decay: decoupled weight decay, as in AdamW. Default: 0.
+        exchange: the way to the other replicas. Default: one replica.
+
+    Raises:
+        UsageError: a group without a chain, a negative rate or decay, or layouts that do not match the parameters.
+
+    >>> from muonwire import stages
+    >>> weight = torch.nn.Parameter(torch.eye(2))
+    >>> optimizer = ChainOptimizer([weight], chain=stages.chain(stages.Momentum(), stages.Polar()), lr=0.1)
+    >>> print(optimizer)
+    ChainOptimizer (1 replica)
+      group 0: 1 tensor, 4 parameters, lr=0.1, weight_decay=0: momentum(beta=0.95, nesterov=True, form=ema) → polar(auto)
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        *,
+        chain: Stage | None = None,
+        lr: float,
+        weight_decay: float = 0.0,
+        exchange: Exchange | None = None,
+    ) -> None:
+        self.exchange = exchange or SingleReplica()
+        self._chains: list[Chain] = []
+        self._default_chain = chain
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; see the class for what it may hold.
+
+        Raises:
+            UsageError: see the class.
+        """
+        group = dict(param_group)
+        index = len(self.param_groups)
+        stage = group.pop("chain", self._default_chain)
+        if not isinstance(stage, Stage):
+            raise UsageError(f"ChainOptimizer: group {index} has chain {stage!r}; give a Stage, to it or to the optimizer")
+        members = stage if isinstance(stage, Chain) else chain(stage)
+        params = group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        group.setdefault("name", f"group {index}")
+        group.setdefault("layouts", ["matrix"] * len(params))
+        group.setdefault("names", [f"{group['name']}[{i}]" for i in range(len(params))])
+        group.update(chain=str(members), step=0)
+        for key in ("lr", "weight_decay"):
+            value = group.get(key, self.defaults[key])
+            if not isinstance(value, Tensor) and value < 0:
+                raise UsageError(f"ChainOptimizer: {key} of {group['name']} is {value}; it must not be negative")
+        if not len(group["layouts"]) == len(group["names"]) == len(params):
+            raise UsageError(
+                f"ChainOptimizer: {group['name']} has {len(params)} parameters, {len(group['layouts'])} layouts and "
+                f"{len(group['names'])} names; give one of each a parameter"
+            )
+        for layout in group["layouts"]:
+            MatrixLayout.parse(layout)
+        super().add_param_group(group)
+        self._chains.append(members)
+        # All state exists from the start, so that a checkpoint taken before the first step can be loaded.
+        for param in params:
+            if param.requires_grad:
+                self.state[param] = members.init(param.detach())
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step: all groups through their chains, with shared messages, then the weights.
+
+        Args:
+            closure: as in torch.optim: evaluated with gradients on, its loss is returned.
+
+        Raises:
+            ReplicaLostError: a replica stopped answering.
+            NonFiniteUpdateError: an update that goes through a codec, or the loss that the training loop saw, is not finite
+                on some replica; raised on all of them.
+            PayloadError: a replica sent what does not decode.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        passes = [p for i in range(len(self.param_groups)) if (p := self._begin(i)) is not None]
+        active = passes
+        while active:
+            waiting = [(p, request) for p in active if (request := p.advance()) is not None]
+            replies = perform([request for _, request in waiting], self.exchange)
+            for (group_pass, _), reply in zip(waiting, replies, strict=True):
+                group_pass.receive(reply)
+            active = [p for p, _ in waiting]
+        if Flag.DIVERGED in self.exchange.agreed:
+            raise NonFiniteUpdateError(
+                "ChainOptimizer: a loss or an update is not finite on at least one replica; the weights were left as they were. "
+                "Lower the learning rate, or resume from the last checkpoint"
+            )
+        for group_pass in passes:
+            group_pass.move_weights()
+        return loss
+
+    def _begin(self, index: int) -> _Pass | None:
+        group = self.param_groups[index]
+        members = self._chains[index].members
+        talks = self.exchange.world_size > 1 and any(isinstance(stage, ExchangeStage) for _, stage in members)
+        chosen = [
+            (p, layout)
+            for p, layout in zip(group["params"], group["layouts"], strict=True)
+            if p.grad is not None or (talks and p.requires_grad)
+        ]
+        if not chosen:
+            return None
+        group["step"] += 1
+        for p, _ in chosen:
+            if p not in self.state:
+                self.state[p] = self._chains[index].init(p)
+        updates = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in chosen]
+        sparse = next((u for u in updates if u.is_sparse), None)
+        if sparse is not None:
+            raise UsageError(f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones")
+        context = Context(
+            lr=float(group["lr"]),
+            step=group["step"],
+            exchange=self.exchange,
+            layouts=[MatrixLayout.parse(layout) for _, layout in chosen],
+        )
+        states = [self.state[p] for p, _ in chosen]
+        return _Pass(members, updates, [p for p, _ in chosen], states, context, float(group["weight_decay"]))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` gave; states keep the dtype they were saved with.
+
+        Raises:
+            UsageError: the chains of the saved groups are not this optimizer's.
+        """
+        for mine, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            if mine["chain"] != saved.get("chain"):
+                raise UsageError(
+                    f"ChainOptimizer: the saved state of {saved.get('name')!r} belongs to the chain {saved.get('chain')!r}, "
+                    f"this optimizer has {mine['chain']!r}; build it with the recipe and options it was saved with"
+                )
+        super().load_state_dict(state_dict)
+        # torch casts floating states to the parameter's dtype, which would round a wider state.
+        ordered = [p for group in self.param_groups for p in group["params"]]
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        for param, saved_id in zip(ordered, saved_ids, strict=True):
+            if saved_id in state_dict["state"]:
+                self.state[param] = _copy_state(state_dict["state"][saved_id], param.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **super().__getstate__(),
+            "exchange": self.exchange,
+            "_chains": self._chains,
+            "_default_chain": self._default_chain,
+        }
+
+    def __repr__(self) -> str:
+        replicas = self.exchange.world_size
+        lines = [f"{type(self).__name__} ({replicas} replica{'s' * (replicas != 1)})"]
+        for group in self.param_groups:
+            count, numel = len(group["params"]), sum(p.numel() for p in group["params"])
+            lines.append(
+                f"  {group['name']}: {count} tensor{'s' * (count != 1)}, {numel:,} parameters, lr={float(group['lr']):g}, "
+                f"weight_decay={group['weight_decay']:g}: {group['chain']}"
+            )
+        return "\n".join(lines)
+
+
+def _copy_state(state: State, device: torch.device) -> State:
+    return {
+        key: _copy_state(value, device)
+        if isinstance(value, dict)
+        else value.detach().clone().to(device)
+        if isinstance(value, Tensor)
+        else value
+        for key, value in state.items()
+    }

@@ -1,0 +1,127 @@
+"""The dense recipes: gradients are averaged as they are, every step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from muonwire.errors import UsageError
+from muonwire.exchange.base import Exchange
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim.routing import route
+from muonwire.recipes.base import AdamSettings, Recipe
+from muonwire.stages import Adam, Mean, Momentum, Polar, Scale, Stage, chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonSettings(AdamSettings):
+    """The options of every recipe with Muon in it; those of its Adam part are inherited.
+
+    Args:
+        momentum: β, in [0, 1). Default: 0.95.
+        nesterov: look ahead. Default: True.
+        method: of the polar factor; see ``muonwire.polar.polar``. Default: "auto".
+        schedule: name of its coefficients. Default: the method's own.
+        dtype: of its products, such as "bfloat16". Default: the method's own.
+        scale: "rms" (one learning rate serves polar and Adam), "spectral" or "none". Default: "rms".
+        adam_lr_ratio: learning rate of the Adam part over that of the polar part. Default: 1.
+        polar, adam: regular expressions for parameter names to treat otherwise than routing would.
+        split: regular expression to number of parts, for fused weights: {"qkv": 3}.
+    """
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    method: str = "auto"
+    schedule: str | None = None
+    dtype: str | None = None
+    scale: str = "rms"
+    adam_lr_ratio: float = 1.0
+    polar: Sequence[str] = ()
+    adam: Sequence[str] = ()
+    split: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.polar_chain()
+        Adam(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
+        if self.adam_lr_ratio <= 0:
+            raise UsageError(f"muon: adam_lr_ratio is {self.adam_lr_ratio}; it must be positive")
+
+    def polar_chain(self) -> Stage:
+        """momentum → polar → scale."""
+        return chain(
+            Momentum(beta=self.momentum, nesterov=self.nesterov),
+            Polar(method=self.method, schedule=self.schedule, dtype=self.dtype),
+            Scale(kind=self.scale),
+        )
+
+
+def named_group(name: str, named: Sequence[tuple[str, Tensor]], **extra: Any) -> dict[str, Any]:
+    """A parameter group with names for messages."""
+    return {"name": name, "params": [p for _, p in named], "names": [n for n, _ in named], **extra}
+
+
+def by_dimensions(
+    name: str, named: Sequence[tuple[str, Tensor]], *, weight_decay: float, **extra: Any
+) -> list[dict[str, Any]]:
+    """Groups of the matrices, which decay, and of the vectors, which do not; empty ones are left out."""
+    matrices = [(n, p) for n, p in named if p.ndim >= 2]
+    vectors = [(n, p) for n, p in named if p.ndim < 2]
+    groups = [
+        named_group(f"{name} matrices", matrices, weight_decay=weight_decay, **extra),
+        named_group(f"{name} vectors", vectors, weight_decay=0.0, **extra),
+    ]
+    return [g for g in groups if g["params"]]
+
+
+def trainable(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """All trainable parameters with their names, tied ones once.
+
+    Raises:
+        UsageError: there are none.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise UsageError(f"recipe: {type(model).__name__} has no trainable parameter")
+    return named
+
+
+def muon_groups(
+    model: nn.Module, lr: float, settings: MuonSettings, *, exchange_first: Sequence[Stage]
+) -> list[dict[str, Any]]:
+    """The groups of Muon: hidden matrices through momentum → polar → scale, the rest through Adam."""
+    routing = route(model, polar=settings.polar, adam=settings.adam, split=settings.split)
+    hidden = named_group(
+        "hidden",
+        [(r.name, r.param) for r in routing.polar],
+        chain=chain(*exchange_first, settings.polar_chain()),
+        layouts=[str(r.layout) for r in routing.polar],
+        lr=lr,
+        weight_decay=settings.weight_decay,
+    )
+    rest = by_dimensions(
+        "other",
+        [(r.name, r.param) for r in routing.adam],
+        weight_decay=settings.weight_decay,
+        chain=chain(*exchange_first, settings.adam()),
+        lr=lr * settings.adam_lr_ratio,
+    )
+    return [hidden, *rest]
+
+
+def _build_adamw(model: nn.Module, lr: float, exchange: Exchange, options: AdamSettings) -> ChainOptimizer:
+    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
+    return ChainOptimizer(groups, chain=chain(Mean(), options.adam()), lr=lr, exchange=exchange)
+
+
+def _build_muon(model: nn.Module, lr: float, exchange: Exchange, options: MuonSettings) -> ChainOptimizer:
+    return ChainOptimizer(muon_groups(model, lr, options, exchange_first=[Mean()]), lr=lr, exchange=exchange)
+
+
+ADAMW = Recipe(name="adamw", options=AdamSettings, build=_build_adamw, summary="dense AdamW: mean → adam")
+MUON = Recipe(
+    name="muon",
+    options=MuonSettings,
+    build=_build_muon,
+    summary="dense Muon: mean → momentum → polar → scale for hidden matrices, mean → adam for the rest",
+)

@@ -1,0 +1,92 @@
+"""Local Muon: Muon on each replica alone, and a compressed exchange of the weight change every H steps."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from muonwire import codec
+from muonwire.errors import UsageError
+from muonwire.exchange.base import Exchange
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim.local_steps import LocalSteps
+from muonwire.recipes.base import Recipe
+from muonwire.recipes.dense import MuonSettings, muon_groups, named_group, trainable
+from muonwire.stages import EF14, Chain, Momentum, NoFeedback, chain
+from muonwire.stages import Exchange as ExchangeStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalMuonSettings(MuonSettings):
+    """Options of local_muon; those of Muon are inherited.
+
+    Args:
+        interval: H, local steps a synchronization. Default: 5.
+        density: share of each matrix's entries that is sent, in (0, 1]. Default: 0.1.
+        codec: of matrices, in textual form; replaces the default "topk(density=…) | sign(scale=tensor)".
+        vector_codec: of biases and norms. Default: "sign(scale=tensor)".
+        feedback: keep what the codecs drop for the next synchronization. Default: True.
+        feedback_decay: of what is kept, in [0, 1]. Default: 0.9.
+        outer_lr: rate of the outer step. Default: 1.
+        outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.
+        outer_nesterov: look ahead in the outer momentum. Default: True.
+    """
+
+    interval: int = 5
+    density: float = 0.1
+    codec: str | None = None
+    vector_codec: str = "sign(scale=tensor)"
+    feedback: bool = True
+    feedback_decay: float = 0.9
+    outer_lr: float = 1.0
+    outer_momentum: float = 0.0
+    outer_nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.interval < 1:
+            raise UsageError(f"local_muon: interval (H) is {self.interval}; it must be at least 1")
+        if self.outer_lr <= 0:
+            raise UsageError(f"local_muon: outer_lr is {self.outer_lr}; it must be positive")
+        self.outer_chain(self.matrix_codec())
+        self.outer_chain(codec.parse(self.vector_codec))
+
+    def matrix_codec(self) -> codec.Codec:
+        """The codec of tensors of two or more dimensions."""
+        if self.codec is not None:
+            return codec.parse(self.codec)
+        return codec.Pipeline(select=codec.TopK(density=self.density), quantize=codec.Sign(scale="tensor"))
+
+    def outer_chain(self, through: codec.Codec) -> Chain:
+        """exchange(codec, feedback) → outer momentum."""
+        feedback = EF14(decay=self.feedback_decay) if self.feedback else NoFeedback()
+        exchanged = ExchangeStage(codec=through, feedback=feedback)
+        momentum = Momentum(beta=self.outer_momentum, nesterov=self.outer_nesterov, form="heavy_ball")
+        return chain(exchanged, momentum) if self.outer_momentum else chain(exchanged)
+
+
+def _build(model: nn.Module, lr: float, exchange: Exchange, options: LocalMuonSettings) -> LocalSteps:
+    inner = ChainOptimizer(muon_groups(model, lr, options, exchange_first=()), lr=lr)
+    named = trainable(model)
+    groups = [
+        named_group("matrices", [(n, p) for n, p in named if p.ndim >= 2], chain=options.outer_chain(options.matrix_codec())),
+        named_group(
+            "vectors",
+            [(n, p) for n, p in named if p.ndim < 2],
+            chain=options.outer_chain(codec.parse(options.vector_codec)),
+        ),
+    ]
+    return LocalSteps(
+        inner,
+        [g for g in groups if g["params"]],
+        interval=options.interval,
+        outer_lr=options.outer_lr,
+        exchange=exchange,
+    )
+
+
+LOCAL_MUON = Recipe(
+    name="local_muon",
+    options=LocalMuonSettings,
+    build=_build,
+    summary="inner: momentum → polar → scale; every H steps: exchange(codec, feedback) of the weight change → outer momentum",
+)

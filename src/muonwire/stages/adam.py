@@ -1,0 +1,51 @@
+"""Adam."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Context, Stage, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Stage):
+    """m ← β₁ m + (1 − β₁) u; v ← β₂ v + (1 − β₂) u²; returns m̂ / (√v̂ + ε), with m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
+
+    With the optimizer's decoupled weight decay this is AdamW.
+
+    Args:
+        beta1, beta2: in [0, 1). Defaults: 0.9, 0.95.
+        eps: > 0. Default: 1e-8.
+
+    Source: Kingma and Ba, arXiv 1412.6980, algorithm 1; Loshchilov and Hutter, arXiv 1711.05101.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
+            raise UsageError(f"adam: {self.beta1=}, {self.beta2=}, {self.eps=}; betas lie in [0, 1), eps is positive")
+
+    def init(self, param: Tensor) -> State:
+        """Both moments, zero, and the number of steps taken (a parameter may miss some)."""
+        zeros = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return {"step": 0, "mean": zeros, "mean_square": zeros.clone()}
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See Stage.apply."""
+        results = []
+        for update, state in zip(updates, states, strict=True):
+            state["step"] += 1
+            mean: Tensor = state["mean"].lerp_(update, 1 - self.beta1)
+            square: Tensor = state["mean_square"].mul_(self.beta2).addcmul_(update, update, value=1 - self.beta2)
+            correction = (1 - self.beta2 ** state["step"]) ** 0.5
+            denominator = (square.sqrt() / correction).add_(self.eps)
+            results.append((mean / denominator).div_(1 - self.beta1 ** state["step"]))
+        return results

@@ -1,0 +1,65 @@
+"""A chain: named stages, one after the other, which is itself a stage."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Context, Stage, State
+
+
+class Chain(Stage):
+    """Named members, applied from left to right, gradient to weight.
+
+    Members that are chains are taken apart, so that chains compose associatively.
+
+    >>> from muonwire.stages import Scale, Sign
+    >>> print(chain(Sign(), Scale(kind="rms")))
+    sign → scale(kind=rms)
+    """
+
+    def __init__(self, members: Sequence[tuple[str, Stage]]) -> None:
+        flat: list[tuple[str, Stage]] = []
+        for name, stage in members:
+            flat += stage.members if isinstance(stage, Chain) else [(name, stage)]
+        names = [name for name, _ in flat]
+        for name in names:
+            if not name or "." in name or names.count(name) > 1:
+                raise UsageError(f"chain: member name {name!r} is empty, holds a dot, or is given twice in {names}")
+        self.members = flat
+
+    def init(self, param: Tensor) -> State:
+        """The members' states, by name; members without state are left out."""
+        states = {name: stage.init(param) for name, stage in self.members}
+        return {name: state for name, state in states.items() if state}
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """All members in turn."""
+        current = list(updates)
+        for name, stage in self.members:
+            current = stage.apply(current, params, [s.get(name, {}) for s in states], context)
+        return current
+
+    def __str__(self) -> str:
+        return " → ".join(str(stage) for _, stage in self.members)
+
+
+def chain(*stages: Stage) -> Chain:
+    """A chain whose members are named by what they are; a second one of a kind is called ``name_2``."""
+    members: list[tuple[str, Stage]] = []
+    flat = [member for stage in stages for member in (stage.members if isinstance(stage, Chain) else [(stage.name, stage)])]
+    for name, stage in flat:
+        taken = [n for n, _ in members]
+        number = 2
+        unique = name
+        while unique in taken:
+            unique, number = f"{name}_{number}", number + 1
+        members.append((unique, stage))
+    return Chain(members)
+
+
+def named_chain(*members: tuple[str, Stage]) -> Chain:
+    """A chain with names of your own, under which the states are kept."""
+    return Chain(members)

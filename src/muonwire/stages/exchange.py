@@ -1,0 +1,80 @@
+"""The compressed exchange, with feedback."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.codec import payload as payloads
+from muonwire.codec.base import Codec
+from muonwire.errors import PayloadError, UsageError
+from muonwire.exchange.base import Flag
+from muonwire.stages.base import Context, ExchangeStage, Reply, Request, State
+from muonwire.stages.feedback import Feedback, NoFeedback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange(ExchangeStage):
+    """Encode each replica's signal, gather all payloads, decode and average them in rank order.
+
+    u ← (1/R) Σᵣ decode(encode(signalᵣ)), with the signal and what is kept of it as the feedback says. All tensors of the group
+    travel in one payload.
+
+    Args:
+        codec: how a signal becomes bytes.
+        feedback: what is encoded and what is kept. Default: the update itself, nothing kept.
+        over: "replicas" divides by their number; "senders" divides each entry by the number of replicas whose selection
+            holds it, as DeMo does. Default: "replicas".
+    """
+
+    codec: Codec
+    feedback: Feedback = NoFeedback()
+    over: str = "replicas"
+
+    def __post_init__(self) -> None:
+        if self.over not in ("replicas", "senders"):
+            raise UsageError(f"exchange: over is {self.over!r}; allowed are replicas and senders")
+
+    def init(self, param: Tensor) -> State:
+        """The feedback's state."""
+        return self.feedback.init(param)
+
+    def send(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Request:
+        """Encode the signals and keep what is not sent."""
+        entries = []
+        for update, state in zip(updates, states, strict=True):
+            signal = self.feedback.signal(update, state, context)
+            if not bool(signal.isfinite().all()):
+                # The others must not wait for a payload in vain: they get zeros and, in its header, the reason.
+                context.exchange.requested |= Flag.DIVERGED
+                signal = torch.zeros_like(signal)
+            encoded = self.codec.encode_body(signal)
+            self.feedback.keep(encoded, state)
+            entries.append((tuple(signal.shape), signal.dtype, encoded.body))
+        return Request(payload=payloads.pack(str(self.codec), entries))
+
+    def receive(
+        self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """Check every replica's payload and average the tensors."""
+        shapes = [tuple(p.shape) for p in params]
+        by_rank = []
+        for rank, payload in enumerate(reply.payloads):
+            try:
+                by_rank.append(payloads.unpack(payload, codec_text=str(self.codec), shapes=shapes))
+            except PayloadError as error:
+                raise PayloadError(f"from replica {rank}: {error}") from error
+        return [
+            self.codec.mean_bodies([entries[i].body for entries in by_rank], shape, over=self.over).to(
+                device=param.device, dtype=param.dtype
+            )
+            for i, (shape, param) in enumerate(zip(shapes, params, strict=True))
+        ]
+
+    def __str__(self) -> str:
+        senders = ", over=senders" if self.over == "senders" else ""
+        feedback = "" if isinstance(self.feedback, NoFeedback) else f", {self.feedback}"
+        return f"exchange({self.codec}{feedback}{senders})"

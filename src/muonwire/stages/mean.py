@@ -1,0 +1,28 @@
+"""The dense exchange: the mean over the replicas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from muonwire.stages.base import Context, ExchangeStage, Reply, Request, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean(ExchangeStage):
+    """u ← (1/R) Σᵣ uᵣ over the R replicas, summed in rank order, in the updates' own dtype on the wire."""
+
+    def send(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Request:
+        """See ExchangeStage.send."""
+        return Request(tensors=updates)
+
+    def receive(
+        self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See ExchangeStage.receive."""
+        return list(reply.tensors)
+
+    def __str__(self) -> str:
+        return "mean"

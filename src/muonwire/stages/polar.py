@@ -1,0 +1,49 @@
+"""Orthogonalization."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.polar import METHODS, SCHEDULES, polar
+from muonwire.stages.base import Context, Stage, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polar(Stage):
+    """u ← polar factor of u, for each matrix of the parameter's layout.
+
+    Args:
+        method: as ``muonwire.polar.polar`` takes it. Default: "auto".
+        schedule: name of a schedule of coefficients. Default: the method's own.
+        dtype: dtype of the products, such as "bfloat16". Default: the method's own.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
+    """
+
+    method: str = "auto"
+    schedule: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"polar: method is {self.method!r}; allowed are {', '.join(METHODS)}")
+        if self.schedule is not None and self.schedule not in SCHEDULES:
+            raise UsageError(f"polar: schedule is {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
+        if self.dtype not in (None, "bfloat16", "float16", "float32", "float64"):
+            raise UsageError(f"polar: dtype is {self.dtype!r}; allowed are bfloat16, float16, float32 and float64")
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See Stage.apply."""
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        return [
+            polar(layout.matrices(u), method=self.method, schedule=self.schedule, dtype=dtype).reshape(u.shape)
+            for u, layout in zip(updates, context.layouts, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        return f"polar({', '.join(x for x in (self.method, self.schedule, self.dtype) if x)})"

@@ -1,0 +1,75 @@
+"""One round of exchange: the requests of several groups in one message."""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from muonwire.errors import PayloadError
+from muonwire.exchange.base import Exchange
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a stage wants exchanged: ``tensors`` to average, or a ``payload`` to gather, never both."""
+
+    tensors: Sequence[Tensor] | None = None
+    payload: bytes | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.tensors is None) != (self.payload is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """The answer to a request: averaged tensors, or all replicas' payloads in rank order."""
+
+    tensors: Sequence[Tensor] = ()
+    payloads: Sequence[bytes] = ()
+
+
+def join(payloads: Sequence[bytes]) -> bytes:
+    """One message out of several payloads, each behind its length (u32); a single payload goes as it is."""
+    if len(payloads) == 1:
+        return payloads[0]
+    return b"".join(_LENGTH.pack(len(p)) + p for p in payloads)
+
+
+def split(message: bytes, count: int) -> list[bytes]:
+    """The inverse of join.
+
+    >>> split(join([b"ab", b"", b"c"]), 3)
+    [b'ab', b'', b'c']
+
+    Raises:
+        PayloadError: the lengths do not add up.
+    """
+    if count == 1:
+        return [message]
+    payloads, position = [], 0
+    for _ in range(count):
+        if position + _LENGTH.size > len(message):
+            raise PayloadError(f"message: {len(message)} bytes end before payload {len(payloads)} of {count}")
+        (length,) = _LENGTH.unpack_from(message, position)
+        position += _LENGTH.size
+        payloads.append(message[position : position + length])
+        position += length
+    if position != len(message):
+        raise PayloadError(f"message: {count} payloads take {position} bytes, it has {len(message)}")
+    return payloads
+
+
+def perform(requests: Sequence[Request], exchange: Exchange) -> list[Reply]:
+    """Carry out all requests with at most one mean and one gather."""
+    means = [r.tensors for r in requests if r.tensors is not None]
+    payloads = [r.payload for r in requests if r.payload is not None]
+    averaged = iter(exchange.mean([t for tensors in means for t in tensors])) if means else iter(())
+    by_rank = [split(message, len(payloads)) for message in exchange.gather(join(payloads))] if payloads else []
+    by_request = iter(zip(*by_rank, strict=True))
+    return [
+        Reply(tensors=[next(averaged) for _ in r.tensors]) if r.tensors is not None else Reply(payloads=next(by_request))
+        for r in requests
+    ]

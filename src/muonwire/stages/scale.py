@@ -1,0 +1,47 @@
+"""Scales by shape: one learning rate for matrices of all sizes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Context, Stage, State
+
+
+def shape_scale(kind: str, num_rows: int, num_columns: int) -> float:
+    """The factor for an m × n matrix: spectral √max(1, m/n), rms 0.2 √max(m, n), none 1.
+
+    >>> shape_scale("rms", 64, 256), shape_scale("spectral", 256, 64)
+    (3.2, 2.0)
+    """
+    if kind == "spectral":
+        return math.sqrt(max(1.0, num_rows / num_columns))
+    if kind == "rms":
+        return 0.2 * math.sqrt(max(num_rows, num_columns))
+    return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale(Stage):
+    """u ← s(m, n) u for the matrices of the parameter's layout.
+
+    "spectral": √max(1, m/n), which bounds the change of the layer's output (Jordan, 2024);
+    "rms": 0.2 √max(m, n), which gives a polar factor the size of an Adam update, so that one learning rate serves both
+    (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, section 2.2);
+    "none": 1.
+    """
+
+    kind: str = "rms"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("spectral", "rms", "none"):
+            raise UsageError(f"scale: kind is {self.kind!r}; allowed are spectral, rms and none")
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See Stage.apply."""
+        shapes = [layout.matrices_shape(tuple(u.shape)) for u, layout in zip(updates, context.layouts, strict=True)]
+        return [u * shape_scale(self.kind, s[-2], s[-1]) for u, s in zip(updates, shapes, strict=True)]

@@ -1,0 +1,22 @@
+"""Sign."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from muonwire.stages.base import Context, Stage, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sign(Stage):
+    """u ← sign(u), with sign(0) = 0. Source: Bernstein et al., "signSGD", arXiv 1802.04434."""
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See Stage.apply."""
+        return [u.sign() for u in updates]
+
+    def __str__(self) -> str:
+        return "sign"
