@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 
 from muonwire.errors import UsageError
-from muonwire.exchange.meter import Traffic
 
 _RATE_MBIT_S = {"kbit": 1e-3, "mbit": 1.0, "gbit": 1e3}
 _LATENCY_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -51,10 +50,13 @@ class Link:
     def __str__(self) -> str:
         return f"{self.rate_mbit_s:g}mbit/{self.latency_s * 1e3:g}ms"
 
-    def seconds(self, traffic: Traffic) -> float:
-        """Modelled time of ``traffic``: one latency a message, and the busier direction at the link's rate.
+    def seconds(self, *, egress_bytes: float, received_bytes: float, num_messages: float) -> float:
+        """Modelled time of traffic: one latency a message, and the busier direction at the link's rate.
 
-        latency · messages + 8 · max(egress, received) / rate
+        latency · messages + 8 · max(egress, received) / rate; counts may be means.
+
+        >>> Link.parse("8mbit/10ms").seconds(egress_bytes=1e6, received_bytes=0, num_messages=2)
+        1.02
         """
-        bits = 8 * max(traffic.egress_bytes, traffic.received_bytes)
-        return self.latency_s * traffic.num_messages + bits / (self.rate_mbit_s * 1e6)
+        bits = 8 * max(egress_bytes, received_bytes)
+        return self.latency_s * num_messages + bits / (self.rate_mbit_s * 1e6)

@@ -1,7 +1,7 @@
 """Local steps: replicas train alone for H steps, then exchange what their weights have changed by."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -156,3 +156,8 @@ class LocalSteps(torch.optim.Optimizer):
         inner = str(self.inner).replace("\n", "\n  ")
         outer = str(self.outer).replace("\n", "\n  ")
         return f"LocalSteps (interval={self.interval})\n  inner: {inner}\n  outer: {outer}"
+
+
+def shared_weights(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """Within the block the model holds the weights that all replicas share, whatever the optimizer."""
+    return optimizer.shared_weights() if isinstance(optimizer, LocalSteps) else nullcontext()

@@ -8,13 +8,13 @@ from torch import nn
 from muonwire.errors import UsageError
 from muonwire.exchange.base import Exchange, SingleReplica
 from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
-from muonwire.recipes.dense import ADAMW, MUON
+from muonwire.recipes.dense import ADAMW, MUON, MuonSettings
 from muonwire.recipes.distro import DISTRO
 from muonwire.recipes.local_muon import LOCAL_MUON
 
 RECIPES: dict[str, Recipe] = {r.name: r for r in (ADAMW, MUON, DISTRO, LOCAL_MUON)}
 
-__all__ = ["RECIPES", "Recipe", "build", "find", "format_recipe", "parse_recipe"]
+__all__ = ["RECIPES", "MuonSettings", "Recipe", "build", "find", "format_recipe", "parse_recipe"]
 
 
 def find(name: str) -> Recipe:

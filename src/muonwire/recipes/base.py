@@ -29,7 +29,7 @@ class AdamSettings:
     eps: float = 1e-8
     weight_decay: float = 0.01
 
-    def adam(self) -> Adam:
+    def adam_stage(self) -> Adam:
         """The stage with these settings."""
         return Adam(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
 

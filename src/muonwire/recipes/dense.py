@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from muonwire.errors import UsageError
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.routing import route
+from muonwire.optim.routing import Routing, route
 from muonwire.recipes.base import AdamSettings, Recipe
 from muonwire.stages import Adam, Mean, Momentum, Polar, Scale, Stage, chain
 
@@ -55,6 +55,10 @@ class MuonSettings(AdamSettings):
             Scale(kind=self.scale),
         )
 
+    def routing(self, model: nn.Module) -> Routing:
+        """Which parameters are orthogonalized, and how the others are treated."""
+        return route(model, polar=self.polar, adam=self.adam, split=self.split)
+
 
 def named_group(name: str, named: Sequence[tuple[str, Tensor]], **extra: Any) -> dict[str, Any]:
     """A parameter group with names for messages."""
@@ -90,7 +94,7 @@ def muon_groups(
     model: nn.Module, lr: float, settings: MuonSettings, *, exchange_first: Sequence[Stage]
 ) -> list[dict[str, Any]]:
     """The groups of Muon: hidden matrices through momentum → polar → scale, the rest through Adam."""
-    routing = route(model, polar=settings.polar, adam=settings.adam, split=settings.split)
+    routing = settings.routing(model)
     hidden = named_group(
         "hidden",
         [(r.name, r.param) for r in routing.polar],
@@ -103,7 +107,7 @@ def muon_groups(
         "other",
         [(r.name, r.param) for r in routing.adam],
         weight_decay=settings.weight_decay,
-        chain=chain(*exchange_first, settings.adam()),
+        chain=chain(*exchange_first, settings.adam_stage()),
         lr=lr * settings.adam_lr_ratio,
     )
     return [hidden, *rest]
@@ -111,7 +115,7 @@ def muon_groups(
 
 def _build_adamw(model: nn.Module, lr: float, exchange: Exchange, options: AdamSettings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=chain(Mean(), options.adam()), lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, chain=chain(Mean(), options.adam_stage()), lr=lr, exchange=exchange)
 
 
 def _build_muon(model: nn.Module, lr: float, exchange: Exchange, options: MuonSettings) -> ChainOptimizer:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from muonwire import codec
+from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
 from muonwire.errors import UsageError
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
@@ -48,15 +48,15 @@ class LocalMuonSettings(MuonSettings):
         if self.outer_lr <= 0:
             raise UsageError(f"local_muon: outer_lr is {self.outer_lr}; it must be positive")
         self.outer_chain(self.matrix_codec())
-        self.outer_chain(codec.parse(self.vector_codec))
+        self.outer_chain(parse(self.vector_codec))
 
-    def matrix_codec(self) -> codec.Codec:
+    def matrix_codec(self) -> Codec:
         """The codec of tensors of two or more dimensions."""
         if self.codec is not None:
-            return codec.parse(self.codec)
-        return codec.Pipeline(select=codec.TopK(density=self.density), quantize=codec.Sign(scale="tensor"))
+            return parse(self.codec)
+        return Pipeline(select=TopK(density=self.density), quantize=Sign(scale="tensor"))
 
-    def outer_chain(self, through: codec.Codec) -> Chain:
+    def outer_chain(self, through: Codec) -> Chain:
         """exchange(codec, feedback) → outer momentum."""
         feedback = EF14(decay=self.feedback_decay) if self.feedback else NoFeedback()
         exchanged = ExchangeStage(codec=through, feedback=feedback)
@@ -72,7 +72,7 @@ def _build(model: nn.Module, lr: float, exchange: Exchange, options: LocalMuonSe
         named_group(
             "vectors",
             [(n, p) for n, p in named if p.ndim < 2],
-            chain=options.outer_chain(codec.parse(options.vector_codec)),
+            chain=options.outer_chain(parse(options.vector_codec)),
         ),
     ]
     return LocalSteps(

@@ -1,0 +1,7 @@
+"""One run: loop, checkpoints and resumption, metrics, and replicas as processes."""
+
+from muonwire.train.config import TrainConfig
+from muonwire.train.loop import RunResult, Trainer
+from muonwire.train.single import train
+
+__all__ = ["RunResult", "TrainConfig", "Trainer", "train"]

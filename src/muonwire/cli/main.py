@@ -1,0 +1,61 @@
+"""`muonwire COMMAND ...`: finds the command, runs it, and turns its errors into one line and an exit code.
+
+Exit codes: 0 done, 1 a replica or an exchange failed, 2 bad input, 130 interrupted.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from muonwire import __version__
+from muonwire.errors import ExchangeError, PayloadError, UsageError
+
+COMMANDS = {
+    "train": ("muonwire.cli.train", "train one recipe on one replica or many"),
+    "compare": ("muonwire.cli.compare", "train several recipes on the same work and report loss against steps, bytes, time"),
+    "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
+}
+
+
+def usage() -> str:
+    """The text of `muonwire --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"muonwire {__version__}: Muon over slow links, every byte counted", "", "usage: muonwire COMMAND [options]", ""]
+    lines += [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines += ["", "muonwire COMMAND --help tells a command's options, with examples."]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command and exit with its code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if args else 2)
+    if args[0] == "--version":
+        print(__version__)
+        sys.exit(0)
+    if args[0] not in COMMANDS:
+        sys.exit(_fail(f"muonwire: {args[0]!r} is not a command; allowed are {', '.join(COMMANDS)}", 2))
+    try:
+        command = importlib.import_module(COMMANDS[args[0]][0])
+        sys.exit(command.main(args[1:]))
+    except UsageError as error:
+        sys.exit(_fail(f"error: {error}", 2))
+    except (ExchangeError, PayloadError) as error:
+        sys.exit(_fail(f"error: {error}", 1))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("muonwire"):
+            raise
+        sys.exit(_fail(f"error: {error.name} is not installed; pip install 'muonwire[all]'", 1))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

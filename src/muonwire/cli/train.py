@@ -1,0 +1,52 @@
+"""`muonwire train`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from muonwire.cli.arguments import parse
+from muonwire.train import TrainConfig, train
+
+EXAMPLES = (
+    "muonwire train --recipe muon --replicas 4 --out runs/muon",
+    "muonwire train --recipe 'local_muon(interval=10, density=0.02)' --lr 0.012 --replicas 4 --out runs/local",
+    "muonwire train --recipe muon --replicas 4 --out runs/muon --resume",
+    "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
+    "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Arguments of `muonwire train`.
+
+    Args:
+        config: the run.
+        out: folder for metrics.jsonl, checkpoints, TensorBoard events and result.json.
+        replicas: processes to start on this machine; torchrun says it itself.
+        resume: continue from the newest checkpoint in --out; the other options must be those it was started with.
+        threads: of each replica's arithmetic. Default: its share of the cores.
+        port: of the rendezvous of the replicas. Default: any free one.
+    """
+
+    config: TrainConfig = field(default_factory=TrainConfig)
+    out: Path = Path("runs/train")
+    replicas: int = 1
+    resume: bool = False
+    threads: int | None = None
+    port: int = 0
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    about = "Train one recipe on one replica or many, with checkpoints, metrics and every byte counted."
+    command = parse(TrainCommand, args, command="train", about=about, examples=EXAMPLES)
+    train(
+        command.config,
+        command.out,
+        replicas=command.replicas,
+        resume=command.resume,
+        threads=command.threads,
+        port=command.port,
+    )
+    return 0

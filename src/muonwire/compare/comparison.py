@@ -1,0 +1,101 @@
+"""`muonwire compare`: many recipes, the same work for each, and one report."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muonwire.compare.config import CompareConfig
+from muonwire.compare.runs import pending, worker
+from muonwire.compare.summary import curves, summarize
+from muonwire.errors import ExchangeError
+from muonwire.report import ReportSetting, write_compare_report
+from muonwire.tasks.text import TextTask
+from muonwire.train.checkpoint import write_json
+from muonwire.train.launch import launch
+
+RESULTS = "results.parquet"
+SUMMARY = "summary.json"
+
+
+def machine() -> str:
+    """The processor, its cores, and the GPU where there is one."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = f"{names[0]}, {len(names)} cores" if names else name
+    return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
+
+
+def write_tables(config: CompareConfig, *, command: str) -> list[dict[str, Any]]:
+    """Write summary.json, results.parquet, the charts and report.html of what is finished; return the summary."""
+    summary, frame = summarize(config), curves(config)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(config.out / SUMMARY, summary)
+    frame.write_parquet(config.out / RESULTS)
+    if summary:
+        write_compare_report(config.out, setting=_setting(config, command, summary), summary=summary, curves=frame)
+    return summary
+
+
+def _setting(config: CompareConfig, command: str, summary: list[dict[str, Any]]) -> ReportSetting:
+    assert config.replicas and config.steps and config.lr_grid and config.seeds and config.link
+    assert config.recipes is not None
+    task = TextTask(config.task())
+    about = task.description
+    notes = []
+    planned = len(config.recipes) * len(config.seeds)
+    if len(summary) < planned:
+        notes.append(f"{planned - len(summary)} of {planned} runs are missing: run the command again to finish them.")
+    return ReportSetting(
+        title="Recipes compared on the same work",
+        command=command,
+        task=(
+            f"next-token prediction on {', '.join(about['data'])} (tokens: {about['tokenizer']}, "
+            f"{about['train_tokens']:,} to train and {about['validation_tokens']:,} to validate on)"
+        ),
+        model=f"Llama, size {about['model_size']}, {summary[0]['num_parameters']:,} trainable parameters",
+        replicas=config.replicas,
+        steps=config.steps,
+        batch_tokens_per_step=task.batch_terms * config.replicas,
+        lr_grid=config.lr_grid,
+        seeds=config.seeds,
+        link=config.link,
+        machine=machine(),
+        versions={name: version(name) for name in ("muonwire", "torch", "transformers")},
+        notes=notes,
+    )
+
+
+def compare(config: CompareConfig, *, command: str) -> list[dict[str, Any]]:
+    """Do what is not done yet, then write the tables and the report; return the summary.
+
+    Finished runs are kept and not repeated; a run that was cut off goes on from its checkpoint.
+
+    Args:
+        config: what to compare; filled in from its preset.
+        command: how to call this again, for the report.
+
+    Raises:
+        UsageError: bad settings or data, before anything is trained.
+        ReplicaLostError, ExchangeError: a replica was lost; the report shows what was finished before.
+    """
+    config = config.resolve()
+    assert config.recipes and config.lr_grid and config.seeds and config.replicas
+    for recipe in config.recipes:
+        config.run_config(recipe, config.lr_grid[0], config.seeds[0])
+    TextTask(config.task())
+    config.out.mkdir(parents=True, exist_ok=True)
+    try:
+        if pending(config):
+            if config.replicas == 1:
+                worker(config)
+            else:
+                launch(worker, (config,), replicas=config.replicas, port=config.port)
+    except ExchangeError:
+        write_tables(config, command=command)
+        raise
+    return write_tables(config, command=command)

@@ -1,0 +1,154 @@
+"""The settings of a comparison, and the presets that fill in what is not given."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from muonwire.errors import UsageError
+from muonwire.exchange.link import Link
+from muonwire.tasks.text import BYTES, TextSettings
+from muonwire.train.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What a comparison uses where nothing else is given.
+
+    Args:
+        recipes, replicas, steps, lr_grid, seeds, link, evaluate_every, model_size, sequence, batch: as in CompareConfig.
+    """
+
+    recipes: tuple[str, ...]
+    replicas: int
+    steps: int
+    lr_grid: tuple[float, ...]
+    seeds: tuple[int, ...]
+    link: str
+    evaluate_every: int
+    model_size: str
+    sequence: int
+    batch: int
+
+
+PRESETS = {
+    "quick": Preset(
+        recipes=("adamw", "muon", "distro", "local_muon"),
+        replicas=4,
+        steps=160,
+        lr_grid=(0.003, 0.006, 0.012),
+        seeds=(0,),
+        link="10mbit/50ms",
+        evaluate_every=20,
+        model_size="nano",
+        sequence=64,
+        batch=4,
+    ),
+    "full": Preset(
+        recipes=("adamw", "muon", "distro", "local_muon"),
+        replicas=4,
+        steps=1500,
+        lr_grid=(0.0015, 0.003, 0.006, 0.012, 0.024),
+        seeds=(0, 1, 2),
+        link="10mbit/50ms",
+        evaluate_every=50,
+        model_size="nano",
+        sequence=64,
+        batch=8,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """A comparison of recipes on the same work.
+
+    Every recipe gets the same start, the same batches in the same order and the same grid of learning rates. The grid is searched
+    with the first seed; the best rate is then run with the others. What is not given comes from the preset.
+
+    Args:
+        preset: "quick" (minutes on two cores) or "full" (hours).
+        recipes: names, or name(option=value, ...).
+        text: files of your own instead of the King James text.
+        tokenizer: "bytes", the path of a tokenizer.json, or a hub name.
+        model_size: preset of the model.
+        sequence: tokens a sequence.
+        batch: sequences a replica and step.
+        replicas: processes that train together.
+        steps: optimizer steps of each run.
+        lr_grid: peak learning rates to try.
+        seeds: of start and data; the first also tunes.
+        link: rate and latency for the modelled time, such as 10mbit/50ms.
+        evaluate_every: steps between evaluations.
+        out: folder of the comparison.
+        threads: of each replica's arithmetic. Default: its share of the cores.
+        port: of the rendezvous. Default: any free one.
+    """
+
+    preset: str = "quick"
+    recipes: tuple[str, ...] | None = None
+    text: tuple[Path, ...] = ()
+    tokenizer: str = BYTES
+    model_size: str | None = None
+    sequence: int | None = None
+    batch: int | None = None
+    replicas: int | None = None
+    steps: int | None = None
+    lr_grid: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    link: str | None = None
+    evaluate_every: int | None = None
+    out: Path = Path("runs/compare")
+    threads: int | None = None
+    port: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UsageError(f"compare: preset is {self.preset!r}; allowed are {', '.join(PRESETS)}")
+
+    def resolve(self) -> "CompareConfig":
+        """This configuration with everything filled in and checked.
+
+        Raises:
+            UsageError: what is not allowed.
+        """
+        preset = PRESETS[self.preset]
+        filled: dict[str, Any] = {
+            f.name: getattr(preset, f.name) for f in fields(preset) if getattr(self, f.name) is None
+        }
+        full = replace(self, **filled)
+        for name in ("recipes", "lr_grid", "seeds"):
+            values = getattr(full, name)
+            if not values or len(set(values)) != len(values):
+                raise UsageError(f"compare: {name} is {values}; give at least one, each once")
+        assert full.replicas is not None and full.link is not None
+        if full.replicas < 1:
+            raise UsageError(f"compare: replicas is {full.replicas}; at least 1 is needed")
+        Link.parse(full.link)
+        return full
+
+    def task(self) -> TextSettings:
+        """The task of a resolved configuration."""
+        assert self.model_size is not None and self.sequence is not None and self.batch is not None
+        return TextSettings(
+            text=self.text,
+            tokenizer=self.tokenizer,
+            model_size=self.model_size,
+            sequence=self.sequence,
+            batch=self.batch,
+        )
+
+    def run_config(self, recipe: str, lr: float, seed: int) -> TrainConfig:
+        """The settings of one run of a resolved configuration."""
+        assert self.steps is not None and self.evaluate_every is not None
+        return TrainConfig(
+            recipe=recipe,
+            lr=lr,
+            seed=seed,
+            steps=self.steps,
+            warmup_steps=max(self.steps // 20, 1),
+            evaluate_every=self.evaluate_every,
+            checkpoint_every=250,
+            digest_every=max(self.steps // 4, 1),
+            tensorboard=False,
+            task=self.task(),
+        )

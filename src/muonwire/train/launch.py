@@ -1,0 +1,171 @@
+"""Replicas as processes: torch's own elastic launcher, and what every process does before and after its work."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from muonwire import errors
+from muonwire.errors import ExchangeError, ReplicaLostError, UsageError
+from muonwire.exchange import Exchange, ProcessGroupExchange, SingleReplica
+
+# A replica that lost another one stays this long, so that its own end is not taken for the cause of the failure.
+LINGER_S = 3.0
+EXCHANGE_TIMEOUT_S = 600.0
+
+Worker = Callable[..., None]
+
+
+def under_launcher() -> bool:
+    """Whether this process was started by torchrun or another launcher that sets torch.distributed's variables."""
+    return all(key in os.environ for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def check_port(port: int) -> None:
+    """Raise UsageError where ``port`` of the loopback interface is taken or not a port; 0 is any free one."""
+    if not 0 <= port < 1 << 16:
+        raise UsageError(f"port: {port} is not one; give 0 (any free one) or 1 to 65535")
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UsageError(f"port: {port} cannot be used ({error.strerror}); choose another, or 0 for any free one") from error
+
+
+@contextmanager
+def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable[[], Exchange]]:
+    """The replicas of this launch: yields a function that makes a fresh exchange, one for each run.
+
+    Outside a launcher there is one replica.
+    """
+    if not under_launcher():
+        yield SingleReplica
+        return
+    backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield ProcessGroupExchange
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def on_stop_signal(request_stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block SIGTERM and SIGINT call ``request_stop`` instead of ending the process; a second one ends it."""
+
+    def handle(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        request_stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def set_threads(replicas: int, threads: int | None) -> None:
+    """Threads of this replica's arithmetic: as asked, or its share of the cores."""
+    torch.set_num_threads(threads or max((os.cpu_count() or 1) // replicas, 1))
+
+
+def _enter(worker: Worker, args: Sequence[Any], errors_folder: str) -> None:
+    """What each replica's process runs: the worker, its failure written where the launcher finds it."""
+    rank = int(os.environ["RANK"])
+    try:
+        worker(*args)
+    except BaseException as error:
+        record = {"type": type(error).__name__, "message": str(error), "lost_rank": getattr(error, "rank", None)}
+        (Path(errors_folder) / f"rank_{rank}.json").write_text(json.dumps(record))
+        if isinstance(error, ReplicaLostError):
+            time.sleep(LINGER_S)
+        if not isinstance(error, UsageError | ExchangeError | ReplicaLostError | SystemExit | KeyboardInterrupt):
+            raise
+        # The launcher tells the reason; a traceback of every replica would bury it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0) -> None:
+    """Run ``worker(*args)`` in ``replicas`` processes of this machine and wait for them.
+
+    Args:
+        worker: importable by name; finds its rank as under torchrun.
+        args: picklable.
+        replicas: number of processes, at least 1.
+        port: of the rendezvous on the loopback interface. Default: any free one.
+
+    Raises:
+        UsageError: a bad number of replicas or port, or what a worker raised as such.
+        ReplicaLostError: a replica was killed; names its rank and the signal.
+        ExchangeError: a replica failed; names its rank and the error.
+    """
+    if replicas < 1:
+        raise UsageError(f"replicas: {replicas}; at least 1 is needed")
+    check_port(port)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=replicas,
+        run_id=f"muonwire-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"127.0.0.1:{port}",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+    )
+    folder = tempfile.mkdtemp(prefix="muonwire-errors-")
+    try:
+        elastic_launch(config, _enter)(worker, list(args), folder)
+    except ChildFailedError as error:
+        raise _explain(error.failures, Path(folder), replicas) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _explain(failures: Any, folder: Path, replicas: int) -> Exception:
+    """The cause among everything that the failed processes left: a kill before an error, an error before its consequences."""
+    records = {int(p.stem.removeprefix("rank_")): json.loads(p.read_text()) for p in sorted(folder.glob("rank_*.json"))}
+    for rank, failure in sorted(failures.items()):
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and rank not in records:
+            name = signal.Signals(-failure.exitcode).name
+            return ReplicaLostError(
+                f"replica {rank} of {replicas} (process {failure.pid}) was ended by {name}; the others stopped. "
+                "Run the same command with --resume to continue from the last checkpoint",
+                rank=rank,
+            )
+    causes = {r: rec for r, rec in records.items() if rec["type"] != "ReplicaLostError"} or records
+    for rank, record in causes.items():
+        kind = getattr(errors, record["type"], None)
+        if kind is ReplicaLostError:
+            return ReplicaLostError(record["message"], rank=record["lost_rank"])
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return kind(record["message"])
+        return ExchangeError(f"replica {rank} of {replicas} failed with {record['type']}: {record['message']}")
+    rank, failure = next(iter(sorted(failures.items())))
+    return ExchangeError(f"replica {rank} of {replicas} ended with exit code {failure.exitcode} and left no message")

@@ -1,0 +1,316 @@
+"""One training run: the loop, its measurements, checkpoints and resumption."""
+
+import math
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from muonwire import recipes
+from muonwire.errors import NonFiniteUpdateError
+from muonwire.exchange import Exchange, Flag, Traffic, check_replicas
+from muonwire.optim import LocalSteps, shared_weights
+from muonwire.tasks.base import Task
+from muonwire.train import checkpoint
+from muonwire.train.config import TrainConfig
+from muonwire.train.metrics import MetricsWriter, finite_or_none
+from muonwire.train.schedule import lr_factor
+
+RESULT = "result.json"
+_EVALUATION = struct.Struct("<dqdq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to. Bytes are means per replica and optimizer step, times medians per step of this replica.
+
+    Args:
+        config: the identity of the run's settings.
+        replicas: how many trained together.
+        steps: done.
+        finished: False where the run was told to stop before its last step.
+        diverged: a loss or an update became non-finite.
+        final_eval_loss: of the shared weights after the last step; None where diverged or not finished.
+        num_parameters: trainable ones.
+        bytes_sent_per_step, bytes_egress_per_step, bytes_received_per_step, messages_per_step: see ``Traffic``; of training,
+            without evaluation.
+        bits_per_parameter_step: 8 × bytes_sent_per_step / num_parameters.
+        compute_s_per_step: forward and backward.
+        optimizer_s_per_step: the optimizer without its exchanges, codecs included.
+        exchange_s_per_step: in exchanges, waiting for the others included (a mean over the steps).
+        weights_digest: of the shared weights at the end.
+        optimizer: the optimizer's chains, readable.
+    """
+
+    config: dict[str, Any]
+    replicas: int
+    steps: int
+    finished: bool
+    diverged: bool
+    final_eval_loss: float | None
+    num_parameters: int
+    bytes_sent_per_step: float
+    bytes_egress_per_step: float
+    bytes_received_per_step: float
+    messages_per_step: float
+    bits_per_parameter_step: float
+    compute_s_per_step: float
+    optimizer_s_per_step: float
+    exchange_s_per_step: float
+    weights_digest: str
+    optimizer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a progress display may want to know after a step."""
+
+    step: int
+    steps: int
+    train_loss: float
+    eval_loss: float | None
+
+
+@dataclass
+class _Totals:
+    """What accumulates over a run and is carried by its checkpoints."""
+
+    compute_s: float = 0.0
+    optimizer_s: float = 0.0
+    exchange_s: float = 0.0
+    sent_bytes: int = 0
+    egress_bytes: int = 0
+    received_bytes: int = 0
+    num_messages: int = 0
+
+    def add_traffic(self, traffic: Traffic) -> None:
+        """Count what training sent and received."""
+        self.sent_bytes += traffic.sent_bytes
+        self.egress_bytes += traffic.egress_bytes
+        self.received_bytes += traffic.received_bytes
+        self.num_messages += traffic.num_messages
+
+
+class Trainer:
+    """Trains one recipe on one task, on one of the replicas.
+
+    Args:
+        config: the settings.
+        task: data, model and loss.
+        exchange: a fresh one, between the replicas of this run.
+        folder: where metrics, checkpoints and the result go; the same for all replicas.
+        device: of the model. Default: a GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        exchange: Exchange,
+        folder: Path,
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.config = config
+        self.task = task
+        self.exchange = exchange
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model: nn.Module = task.build_model(seed=config.seed).to(self.device)
+        name, options = recipes.parse_recipe(config.recipe)
+        self.optimizer = recipes.build(name, self.model, lr=config.lr, exchange=exchange, **options)
+        self._peak_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.step = 0
+        self._totals = _Totals()
+        self._recent_losses: list[float] = []
+        self._compute_times: list[float] = []
+        self._optimizer_times: list[float] = []
+        torch.manual_seed(config.seed * 1000 + exchange.rank)
+
+    def request_stop(self) -> None:
+        """Ask all replicas to stop together after one of the next steps, with a checkpoint."""
+        self.exchange.requested |= Flag.STOP
+
+    def resume(self) -> bool:
+        """Continue from the newest checkpoint in the folder; False where there is none.
+
+        Raises:
+            UsageError: the checkpoint belongs to another run, model or number of replicas.
+        """
+        path = checkpoint.latest(self.folder)
+        if path is None:
+            return False
+        step, state = checkpoint.load(path, identity=self._identity(), exchange=self.exchange)
+        with torch.no_grad():
+            for name, tensor in self._named_tensors():
+                tensor.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        checkpoint.set_random_state(state["random"])
+        self._totals = _Totals(**state["totals"])
+        self._recent_losses = state["recent_losses"]
+        self.step = step
+        return True
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
+        """Train to the last step, or until all replicas were asked to stop; write and return the result."""
+        config, diverged, eval_loss = self.config, False, None
+        with MetricsWriter(
+            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=self.exchange.rank == 0
+        ) as metrics:
+            if self.step == 0:
+                metrics.write(0, **self._totals_record(), eval_loss=self._evaluate()[0])
+            while self.step < config.steps and Flag.STOP not in self.exchange.agreed:
+                try:
+                    loss, lr = self._one_step()
+                except NonFiniteUpdateError:
+                    diverged = True
+                    metrics.write(self.step, **self._totals_record(), train_loss=None)
+                    break
+                last = self.step == config.steps
+                eval_loss, train_loss = None, None
+                if last or self.step % config.evaluate_every == 0:
+                    eval_loss, train_loss = self._evaluate()
+                    diverged = not math.isfinite(eval_loss)
+                metrics.write(
+                    self.step,
+                    lr=lr,
+                    local_loss=loss,
+                    **self._totals_record(),
+                    **({} if eval_loss is None else {"eval_loss": eval_loss, "train_loss": train_loss}),
+                )
+                if on_progress is not None:
+                    on_progress(Progress(step=self.step, steps=config.steps, train_loss=loss, eval_loss=eval_loss))
+                if diverged:
+                    break
+                due = config.checkpoint_every and (last or self.step % config.checkpoint_every == 0)
+                if due or (Flag.STOP in self.exchange.agreed and not last):
+                    self.save()
+            if eval_loss is None and not diverged and self.step >= config.steps:
+                eval_loss, _ = self._evaluate()
+        return self._result(diverged=diverged, eval_loss=eval_loss)
+
+    def save(self) -> Path:
+        """Write a checkpoint; all replicas call it in the same step."""
+        with shared_weights(self.optimizer):
+            shared = {name: tensor.detach().clone() for name, tensor in self._named_tensors()}
+        state = {
+            "weights": dict(self._named_tensors()),
+            "optimizer": self.optimizer.state_dict(),
+            "random": checkpoint.random_state(),
+            "totals": asdict(self._totals),
+            "recent_losses": self._recent_losses,
+        }
+        return checkpoint.save(
+            self.folder,
+            step=self.step,
+            identity=self._identity(),
+            shared=shared,
+            state=state,
+            exchange=self.exchange,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
+        return {"config": self.config.identity(), "task": self.task.description, "shapes": shapes}
+
+    def _named_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [*self.model.named_parameters(), *self.model.named_buffers()]
+
+    def _one_step(self) -> tuple[float, float]:
+        config = self.config
+        step = self.step + 1
+        factor = lr_factor(
+            step, steps=config.steps, warmup_steps=config.warmup_steps, kind=config.schedule, floor=config.lr_floor
+        )
+        for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        traffic = self.exchange.meter.training
+        start_s = time.perf_counter()
+        batch = self.task.batch(
+            seed=config.seed, step=step, rank=self.exchange.rank, world_size=self.exchange.world_size
+        )
+        loss = self.task.loss(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self.exchange.requested |= Flag.DIVERGED
+        computed_s = time.perf_counter()
+        self.optimizer.step()
+        if step == config.steps and isinstance(self.optimizer, LocalSteps) and step % self.optimizer.interval:
+            self.optimizer.synchronize()
+        self.optimizer.zero_grad()
+        optimizer_s = time.perf_counter() - computed_s - (self.exchange.meter.training - traffic).wait_s
+        self.step = step
+        if config.digest_every and step % config.digest_every == 0:
+            self._check_replicas()
+        spent = self.exchange.meter.training - traffic
+        self._totals.add_traffic(spent)
+        self._totals.compute_s += computed_s - start_s
+        self._totals.optimizer_s += optimizer_s
+        self._totals.exchange_s += spent.wait_s
+        self._compute_times.append(computed_s - start_s)
+        self._optimizer_times.append(optimizer_s)
+        self._recent_losses.append(value)
+        return value, self.optimizer.param_groups[0]["lr"]
+
+    def _check_replicas(self) -> str:
+        with shared_weights(self.optimizer):
+            return check_replicas(self._named_tensors(), self.exchange)
+
+    def _evaluate(self) -> tuple[float, float | None]:
+        """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""
+        with shared_weights(self.optimizer):
+            total, terms = self.task.evaluate(self.model, rank=self.exchange.rank, world_size=self.exchange.world_size)
+        recent = sum(self._recent_losses), len(self._recent_losses)
+        self._recent_losses = []
+        gathered = self.exchange.gather(_EVALUATION.pack(total, terms, *recent), purpose="control")
+        sums = [sum(column) for column in zip(*(_EVALUATION.unpack(g) for g in gathered), strict=True)]
+        return sums[0] / sums[1], (sums[2] / sums[3] if sums[3] else None)
+
+    def _totals_record(self) -> dict[str, float]:
+        return {key: value for key, value in asdict(self._totals).items()}
+
+    def _result(self, *, diverged: bool, eval_loss: float | None) -> RunResult:
+        finished = diverged or self.step >= self.config.steps
+        digest = "" if diverged else self._check_replicas()
+        steps = max(self.step, 1)
+        num_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        totals = self._totals
+        result = RunResult(
+            config=self.config.identity(),
+            replicas=self.exchange.world_size,
+            steps=self.step,
+            finished=finished,
+            diverged=diverged,
+            final_eval_loss=None if diverged or not finished else finite_or_none(eval_loss),
+            num_parameters=num_parameters,
+            bytes_sent_per_step=totals.sent_bytes / steps,
+            bytes_egress_per_step=totals.egress_bytes / steps,
+            bytes_received_per_step=totals.received_bytes / steps,
+            messages_per_step=totals.num_messages / steps,
+            bits_per_parameter_step=8 * totals.sent_bytes / steps / num_parameters,
+            compute_s_per_step=_median(self._compute_times),
+            optimizer_s_per_step=_mean_without_outliers(self._optimizer_times),
+            exchange_s_per_step=totals.exchange_s / steps,
+            weights_digest=digest,
+            optimizer=str(self.optimizer),
+        )
+        if self.exchange.rank == 0 and finished:
+            checkpoint.write_json(self.folder / RESULT, asdict(result))
+        return result
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2] if values else 0.0
+
+
+def _mean_without_outliers(values: list[float]) -> float:
+    """Mean without the slowest hundredth: rare synchronizations count, a stall of the machine does not."""
+    kept = sorted(values)[: max(len(values) - len(values) // 100, 1)]
+    return sum(kept) / len(kept) if kept else 0.0
