@@ -27,7 +27,3 @@ class DivergedReplicasError(ExchangeError):
 
 class NonFiniteUpdateError(ArithmeticError):
     """A loss or an update is not finite on some replica; raised on all of them in the same step, before weights move."""
-
-
-class MuonwireWarning(UserWarning):
-    """Something works, but probably not as its user expects."""

@@ -61,7 +61,7 @@ class _Float(Quantize):
     def encode(self, values: Tensor, layout: Layout) -> tuple[bytes, Tensor]:
         """See Quantize.encode."""
         narrow = values.to(self.dtype)
-        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(values.dtype)
+        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(torch.float32)
 
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
         """See Quantize.decode."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from muonwire import __version__
 from muonwire.compare.config import CompareConfig
 from muonwire.compare.runs import pending, worker
 from muonwire.compare.summary import curves, summarize
@@ -60,12 +61,12 @@ def _setting(config: CompareConfig, command: str, summary: list[dict[str, Any]])
         model=f"Llama, size {about['model_size']}, {summary[0]['num_parameters']:,} trainable parameters",
         replicas=config.replicas,
         steps=config.steps,
-        batch_tokens_per_step=task.batch_terms * config.replicas,
+        batch_tokens=task.batch_terms * config.replicas,
         lr_grid=config.lr_grid,
         seeds=config.seeds,
         link=config.link,
         machine=machine(),
-        versions={name: version(name) for name in ("muonwire", "torch", "transformers")},
+        versions={"muonwire": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         notes=notes,
     )
 

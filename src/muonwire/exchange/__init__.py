@@ -1,7 +1,7 @@
 """Bytes between replicas: payloads gathered, tensors averaged, every byte counted, weights compared."""
 
 from muonwire.exchange.base import Exchange, Flag, SingleReplica
-from muonwire.exchange.digest import check_replicas, digest
+from muonwire.exchange.digest import check_agreement, check_replicas, digest
 from muonwire.exchange.link import Link
 from muonwire.exchange.meter import Meter, Traffic
 from muonwire.exchange.process_group import ProcessGroupExchange
@@ -14,6 +14,7 @@ __all__ = [
     "ProcessGroupExchange",
     "SingleReplica",
     "Traffic",
+    "check_agreement",
     "check_replicas",
     "digest",
 ]

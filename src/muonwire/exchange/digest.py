@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from muonwire.errors import DivergedReplicasError
+from muonwire.errors import DivergedReplicasError, ExchangeError
 from muonwire.exchange.base import Exchange
 
 DIGEST_BYTES = 8
@@ -45,3 +45,19 @@ def check_replicas(named_tensors: Iterable[tuple[str, Tensor]], exchange: Exchan
                 "arithmetic whose rounding depends on the machine, or a parameter that one replica changes alone"
             )
     raise DivergedReplicasError(f"replicas diverged in their number of parameters: this one has {len(named)}")
+
+
+def check_agreement(text: str, exchange: Exchange, *, what: str) -> None:
+    """Make sure that all replicas have the same ``text``, at 8 bytes a replica.
+
+    Raises:
+        ExchangeError: names the replicas whose ``what`` is not that of replica 0.
+    """
+    own = hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+    seen = exchange.gather(own, purpose="control")
+    differing = [rank for rank, d in enumerate(seen) if d != seen[0]]
+    if differing:
+        raise ExchangeError(
+            f"the {what} of replica(s) {', '.join(map(str, differing))} differ from those of replica 0; this is replica "
+            f"{exchange.rank}, with: {text[:300]}"
+        )

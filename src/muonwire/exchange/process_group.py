@@ -88,7 +88,10 @@ class ProcessGroupExchange(Exchange):
         return payloads
 
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
-        """See Exchange.mean: replica j sums the j-th part of everything in rank order and hands the result back."""
+        """See Exchange.mean: replica j sums the j-th part of everything in rank order and hands the result back.
+
+        The sizes must agree before: gloo ends the process where a message is longer than its receiver expects.
+        """
         results: list[Tensor | None] = [None] * len(tensors)
         for dtype in dict.fromkeys(t.dtype for t in tensors):
             indices = [i for i, t in enumerate(tensors) if t.dtype == dtype]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from muonwire.errors import NonFiniteUpdateError, UsageError
 from muonwire.exchange.base import Exchange, Flag, SingleReplica
+from muonwire.exchange.digest import check_agreement
 from muonwire.stages.base import Context, ExchangeStage, Stage, State
 from muonwire.stages.chain import Chain, chain
 from muonwire.stages.layout import MatrixLayout
@@ -105,6 +106,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         self.exchange = exchange or SingleReplica()
         self._chains: list[Chain] = []
         self._default_chain = chain
+        self._replicas_agree = False
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -135,6 +137,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             )
         for layout in group["layouts"]:
             MatrixLayout.parse(layout)
+        self._replicas_agree = False
         super().add_param_group(group)
         self._chains.append(members)
         # All state exists from the start, so that a checkpoint taken before the first step can be loaded.
@@ -151,6 +154,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
         Raises:
             ReplicaLostError: a replica stopped answering.
+            ExchangeError: in the first step: the replicas' parameters or chains differ.
             NonFiniteUpdateError: an update that goes through a codec, or the loss that the training loop saw, is not finite
                 on some replica; raised on all of them.
             PayloadError: a replica sent what does not decode.
@@ -159,6 +163,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not self._replicas_agree:
+            check_agreement(self._layout(), self.exchange, what="optimizer groups")
+            self._replicas_agree = True
         passes = [p for i in range(len(self.param_groups)) if (p := self._begin(i)) is not None]
         active = passes
         while active:
@@ -175,6 +182,11 @@ class ChainOptimizer(torch.optim.Optimizer):
         for group_pass in passes:
             group_pass.move_weights()
         return loss
+
+    def _layout(self) -> str:
+        return "; ".join(
+            f"{g['name']} {g['chain']} {[tuple(p.shape) for p in g['params']]} {g['layouts']}" for g in self.param_groups
+        )
 
     def _begin(self, index: int) -> _Pass | None:
         group = self.param_groups[index]
@@ -230,6 +242,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             "exchange": self.exchange,
             "_chains": self._chains,
             "_default_chain": self._default_chain,
+            "_replicas_agree": False,
         }
 
     def __repr__(self) -> str:

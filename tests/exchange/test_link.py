@@ -1,0 +1,27 @@
+import pytest
+
+from muonwire.errors import UsageError
+from muonwire.exchange import Link
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "latency"),
+    [("10mbit/50ms", 10, 0.05), ("1gbit", 1000, 0), ("56kbit/0.2s", 0.056, 0.2), ("2.5Mbit/100us", 2.5, 1e-4)],
+)
+def test_links_parse(text, rate, latency):
+    link = Link.parse(text)
+    assert link.rate_mbit_s == pytest.approx(rate)
+    assert link.latency_s == pytest.approx(latency)
+    again = Link.parse(str(link))
+    assert (again.rate_mbit_s, again.latency_s) == pytest.approx((link.rate_mbit_s, link.latency_s))
+
+
+@pytest.mark.parametrize("text", ["", "fast", "10", "10mb", "10mbit/", "10mbit/50", "-1mbit", "0mbit", "10mbit/50ms/x"])
+def test_what_is_no_link_says_how_to_write_one(text):
+    with pytest.raises(UsageError, match=r"link: .*"):
+        Link.parse(text)
+
+
+def test_the_busier_direction_sets_the_time():
+    link = Link.parse("8mbit/100ms")
+    assert link.seconds(egress_bytes=1e6, received_bytes=3e6, num_messages=2) == pytest.approx(3.2)

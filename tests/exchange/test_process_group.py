@@ -1,0 +1,240 @@
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from muonwire.errors import UsageError
+from muonwire.exchange import Flag, ProcessGroupExchange, SingleReplica, check_agreement, check_replicas
+from muonwire.exchange import process_group as module
+from tests.replicas import run_replicas
+
+
+def _gather():
+    exchange = ProcessGroupExchange()
+    rank = exchange.rank
+    uneven = exchange.gather(bytes([rank]) * (rank * 1000))
+    empty = exchange.gather(b"")
+    same = exchange.gather(b"abc")
+    return uneven, empty, same
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gather_returns_payloads_of_different_sizes_in_rank_order(world_size):
+    for uneven, empty, same in run_replicas(_gather, world_size):
+        assert uneven == [bytes([r]) * (r * 1000) for r in range(world_size)]
+        assert empty == [b""] * world_size
+        assert same == [b"abc"] * world_size
+
+
+def _inputs(rank):
+    generator = torch.Generator().manual_seed(rank)
+    return [
+        torch.randn(7, 3, generator=generator),
+        torch.randn(5, generator=generator, dtype=torch.float64),
+        torch.randn(11, generator=generator).to(torch.bfloat16),
+        torch.randn(2, 2, generator=generator),
+        torch.zeros(0),
+    ]
+
+
+def _mean():
+    exchange = ProcessGroupExchange()
+    return exchange.mean(_inputs(exchange.rank))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_mean_is_the_sum_in_rank_order_to_the_last_bit(world_size):
+    results = run_replicas(_mean, world_size)
+    for i, first in enumerate(_inputs(0)):
+        wide = torch.float32 if first.dtype == torch.bfloat16 else first.dtype
+        total = first.to(wide)
+        for rank in range(1, world_size):
+            total = total + _inputs(rank)[i].to(wide)
+        expected = (total / world_size).to(first.dtype)
+        for result in results:
+            assert result[i].dtype == first.dtype
+            assert torch.equal(result[i], expected)
+
+
+def _spied():
+    handed = {"sent": 0, "received": 0}
+    real = dist.P2POp
+
+    def spy(operation, tensor, **kwargs):
+        handed["sent" if operation is dist.isend else "received"] += tensor.numel() * tensor.element_size()
+        return real(operation, tensor, **kwargs)
+
+    module.dist.P2POp = spy
+    exchange = ProcessGroupExchange()
+    exchange.gather(bytes(100 * exchange.rank))
+    exchange.mean([torch.randn(1000), torch.randn(3, dtype=torch.float64)])
+    check_replicas([("w", torch.ones(10))], exchange)
+    return handed, exchange.meter.total
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_meter_counts_what_was_handed_to_the_process_group(world_size):
+    results = run_replicas(_spied, world_size)
+    for handed, traffic in results:
+        assert traffic.egress_bytes == handed["sent"]
+        assert traffic.received_bytes == handed["received"]
+    assert sum(t.egress_bytes for _, t in results) == sum(t.received_bytes for _, t in results)
+    if world_size == 1:
+        assert results[0][1].sent_bytes == 0
+
+
+def _one_payload(num_bytes):
+    exchange = ProcessGroupExchange()
+    exchange.gather(bytes(num_bytes))
+    return exchange.meter.total
+
+
+def test_a_payload_counts_once_as_sent_and_once_a_peer_as_egress():
+    for traffic in run_replicas(_one_payload, 4, 1000):
+        assert traffic.sent_bytes == 1000 + module.HEADER.size
+        assert traffic.egress_bytes == 3 * traffic.sent_bytes
+        assert traffic.received_bytes == 3 * traffic.sent_bytes
+
+
+def _one_mean(numel):
+    exchange = ProcessGroupExchange()
+    exchange.mean([torch.ones(numel)])
+    return exchange.meter.total
+
+
+def test_a_dense_mean_sends_its_own_size_once():
+    for traffic in run_replicas(_one_mean, 4, 4000):
+        assert traffic.sent_bytes == 4 * 4000 + 4 * module.HEADER.size
+        # Reduce and spread: the least that any mean of R replicas costs, 2 (R - 1) / R of the size.
+        assert traffic.egress_bytes == 2 * 3 * (4000 + module.HEADER.size)
+
+
+def _flags():
+    exchange = ProcessGroupExchange()
+    agreed = []
+    for operation in range(4):
+        if exchange.rank == 1 and operation == 1:
+            exchange.requested |= Flag.STOP
+        if operation % 2:
+            exchange.gather(b"x")
+        else:
+            exchange.mean([torch.ones(3)])
+        agreed.append(exchange.agreed)
+    return agreed
+
+
+def test_a_request_to_stop_is_agreed_after_the_same_operation_everywhere():
+    for agreed in run_replicas(_flags, 3):
+        assert agreed == [Flag.NONE, Flag.STOP, Flag.STOP, Flag.STOP]
+
+
+def test_one_replica_alone_agrees_with_itself():
+    exchange = SingleReplica()
+    exchange.requested |= Flag.STOP
+    exchange.mean([torch.ones(1)])
+    assert exchange.agreed == Flag.STOP
+    assert exchange.meter.total.sent_bytes == 0
+
+
+def _out_of_step():
+    exchange = ProcessGroupExchange()
+    if exchange.rank == 0:
+        exchange.gather(b"x")
+    else:
+        exchange.gather(b"x")
+        exchange._sequence += 1
+    exchange.gather(b"y")
+
+
+def test_replicas_that_fall_out_of_step_are_told_so():
+    for error in run_replicas(_out_of_step, 2):
+        assert error.kind == "ExchangeError"
+        assert "out of step" in str(error)
+
+
+def _different_settings():
+    exchange = ProcessGroupExchange()
+    check_agreement("lr 0.1" if exchange.rank == 2 else "lr 0.2", exchange, what="settings")
+
+
+def test_replicas_with_different_settings_are_named():
+    for error in run_replicas(_different_settings, 3):
+        assert error.kind == "ExchangeError"
+        assert "settings of replica(s) 2" in str(error)
+
+
+def _digest(change_on):
+    exchange = ProcessGroupExchange()
+    named = [("first", torch.zeros(4)), ("second.weight", torch.ones(3, 2)), ("third", torch.ones(1))]
+    if exchange.rank == change_on:
+        named[1][1][2, 1] = 1 + 2**-23
+        named[2][1][0] = 5
+    return check_replicas(named, exchange), exchange.meter.total.sent_bytes
+
+
+def test_the_digest_names_the_first_parameter_and_the_rank_that_differs():
+    agreeing = run_replicas(_digest, 3, None)
+    assert len({digest for digest, _ in agreeing}) == 1
+    assert all(sent == 8 + module.HEADER.size for _, sent in agreeing)
+    for error in run_replicas(_digest, 3, 2):
+        assert error.kind == "DivergedReplicasError"
+        assert "'second.weight'" in str(error)
+        assert "rank(s) 2 " in str(error)
+
+
+def _killed():
+    exchange = ProcessGroupExchange()
+    exchange.gather(b"all here")
+    if exchange.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    start_s = time.perf_counter()
+    try:
+        exchange.gather(b"x" * 1000)
+    except Exception as error:
+        time.sleep(0.5)
+        return type(error).__name__, error.rank, str(error), time.perf_counter() - start_s
+    return None
+
+
+def test_a_killed_replica_is_named_by_the_others_within_seconds():
+    results = run_replicas(_killed, 3, expect_lost=(1,))
+    for result in (results[0], results[2]):
+        kind, rank, message, seconds = result
+        assert (kind, rank) == ("ReplicaLostError", 1)
+        assert "replica 1" in message
+        assert seconds < 30
+
+
+def test_without_a_process_group_there_is_a_clear_error():
+    with pytest.raises(UsageError, match="not initialized"):
+        ProcessGroupExchange()
+
+
+def _loopback_bytes():
+    for line in open("/proc/net/dev"):  # noqa: SIM115, PTH123
+        name, _, counters = line.partition(":")
+        if name.strip() == "lo":
+            return int(counters.split()[0])
+    return None
+
+
+def _heavy():
+    exchange = ProcessGroupExchange()
+    exchange.gather(b"ready")
+    before = _loopback_bytes()
+    for _ in range(10):
+        exchange.mean([torch.ones(500_000)])
+        exchange.gather(bytes(300_000))
+    exchange.gather(b"done")
+    return before, _loopback_bytes(), exchange.meter.total
+
+
+def test_the_kernel_counts_what_the_meter_counts():
+    """The rest is TCP/IP headers, acknowledgements and gloo's own handshakes."""
+    results = run_replicas(_heavy, 4)
+    counted = sum(traffic.received_bytes for _, _, traffic in results)
+    kernel = max(after for _, after, _ in results) - min(before for before, _, _ in results)
+    assert 1.0 <= kernel / counted <= 1.10

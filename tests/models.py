@@ -1,0 +1,54 @@
+"""Small models that tests train."""
+
+import torch
+from torch import nn
+
+
+class SmallNet(nn.Module):
+    """An embedding, a hidden matrix of each orientation, a norm, biases and a tied head."""
+
+    def __init__(self, seed=0, vocabulary=16, width=8, hidden=12):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.embed = nn.Embedding(vocabulary, width)
+            self.up = nn.Linear(width, hidden)
+            self.down = nn.Linear(hidden, width, bias=False)
+            self.norm = nn.LayerNorm(width)
+            self.lm_head = nn.Linear(width, vocabulary, bias=False)
+            self.lm_head.weight = self.embed.weight
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        return self.lm_head(self.norm(x + self.down(torch.tanh(self.up(x)))))
+
+
+def batch(step, rank=0, world_size=1, size=6, vocabulary=16):
+    """The part of a step's joined batch that belongs to ``rank``."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    tokens = torch.randint(vocabulary, (size * world_size, 5), generator=generator)
+    return tokens[rank * size : (rank + 1) * size]
+
+
+def loss(model, tokens):
+    return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+
+def train(model, optimizer, steps, *, start=0, rank=0, world_size=1, joined=False):
+    """Train, and return the losses; ``joined``: this one process sees all replicas' batches."""
+    losses = []
+    for step in range(start, start + steps):
+        if joined:
+            tokens = torch.cat([batch(step, r, joined) for r in range(joined)])
+        else:
+            tokens = batch(step, rank, world_size)
+        optimizer.zero_grad()
+        value = loss(model, tokens)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return losses
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -1,0 +1,85 @@
+"""Runs a function in several gloo processes, and returns what each returned.
+
+The processes fork from a server that has torch imported already, so that a test costs tenths of a second and not an import each.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed", "muonwire.recipes", "tests.replicas"])
+
+
+class ReplicaFailedError(AssertionError):
+    def __init__(self, rank, kind, text):
+        super().__init__(f"replica {rank}: {text}")
+        self.rank = rank
+        self.kind = kind
+
+
+def _enter(function, rank, world_size, path, pipe, args):
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "gloo", init_method=f"file://{path}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
+    try:
+        pipe.send((True, function(*args)))
+    except BaseException as error:
+        pipe.send((False, (type(error).__name__, f"{error}\n{traceback.format_exc()}")))
+    # A peer may still be reading from this process's sockets.
+    pipe.recv()
+    dist.destroy_process_group()
+
+
+def run_replicas(function, world_size, *args, expect_lost=()):
+    """Results in rank order; None for the ranks that are expected to die, an exception for what a replica raised."""
+    with tempfile.TemporaryDirectory() as folder:
+        pipes, processes = [], []
+        for rank in range(world_size):
+            ours, theirs = _context.Pipe()
+            process = _context.Process(
+                target=_enter, args=(function, rank, world_size, str(Path(folder) / "store"), theirs, args), daemon=True
+            )
+            process.start()
+            theirs.close()
+            pipes.append(ours)
+            processes.append(process)
+        results = [None] * world_size
+        waiting = {pipe: rank for rank, pipe in enumerate(pipes)}
+        while waiting:
+            ready = wait(list(waiting), timeout=120)
+            assert ready, f"replicas {sorted(waiting.values())} hang"
+            for pipe in ready:
+                rank = waiting.pop(pipe)
+                try:
+                    good, value = pipe.recv()
+                except EOFError:
+                    assert rank in expect_lost, f"replica {rank} died"
+                    continue
+                results[rank] = value if good else ReplicaFailedError(rank, *value)
+        for pipe in pipes:
+            try:
+                pipe.send("end")
+            except OSError:
+                continue
+        for process in processes:
+            process.join(timeout=30)
+            if process.is_alive():
+                process.kill()
+    failed = [r for r in results if isinstance(r, ReplicaFailedError)]
+    if failed and not expect_lost and all(f.kind not in _EXPECTED for f in failed):
+        raise failed[0]
+    return results
+
+
+# Raised by replicas that a test breaks on purpose; handed back instead of raised.
+_EXPECTED = ("ReplicaLostError", "ExchangeError", "DivergedReplicasError", "NonFiniteUpdateError", "PayloadError")
