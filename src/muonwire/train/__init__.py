@@ -3,5 +3,6 @@
 from muonwire.train.config import TrainConfig
 from muonwire.train.loop import RunResult, Trainer
 from muonwire.train.single import train
+from muonwire.train import checkpoint
 
-__all__ = ["RunResult", "TrainConfig", "Trainer", "train"]
+__all__ = ["RunResult", "TrainConfig", "Trainer", "checkpoint", "train"]

@@ -1,0 +1,116 @@
+"""The contract that every recipe passes."""
+
+import math
+
+import pytest
+import torch
+
+from muonwire import recipes
+from muonwire.errors import UsageError
+from muonwire.exchange import ProcessGroupExchange, check_replicas
+from muonwire.optim import shared_weights
+from tests.models import SmallNet, train, weights
+from tests.replicas import run_replicas
+
+# Options under which a recipe compresses nothing, so that it must be its dense counterpart.
+UNCOMPRESSED = {"local_muon": {"interval": 1, "codec": "topk(density=1) | float32", "vector_codec": "float32"}}
+
+
+def _replicated(name, steps, options):
+    exchange = ProcessGroupExchange()
+    model = SmallNet()
+    optimizer = recipes.build(name, model, lr=0.01, exchange=exchange, **options)
+    losses = train(model, optimizer, steps, rank=exchange.rank, world_size=exchange.world_size)
+    with shared_weights(optimizer):
+        digest = check_replicas(model.named_parameters(), exchange)
+        return digest, losses, exchange.meter.total
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_replicas_hold_bit_identical_weights_and_learn(name, world_size):
+    results = run_replicas(_replicated, world_size, name, 30, {})
+    assert len({digest for digest, _, _ in results}) == 1
+    for _, losses, traffic in results:
+        assert sum(losses[-5:]) < sum(losses[:5])
+        assert (traffic.sent_bytes > 0) == (world_size > 1)
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_one_replica_in_a_process_group_is_one_without(name):
+    (together,) = run_replicas(_replicated, 1, name, 10, {})
+    alone = SmallNet()
+    assert train(alone, recipes.build(name, alone, lr=0.01), 10) == together[1]
+
+
+@pytest.mark.parametrize("name", list(UNCOMPRESSED))
+def test_density_one_without_a_quantizer_loses_nothing(name):
+    model = SmallNet()
+    optimizer = recipes.build(name, model, lr=0.01, **UNCOMPRESSED[name])
+    train(model, optimizer, 5)
+    for state in optimizer.outer.state.values():
+        assert torch.equal(state["exchange"]["residual"], torch.zeros_like(state["exchange"]["residual"]))
+
+
+def test_the_first_step_of_distro_is_the_sign_of_what_was_selected():
+    """With k at the chunk's size and no quantizer's loss, DisTrO's first step is signSGD's."""
+    model = SmallNet()
+    before = weights(model)
+    optimizer = recipes.build("distro", model, lr=0.01, k=4096, scale="chunk", subtract="decoded", weight_decay=0.0)
+    train(model, optimizer, 1)
+    for name, weight in weights(model).items():
+        moved = (before[name] - weight).abs()
+        assert ((moved - 0.01).abs() < 1e-6).float().mean() > 0.9, name
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("muon", ("muon", {})),
+        ("local_muon(interval=10, density=0.02)", ("local_muon", {"interval": 10, "density": 0.02})),
+        ("muon(split={'qkv': 3}, nesterov=False)", ("muon", {"split": {"qkv": 3}, "nesterov": False})),
+    ],
+)
+def test_the_textual_form_round_trips(text, parsed):
+    assert recipes.parse_recipe(text) == parsed
+    assert recipes.parse_recipe(recipes.format_recipe(*parsed)) == parsed
+
+
+@pytest.mark.parametrize("text", ["", "muon(", "muon(0.1)", "a.b", "muon(lr=x)", "muon; import os", "[1]", "f(g())"])
+def test_what_is_no_recipe_says_how_to_write_one(text):
+    with pytest.raises(UsageError, match="does not parse"):
+        recipes.parse_recipe(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("sgd", {}, "allowed are adamw, muon, distro, local_muon"),
+        ("muon", {"beta": 0.9}, "'beta' is not an option; allowed are .*momentum"),
+        ("muon", {"momentum": "much"}, "a number is wanted"),
+        ("muon", {"momentum": 1.0}, r"must lie in \[0, 1\)"),
+        ("muon", {"adam_lr_ratio": 0}, "must be positive"),
+        ("local_muon", {"interval": 0}, "at least 1"),
+        ("local_muon", {"interval": 2.5}, "a whole number"),
+        ("local_muon", {"density": 0.0}, r"must lie in \(0, 1\]"),
+        ("local_muon", {"density": 1.01}, r"must lie in \(0, 1\]"),
+        ("local_muon", {"codec": "zip"}, "not a part"),
+        ("local_muon", {"outer_lr": 0}, "must be positive"),
+        ("distro", {"k": 0}, "at least 1"),
+        ("distro", {"subtract": "all"}, "decoded and selected"),
+    ],
+)
+def test_bad_recipes_and_options_say_what_is_allowed(name, options, says):
+    with pytest.raises(UsageError, match=says):
+        recipes.build(name, SmallNet(), lr=0.01, **options)
+
+
+@pytest.mark.parametrize("lr", [-0.1, math.nan])
+def test_bad_rates_are_refused(lr):
+    with pytest.raises(UsageError, match="at least 0"):
+        recipes.build("muon", SmallNet(), lr=lr)
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(UsageError, match="no trainable parameter"):
+        recipes.build("adamw", torch.nn.Identity(), lr=0.1)

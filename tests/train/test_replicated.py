@@ -1,0 +1,127 @@
+"""`muonwire train` with real processes: faults, signals, torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from muonwire.train import checkpoint
+from muonwire.train.metrics import read_metrics
+
+SMALL = ["--sequence", "16", "--batch", "2", "--evaluation-sequences", "8", "--lr", "0.01", "--threads", "1"]
+
+
+def command(out, *extra, recipe="local_muon(interval=4)", steps=60, replicas=3):
+    return [
+        *(sys.executable, "-m", "muonwire", "train", "--recipe", recipe, "--steps", str(steps)),
+        *("--replicas", str(replicas), "--out", str(out), "--checkpoint-every", "10", "--evaluate-every", "20"),
+        *SMALL,
+        *extra,
+    ]
+
+
+def run(args, **options):
+    return subprocess.run(args, capture_output=True, text=True, timeout=180, check=False, **options)
+
+
+def replicas_of(process):
+    """Process ids of the launcher's replicas, in rank order."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+        ranks = [int(v[5:]) for v in environment if v.startswith(b"RANK=")]
+        if parent == process.pid and ranks:
+            found[ranks[0]] = int(path.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def wait_for_step(out, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        records = read_metrics(out)
+        if records and records[-1]["step"] >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    done = run(command(out))
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def outcome(out):
+    result = json.loads((out / "result.json").read_text())
+    losses = [(r["step"], r.get("local_loss"), r.get("eval_loss")) for r in read_metrics(out)]
+    return result["weights_digest"], result["final_eval_loss"], losses
+
+
+def test_a_run_tells_its_groups_and_its_outcome(undisturbed):
+    out, done = undisturbed
+    assert "tensors orthogonalized" in done.stdout
+    assert "LocalSteps (interval=4)" in done.stdout
+    assert "step 60: evaluation loss" in done.stdout
+    result = json.loads((out / "result.json").read_text())
+    assert result["replicas"] == 3
+    assert 0 < result["bits_per_parameter_step"] < 0.2
+
+
+def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weights(undisturbed, tmp_path):
+    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(tmp_path, 23)
+    victims = replicas_of(process)
+    assert len(victims) == 3
+    start_s = time.monotonic()
+    os.kill(victims[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start_s < 30
+    assert process.returncode == 1
+    assert "replica 1 of 3" in errors
+    assert "SIGKILL" in errors
+    assert "Traceback" not in errors
+    assert read_metrics(tmp_path)
+    assert checkpoint.latest(tmp_path) is not None
+    resumed = run(command(tmp_path, "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(tmp_path) == outcome(undisturbed[0])
+
+
+def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_alike(undisturbed, tmp_path):
+    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(tmp_path, 21)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert not (tmp_path / "result.json").exists()
+    stopped_at = int(checkpoint.latest(tmp_path).name.removeprefix("step_"))
+    assert stopped_at >= 21
+    assert f"stopped after step {stopped_at}" in output
+    resumed = run(command(tmp_path, "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(tmp_path) == outcome(undisturbed[0])
+
+
+def test_resume_with_another_number_of_replicas_is_refused(undisturbed):
+    done = run(command(undisturbed[0], "--resume", replicas=2))
+    assert done.returncode == 2
+    assert "written by 3 replicas, this run has 2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_torchrun_starts_the_same_run(undisturbed, tmp_path):
+    args = command(tmp_path)[3:]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "muonwire", *args]
+    done = run(launched)
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path) == outcome(undisturbed[0])
