@@ -1,7 +1,7 @@
-"""What a page is made of: charts, tables, tiles, listings, definitions and prose, none of which knows its subject.
+"""What a page is made of: charts, tables, tiles, listings, definitions and sentences, whatever the subject.
 
-Text is escaped when the page is rendered; a ``Markup`` is taken as it is, so build one with ``Markup.format``,
-which escapes what it is given.
+Text is escaped when the page is rendered; a ``Markup`` is taken as it is, so build one with
+``Markup.format``, which escapes what it is given.
 """
 
 import re
@@ -68,7 +68,8 @@ class Chart:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"Chart: name {self.name!r} is no plain file name; use lower-case letters, digits, '_' and '-'"
+                f"Chart: name {self.name!r} is no plain file name; use lower-case letters, digits, '_' "
+                "and '-'"
             )
 
 

@@ -28,6 +28,9 @@ from muonwire.report.units import count_text, lr_text
 
 PAGE_NAME = "report.html"
 
+# Up to as many recipes, two charts share the width of the page.
+_MOST_SIDE_BY_SIDE = 8
+
 
 def write_compare_report(
     folder: Path,
@@ -36,7 +39,7 @@ def write_compare_report(
     summary: Sequence[Mapping[str, Any]],
     curves: pl.DataFrame,
 ) -> list[Path]:
-    """Writes ``report.html`` and a PNG of each of its charts to ``folder``; the same bytes for the same input.
+    """Writes ``report.html`` and a PNG of each chart to ``folder``; the same bytes for the same input.
 
     Args:
         folder: where to write; made if missing.
@@ -73,8 +76,8 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
         *_section(
             "Time",
             "time",
-            _row(loss_by_link_time(results, link=setting.link), loss_by_measured_time(results)),
-            _row(time_at_link(results, link=setting.link), time_measured(results)),
+            *_side_by_side(loss_by_link_time(results, link=setting.link), loss_by_measured_time(results)),
+            *_side_by_side(time_at_link(results, link=setting.link), time_measured(results)),
             costs_table(results),
         ),
         *_section("Learning rates", "rates", loss_by_rate(results)),
@@ -103,7 +106,8 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
         lead=headline(results),
         facts=tuple(facts),
         sections=tuple(sections),
-        footer="Every number and sentence on this page is computed from the runs. Each chart is also in this page’s "
+        footer="Every number and sentence on this page is computed from the runs. Each chart is also in "
+        "this page’s "
         "folder as an image with its key, under the chart’s name.",
     )
 
@@ -113,11 +117,12 @@ def _section(title: str, anchor: str, *blocks: Block | None) -> list[Section]:
     return [Section(title=title, anchor=anchor, blocks=shown)] if shown else []
 
 
-def _row(*charts: Chart | None) -> Block | None:
+def _side_by_side(*charts: Chart | None) -> tuple[Block, ...]:
     shown = tuple(chart for chart in charts if chart is not None)
-    if len(shown) < 2:
-        return shown[0] if shown else None
-    return Row(charts=shown)
+    # A long key and many lines want the whole width.
+    if len(shown) < 2 or any(len(chart.key) > _MOST_SIDE_BY_SIDE for chart in shown):
+        return shown
+    return (Row(charts=shown),)
 
 
 def _listing(recipe: RecipeResult) -> Listing:
@@ -171,29 +176,34 @@ def _definitions(setting: ReportSetting) -> Terms:
             ),
             (
                 "Bytes sent",
-                "Payload bytes that a replica hands to the exchange, as they go on the wire, each payload counted "
+                "Payload bytes that a replica hands to the exchange, as they go on the wire, each "
+                "payload counted "
                 "once however many replicas get it. Mean over the replicas.",
             ),
             ("Bytes received", "Payload bytes that a replica gets from all others. Mean over the replicas."),
             (
                 "Bytes egress",
-                "Bytes sent, times the replicas that each payload goes to: what leaves a replica without multicast "
+                "Bytes sent, times the replicas that each payload goes to: what leaves a replica without "
+                "multicast "
                 "or a server that copies.",
             ),
             ("Bits per parameter and step", "8 × bytes sent per step / number of parameters of the model."),
             ("Compute, optimizer, exchange", "Wall-clock seconds of a step, measured on this machine."),
             (
                 "Link time",
-                f"Modelled, not measured: the seconds that the measured bytes and messages of a step take over a link "
+                "Modelled, not measured: the seconds that the measured bytes and messages of a step "
+                "take over a link "
                 f"of {setting.link}. Time at the link is the measured computation plus this.",
             ),
             (
                 "Diverged",
-                "A run whose loss stopped being finite. A recipe is ranked only if all of its seeds finished.",
+                "A run whose loss stopped being finite. A recipe is ranked only if all of its seeds "
+                "finished.",
             ),
             (
                 "Seeds",
-                "A difference counts as borne out if every seed of one recipe ended below every seed of another.",
+                "A difference counts as borne out if every seed of one recipe ended below every seed of "
+                "another.",
             ),
         )
     )

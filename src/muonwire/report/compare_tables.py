@@ -7,7 +7,7 @@ from muonwire.report.charts.parts import swatch
 from muonwire.report.results import RecipeResult, Results, SeedResult
 from muonwire.report.setting import ReportSetting
 from muonwire.report.target import Target
-from muonwire.report.units import bytes_text, count_text, digits_text, loss_text, lr_text, seconds_text
+from muonwire.report.units import bytes_text, digits_text, loss_text, lr_text, seconds_text
 
 _MISSING = "–"
 
@@ -15,7 +15,7 @@ _Value = Callable[[RecipeResult], float | None]
 
 
 def headline_tiles(results: Results, *, setting: ReportSetting, target: Target | None) -> Tiles | None:
-    """The lowest loss, and the fewest bytes and least link time to the target; ``None`` if nothing finished."""
+    """The lowest loss, and the fewest bytes and least link time to the target; ``None`` if none finished."""
     if not results.ranking:
         return None
     best = results.ranking[0]
@@ -92,7 +92,8 @@ def results_table(results: Results, *, setting: ReportSetting, target: Target | 
         )
     if target:
         notes.append(
-            f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe never got there."
+            f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe "
+            "never got there."
         )
     if any(s.lr_at_grid_edge for r in results.recipes for s in r.seeds):
         notes.append(
@@ -104,22 +105,21 @@ def results_table(results: Results, *, setting: ReportSetting, target: Target | 
 def costs_table(results: Results) -> Table:
     """Traffic and time of a step, by recipe; lowest loss first."""
     recipes = results.ordered
-    per_step = "per replica, step"
     columns = [
         (
-            Column(label="Sent", unit=per_step),
+            Column(label="Sent", unit="per step"),
             _cells(recipes, _mean(lambda s: s.bytes_sent_per_step), text=bytes_text),
         ),
         (
-            Column(label="Received", unit=per_step),
+            Column(label="Received", unit="per step"),
             _cells(recipes, _mean(lambda s: s.bytes_received_per_step), text=bytes_text),
         ),
         (
-            Column(label="Egress", unit=per_step),
+            Column(label="Egress", unit="per step"),
             _cells(recipes, _mean(lambda s: s.bytes_egress_per_step), text=bytes_text),
         ),
         (
-            Column(label="Messages", unit=per_step),
+            Column(label="Messages", unit="per step"),
             _cells(recipes, _mean(lambda s: s.messages_per_step), text=digits_text),
         ),
         *(
@@ -128,11 +128,12 @@ def costs_table(results: Results) -> Table:
         ),
     ]
     return _table(
-        "Cost of a step by recipe",
+        "Cost of a step by recipe, per replica",
         recipes,
         columns,
         notes=[
-            "Means over the seeds, the replicas and the steps; a recipe that talks only at times talks less per step."
+            "Means over the seeds, the replicas and the steps; a recipe that talks only at times talks "
+            "less per step."
         ],
     )
 

@@ -31,11 +31,7 @@ def headline(results: Results) -> Markup:
         return Markup("{} ({}) and {} ({}) ended level: the ranges of their seeds overlap.").format(
             _name(best), _loss(best), _name(second), _loss(second)
         )
-    seeds = (
-        ", and its seeds bear that out: all ended below all of the other's"
-        if _told_apart(best, second)
-        else ""
-    )
+    seeds = ", and every one of its seeds below every one of the other’s" if _told_apart(best, second) else ""
     return Markup("{} ended lowest, at a loss of {}: {} below {} ({}){}.").format(
         _name(best), _loss(best), loss_text(gap), _name(second), _loss(second), seeds
     )
@@ -222,7 +218,7 @@ def _sent(result: RecipeResult) -> float:
 
 
 def _told_apart(lower: RecipeResult, higher: RecipeResult) -> bool | None:
-    """Whether every seed of ``lower`` ended below every seed of ``higher``; ``None`` with one seed of either."""
+    """Whether every seed of ``lower`` ended below every one of ``higher``; ``None`` with a single seed."""
     if min(len(lower.losses), len(higher.losses)) < 2:
         return None
     return max(lower.losses) < min(higher.losses)

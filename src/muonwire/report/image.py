@@ -15,7 +15,13 @@ IMAGE_SCALE = 2.0
 
 def write_png(chart: Chart, folder: Path) -> Path:
     """Draws ``chart`` to ``folder/<name>.png``, light, at twice the pixels, and returns the path."""
-    spec: dict[str, Any] = {**chart.spec, "title": chart.title, "width": IMAGE_WIDTH, "padding": 18}
+    spec: dict[str, Any] = {
+        **chart.spec,
+        "title": chart.title,
+        "width": IMAGE_WIDTH,
+        "padding": 18,
+        "autosize": "pad",
+    }
     config = chart_config(dark=False, font=IMAGE_FONT)
     path = folder / f"{chart.name}.png"
     path.write_bytes(

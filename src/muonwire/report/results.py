@@ -1,4 +1,4 @@
-"""The results of a comparison, checked and typed: from summary rows and curves to recipes that can be ranked."""
+"""The results of a comparison, checked and typed: from summary rows and curves to recipes with a rank."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,10 @@ CURVE_COLUMNS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """One recipe at its chosen rate with one seed; bytes and messages are means per replica and optimizer step."""
+    """One recipe at its chosen rate with one seed; costs are means per replica and optimizer step.
+
+    ``link_s_per_step`` is the modelled time of a step's bytes and messages alone, without computation.
+    """
 
     recipe: str
     seed: int
@@ -151,7 +154,8 @@ def read_results(summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame) -> 
 
     Args:
         summary: one row per recipe and seed at the recipe's chosen rate, with the fields of ``SeedResult``.
-        curves: one row per evaluation point and run, with ``CURVE_COLUMNS``; bytes and seconds are cumulative.
+        curves: one row per evaluation point and run, with ``CURVE_COLUMNS``; bytes and seconds are
+            cumulative, and ``link_s`` is measured computation plus the modelled link.
 
     Raises:
         UsageError: for an empty summary, a missing field or column, or a recipe and seed named twice.

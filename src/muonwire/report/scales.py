@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-# The share of a run whose first, steep descent need not be in view.
-_DESCENT = 0.1
+# The share of a run, its first and steep descent, that need not be in view.
+_DESCENT = 0.15
 _MARGIN = 0.06
 
 
@@ -40,11 +40,12 @@ def wants_log(values: Sequence[float]) -> bool:
 
 
 def focus_domain(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float] | None:
-    """The range of losses worth showing.
+    """The range of losses worth showing: one recipe that went astray must not flatten the others.
 
-    From the lowest loss up to the highest that a curve has after the first tenth of its steps; but not above
-    the lowest start, and not further above the median end than twice the median end's distance to the lowest loss
-    and the start allow: one recipe that went astray must not flatten the others.
+    low = the lowest loss; high = the smallest of
+      * the highest loss of any curve after the first ``_DESCENT`` of the steps,
+      * the lowest loss that a curve starts from,
+      * with three curves or more, m + 3 max(m - low, 0.15 (start - low)), m the median of the last losses.
 
     Args:
         curves: by run, (step, loss) in the order of the steps; finite losses only.
@@ -56,7 +57,7 @@ def focus_domain(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float
     if not curves:
         return None
     ends = sorted(curve[-1][1] for curve in curves)
-    start = min(max(loss for _, loss in curve[:1]) for curve in curves)
+    start = min(curve[0][1] for curve in curves)
     last = max(curve[-1][0] for curve in curves)
     low = min(loss for curve in curves for _, loss in curve)
     late = [loss for curve in curves for step, loss in curve if step >= _DESCENT * last]

@@ -37,9 +37,9 @@ class Target:
 
 
 def find_target(results: Results, *, setting: ReportSetting) -> Target | None:
-    """The final loss of the setting's reference, if it finished, or else the highest final loss of those that did.
+    """The final loss of the setting's reference if it finished, or else the highest one of those that did.
 
-    Only recipes whose every seed finished take part, with the mean of their seeds. ``None`` if fewer than two did.
+    Only recipes whose every seed finished take part, by the mean of their seeds; ``None`` for fewer than two.
     """
     ranked = [r.recipe for r in results.ranking]
     means = results.mean_curves().filter(pl.col("recipe").is_in(ranked))

@@ -27,7 +27,8 @@ def time_at_link(results: Results, *, link: str) -> Chart | None:
         parts=_LINK,
         name="step_time_link",
         title=f"Time of a step at {link} (modelled)",
-        how_to_read=f"Shorter is better. The link's part is modelled: the measured bytes and messages of a step over "
+        how_to_read="Shorter is better. The link's part is modelled: the measured bytes and messages of "
+        "a step over "
         f"{link}, in place of the exchange as measured here.",
         axis_title="time per step",
     )
@@ -80,14 +81,14 @@ def _bars(
     # A name above its bar takes no width from the plot, however long it is.
     text = (
         alt.Chart(inline(names))
-        .mark_text(align="left", baseline="middle", dy=-8, opacity=opacity(1))
+        .mark_text(align="left", baseline="middle", dy=-8, limit=alt.ExprRef("width"), opacity=opacity(1))
         .encode(x=alt.value(0), y=y, text="text:N")
     )
     return Chart(
         name=name,
         title=title,
         how_to_read=how_to_read,
-        spec=spec_of([bars, text], height=alt.Step(_ROW_HEIGHT)),
+        spec=spec_of([bars, text], height=_ROW_HEIGHT * len(order)),
         key=tuple(
             KeyEntry(label=part, swatch=Swatch(colour=PART_COLOURS[part]), selects=False) for part in parts
         ),

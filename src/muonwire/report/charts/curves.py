@@ -48,7 +48,8 @@ def loss_by_steps(results: Results) -> Chart | None:
         axis=_Axis(column="step", title="optimizer steps", log=False, text=digits_text),
         name="loss_by_steps",
         title="Loss by steps",
-        how_to_read="Lower is better. Every recipe sees the same data in the same order, so at equal steps this is "
+        how_to_read="Lower is better. Every recipe sees the same data in the same order, so at equal "
+        "steps this is "
         "what a recipe learns from a batch, whatever it cost to send.",
     )
 
@@ -66,7 +67,8 @@ def loss_by_bytes(results: Results) -> Chart | None:
         ),
         name="loss_by_bytes",
         title="Loss by bytes sent",
-        how_to_read="Further left is fewer bytes for the same loss. Bytes are counted on the wire, per replica, each "
+        how_to_read="Further left is fewer bytes for the same loss. Bytes are counted on the wire, per "
+        "replica, each "
         "payload once; the axis is logarithmic, so equal distances are equal ratios.",
     )
 
@@ -79,7 +81,8 @@ def loss_by_link_time(results: Results, *, link: str) -> Chart | None:
         axis=axis,
         name="loss_by_link_time",
         title=f"Loss by time at {link} (modelled)",
-        how_to_read=f"Further left is sooner. This time is modelled, not measured: the measured computation plus the "
+        how_to_read="Further left is sooner. This time is modelled, not measured: the measured "
+        "computation plus the "
         f"time the measured bytes and messages would take over a link of {link}.",
     )
 
@@ -91,7 +94,8 @@ def loss_by_measured_time(results: Results) -> Chart | None:
         axis=_time_axis(results, column="measured_s", title="measured wall-clock time"),
         name="loss_by_measured_time",
         title="Loss by time on this machine (measured)",
-        how_to_read="The wall-clock time of the same runs on this machine, where replicas talk over its own fast "
+        how_to_read="The wall-clock time of the same runs on this machine, where replicas talk over its "
+        "own fast "
         "loopback: what the recipes cost in computation.",
     )
 
@@ -102,7 +106,7 @@ def _time_axis(results: Results, *, column: str, title: str) -> _Axis:
     log = wants_log(ends)
     return _Axis(
         column=column,
-        title=f"{title} ({unit}{', logarithmic' if log else ''})",
+        title=f"{title} ({unit}{', log' if log else ''})",
         log=log,
         text=seconds_text,
         per=per,
@@ -117,7 +121,8 @@ def _ends(results: Results, *, column: str) -> list[float]:
 
 def _curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read: str) -> Chart | None:
     runs = _with_cost(results.best_curves().filter(pl.col("eval_loss").is_not_null()), axis=axis)
-    means = _with_cost(results.mean_curves(), axis=axis)
+    ranked = [r.recipe for r in results.ranking]
+    means = _with_cost(results.mean_curves().filter(pl.col("recipe").is_in(ranked)), axis=axis)
     shown, notes = runs, []
     if axis.log:
         shown = runs.filter(pl.col("cost") > 0)
@@ -136,7 +141,8 @@ def _curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read
     assert isinstance(highest, float)
     if highest > domain[1]:
         notes.append(
-            f"Cut off above {loss_text(domain[1])}, so that the recipes can be told apart; the highest loss is "
+            f"Cut off above {loss_text(domain[1])}, so that the recipes can be told apart; the highest "
+            "loss is "
             f"{loss_text(highest)}."
         )
     crosses = _crosses(results, shown=shown, top=domain[1])
@@ -144,7 +150,8 @@ def _curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read
         notes.append("A cross marks where a diverging run stopped having a finite loss.")
     if results.num_seeds > 1:
         notes.append(
-            "Thick lines are means over the seeds, as far as every seed has a loss; thin lines single seeds."
+            "Thick lines are means over the seeds, thin lines single seeds; a recipe that diverged has "
+            "no mean."
         )
     drawn = set(shown["recipe"])
     return Chart(
@@ -212,15 +219,15 @@ def _layers(
     colour, dash = recipe_colour(results), recipe_dash(results)
     layers: list[Any] = []
     if results.num_seeds > 1:
+        faint = inline(_seed_rows(shown))
         layers.append(
-            alt.Chart(inline(_seed_rows(shown)))
-            .mark_line(clip=True, strokeWidth=1, opacity=opacity(0.35))
+            alt.Chart(faint)
+            .mark_line(clip=True, strokeWidth=1, opacity=opacity(0.4))
             .encode(x=x, y=y, color=colour, strokeDash=dash, detail="seed:N", order="step:Q")
         )
-        mean_rows = means
     else:
-        mean_rows = shown.with_columns(low=pl.col("eval_loss"), high=pl.col("eval_loss"))
-    rows = inline(_mean_rows(mean_rows, axis=axis))
+        means = shown.with_columns(low=pl.col("eval_loss"), high=pl.col("eval_loss"))
+    rows = inline(_mean_rows(means, axis=axis))
     layers.append(
         alt.Chart(rows)
         .mark_line(clip=True, strokeWidth=2.25, opacity=opacity(1))

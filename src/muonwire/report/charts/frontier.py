@@ -62,7 +62,8 @@ def loss_by_bits(results: Results) -> Chart | None:
     return Chart(
         name="loss_by_bits",
         title="Final loss by bits per parameter and step",
-        how_to_read="Lower and further left is better. The line joins the recipes that no other beats on both loss and "
+        how_to_read="Lower and further left is better. The line joins the recipes that no other beats on "
+        "both loss and "
         "bits; what lies above it pays more than it needs to.",
         spec=spec_of(_layers(results, shown=[r for r in shown if _loss(r) <= high], low=low, high=high)),
         key=recipe_key(shown),
@@ -99,7 +100,7 @@ def _layers(results: Results, *, shown: list[RecipeResult], low: float, high: fl
     )
     scale = alt.Scale(domain=[low, high], zero=False, nice=False)
     y = alt.Y("loss:Q", title="final evaluation loss", scale=scale)
-    colour, shape = recipe_colour(results), recipe_shape(results)
+    colour, shape = recipe_colour(results, line=False), recipe_shape(results)
     tooltip = [
         alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "bits sent", "final loss", "seeds")
     ]

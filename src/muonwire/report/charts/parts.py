@@ -1,4 +1,4 @@
-"""What the charts of a comparison share: the look of each recipe, bringing one out, and turning a chart to a spec."""
+"""What the charts of a comparison share: the look of each recipe, bringing one out, and making the spec."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -34,12 +34,15 @@ def recipe_key(recipes: Iterable[RecipeResult]) -> tuple[KeyEntry, ...]:
     return tuple(KeyEntry(label=recipe.recipe, swatch=swatch(recipe)) for recipe in recipes)
 
 
-def recipe_colour(results: Results) -> alt.Color:
-    """Colour by recipe; the palette is the configuration's, so that it follows the scheme."""
+def recipe_colour(results: Results, *, line: bool = True) -> alt.Color:
+    """Colour by recipe, keyed by a ``line`` or a point; the palette is the configuration's."""
+    symbol = (
+        {"symbolType": "stroke", "symbolStrokeWidth": 3, "symbolSize": 260} if line else {"symbolSize": 90}
+    )
     return alt.Color(
         "recipe:N",
         scale=alt.Scale(domain=[r.recipe for r in results.recipes]),
-        legend=alt.Legend(title=None, symbolType="stroke", symbolStrokeWidth=3, symbolSize=260),
+        legend=alt.Legend(title=None, symbolOpacity=1, **symbol),
     )
 
 
@@ -63,7 +66,7 @@ def recipe_shape(results: Results) -> alt.Shape:
             domain=[r.recipe for r in results.recipes],
             range=[series_shape(r.index) for r in results.recipes],
         ),
-        legend=None,
+        legend=alt.Legend(title=None),
     )
 
 
@@ -72,17 +75,16 @@ def inline(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
     return alt.Data(values=[{name: _rounded(value) for name, value in row.items()} for row in rows])
 
 
-def spec_of(layers: list[Any], *, height: int | alt.Step = CHART_HEIGHT, **properties: Any) -> dict[str, Any]:
-    """``layers`` on top of each other as a checked Vega-Lite spec as wide as its container."""
+def spec_of(layers: list[Any], *, height: int = CHART_HEIGHT, **properties: Any) -> dict[str, Any]:
+    """``layers`` on top of each other as a Vega-Lite spec as wide as its container."""
     chart = (
         alt.layer(*layers).add_params(_HIGHLIGHT).properties(width="container", height=height, **properties)
     )
-    spec: dict[str, Any] = chart.to_dict(context={"pre_transform": False})
+    # The tests check the specs of every kind of chart: checking each row of the data here takes seconds.
+    spec: dict[str, Any] = chart.to_dict(validate=False, context={"pre_transform": False})
     # The page and the image each bring their own configuration.
     spec.pop("config", None)
-    # A height by steps is not to be fitted, and naming it draws a warning.
-    if isinstance(height, int):
-        spec["autosize"] = {"type": "fit-x", "contains": "padding"}
+    spec["autosize"] = {"type": "fit-x", "contains": "padding"}
     return spec
 
 

@@ -12,7 +12,6 @@ from muonwire.report.charts.parts import (
     recipe_colour,
     recipe_dash,
     recipe_key,
-    recipe_shape,
     spec_of,
 )
 from muonwire.report.results import Results
@@ -40,7 +39,8 @@ def loss_by_rate(results: Results) -> Chart | None:
     notes = []
     if worst > top:
         notes.append(
-            f"Losses above {loss_text(top)} are drawn as triangles at the upper edge; the worst is {loss_text(worst)}."
+            f"Losses above {loss_text(top)} are drawn as triangles at the upper edge; the worst is "
+            f"{loss_text(worst)}."
         )
     if finished.height < rates.height:
         notes.append("A cross at the upper edge is a rate at which a run diverged.")
@@ -48,8 +48,10 @@ def loss_by_rate(results: Results) -> Chart | None:
     return Chart(
         name="loss_by_rate",
         title="Loss by learning rate",
-        how_to_read="Each recipe is compared at its own best rate, which the larger ring marks. A flat valley means the "
-        "recipe forgives a badly chosen rate; a ring at the end of its line means the grid may be too narrow.",
+        how_to_read="Each recipe is compared at its own best rate, which the larger ring marks. A flat "
+        "valley means the "
+        "recipe forgives a badly chosen rate; a ring at the end of its line means the grid may be too "
+        "narrow.",
         spec=spec_of(_layers(results, rows=_rows(rates, top=top), low=low, top=top)),
         key=recipe_key(r for r in results.ordered if r.recipe in drawn),
         notes=tuple(notes),
@@ -57,7 +59,7 @@ def loss_by_rate(results: Results) -> Chart | None:
 
 
 def _rates(results: Results) -> pl.DataFrame:
-    """By recipe and rate: mean and extremes of the final loss over the seeds, and how many of them diverged."""
+    """By recipe and rate: mean and extremes of the final loss over the seeds, and how many diverged."""
     return (
         results.curves.filter(pl.col("lr") > 0)
         .group_by("recipe", "lr", "seed", maintain_order=True)
@@ -133,7 +135,7 @@ def _layers(results: Results, *, rows: list[dict[str, Any]], low: float, top: fl
         .mark_line(strokeWidth=1.75, opacity=opacity(0.85), clip=True)
         .encode(x=x, y=alt.Y("loss:Q", title="final evaluation loss", scale=scale), color=colour)
         .encode(strokeDash=recipe_dash(results)),
-        points("finished", filled=True, size=45).encode(shape=recipe_shape(results)),
+        points("finished", filled=True, size=45),
         points("over", filled=True, size=70, shape="triangle-up"),
         points("diverged", filled=True, size=90, shape="cross", angle=45),
         base.transform_filter("datum.best && datum.mark === 'finished'")
