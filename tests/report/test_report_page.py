@@ -110,10 +110,9 @@ def test_page_is_the_same_again(written):
     assert render_page(page) == written[0].read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
-def test_specs_are_valid(seeds):
+def test_specs_are_valid():
     diverging = Made(recipe="diverging", final=3.3, bits=4.0, diverged_seeds=(0,))
-    charts = page_of((*FOUR, diverging), seeds=seeds).charts
+    charts = page_of((*FOUR, diverging), seeds=(0, 1, 2)).charts
     assert tuple(chart.name for chart in charts) == NAMES
     for chart in charts:
         alt.LayerChart.from_dict(with_little_data(chart.spec), validate=True)

@@ -3,6 +3,7 @@
 import pytest
 
 from muonwire.report.charts.frontier import frontier
+from muonwire.report.cut import cut_above
 from muonwire.report.labels import place_labels
 from muonwire.report.scales import focus_domain, log_domain, log_ticks, wants_log
 from muonwire.report.units import bytes_text, digits_text, listing_text, loss_text, ratio_text, seconds_text
@@ -107,3 +108,13 @@ def test_labels_do_not_cover_each_other():
             assert not (
                 a[0] < b[2] - 1e-6 and b[0] < a[2] - 1e-6 and a[1] < b[3] - 1e-6 and b[1] < a[3] - 1e-6
             )
+
+
+def test_cut_leaves_and_comes_back_on_the_edge():
+    line = [(1.0, 5.0), (10.0, 3.0), (100.0, 5.0), (1000.0, 5.0), (10000.0, 3.0)]
+    pieces = cut_above(line, top=4.0, log=True)
+    assert [len(piece) for piece in pieces] == [3, 2]
+    assert pieces[0] == [pytest.approx((10**0.5, 4.0)), (10.0, 3.0), pytest.approx((10**1.5, 4.0))]
+    assert pieces[1] == [pytest.approx((10**3.5, 4.0)), (10000.0, 3.0)]
+    assert cut_above(line, top=2.0, log=True) == []
+    assert cut_above(line, top=5.0, log=True) == [line]

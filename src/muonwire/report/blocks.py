@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from markupsafe import Markup
 
 from muonwire.errors import UsageError
+from muonwire.report.theme import SOLID
 
 Text = str | Markup
 
@@ -23,7 +24,7 @@ class Swatch:
     """How a series is drawn: place in the palette and dash, or a colour of its own."""
 
     series: int = 0
-    dash: tuple[int, ...] = (1, 0)
+    dash: tuple[int, ...] = SOLID
     colour: str | None = None
 
     @property

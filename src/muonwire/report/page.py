@@ -8,7 +8,7 @@ from typing import Any
 import altair
 import jinja2
 import vl_convert
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from muonwire.errors import UsageError
 from muonwire.report.blocks import Page
@@ -64,7 +64,13 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["without_legends"] = without_legends
+    environment.filters["breakable"] = _breakable
     return environment
+
+
+def _breakable(text: str | Markup) -> Markup:
+    """``text`` with a place to break before its options, so that a narrow column keeps words whole."""
+    return text if isinstance(text, Markup) else Markup(escape(text).replace("(", Markup("<wbr>(")))
 
 
 @functools.cache

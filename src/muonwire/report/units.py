@@ -13,8 +13,8 @@ def digits_text(value: float, *, digits: int = 3) -> str:
     if abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
     # Rounded first, as rounding may add a digit: 0.9996 to three digits is 1.00.
-    value = float(f"{value:.{digits - 1}e}")
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{abs(value):.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
     return f"{value:,.{decimals}f}"
 
 

@@ -17,6 +17,7 @@ from muonwire.report.charts.parts import (
     recipe_key,
     spec_of,
 )
+from muonwire.report.cut import cut_above
 from muonwire.report.results import Results
 from muonwire.report.scales import focus_domain, log_domain, log_ticks, wants_log
 from muonwire.report.units import (
@@ -206,7 +207,7 @@ def _layers(
     if axis.log:
         span = log_domain(costs)
         scale = alt.Scale(type="log", domain=list(span), nice=False)
-        ticks: dict[str, Any] = {"values": log_ticks(*span)}
+        ticks: dict[str, Any] = {"values": log_ticks(*span), "labelOverlap": "greedy"}
     else:
         scale = alt.Scale(domain=[0, max(costs) or 1.0], nice=False)
         ticks = {}
@@ -217,21 +218,20 @@ def _layers(
     x = alt.X("cost:Q", title=axis.title, scale=scale, axis=alt.Axis(**ticks))
     y = alt.Y("loss:Q", title="evaluation loss", scale=alt.Scale(domain=list(domain), zero=False, nice=False))
     colour, dash = recipe_colour(results), recipe_dash(results)
+    top = domain[1]
     layers: list[Any] = []
     if results.num_seeds > 1:
-        faint = inline(_seed_rows(shown))
         layers.append(
-            alt.Chart(faint)
-            .mark_line(clip=True, strokeWidth=1, opacity=opacity(0.4))
-            .encode(x=x, y=y, color=colour, strokeDash=dash, detail="seed:N", order="step:Q")
+            alt.Chart(inline(_lines(shown, top=top, log=axis.log)))
+            .mark_line(strokeWidth=1, strokeOpacity=opacity(0.4))
+            .encode(x=x, y=y, color=colour, strokeDash=dash, detail=["seed:N", "piece:N"])
         )
     else:
         means = shown.with_columns(low=pl.col("eval_loss"), high=pl.col("eval_loss"))
-    rows = inline(_mean_rows(means, axis=axis))
     layers.append(
-        alt.Chart(rows)
-        .mark_line(clip=True, strokeWidth=2.25, opacity=opacity(1))
-        .encode(x=x, y=y, color=colour, strokeDash=dash, order="step:Q")
+        alt.Chart(inline(_lines(means.with_columns(seed=0), top=top, log=axis.log)))
+        .mark_line(strokeWidth=2.25, strokeOpacity=opacity(1))
+        .encode(x=x, y=y, color=colour, strokeDash=dash, detail="piece:N")
     )
     if crosses:
         layers.append(
@@ -241,8 +241,8 @@ def _layers(
         )
     near = alt.selection_point(name="near", on="pointermove", nearest=True, clear="pointerout", empty=False)
     layers.append(
-        alt.Chart(rows)
-        .mark_point(clip=True, filled=True, size=70)
+        alt.Chart(inline(_points(means.filter(pl.col("eval_loss") <= top), axis=axis)))
+        .mark_point(filled=True, size=70)
         .encode(
             x=x,
             y=y,
@@ -255,11 +255,22 @@ def _layers(
     return layers
 
 
-def _seed_rows(shown: pl.DataFrame) -> list[dict[str, Any]]:
-    return shown.select("recipe", "seed", "step", "cost", pl.col("eval_loss").alias("loss")).to_dicts()
+def _lines(runs: pl.DataFrame, *, top: float, log: bool) -> list[dict[str, Any]]:
+    """One row per point of each line, cut off at ``top``."""
+    rows = []
+    for run in runs.partition_by("recipe", "seed", maintain_order=True):
+        recipe, seed = run.row(0, named=True)["recipe"], run.row(0, named=True)["seed"]
+        pieces = cut_above(run.select("cost", "eval_loss").rows(), top=top, log=log)
+        rows += [
+            {"recipe": recipe, "seed": seed, "piece": number, "cost": cost, "loss": loss}
+            for number, piece in enumerate(pieces)
+            for cost, loss in piece
+        ]
+    return rows
 
 
-def _mean_rows(means: pl.DataFrame, *, axis: _Axis) -> list[dict[str, Any]]:
+def _points(means: pl.DataFrame, *, axis: _Axis) -> list[dict[str, Any]]:
+    """One row per evaluation, with what its tooltip says."""
     rows = []
     for row in means.iter_rows(named=True):
         out = {

@@ -96,7 +96,9 @@ def _layers(results: Results, *, shown: list[RecipeResult], low: float, high: fl
         "bits:Q",
         title="bits sent per parameter and step, logarithmic",
         scale=alt.Scale(type="log", domain=list(span), nice=False),
-        axis=alt.Axis(values=log_ticks(*span), labelExpr="format(datum.value, '.6~g')"),
+        axis=alt.Axis(
+            values=log_ticks(*span), labelOverlap="greedy", labelExpr="format(datum.value, '.6~g')"
+        ),
     )
     scale = alt.Scale(domain=[low, high], zero=False, nice=False)
     y = alt.Y("loss:Q", title="final evaluation loss", scale=scale)

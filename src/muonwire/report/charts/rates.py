@@ -108,7 +108,7 @@ def _layers(results: Results, *, rows: list[dict[str, Any]], low: float, top: fl
         "lr:Q",
         title="learning rate, logarithmic",
         scale=alt.Scale(type="log", domain=list(span), nice=False),
-        axis=alt.Axis(values=ticks, labelExpr="format(datum.value, '.3~g')"),
+        axis=alt.Axis(values=ticks, labelOverlap="greedy", labelExpr="format(datum.value, '.3~g')"),
     )
     scale = alt.Scale(domain=[low, top], zero=False, nice=False)
     colour = recipe_colour(results)
