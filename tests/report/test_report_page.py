@@ -127,6 +127,8 @@ def test_page_specs_have_no_legend():
     for chart in page_of().charts:
         vega = vl_convert.vegalite_to_vega(without_legends(chart.spec), vl_version=VEGA_LITE_VERSION)
         assert not vega.get("legends")
+        # A Voronoi overlay would read the text fields of tooltips from the wrong object.
+        assert "voronoi" not in json.dumps(vega)
 
 
 def test_hostile_names_stay_text():

@@ -239,10 +239,11 @@ def _layers(
             .mark_point(shape="cross", angle=45, size=110, filled=True, opacity=opacity(1))
             .encode(x=x, y=y, color=colour)
         )
-    near = alt.selection_point(name="near", on="pointermove", nearest=True, clear="pointerout", empty=False)
+    # Not `nearest`: its tooltips read text fields from the wrong object, and say "undefined".
+    near = alt.selection_point(name="near", on="pointerover", clear="pointerout", empty=False)
     layers.append(
         alt.Chart(inline(_points(means.filter(pl.col("eval_loss") <= top), axis=axis)))
-        .mark_point(filled=True, size=70)
+        .mark_point(filled=True, size=150)
         .encode(
             x=x,
             y=y,
