@@ -27,3 +27,7 @@ class DivergedReplicasError(ExchangeError):
 
 class NonFiniteUpdateError(ArithmeticError):
     """A loss or an update is not finite on some replica; raised on all of them in the same step, before weights move."""
+
+
+class StoppedError(Exception):
+    """A run ended before its last step because it was asked to (SIGTERM, Ctrl-C); a checkpoint was left."""

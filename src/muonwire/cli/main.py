@@ -1,6 +1,6 @@
 """`muonwire COMMAND ...`: finds the command, runs it, and turns its errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a replica or an exchange failed, 2 bad input, 130 interrupted.
+Exit codes: 0 done, 1 a replica or an exchange failed, 2 bad input, 130 interrupted, 143 stopped on request with a checkpoint.
 """
 
 import importlib
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from muonwire import __version__
-from muonwire.errors import ExchangeError, PayloadError, UsageError
+from muonwire.errors import ExchangeError, PayloadError, StoppedError, UsageError
 
 COMMANDS = {
     "train": ("muonwire.cli.train", "train one recipe on one replica or many"),
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_fail(f"error: {error}", 2))
     except (ExchangeError, PayloadError) as error:
         sys.exit(_fail(f"error: {error}", 1))
+    except StoppedError as error:
+        sys.exit(_fail(str(error), 143))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("muonwire"):
             raise

@@ -11,7 +11,7 @@ from muonwire import __version__
 from muonwire.compare.config import CompareConfig
 from muonwire.compare.runs import pending, worker
 from muonwire.compare.summary import curves, summarize
-from muonwire.errors import ExchangeError
+from muonwire.errors import ExchangeError, StoppedError
 from muonwire.report import ReportSetting, write_compare_report
 from muonwire.tasks.text import TextTask
 from muonwire.train.checkpoint import write_json
@@ -68,6 +68,8 @@ def _setting(config: CompareConfig, command: str, summary: list[dict[str, Any]])
         machine=machine(),
         versions={"muonwire": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         notes=notes,
+        reference=config.recipes[0],
+        subject=next((r for r in config.recipes if r.startswith("local_muon")), None),
     )
 
 
@@ -83,6 +85,7 @@ def compare(config: CompareConfig, *, command: str) -> list[dict[str, Any]]:
     Raises:
         UsageError: bad settings or data, before anything is trained.
         ReplicaLostError, ExchangeError: a replica was lost; the report shows what was finished before.
+        StoppedError: SIGTERM or Ctrl-C; likewise.
     """
     config = config.resolve()
     assert config.recipes and config.lr_grid and config.seeds and config.replicas
@@ -96,7 +99,7 @@ def compare(config: CompareConfig, *, command: str) -> list[dict[str, Any]]:
                 worker(config)
             else:
                 launch(worker, (config,), replicas=config.replicas, port=config.port)
-    except ExchangeError:
+    except (ExchangeError, StoppedError):
         write_tables(config, command=command)
         raise
     return write_tables(config, command=command)

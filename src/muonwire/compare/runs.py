@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from muonwire.compare.config import CompareConfig
-from muonwire.errors import UsageError
+from muonwire.errors import StoppedError, UsageError
 from muonwire.exchange import Exchange
 from muonwire.tasks.text import TextTask
 from muonwire.train.checkpoint import write_json
@@ -109,7 +109,7 @@ def worker(config: CompareConfig) -> None:
         while runs := pending(config):
             for run in runs:
                 if not _one_run(config, run, task, make_exchange()):
-                    return
+                    raise StoppedError(f"stopped; the same command goes on from {config.out}")
             # Everyone has seen the last result before anyone looks at what is left.
             make_exchange().gather(b"done", purpose="control")
 

@@ -19,12 +19,15 @@ import torch
 import torch.distributed as dist
 
 from muonwire import errors
-from muonwire.errors import ExchangeError, ReplicaLostError, UsageError
+from muonwire.errors import ExchangeError, PayloadError, ReplicaLostError, StoppedError, UsageError
 from muonwire.exchange import Exchange, ProcessGroupExchange, SingleReplica
 
 # A replica that lost another one stays this long, so that its own end is not taken for the cause of the failure.
 LINGER_S = 3.0
 EXCHANGE_TIMEOUT_S = 600.0
+
+# What the launcher tells in a line; anything else is a bug and comes with its traceback.
+_TOLD = (UsageError, ExchangeError, PayloadError, StoppedError, SystemExit, KeyboardInterrupt)
 
 Worker = Callable[..., None]
 
@@ -95,9 +98,10 @@ def _enter(worker: Worker, args: Sequence[Any], errors_folder: str) -> None:
         (Path(errors_folder) / f"rank_{rank}.json").write_text(json.dumps(record))
         if isinstance(error, ReplicaLostError):
             time.sleep(LINGER_S)
-        if not isinstance(error, UsageError | ExchangeError | ReplicaLostError | SystemExit | KeyboardInterrupt):
+        if not isinstance(error, _TOLD):
             raise
-        # The launcher tells the reason; a traceback of every replica would bury it.
+        # The launcher tells the reason; a traceback of every replica would bury it. An ordinary end would wait for the launcher
+        # to fetch a return value, which it does not do once it has been signalled.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
@@ -116,10 +120,12 @@ def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0)
         UsageError: a bad number of replicas or port, or what a worker raised as such.
         ReplicaLostError: a replica was killed; names its rank and the signal.
         ExchangeError: a replica failed; names its rank and the error.
+        StoppedError: the replicas stopped because they were asked to.
     """
     if replicas < 1:
         raise UsageError(f"replicas: {replicas}; at least 1 is needed")
     check_port(port)
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -144,11 +150,13 @@ def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0)
         elastic_launch(config, _enter)(worker, list(args), folder)
     except ChildFailedError as error:
         raise _explain(error.failures, Path(folder), replicas) from error
+    except SignalException as error:
+        raise _explain({}, Path(folder), replicas, default=StoppedError(str(error))) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _explain(failures: Any, folder: Path, replicas: int) -> Exception:
+def _explain(failures: Any, folder: Path, replicas: int, default: Exception | None = None) -> Exception:
     """The cause among everything that the failed processes left: a kill before an error, an error before its consequences."""
     records = {int(p.stem.removeprefix("rank_")): json.loads(p.read_text()) for p in sorted(folder.glob("rank_*.json"))}
     for rank, failure in sorted(failures.items()):
@@ -167,5 +175,7 @@ def _explain(failures: Any, folder: Path, replicas: int) -> Exception:
         if isinstance(kind, type) and issubclass(kind, Exception):
             return kind(record["message"])
         return ExchangeError(f"replica {rank} of {replicas} failed with {record['type']}: {record['message']}")
+    if default is not None:
+        return default
     rank, failure = next(iter(sorted(failures.items())))
     return ExchangeError(f"replica {rank} of {replicas} ended with exit code {failure.exitcode} and left no message")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from muonwire import recipes
-from muonwire.errors import UsageError
+from muonwire.errors import StoppedError, UsageError
 from muonwire.exchange import Exchange
 from muonwire.tasks.text import TextTask
 from muonwire.train import checkpoint
@@ -38,7 +38,7 @@ def train_here(config: TrainConfig, folder: Path, exchange: Exchange, *, resume:
         _describe(trainer)
     with on_stop_signal(trainer.request_stop), progress_bar(config.recipe, enabled=first) as show:
         result = trainer.run(show)
-    if first:
+    if first and result.finished:
         print(_outcome(result, folder), flush=True)
     return result
 
@@ -54,8 +54,6 @@ def _describe(trainer: Trainer) -> None:
 def _outcome(result: RunResult, folder: Path) -> str:
     if result.diverged:
         return f"diverged in step {result.steps + 1}: a loss or an update is not finite; a lower --lr may help"
-    if not result.finished:
-        return f"stopped after step {result.steps}; the same command with --resume continues from {folder}"
     return (
         f"step {result.steps}: evaluation loss {result.final_eval_loss:.4f}, "
         f"{result.bits_per_parameter_step:.3g} bit per parameter and step, weights {result.weights_digest}; see {folder}"
@@ -67,7 +65,9 @@ def _worker(config: TrainConfig, folder: Path, resume: bool, threads: int | None
     with process_group() as make_exchange:
         exchange = make_exchange()
         set_threads(exchange.world_size, threads)
-        train_here(config, folder, exchange, resume=resume)
+        result = train_here(config, folder, exchange, resume=resume)
+        if not result.finished:
+            raise StoppedError(f"stopped after step {result.steps}; the same command with --resume continues from {folder}")
 
 
 def train(
@@ -92,6 +92,7 @@ def train(
     Raises:
         UsageError: bad settings or data, or a folder that holds another run.
         ReplicaLostError, ExchangeError: a replica was lost; its last checkpoint is kept.
+        StoppedError: SIGTERM or Ctrl-C; a checkpoint was written.
     """
     if os.environ.get("RANK", "0") == "0":
         prepare_folder(folder, config, resume=resume)
