@@ -32,21 +32,26 @@ def _print_table(summary: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="evaluation loss at each recipe's best rate")
-    table.add_column("recipe", no_wrap=True)
-    for heading in ("seed", "lr", "loss", "bits/param/step", "sent/step", "compute s", "optimizer s", "exchange s", "link s"):
-        table.add_column(heading, justify="right")
+    table.add_column("recipe", overflow="fold")
+    for heading in ("seed", "lr", "loss", "bit/param", "kB sent", "s here", "s on link"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for entry in sorted(summary, key=lambda e: (e["final_eval_loss"] is None, e["final_eval_loss"])):
-        loss = "diverged" if entry["final_eval_loss"] is None else f"{entry['final_eval_loss']:.4f}"
+        here_s = sum(entry[f"{part}_s_per_step"] for part in ("compute", "optimizer", "exchange"))
         table.add_row(
             entry["recipe"],
             str(entry["seed"]),
             f"{entry['lr']:g}" + ("*" if entry["lr_at_grid_edge"] else ""),
-            loss,
+            "diverged" if entry["final_eval_loss"] is None else f"{entry['final_eval_loss']:.4f}",
             f"{entry['bits_per_parameter_step']:.3g}",
-            f"{entry['bytes_sent_per_step'] / 1e3:,.1f} kB",
-            *(f"{entry[f'{part}_s_per_step']:.3f}" for part in ("compute", "optimizer", "exchange", "link")),
+            f"{entry['bytes_sent_per_step'] / 1e3:,.1f}",
+            f"{here_s:.3f}",
+            f"{here_s - entry['exchange_s_per_step'] + entry['link_s_per_step']:.3f}",
         )
     console = Console()
     console.print(table)
+    console.print(
+        "per replica and optimizer step; on link: measured compute and optimizer time, and measured bytes at the stated link",
+        style="dim",
+    )
     if any(entry["lr_at_grid_edge"] for entry in summary):
         console.print("* the best rate is at the edge of the grid: a wider --lr-grid may find a better one")

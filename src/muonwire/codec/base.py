@@ -5,13 +5,14 @@ behind a header that names version, codec, shapes and checksum (codec/payload.py
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from muonwire.codec import payload as payloads
+from muonwire.errors import UsageError
 
 Shape = tuple[int, ...]
 
@@ -22,13 +23,22 @@ class Encoded:
 
     Args:
         body: its bytes.
-        decoded: what ``decode_body(body)`` gives, to the last bit.
-        selected: the entries that were sent, before quantization: the rest of the tensor is what selection dropped.
+        restore_decoded, restore_selected: make the two tensors below, which not every caller needs.
     """
 
     body: bytes
-    decoded: Tensor
-    selected: Tensor
+    restore_decoded: Callable[[], Tensor]
+    restore_selected: Callable[[], Tensor]
+
+    @property
+    def decoded(self) -> Tensor:
+        """What ``decode_body(body)`` gives, to the last bit, on the encoded tensor's device."""
+        return self.restore_decoded()
+
+    @property
+    def selected(self) -> Tensor:
+        """The entries that were sent, before quantization: the rest of the tensor is what selection dropped."""
+        return self.restore_selected()
 
 
 class Codec(ABC):
@@ -36,7 +46,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode_body(self, tensor: Tensor) -> Encoded:
-        """Encode one finite floating tensor of any shape."""
+        """Encode one floating tensor of any shape, whose values the caller knows to be finite."""
 
     @abstractmethod
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:
@@ -67,6 +77,10 @@ class Codec(ABC):
         Raises:
             UsageError: the tensor is not floating, or holds a value that is not finite.
         """
+        if not tensor.is_floating_point():
+            raise UsageError(f"codec: the tensor is {tensor.dtype}; codecs take floating tensors")
+        if not bool(tensor.isfinite().all()):
+            raise UsageError(f"codec: the tensor of shape {tuple(tensor.shape)} holds a value that is not finite")
         return payloads.pack(str(self), [(tuple(tensor.shape), tensor.dtype, self.encode_body(tensor).body)])
 
     def decode(self, payload: bytes) -> Tensor:

@@ -54,10 +54,6 @@ class Pipeline(Codec):
 
     def encode_body(self, tensor: Tensor) -> Encoded:
         """See Codec.encode_body."""
-        if not tensor.is_floating_point():
-            raise UsageError(f"codec: the tensor is {tensor.dtype}; codecs take floating tensors")
-        if not bool(tensor.isfinite().all()):
-            raise UsageError(f"codec: the tensor of shape {tuple(tensor.shape)} holds a value that is not finite")
         shape = tuple(tensor.shape)
         blocks = self.transform.forward(tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32)))
         positions = self.select.positions(blocks)
@@ -68,8 +64,8 @@ class Pipeline(Codec):
         data, quantized = self.quantize.encode(values, layout)
         return Encoded(
             body=head + data,
-            decoded=self._restore(quantized, positions, shape).to(tensor.device),
-            selected=self._restore(values, positions, shape).to(tensor.device),
+            restore_decoded=lambda: self._restore(quantized, positions, shape).to(tensor.device),
+            restore_selected=lambda: self._restore(values, positions, shape).to(tensor.device),
         )
 
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:

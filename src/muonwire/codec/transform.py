@@ -61,6 +61,7 @@ class Rows(Transform):
         return blocks.reshape(shape)
 
 
+@lru_cache(maxsize=1024)
 def largest_divisor(size: int, limit: int) -> int:
     """The largest divisor of ``size`` that is at most ``limit``.
 

@@ -92,7 +92,7 @@ def _one_run(config: CompareConfig, run: tuple[str, float, int], task: TextTask,
     if exchange.rank == 0:
         write_json(folder / CONFIG, settings.identity())
     label = f"{recipe} lr={lr:g} seed={seed}"
-    with on_stop_signal(trainer.request_stop), progress_bar(label, enabled=exchange.rank == 0) as show:
+    with on_stop_signal(trainer.request_stop), progress_bar(label, enabled=exchange.rank == 0, lines=False) as show:
         result = trainer.run(show)
     if result.finished and exchange.rank == 0:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -7,8 +7,8 @@ from muonwire.train.loop import Progress
 
 
 @contextmanager
-def progress_bar(label: str, *, enabled: bool = True) -> Iterator[Callable[[Progress], None]]:
-    """A bar with the loss on standard error; where that is not a terminal, one line for each evaluation."""
+def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Iterator[Callable[[Progress], None]]:
+    """A bar with the loss on standard error; where that is not a terminal, one line for each evaluation (unless ``lines`` is False)."""
     if not enabled:
         yield lambda _: None
         return
@@ -20,7 +20,7 @@ def progress_bar(label: str, *, enabled: bool = True) -> Iterator[Callable[[Prog
     if not console.is_terminal:
 
         def print_line(progress: Progress) -> None:
-            if progress.eval_loss is not None:
+            if lines and progress.eval_loss is not None:
                 print(
                     f"{label}: step {progress.step}/{progress.steps}, evaluation loss {progress.eval_loss:.4f}", flush=True
                 )
