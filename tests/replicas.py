@@ -47,7 +47,9 @@ def run_replicas(function, world_size, *args, expect_lost=()):
         for rank in range(world_size):
             ours, theirs = _context.Pipe()
             process = _context.Process(
-                target=_enter, args=(function, rank, world_size, str(Path(folder) / "store"), theirs, args), daemon=True
+                target=_enter,
+                args=(function, rank, world_size, str(Path(folder) / "store"), theirs, args),
+                daemon=True,
             )
             process.start()
             theirs.close()
@@ -82,4 +84,10 @@ def run_replicas(function, world_size, *args, expect_lost=()):
 
 
 # Raised by replicas that a test breaks on purpose; handed back instead of raised.
-_EXPECTED = ("ReplicaLostError", "ExchangeError", "DivergedReplicasError", "NonFiniteUpdateError", "PayloadError")
+_EXPECTED = (
+    "ReplicaLostError",
+    "ExchangeError",
+    "DivergedReplicasError",
+    "NonFiniteUpdateError",
+    "PayloadError",
+)

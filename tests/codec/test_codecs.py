@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from muonwire import codec
-from muonwire.codec import payload as payloads
 from muonwire.codec import pack
+from muonwire.codec import payload as payloads
 from muonwire.errors import PayloadError, UsageError
 
 TEXTS = [
@@ -26,7 +26,21 @@ TEXTS = [
     "dct(chunk=8) | topk(k=2) | sign(scale=none)",
     "dct(chunk=8) | float32",
 ]
-SHAPES = [(4, 6), (16, 5), (1, 9), (9, 1), (1, 1), (7,), (), (0, 3), (3, 0), (64, 96), (13, 17), (2, 3, 4, 5), (130,)]
+SHAPES = [
+    (4, 6),
+    (16, 5),
+    (1, 9),
+    (9, 1),
+    (1, 1),
+    (7,),
+    (),
+    (0, 3),
+    (3, 0),
+    (64, 96),
+    (13, 17),
+    (2, 3, 4, 5),
+    (130,),
+]
 
 
 def made(shape, dtype=torch.float32, seed=0):
@@ -117,7 +131,9 @@ def test_sent_and_kept_add_up_to_the_input(text, rows, columns, exponent, seed):
 
 def test_density_one_without_a_quantizer_is_the_input():
     x = made((33, 20))
-    assert torch.equal(codec.parse("topk(density=1) | float32").decode(codec.parse("topk(density=1) | float32").encode(x)), x)
+    assert torch.equal(
+        codec.parse("topk(density=1) | float32").decode(codec.parse("topk(density=1) | float32").encode(x)), x
+    )
 
 
 def test_a_cosine_transform_is_orthonormal_and_undone():
@@ -166,7 +182,9 @@ def test_signs_are_scaled_by_the_mean_magnitude_of_what_shares_the_scale():
 
 
 @pytest.mark.parametrize("over", ["replicas", "senders"])
-@pytest.mark.parametrize("text", ["topk(density=0.2) | float32", "dct(chunk=8) | topk(k=4) | float32", "float32"])
+@pytest.mark.parametrize(
+    "text", ["topk(density=0.2) | float32", "dct(chunk=8) | topk(k=4) | float32", "float32"]
+)
 def test_the_mean_of_bodies_is_the_mean_of_what_they_decode_to(text, over):
     chosen = codec.parse(text)
     xs = [made((16, 24), seed=s) for s in range(3)]
@@ -192,7 +210,9 @@ def test_positions_cost_little_more_than_their_entropy(density):
     """Rice codes of geometric gaps: at most 3 % over log2 C(n, k), measured on random positions."""
     numel = 512 * 2048
     count = round(density * numel)
-    positions = torch.randperm(numel, generator=torch.Generator().manual_seed(1))[:count].sort().values.numpy()
+    positions = (
+        torch.randperm(numel, generator=torch.Generator().manual_seed(1))[:count].sort().values.numpy()
+    )
     bits = 8 * len(pack.encode_positions(positions))
     bound = (math.lgamma(numel + 1) - math.lgamma(count + 1) - math.lgamma(numel - count + 1)) / math.log(2)
     assert 1.0 <= bits / bound <= 1.03
@@ -205,7 +225,9 @@ def test_positions_round_trip(positions, beyond):
 
     array = np.array(sorted(positions), dtype=np.int64)
     data = pack.encode_positions(array)
-    decoded, read = pack.decode_positions(data + b"\xff" * (beyond % 5), len(array), int(array[-1]) + 1 + beyond)
+    decoded, read = pack.decode_positions(
+        data + b"\xff" * (beyond % 5), len(array), int(array[-1]) + 1 + beyond
+    )
     assert (decoded == array).all()
     assert read == len(data)
 

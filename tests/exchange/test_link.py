@@ -6,7 +6,12 @@ from muonwire.exchange import Link
 
 @pytest.mark.parametrize(
     ("text", "rate", "latency"),
-    [("10mbit/50ms", 10, 0.05), ("1gbit", 1000, 0), ("56kbit/0.2s", 0.056, 0.2), ("2.5Mbit/100us", 2.5, 1e-4)],
+    [
+        ("10mbit/50ms", 10, 0.05),
+        ("1gbit", 1000, 0),
+        ("56kbit/0.2s", 0.056, 0.2),
+        ("2.5Mbit/100us", 2.5, 1e-4),
+    ],
 )
 def test_links_parse(text, rate, latency):
     link = Link.parse(text)
@@ -16,7 +21,9 @@ def test_links_parse(text, rate, latency):
     assert (again.rate_mbit_s, again.latency_s) == pytest.approx((link.rate_mbit_s, link.latency_s))
 
 
-@pytest.mark.parametrize("text", ["", "fast", "10", "10mb", "10mbit/", "10mbit/50", "-1mbit", "0mbit", "10mbit/50ms/x"])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "10", "10mb", "10mbit/", "10mbit/50", "-1mbit", "0mbit", "10mbit/50ms/x"]
+)
 def test_what_is_no_link_says_how_to_write_one(text):
     with pytest.raises(UsageError, match=r"link: .*"):
         Link.parse(text)

@@ -175,7 +175,9 @@ def test_the_state_of_another_chain_is_refused():
 def test_a_group_can_be_added_later_with_a_chain_of_its_own():
     first, second = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))
     optimizer = ChainOptimizer([first], chain=stages.Sign(), lr=0.1)
-    optimizer.add_param_group({"params": [second], "chain": stages.Momentum(nesterov=False, beta=0.0), "lr": 1.0})
+    optimizer.add_param_group(
+        {"params": [second], "chain": stages.Momentum(nesterov=False, beta=0.0), "lr": 1.0}
+    )
     (first.sum() + 2 * second.sum()).backward()
     optimizer.step()
     assert torch.allclose(first, torch.full((2, 2), 0.9))
@@ -193,7 +195,9 @@ def test_a_group_can_be_added_later_with_a_chain_of_its_own():
 )
 def test_bad_groups_say_what_is_allowed(group, says):
     with pytest.raises(UsageError, match=says):
-        ChainOptimizer([{"params": [nn.Parameter(torch.ones(2, 2))], "chain": stages.Sign(), **group}], lr=0.1)
+        ChainOptimizer(
+            [{"params": [nn.Parameter(torch.ones(2, 2))], "chain": stages.Sign(), **group}], lr=0.1
+        )
 
 
 def test_a_parameter_in_two_groups_is_refused():

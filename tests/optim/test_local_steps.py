@@ -23,7 +23,9 @@ def _averaging(steps):
     for step in range(steps):
         train(theirs, plain, 1, start=step, rank=rank, world_size=world_size)
         with torch.no_grad():
-            for p, mean in zip(theirs.parameters(), exchange.mean([p.detach() for p in theirs.parameters()]), strict=True):
+            for p, mean in zip(
+                theirs.parameters(), exchange.mean([p.detach() for p in theirs.parameters()]), strict=True
+            ):
                 p.copy_(mean)
     return weights(ours), weights(theirs)
 
@@ -49,7 +51,9 @@ def test_one_replica_without_compression_is_muon():
 def _synchronized(steps, interval):
     exchange = ProcessGroupExchange()
     model = SmallNet()
-    optimizer = recipes.build("local_muon", model, lr=0.01, exchange=exchange, interval=interval, outer_momentum=0.5)
+    optimizer = recipes.build(
+        "local_muon", model, lr=0.01, exchange=exchange, interval=interval, outer_momentum=0.5
+    )
     digests = []
     for step in range(steps):
         train(model, optimizer, 1, start=step, rank=exchange.rank, world_size=exchange.world_size)
@@ -119,7 +123,9 @@ def test_groups_that_miss_or_repeat_a_parameter_are_refused():
     with pytest.raises(UsageError, match="in no outer group"):
         LocalSteps(inner, [{"params": [first], "chain": chain}], interval=1, exchange=SingleReplica())
     with pytest.raises(UsageError, match="two outer groups"):
-        LocalSteps(inner, [{"params": [first, second, first], "chain": chain}], interval=1, exchange=SingleReplica())
+        LocalSteps(
+            inner, [{"params": [first, second, first], "chain": chain}], interval=1, exchange=SingleReplica()
+        )
     with pytest.raises(UsageError, match="at least 1 local step"):
         LocalSteps(inner, [{"params": [first, second], "chain": chain}], interval=0, exchange=SingleReplica())
 

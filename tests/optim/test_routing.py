@@ -9,7 +9,10 @@ from tests.models import SmallNet
 
 
 def roles(model, **options):
-    return {r.name: (r.role, "polar" if r.polar else "adam", str(r.layout)) for r in route(model, **options).routes}
+    return {
+        r.name: (r.role, "polar" if r.polar else "adam", str(r.layout))
+        for r in route(model, **options).routes
+    }
 
 
 def llama(tied):

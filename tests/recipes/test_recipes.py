@@ -13,7 +13,9 @@ from tests.models import SmallNet, train, weights
 from tests.replicas import run_replicas
 
 # Options under which a recipe compresses nothing, so that it must be its dense counterpart.
-UNCOMPRESSED = {"local_muon": {"interval": 1, "codec": "topk(density=1) | float32", "vector_codec": "float32"}}
+UNCOMPRESSED = {
+    "local_muon": {"interval": 1, "codec": "topk(density=1) | float32", "vector_codec": "float32"}
+}
 
 
 def _replicated(name, steps, options):
@@ -56,7 +58,9 @@ def test_the_first_step_of_distro_is_the_sign_of_what_was_selected():
     """With k at the chunk's size and no quantizer's loss, DisTrO's first step is signSGD's."""
     model = SmallNet()
     before = weights(model)
-    optimizer = recipes.build("distro", model, lr=0.01, k=4096, scale="chunk", subtract="decoded", weight_decay=0.0)
+    optimizer = recipes.build(
+        "distro", model, lr=0.01, k=4096, scale="chunk", subtract="decoded", weight_decay=0.0
+    )
     train(model, optimizer, 1)
     for name, weight in weights(model).items():
         moved = (before[name] - weight).abs()
@@ -76,7 +80,9 @@ def test_the_textual_form_round_trips(text, parsed):
     assert recipes.parse_recipe(recipes.format_recipe(*parsed)) == parsed
 
 
-@pytest.mark.parametrize("text", ["", "muon(", "muon(0.1)", "a.b", "muon(lr=x)", "muon; import os", "[1]", "f(g())"])
+@pytest.mark.parametrize(
+    "text", ["", "muon(", "muon(0.1)", "a.b", "muon(lr=x)", "muon; import os", "[1]", "f(g())"]
+)
 def test_what_is_no_recipe_says_how_to_write_one(text):
     with pytest.raises(UsageError, match="does not parse"):
         recipes.parse_recipe(text)

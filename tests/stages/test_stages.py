@@ -34,9 +34,7 @@ SHAPES = [(6, 9), (9, 6), (5, 5), (1, 7), (7, 1), (1, 1), (0, 3)]
 
 
 def context(count, lr=0.1, step=1):
-    return stages.Context(
-        lr=lr, step=step, exchange=SingleReplica(), layouts=[stages.MatrixLayout()] * count
-    )
+    return stages.Context(lr=lr, step=step, exchange=SingleReplica(), layouts=[stages.MatrixLayout()] * count)
 
 
 def updates(dtype=torch.float32, seed=0):
@@ -90,7 +88,8 @@ def test_chains_compose_associatively_and_name_their_members():
     assert [n for n, _ in twice.members] == ["momentum", "sign", "momentum_2"]
     params = updates(seed=1)
     outputs = [
-        chain.apply(updates(), params, [chain.init(p) for p in params], context(len(params))) for chain in (left, right)
+        chain.apply(updates(), params, [chain.init(p) for p in params], context(len(params)))
+        for chain in (left, right)
     ]
     assert all(torch.equal(x, y) for x, y in zip(*outputs, strict=True))
 

@@ -76,7 +76,12 @@ def test_a_tokenizer_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "cannot be read"), (b"", "is empty"), (b" \n ", "is empty"), (b"too short", "give a text of at least")],
+    [
+        (None, "cannot be read"),
+        (b"", "is empty"),
+        (b" \n ", "is empty"),
+        (b"too short", "give a text of at least"),
+    ],
 )
 def test_bad_texts_say_what_is_wrong(tmp_path, content, says):
     path = tmp_path / "text.txt"

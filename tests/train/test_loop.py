@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -21,7 +22,14 @@ def task():
 
 
 def config(**options):
-    defaults = {"steps": 8, "evaluate_every": 4, "checkpoint_every": 4, "digest_every": 4, "task": TINY, "lr": 0.01}
+    defaults = {
+        "steps": 8,
+        "evaluate_every": 4,
+        "checkpoint_every": 4,
+        "digest_every": 4,
+        "task": TINY,
+        "lr": 0.01,
+    }
     return TrainConfig(**{**defaults, "tensorboard": False, **options})
 
 
@@ -45,7 +53,10 @@ def test_a_run_that_was_cut_off_continues_with_bit_identical_losses(recipe, task
     resumed = again.run()
     assert resumed.weights_digest == whole.weights_digest
     assert resumed.final_eval_loss == whole.final_eval_loss
-    losses = [[(r["step"], r.get("local_loss"), r.get("eval_loss")) for r in read_metrics(tmp_path / d)] for d in ("whole", "cut")]
+    losses = [
+        [(r["step"], r.get("local_loss"), r.get("eval_loss")) for r in read_metrics(tmp_path / d)]
+        for d in ("whole", "cut")
+    ]
     assert losses[0] == losses[1]
 
 
@@ -144,7 +155,10 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path):
 
 
 def test_trees_of_states_round_trip():
-    tree = {"state": {0: {"a": torch.ones(2, dtype=torch.bfloat16), "n": 3}}, "list": [1.5, None, True, "x", {"t": torch.zeros(0)}]}
+    tree = {
+        "state": {0: {"a": torch.ones(2, dtype=torch.bfloat16), "n": 3}},
+        "list": [1.5, None, True, "x", {"t": torch.zeros(0)}],
+    }
     tensors = {}
     flat = json.loads(json.dumps(checkpoint.flatten(tree, tensors)))
     back = checkpoint.unflatten(flat, tensors)
@@ -160,7 +174,7 @@ def test_schedules_rise_to_the_peak_and_end_at_the_floor(kind):
     assert max(factors) == pytest.approx(1.0, abs=0.01)
     assert factors[9] == 1.0
     assert factors[-1] == pytest.approx(1.0 if kind == "constant" else 0.1)
-    assert all(a >= b for a, b in zip(factors[9:], factors[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,16 @@ SMALL = ["--sequence", "16", "--batch", "2", "--evaluation-sequences", "8", "--l
 def command(out, *extra, recipe="local_muon(interval=4)", steps=60, replicas=3):
     return [
         *(sys.executable, "-m", "muonwire", "train", "--recipe", recipe, "--steps", str(steps)),
-        *("--replicas", str(replicas), "--out", str(out), "--checkpoint-every", "10", "--evaluate-every", "20"),
+        *(
+            "--replicas",
+            str(replicas),
+            "--out",
+            str(out),
+            "--checkpoint-every",
+            "10",
+            "--evaluate-every",
+            "20",
+        ),
         *SMALL,
         *extra,
     ]
@@ -123,7 +132,16 @@ def test_resume_with_another_number_of_replicas_is_refused(undisturbed):
 
 def test_torchrun_starts_the_same_run(undisturbed, tmp_path):
     args = command(tmp_path)[3:]
-    launched = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "muonwire", *args]
+    launched = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "3",
+        "-m",
+        "muonwire",
+        *args,
+    ]
     done = run(launched)
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path) == outcome(undisturbed[0])

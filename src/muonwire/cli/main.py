@@ -12,7 +12,10 @@ from muonwire.errors import ExchangeError, PayloadError, StoppedError, UsageErro
 
 COMMANDS = {
     "train": ("muonwire.cli.train", "train one recipe on one replica or many"),
-    "compare": ("muonwire.cli.compare", "train several recipes on the same work and report loss against steps, bytes, time"),
+    "compare": (
+        "muonwire.cli.compare",
+        "train several recipes on the same work and report loss against steps, bytes, time",
+    ),
     "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
 }
 
@@ -20,7 +23,12 @@ COMMANDS = {
 def usage() -> str:
     """The text of `muonwire --help`."""
     width = max(map(len, COMMANDS))
-    lines = [f"muonwire {__version__}: Muon over slow links, every byte counted", "", "usage: muonwire COMMAND [options]", ""]
+    lines = [
+        f"muonwire {__version__}: Muon over slow links, every byte counted",
+        "",
+        "usage: muonwire COMMAND [options]",
+        "",
+    ]
     lines += [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
     lines += ["", "muonwire COMMAND --help tells a command's options, with examples."]
     return "\n".join(lines)

@@ -7,4 +7,16 @@ from muonwire.codec.select import All, TopK
 from muonwire.codec.text import parse
 from muonwire.codec.transform import Dct, Rows
 
-__all__ = ["All", "BFloat16", "Codec", "Dct", "Encoded", "Float32", "Pipeline", "Rows", "Sign", "TopK", "parse"]
+__all__ = [
+    "All",
+    "BFloat16",
+    "Codec",
+    "Dct",
+    "Encoded",
+    "Float32",
+    "Pipeline",
+    "Rows",
+    "Sign",
+    "TopK",
+    "parse",
+]

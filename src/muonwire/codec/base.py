@@ -80,7 +80,9 @@ class Codec(ABC):
         if not tensor.is_floating_point():
             raise UsageError(f"codec: the tensor is {tensor.dtype}; codecs take floating tensors")
         if not bool(tensor.isfinite().all()):
-            raise UsageError(f"codec: the tensor of shape {tuple(tensor.shape)} holds a value that is not finite")
+            raise UsageError(
+                f"codec: the tensor of shape {tuple(tensor.shape)} holds a value that is not finite"
+            )
         return payloads.pack(str(self), [(tuple(tensor.shape), tensor.dtype, self.encode_body(tensor).body)])
 
     def decode(self, payload: bytes) -> Tensor:

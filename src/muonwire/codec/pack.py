@@ -59,7 +59,9 @@ def decode_positions(data: bytes, count: int, limit: int) -> tuple[Ints, int]:
     b = data[0] if data else LARGEST_RICE_BITS + 1
     fields_bytes = (count * b + 7) // 8
     if b > LARGEST_RICE_BITS or len(data) < 1 + fields_bytes:
-        raise PayloadError(f"payload: Rice parameter {b} with {count} positions does not fit its {len(data)} bytes")
+        raise PayloadError(
+            f"payload: Rice parameter {b} with {count} positions does not fit its {len(data)} bytes"
+        )
     low = unpack_fields(data[1 : 1 + fields_bytes], count, b)
     # A valid unary part has `count` ones and at most limit >> b zeros, which bounds what is looked at.
     longest = (count + (limit >> b) + 7) // 8

@@ -10,5 +10,9 @@ class Part:
     name: ClassVar[str]
 
     def __str__(self) -> str:
-        options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) is not None]  # type: ignore[arg-type]
+        options = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)  # type: ignore[arg-type]
+            if getattr(self, f.name) is not None
+        ]
         return f"{self.name}({', '.join(options)})" if options else self.name

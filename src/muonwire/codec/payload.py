@@ -119,7 +119,9 @@ def unpack(
     if version != VERSION:
         raise PayloadError(f"payload: version {version}, this reader knows {VERSION}: update the older side")
     if zlib.crc32(memoryview(payload)[_HEAD.size :]) != checksum:
-        raise PayloadError(f"payload: checksum {checksum:#010x} does not match its content: damaged on the way")
+        raise PayloadError(
+            f"payload: checksum {checksum:#010x} does not match its content: damaged on the way"
+        )
     reader = _Reader(payload, _HEAD.size)
     written_by = reader.take(reader.varint("codec length"), "codec").decode(errors="replace")
     if codec_text is not None and written_by != codec_text:

@@ -50,12 +50,16 @@ class Pipeline(Codec):
 
     def __str__(self) -> str:
         parts = [self.transform] if not isinstance(self.transform, Rows) else []
-        return " | ".join(str(p) for p in (*parts, *([] if isinstance(self.select, All) else [self.select]), self.quantize))
+        return " | ".join(
+            str(p) for p in (*parts, *([] if isinstance(self.select, All) else [self.select]), self.quantize)
+        )
 
     def encode_body(self, tensor: Tensor) -> Encoded:
         """See Codec.encode_body."""
         shape = tuple(tensor.shape)
-        blocks = self.transform.forward(tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32)))
+        blocks = self.transform.forward(
+            tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+        )
         positions = self.select.positions(blocks)
         flat = blocks.reshape(-1)
         values = flat if positions is None else flat[positions]

@@ -51,7 +51,9 @@ class Quantize(Part):
         """Raise PayloadError where ``data`` cannot be ``count`` values."""
         expected = self.num_bytes(count, num_blocks)
         if len(data) != expected:
-            raise PayloadError(f"payload: {len(data)} bytes of values; {count} values of {self} take {expected}")
+            raise PayloadError(
+                f"payload: {len(data)} bytes of values; {count} values of {self} take {expected}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,11 @@ from muonwire.codec.transform import Dct, Rows, Transform
 from muonwire.errors import UsageError
 
 PARTS: dict[str, type[Part]] = {part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign)}
-_SLOTS: tuple[tuple[str, type[Part]], ...] = (("transform", Transform), ("select", Select), ("quantize", Quantize))
+_SLOTS: tuple[tuple[str, type[Part]], ...] = (
+    ("transform", Transform),
+    ("select", Select),
+    ("quantize", Quantize),
+)
 _PART = re.compile(r"(?P<name>\w+)(?:\((?P<options>.*)\))?")
 
 
@@ -62,7 +66,9 @@ def parse(text: str) -> Pipeline:
         part = _part(piece)
         slot = next(i for i, (_, kind) in enumerate(_SLOTS) if isinstance(part, kind))
         if slot < position:
-            raise UsageError(f"codec: {text!r}: {part} comes too late; the order is transform | select | quantize")
+            raise UsageError(
+                f"codec: {text!r}: {part} comes too late; the order is transform | select | quantize"
+            )
         position = slot + 1
         slots[_SLOTS[slot][0]] = part
     return Pipeline(**slots)  # type: ignore[arg-type]

@@ -102,7 +102,10 @@ class Dct(Transform):
 
     def _chunks(self, shape: Shape) -> tuple[int, int, int, int]:
         rows, columns = matrix_shape(shape)
-        height, width = largest_divisor(max(rows, 1), self.chunk), largest_divisor(max(columns, 1), self.chunk)
+        height, width = (
+            largest_divisor(max(rows, 1), self.chunk),
+            largest_divisor(max(columns, 1), self.chunk),
+        )
         return rows // height, height, columns // width, width
 
     def grid(self, shape: Shape) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from muonwire import __version__
-from muonwire.compare.config import CompareConfig
+from muonwire.compare.config import CompareConfig, Comparison
 from muonwire.compare.runs import pending, worker
 from muonwire.compare.summary import curves, summarize
 from muonwire.errors import ExchangeError, StoppedError
@@ -26,31 +26,37 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         name = f"{names[0]}, {len(names)} cores" if names else name
     return f"{name}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
 
 
-def write_tables(config: CompareConfig, *, command: str) -> list[dict[str, Any]]:
+def write_tables(config: Comparison, *, command: str) -> list[dict[str, Any]]:
     """Write summary.json, results.parquet, the charts and report.html of what is finished; return the summary."""
     summary, frame = summarize(config), curves(config)
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / SUMMARY, summary)
     frame.write_parquet(config.out / RESULTS)
     if summary:
-        write_compare_report(config.out, setting=_setting(config, command, summary), summary=summary, curves=frame)
+        write_compare_report(
+            config.out, setting=_setting(config, command, summary), summary=summary, curves=frame
+        )
     return summary
 
 
-def _setting(config: CompareConfig, command: str, summary: list[dict[str, Any]]) -> ReportSetting:
-    assert config.replicas and config.steps and config.lr_grid and config.seeds and config.link
-    assert config.recipes is not None
-    task = TextTask(config.task())
+def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) -> ReportSetting:
+    task = TextTask(config.task)
     about = task.description
     notes = []
     planned = len(config.recipes) * len(config.seeds)
     if len(summary) < planned:
-        notes.append(f"{planned - len(summary)} of {planned} runs are missing: run the command again to finish them.")
+        notes.append(
+            f"{planned - len(summary)} of {planned} runs are missing: run the command again to finish them."
+        )
     return ReportSetting(
         title="Recipes compared on the same work",
         command=command,
@@ -73,13 +79,13 @@ def _setting(config: CompareConfig, command: str, summary: list[dict[str, Any]])
     )
 
 
-def compare(config: CompareConfig, *, command: str) -> list[dict[str, Any]]:
+def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
     """Do what is not done yet, then write the tables and the report; return the summary.
 
     Finished runs are kept and not repeated; a run that was cut off goes on from its checkpoint.
 
     Args:
-        config: what to compare; filled in from its preset.
+        settings: what to compare; what they leave open comes from their preset.
         command: how to call this again, for the report.
 
     Raises:
@@ -87,11 +93,8 @@ def compare(config: CompareConfig, *, command: str) -> list[dict[str, Any]]:
         ReplicaLostError, ExchangeError: a replica was lost; the report shows what was finished before.
         StoppedError: SIGTERM or Ctrl-C; likewise.
     """
-    config = config.resolve()
-    assert config.recipes and config.lr_grid and config.seeds and config.replicas
-    for recipe in config.recipes:
-        config.run_config(recipe, config.lr_grid[0], config.seeds[0])
-    TextTask(config.task())
+    config = settings.resolve()
+    TextTask(config.task)
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         if pending(config):

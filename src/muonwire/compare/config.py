@@ -1,8 +1,7 @@
 """The settings of a comparison, and the presets that fill in what is not given."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from muonwire.errors import UsageError
 from muonwire.exchange.link import Link
@@ -105,30 +104,57 @@ class CompareConfig:
         if self.preset not in PRESETS:
             raise UsageError(f"compare: preset is {self.preset!r}; allowed are {', '.join(PRESETS)}")
 
-    def resolve(self) -> "CompareConfig":
-        """This configuration with everything filled in and checked.
+    def resolve(self) -> "Comparison":
+        """Everything filled in from the preset, and checked.
 
         Raises:
             UsageError: what is not allowed.
         """
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
         preset = PRESETS[self.preset]
-        filled: dict[str, Any] = {
-            f.name: getattr(preset, f.name) for f in fields(preset) if getattr(self, f.name) is None
-        }
-        full = replace(self, **filled)
+        filled = {f.name: getattr(preset, f.name) for f in fields(preset) if given[f.name] is None}
+        return Comparison(**{**given, **filled})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A comparison with everything said; the fields are those of CompareConfig.
+
+    Raises:
+        UsageError: an empty or repeating list, no replica, a link that does not parse, or a run that is not allowed.
+    """
+
+    recipes: tuple[str, ...]
+    text: tuple[Path, ...]
+    tokenizer: str
+    model_size: str
+    sequence: int
+    batch: int
+    replicas: int
+    steps: int
+    lr_grid: tuple[float, ...]
+    seeds: tuple[int, ...]
+    link: str
+    evaluate_every: int
+    out: Path
+    threads: int | None
+    port: int
+
+    def __post_init__(self) -> None:
         for name in ("recipes", "lr_grid", "seeds"):
-            values = getattr(full, name)
+            values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"compare: {name} is {values}; give at least one, each once")
-        assert full.replicas is not None and full.link is not None
-        if full.replicas < 1:
-            raise UsageError(f"compare: replicas is {full.replicas}; at least 1 is needed")
-        Link.parse(full.link)
-        return full
+        if self.replicas < 1:
+            raise UsageError(f"compare: replicas is {self.replicas}; at least 1 is needed")
+        Link.parse(self.link)
+        for recipe in self.recipes:
+            for lr in self.lr_grid:
+                self.run_config(recipe, lr, self.seeds[0])
 
+    @property
     def task(self) -> TextSettings:
-        """The task of a resolved configuration."""
-        assert self.model_size is not None and self.sequence is not None and self.batch is not None
+        """The task of all runs."""
         return TextSettings(
             text=self.text,
             tokenizer=self.tokenizer,
@@ -138,8 +164,7 @@ class CompareConfig:
         )
 
     def run_config(self, recipe: str, lr: float, seed: int) -> TrainConfig:
-        """The settings of one run of a resolved configuration."""
-        assert self.steps is not None and self.evaluate_every is not None
+        """The settings of one run."""
         return TrainConfig(
             recipe=recipe,
             lr=lr,
@@ -150,5 +175,5 @@ class CompareConfig:
             checkpoint_every=250,
             digest_every=max(self.steps // 4, 1),
             tensorboard=False,
-            task=self.task(),
+            task=self.task,
         )

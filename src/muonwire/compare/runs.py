@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from muonwire.compare.config import CompareConfig
+from muonwire.compare.config import Comparison
 from muonwire.errors import StoppedError, UsageError
 from muonwire.exchange import Exchange
 from muonwire.tasks.text import TextTask
@@ -36,13 +36,17 @@ def read_result(folder: Path, config: TrainConfig, *, replicas: int) -> Result |
         result: Result = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
         return None
-    same = result.get("config") == json.loads(json.dumps(config.identity())) and result.get("replicas") == replicas
+    same = (
+        result.get("config") == json.loads(json.dumps(config.identity()))
+        and result.get("replicas") == replicas
+    )
     return result if same and result.get("finished") else None
 
 
-def best_lr(config: CompareConfig, recipe: str, find: Callable[[str, float, int], Result | None]) -> float | None:
+def best_lr(
+    config: Comparison, recipe: str, find: Callable[[str, float, int], Result | None]
+) -> float | None:
     """The rate of the lowest final evaluation loss with the first seed; None where no run reached one."""
-    assert config.lr_grid is not None and config.seeds is not None
     scored = [
         (result["final_eval_loss"], lr)
         for lr in config.lr_grid
@@ -51,22 +55,21 @@ def best_lr(config: CompareConfig, recipe: str, find: Callable[[str, float, int]
     return min(scored)[1] if scored else None
 
 
-def find_result(config: CompareConfig) -> Callable[[str, float, int], Result | None]:
+def find_result(config: Comparison) -> Callable[[str, float, int], Result | None]:
     """A look-up of finished runs."""
-    assert config.replicas is not None
-    replicas = config.replicas
 
     def find(recipe: str, lr: float, seed: int) -> Result | None:
         return read_result(
-            run_folder(config.out, recipe, lr, seed), config.run_config(recipe, lr, seed), replicas=replicas
+            run_folder(config.out, recipe, lr, seed),
+            config.run_config(recipe, lr, seed),
+            replicas=config.replicas,
         )
 
     return find
 
 
-def pending(config: CompareConfig) -> list[tuple[str, float, int]]:
+def pending(config: Comparison) -> list[tuple[str, float, int]]:
     """What is left to run now: the grid with the first seed, then the best rates with the other seeds."""
-    assert config.recipes is not None and config.lr_grid is not None and config.seeds is not None
     find = find_result(config)
     grid = [(r, lr, config.seeds[0]) for r in config.recipes for lr in config.lr_grid]
     left = [run for run in grid if find(*run) is None]
@@ -77,7 +80,7 @@ def pending(config: CompareConfig) -> list[tuple[str, float, int]]:
     return [run for run in rest if find(*run) is None]
 
 
-def _one_run(config: CompareConfig, run: tuple[str, float, int], task: TextTask, exchange: Exchange) -> bool:
+def _one_run(config: Comparison, run: tuple[str, float, int], task: TextTask, exchange: Exchange) -> bool:
     """Do one run, resuming it where it was cut off; False where it was told to stop."""
     recipe, lr, seed = run
     settings = config.run_config(recipe, lr, seed)
@@ -92,25 +95,28 @@ def _one_run(config: CompareConfig, run: tuple[str, float, int], task: TextTask,
     if exchange.rank == 0:
         write_json(folder / CONFIG, settings.identity())
     label = f"{recipe} lr={lr:g} seed={seed}"
-    with on_stop_signal(trainer.request_stop), progress_bar(label, enabled=exchange.rank == 0, lines=False) as show:
+    with (
+        on_stop_signal(trainer.request_stop),
+        progress_bar(label, enabled=exchange.rank == 0, lines=False) as show,
+    ):
         result = trainer.run(show)
     if result.finished and exchange.rank == 0:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        loss = "diverged" if result.final_eval_loss is None else f"evaluation loss {result.final_eval_loss:.4f}"
+        loss = (
+            "diverged" if result.final_eval_loss is None else f"evaluation loss {result.final_eval_loss:.4f}"
+        )
         print(f"{label}: {loss}, {result.bits_per_parameter_step:.3g} bit per parameter and step", flush=True)
     return result.finished
 
 
-def worker(config: CompareConfig) -> None:
+def worker(config: Comparison) -> None:
     """All pending runs, one after the other, on one of the replicas."""
-    task = TextTask(config.task())
+    task = TextTask(config.task)
     with process_group() as make_exchange:
-        set_threads(config.replicas or 1, config.threads)
+        set_threads(config.replicas, config.threads)
         while runs := pending(config):
             for run in runs:
                 if not _one_run(config, run, task, make_exchange()):
                     raise StoppedError(f"stopped; the same command goes on from {config.out}")
             # Everyone has seen the last result before anyone looks at what is left.
             make_exchange().gather(b"done", purpose="control")
-
-

@@ -4,16 +4,15 @@ from typing import Any
 
 import polars as pl
 
-from muonwire.compare.config import CompareConfig
+from muonwire.compare.config import Comparison
 from muonwire.compare.runs import Result, best_lr, find_result, run_folder
 from muonwire.exchange import Link
 from muonwire.recipes import parse_recipe
 from muonwire.train.metrics import read_metrics
 
 
-def summarize(config: CompareConfig) -> list[dict[str, Any]]:
+def summarize(config: Comparison) -> list[dict[str, Any]]:
     """One entry for each recipe and seed at the recipe's best rate, in the order of the recipes; see docs/compare.md."""
-    assert config.recipes and config.lr_grid and config.seeds and config.link
     find, link = find_result(config), Link.parse(config.link)
     entries = []
     for recipe in config.recipes:
@@ -26,8 +25,9 @@ def summarize(config: CompareConfig) -> list[dict[str, Any]]:
     return entries
 
 
-def _entry(recipe: str, seed: int, lr: float, result: Result, link: Link, config: CompareConfig) -> dict[str, Any]:
-    assert config.lr_grid is not None
+def _entry(
+    recipe: str, seed: int, lr: float, result: Result, link: Link, config: Comparison
+) -> dict[str, Any]:
     copied = (
         "replicas",
         "steps",
@@ -60,13 +60,12 @@ def _entry(recipe: str, seed: int, lr: float, result: Result, link: Link, config
     }
 
 
-def curves(config: CompareConfig) -> pl.DataFrame:
+def curves(config: Comparison) -> pl.DataFrame:
     """One row for each evaluation of each run.
 
     Cumulative ``measured_s`` is what the steps took here; ``link_s`` is modelled: the run's typical compute and optimizer time a
     step, plus its measured bytes and messages at the link's rate and latency.
     """
-    assert config.recipes and config.lr_grid and config.seeds and config.link
     find, link = find_result(config), Link.parse(config.link)
     rows = []
     for recipe in config.recipes:

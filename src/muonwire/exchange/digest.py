@@ -15,7 +15,7 @@ DIGEST_BYTES = 8
 def digest(tensor: Tensor) -> bytes:
     """Eight bytes of BLAKE2b over the tensor's own bits: equal bits give equal digests, -0.0 and 0.0 differ."""
     data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).digest()
 
 
 def check_replicas(named_tensors: Iterable[tuple[str, Tensor]], exchange: Exchange) -> str:

@@ -7,7 +7,9 @@ from muonwire.errors import UsageError
 
 _RATE_MBIT_S = {"kbit": 1e-3, "mbit": 1.0, "gbit": 1e3}
 _LATENCY_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_FORM = re.compile(r"(?P<rate>\d+(?:\.\d+)?)(?P<unit>[kmg]bit)(?:/(?P<latency>\d+(?:\.\d+)?)(?P<latency_unit>us|ms|s))?")
+_FORM = re.compile(
+    r"(?P<rate>\d+(?:\.\d+)?)(?P<unit>[kmg]bit)(?:/(?P<latency>\d+(?:\.\d+)?)(?P<latency_unit>us|ms|s))?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,9 @@ class ProcessGroupExchange(Exchange):
         UsageError: ``torch.distributed`` is not initialized.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None = None, *, device: torch.device | str | None = None
+    ) -> None:
         if not dist.is_initialized():
             raise UsageError(
                 "ProcessGroupExchange: torch.distributed is not initialized; call "
@@ -75,7 +77,9 @@ class ProcessGroupExchange(Exchange):
         incoming = {r: torch.empty(n, dtype=torch.uint8, device=self.device) for r, n in lengths.items()}
         body = self._to_wire(payload)
         self._swap(dict.fromkeys(self.peers, body), incoming)
-        payloads = [payload if r == self.rank else incoming[r].cpu().numpy().tobytes() for r in range(self.world_size)]
+        payloads = [
+            payload if r == self.rank else incoming[r].cpu().numpy().tobytes() for r in range(self.world_size)
+        ]
         one_copy = HEADER.size + len(payload)
         self._count(
             purpose,
@@ -98,7 +102,7 @@ class ProcessGroupExchange(Exchange):
             flat = torch.cat([tensors[i].reshape(-1) for i in indices]) if indices else torch.empty(0)
             mean = self._mean_flat(flat, purpose)
             sizes = [tensors[i].numel() for i in indices]
-            for i, part in zip(indices, mean.split(sizes), strict=True):
+            for i, part in zip(indices, torch.split(mean, sizes), strict=True):
                 results[i] = part.view(tensors[i].shape)
         return [r for r in results if r is not None]
 
@@ -177,20 +181,24 @@ class ProcessGroupExchange(Exchange):
                 )
 
     def _to_wire(self, data: bytes) -> Tensor:
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        buffer = (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            if data
+            else torch.empty(0, dtype=torch.uint8)
+        )
         return buffer.to(self.device)
 
     def _swap(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
         """Send and receive at once; a message without bytes is not sent, as both sides know its length."""
         ops, peers = [], []
         for operation, messages in ((dist.irecv, incoming), (dist.isend, outgoing)):
-            for rank, message in messages.items():
+            for peer, message in messages.items():
                 if message.numel():
-                    ops.append(dist.P2POp(operation, message, group=self.group, group_peer=rank))
-                    peers.append(rank)
+                    ops.append(dist.P2POp(operation, message, group=self.group, group_peer=peer))
+                    peers.append(peer)
         if not ops:
             return
-        rank = None
+        rank: int | None = None
         try:
             works = dist.batch_isend_irecv(ops)
             for i, work in enumerate(works):

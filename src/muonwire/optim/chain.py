@@ -119,9 +119,13 @@ class ChainOptimizer(torch.optim.Optimizer):
         index = len(self.param_groups)
         stage = group.pop("chain", self._default_chain)
         if not isinstance(stage, Stage):
-            raise UsageError(f"ChainOptimizer: group {index} has chain {stage!r}; give a Stage, to it or to the optimizer")
+            raise UsageError(
+                f"ChainOptimizer: group {index} has chain {stage!r}; give a Stage, to it or to the optimizer"
+            )
         members = stage if isinstance(stage, Chain) else chain(stage)
-        params = group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        params = group["params"] = (
+            [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        )
         group.setdefault("name", f"group {index}")
         group.setdefault("layouts", ["matrix"] * len(params))
         group.setdefault("names", [f"{group['name']}[{i}]" for i in range(len(params))])
@@ -129,7 +133,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         for key in ("lr", "weight_decay"):
             value = group.get(key, self.defaults[key])
             if not isinstance(value, Tensor) and value < 0:
-                raise UsageError(f"ChainOptimizer: {key} of {group['name']} is {value}; it must not be negative")
+                raise UsageError(
+                    f"ChainOptimizer: {key} of {group['name']} is {value}; it must not be negative"
+                )
         if not len(group["layouts"]) == len(group["names"]) == len(params):
             raise UsageError(
                 f"ChainOptimizer: {group['name']} has {len(params)} parameters, {len(group['layouts'])} layouts and "
@@ -185,7 +191,8 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def _layout(self) -> str:
         return "; ".join(
-            f"{g['name']} {g['chain']} {[tuple(p.shape) for p in g['params']]} {g['layouts']}" for g in self.param_groups
+            f"{g['name']} {g['chain']} {[tuple(p.shape) for p in g['params']]} {g['layouts']}"
+            for g in self.param_groups
         )
 
     def _begin(self, index: int) -> _Pass | None:

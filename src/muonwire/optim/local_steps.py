@@ -45,7 +45,9 @@ class LocalSteps(torch.optim.Optimizer):
         exchange: Exchange,
     ) -> None:
         if interval < 1:
-            raise UsageError(f"LocalSteps: interval (H) is {interval}; it must be at least 1 local step a synchronization")
+            raise UsageError(
+                f"LocalSteps: interval (H) is {interval}; it must be at least 1 local step a synchronization"
+            )
         self.inner = inner
         self.interval = interval
         self.exchange = exchange
@@ -62,7 +64,9 @@ class LocalSteps(torch.optim.Optimizer):
         anchors = []
         for param in group["params"]:
             if param in self._anchors:
-                raise UsageError(f"LocalSteps: a parameter of shape {tuple(param.shape)} is in two outer groups")
+                raise UsageError(
+                    f"LocalSteps: a parameter of shape {tuple(param.shape)} is in two outer groups"
+                )
             self._anchors[param] = torch.nn.Parameter(param.detach().clone())
             anchors.append(self._anchors[param])
         return {**group, "params": anchors}
@@ -81,13 +85,19 @@ class LocalSteps(torch.optim.Optimizer):
         Raises:
             UsageError: there is no ``outer_chain``.
         """
-        if not hasattr(self, "_anchors") or not hasattr(self, "param_groups") or self.param_groups is not self.inner.param_groups:
+        if (
+            not hasattr(self, "_anchors")
+            or not hasattr(self, "param_groups")
+            or self.param_groups is not self.inner.param_groups
+        ):
             super().add_param_group(param_group)
             return
         group = dict(param_group)
         outer_chain = group.pop("outer_chain", None)
         if outer_chain is None:
-            raise UsageError("LocalSteps: add_param_group needs the key outer_chain, the chain that exchanges its change")
+            raise UsageError(
+                "LocalSteps: add_param_group needs the key outer_chain, the chain that exchanges its change"
+            )
         group["params"] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
         self.inner.add_param_group(group)
         self.outer.add_param_group(self._with_anchors({"params": group["params"], "chain": outer_chain}))

@@ -58,7 +58,9 @@ class Routing:
             matrices = "x".join(map(str, r.layout.matrices_shape(shape))) if r.polar else ""
             rows.append((r.name, "x".join(map(str, shape)), r.role, "polar" if r.polar else "adam", matrices))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
         count, total = sum(r.param.numel() for r in self.polar), sum(r.param.numel() for r in self.routes)
         lines.append(
             f"{len(self.polar)} of {len(self.routes)} tensors orthogonalized: {count:,} of {total:,} parameters "
@@ -158,7 +160,9 @@ def route(
             )
         parts = [n for pattern, n in split.items() if _matches([pattern], names)]
         if len(parts) > 1:
-            raise UsageError(f"routing: {names[0]!r} matches {len(parts)} entries of split={split}; one is allowed")
+            raise UsageError(
+                f"routing: {names[0]!r} matches {len(parts)} entries of split={split}; one is allowed"
+            )
         to_polar = wants_polar or (role == "hidden" and not wants_adam)
         if parts:
             layout = MatrixLayout(kind=layout.kind, parts=parts[0])

@@ -52,7 +52,9 @@ def polar(
     if x.numel() == 0:
         return x.clone()
     if method == "svd":
-        left, values, right = torch.linalg.svd(x.to(dtype or torch.promote_types(x.dtype, torch.float32)), full_matrices=False)
+        left, values, right = torch.linalg.svd(
+            x.to(dtype or torch.promote_types(x.dtype, torch.float32)), full_matrices=False
+        )
         resolved = values > values[..., :1] * torch.finfo(values.dtype).eps
         return ((left * resolved.unsqueeze(-2)) @ right).to(x.dtype)
     return newton_schulz(x, schedule=schedule or POLAR_EXPRESS, dtype=dtype or torch.bfloat16).to(x.dtype)

@@ -65,9 +65,13 @@ class Recipe:
             default = allowed[key].default
             number = isinstance(default, int | float) and not isinstance(default, bool)
             if number and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise UsageError(f"recipe {self.name}: {key} is {value!r}; a number is wanted, such as {default}")
+                raise UsageError(
+                    f"recipe {self.name}: {key} is {value!r}; a number is wanted, such as {default}"
+                )
             if isinstance(default, int) and not isinstance(default, bool) and value != int(value):
-                raise UsageError(f"recipe {self.name}: {key} is {value!r}; a whole number is wanted, such as {default}")
+                raise UsageError(
+                    f"recipe {self.name}: {key} is {value!r}; a whole number is wanted, such as {default}"
+                )
         return self.options(**given)
 
 
@@ -85,10 +89,14 @@ def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:
         if isinstance(expression, ast.Name):
             return expression.id, {}
         if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and not expression.args:
-            return expression.func.id, {str(k.arg): ast.literal_eval(k.value) for k in expression.keywords if k.arg}
+            return expression.func.id, {
+                str(k.arg): ast.literal_eval(k.value) for k in expression.keywords if k.arg
+            }
     except (SyntaxError, ValueError):
         pass
-    raise UsageError(f"recipe: {text!r} does not parse; write a name, or name(option=value, ...) such as 'muon(momentum=0.9)'")
+    raise UsageError(
+        f"recipe: {text!r} does not parse; write a name, or name(option=value, ...) such as 'muon(momentum=0.9)'"
+    )
 
 
 def format_recipe(name: str, options: Mapping[str, Any]) -> str:

@@ -84,7 +84,7 @@ def trainable(model: nn.Module) -> list[tuple[str, Tensor]]:
     Raises:
         UsageError: there are none.
     """
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    named: list[tuple[str, Tensor]] = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise UsageError(f"recipe: {type(model).__name__} has no trainable parameter")
     return named

@@ -9,8 +9,8 @@ from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.dense import by_dimensions, trainable
-from muonwire.stages import ResidualMomentum, Sign, chain
 from muonwire.stages import Exchange as ExchangeStage
+from muonwire.stages import ResidualMomentum, Sign, chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,9 @@ class DistroSettings:
         """The residual momentum and its compressed exchange."""
         return ExchangeStage(
             codec=codec.Pipeline(
-                transform=codec.Dct(chunk=self.chunk), select=codec.TopK(k=self.k), quantize=codec.Sign(scale=self.scale)
+                transform=codec.Dct(chunk=self.chunk),
+                select=codec.TopK(k=self.k),
+                quantize=codec.Sign(scale=self.scale),
             ),
             feedback=ResidualMomentum(decay=self.decay, subtract=self.subtract),
             over="senders",

@@ -68,7 +68,11 @@ def _build(model: nn.Module, lr: float, exchange: Exchange, options: LocalMuonSe
     inner = ChainOptimizer(muon_groups(model, lr, options, exchange_first=()), lr=lr)
     named = trainable(model)
     groups = [
-        named_group("matrices", [(n, p) for n, p in named if p.ndim >= 2], chain=options.outer_chain(options.matrix_codec())),
+        named_group(
+            "matrices",
+            [(n, p) for n, p in named if p.ndim >= 2],
+            chain=options.outer_chain(options.matrix_codec()),
+        ),
         named_group(
             "vectors",
             [(n, p) for n, p in named if p.ndim < 2],

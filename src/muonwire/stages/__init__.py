@@ -14,10 +14,10 @@ from muonwire.stages.scale import Scale
 from muonwire.stages.sign import Sign
 
 __all__ = [
+    "EF14",
     "Adam",
     "Chain",
     "Context",
-    "EF14",
     "Exchange",
     "ExchangeStage",
     "Feedback",

@@ -29,7 +29,9 @@ class Adam(Stage):
 
     def __post_init__(self) -> None:
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
-            raise UsageError(f"adam: {self.beta1=}, {self.beta2=}, {self.eps=}; betas lie in [0, 1), eps is positive")
+            raise UsageError(
+                f"adam: {self.beta1=}, {self.beta2=}, {self.eps=}; betas lie in [0, 1), eps is positive"
+            )
 
     def init(self, param: Tensor) -> State:
         """Both moments, zero, and the number of steps taken (a parameter may miss some)."""
@@ -44,7 +46,9 @@ class Adam(Stage):
         for update, state in zip(updates, states, strict=True):
             state["step"] += 1
             mean: Tensor = state["mean"].lerp_(update, 1 - self.beta1)
-            square: Tensor = state["mean_square"].mul_(self.beta2).addcmul_(update, update, value=1 - self.beta2)
+            square: Tensor = (
+                state["mean_square"].mul_(self.beta2).addcmul_(update, update, value=1 - self.beta2)
+            )
             correction = (1 - self.beta2 ** state["step"]) ** 0.5
             denominator = (square.sqrt() / correction).add_(self.eps)
             results.append((mean / denominator).div_(1 - self.beta1 ** state["step"]))

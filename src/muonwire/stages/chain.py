@@ -25,8 +25,10 @@ class Chain(Stage):
         names = [name for name, _ in flat]
         for name in names:
             if not name or "." in name or names.count(name) > 1:
-                raise UsageError(f"chain: member name {name!r} is empty, holds a dot, or is given twice in {names}")
-        self.members = flat
+                raise UsageError(
+                    f"chain: member name {name!r} is empty, holds a dot, or is given twice in {names}"
+                )
+        self.members: list[tuple[str, Stage]] = flat
 
     def init(self, param: Tensor) -> State:
         """The members' states, by name; members without state are left out."""
@@ -49,7 +51,11 @@ class Chain(Stage):
 def chain(*stages: Stage) -> Chain:
     """A chain whose members are named by what they are; a second one of a kind is called ``name_2``."""
     members: list[tuple[str, Stage]] = []
-    flat = [member for stage in stages for member in (stage.members if isinstance(stage, Chain) else [(stage.name, stage)])]
+    flat = [
+        member
+        for stage in stages
+        for member in (stage.members if isinstance(stage, Chain) else [(stage.name, stage)])
+    ]
     for name, stage in flat:
         taken = [n for n, _ in members]
         number = 2

@@ -10,8 +10,9 @@ from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
 from muonwire.errors import PayloadError, UsageError
 from muonwire.exchange.base import Flag
-from muonwire.stages.base import Context, ExchangeStage, Reply, Request, State
+from muonwire.stages.base import Context, ExchangeStage, State
 from muonwire.stages.feedback import Feedback, NoFeedback
+from muonwire.stages.rounds import Reply, Request
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,9 @@ class ResidualMomentum(Feedback):
     def __post_init__(self) -> None:
         _check_decay("residual momentum", self.decay)
         if self.subtract not in ("decoded", "selected"):
-            raise UsageError(f"residual momentum: subtract is {self.subtract!r}; allowed are decoded and selected")
+            raise UsageError(
+                f"residual momentum: subtract is {self.subtract!r}; allowed are decoded and selected"
+            )
 
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
         """Decay · δ + lr · u."""

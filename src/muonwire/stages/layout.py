@@ -29,14 +29,18 @@ class MatrixLayout:
 
     def __post_init__(self) -> None:
         if self.kind not in ("matrix", "conv", "batch") or self.parts < 1:
-            raise UsageError(f"layout: {self.kind!r} in {self.parts} parts; kinds are matrix, conv and batch, parts >= 1")
+            raise UsageError(
+                f"layout: {self.kind!r} in {self.parts} parts; kinds are matrix, conv and batch, parts >= 1"
+            )
 
     @classmethod
     def parse(cls, text: str) -> "MatrixLayout":
         """Read "matrix", "conv", "batch", each with "/parts" behind it where it is split."""
         match = _FORM.fullmatch(text)
         if match is None:
-            raise UsageError(f"layout: {text!r} does not parse; write matrix, conv or batch, or matrix/3 for three parts")
+            raise UsageError(
+                f"layout: {text!r} does not parse; write matrix, conv or batch, or matrix/3 for three parts"
+            )
         return cls(kind=match["kind"], parts=int(match["parts"] or 1))
 
     def __str__(self) -> str:
@@ -49,14 +53,20 @@ class MatrixLayout:
             UsageError: the shape has too few dimensions, or does not split evenly.
         """
         if len(shape) < 2:
-            raise UsageError(f"layout {self}: a parameter of shape {shape} is no matrix; give it to Adam instead")
+            raise UsageError(
+                f"layout {self}: a parameter of shape {shape} is no matrix; give it to Adam instead"
+            )
         if self.kind == "matrix" and len(shape) != 2:
-            raise UsageError(f"layout {self}: shape {shape} has {len(shape)} dimensions; name it conv or batch")
+            raise UsageError(
+                f"layout {self}: shape {shape} has {len(shape)} dimensions; name it conv or batch"
+            )
         lead, rows, columns = shape[:-2], shape[-2], shape[-1]
         if self.kind == "conv":
             lead, rows, columns = (), shape[0], math.prod(shape[1:])
         if rows % self.parts:
-            raise UsageError(f"layout {self}: {rows} rows of shape {shape} do not split into {self.parts} equal parts")
+            raise UsageError(
+                f"layout {self}: {rows} rows of shape {shape} do not split into {self.parts} equal parts"
+            )
         return (*lead, self.parts, rows // self.parts, columns) if self.parts > 1 else (*lead, rows, columns)
 
     def matrices(self, tensor: Tensor) -> Tensor:

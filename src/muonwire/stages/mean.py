@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from muonwire.stages.base import Context, ExchangeStage, Reply, Request, State
+from muonwire.stages.base import Context, ExchangeStage, State
+from muonwire.stages.rounds import Reply, Request
 
 
 @dataclass(frozen=True, kw_only=True)

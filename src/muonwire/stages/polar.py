@@ -33,7 +33,9 @@ class Polar(Stage):
         if self.schedule is not None and self.schedule not in SCHEDULES:
             raise UsageError(f"polar: schedule is {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
         if self.dtype not in (None, "bfloat16", "float16", "float32", "float64"):
-            raise UsageError(f"polar: dtype is {self.dtype!r}; allowed are bfloat16, float16, float32 and float64")
+            raise UsageError(
+                f"polar: dtype is {self.dtype!r}; allowed are bfloat16, float16, float32 and float64"
+            )
 
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
@@ -41,7 +43,9 @@ class Polar(Stage):
         """See Stage.apply."""
         dtype = None if self.dtype is None else getattr(torch, self.dtype)
         return [
-            polar(layout.matrices(u), method=self.method, schedule=self.schedule, dtype=dtype).reshape(u.shape)
+            polar(layout.matrices(u), method=self.method, schedule=self.schedule, dtype=dtype).reshape(
+                u.shape
+            )
             for u, layout in zip(updates, context.layouts, strict=True)
         ]
 

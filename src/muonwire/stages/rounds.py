@@ -49,7 +49,8 @@ def split(message: bytes, count: int) -> list[bytes]:
     """
     if count == 1:
         return [message]
-    payloads, position = [], 0
+    payloads: list[bytes] = []
+    position = 0
     for _ in range(count):
         if position + _LENGTH.size > len(message):
             raise PayloadError(f"message: {len(message)} bytes end before payload {len(payloads)} of {count}")
@@ -67,9 +68,13 @@ def perform(requests: Sequence[Request], exchange: Exchange) -> list[Reply]:
     means = [r.tensors for r in requests if r.tensors is not None]
     payloads = [r.payload for r in requests if r.payload is not None]
     averaged = iter(exchange.mean([t for tensors in means for t in tensors])) if means else iter(())
-    by_rank = [split(message, len(payloads)) for message in exchange.gather(join(payloads))] if payloads else []
+    by_rank = (
+        [split(message, len(payloads)) for message in exchange.gather(join(payloads))] if payloads else []
+    )
     by_request = iter(zip(*by_rank, strict=True))
     return [
-        Reply(tensors=[next(averaged) for _ in r.tensors]) if r.tensors is not None else Reply(payloads=next(by_request))
+        Reply(tensors=[next(averaged) for _ in r.tensors])
+        if r.tensors is not None
+        else Reply(payloads=next(by_request))
         for r in requests
     ]

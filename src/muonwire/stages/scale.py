@@ -43,5 +43,7 @@ class Scale(Stage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """See Stage.apply."""
-        shapes = [layout.matrices_shape(tuple(u.shape)) for u, layout in zip(updates, context.layouts, strict=True)]
+        shapes = [
+            layout.matrices_shape(tuple(u.shape)) for u, layout in zip(updates, context.layouts, strict=True)
+        ]
         return [u * shape_scale(self.kind, s[-2], s[-1]) for u, s in zip(updates, shapes, strict=True)]

@@ -45,7 +45,9 @@ class TextSettings:
 
     def __post_init__(self) -> None:
         if self.model_size not in MODEL_SIZES:
-            raise UsageError(f"model size: {self.model_size!r} is unknown; allowed are {', '.join(MODEL_SIZES)}")
+            raise UsageError(
+                f"model size: {self.model_size!r} is unknown; allowed are {', '.join(MODEL_SIZES)}"
+            )
         for name in ("sequence", "batch", "evaluation_sequences"):
             if getattr(self, name) < 1:
                 raise UsageError(f"text task: {name} is {getattr(self, name)}; it must be at least 1")
@@ -66,7 +68,9 @@ def read_text(files: Sequence[Path]) -> bytes:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise UsageError(f"text: {path} cannot be read ({error.strerror}); give the path of a text file") from error
+            raise UsageError(
+                f"text: {path} cannot be read ({error.strerror}); give the path of a text file"
+            ) from error
         if not content.strip():
             raise UsageError(f"text: {path} is empty; give a file with text in it")
         parts.append(content)
@@ -84,7 +88,11 @@ def tokenize(data: bytes, tokenizer: str) -> tuple[Tensor, int]:
     from tokenizers import Tokenizer
 
     try:
-        loaded = Tokenizer.from_file(tokenizer) if Path(tokenizer).is_file() else Tokenizer.from_pretrained(tokenizer)
+        loaded = (
+            Tokenizer.from_file(tokenizer)
+            if Path(tokenizer).is_file()
+            else Tokenizer.from_pretrained(tokenizer)
+        )
     except Exception as error:  # the library raises bare Exception for all of its failures
         raise UsageError(
             f"tokenizer: {tokenizer!r} cannot be loaded ({str(error)[:120]}); give 'bytes', the path of a tokenizer.json, "
@@ -179,7 +187,7 @@ class TextTask(Task):
         was_training = model.training
         model.eval()
         total, terms = 0.0, 0
-        for windows in self._evaluation_windows[rank::world_size].split(EVALUATION_BATCH):
+        for windows in torch.split(self._evaluation_windows[rank::world_size], EVALUATION_BATCH):
             count = windows.shape[0] * (windows.shape[1] - 1)
             total += float(self.loss(model, {"tokens": windows})) * count
             terms += count

@@ -9,7 +9,6 @@ All replicas write into the same folder.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +37,9 @@ def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return [flatten(v, tensors, f"{path}/{i}") for i, v in enumerate(tree)]
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
-    raise TypeError(f"checkpoint: {path} is a {type(tree).__name__}; states hold tensors, numbers, texts, lists and dicts")
+    raise TypeError(
+        f"checkpoint: {path} is a {type(tree).__name__}; states hold tensors, numbers, texts, lists and dicts"
+    )
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -56,7 +57,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never half of one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def latest(folder: Path) -> Path | None:
@@ -66,7 +67,13 @@ def latest(folder: Path) -> Path | None:
 
 
 def save(
-    folder: Path, *, step: int, identity: Mapping[str, Any], shared: Mapping[str, Tensor], state: Any, exchange: Exchange
+    folder: Path,
+    *,
+    step: int,
+    identity: Mapping[str, Any],
+    shared: Mapping[str, Tensor],
+    state: Any,
+    exchange: Exchange,
 ) -> Path:
     """Write a checkpoint; all replicas call it in the same step. Older ones beyond the last two are removed.
 
@@ -86,13 +93,21 @@ def save(
     save_file(tensors, partial / f"rank_{exchange.rank}.safetensors")
     write_json(partial / f"rank_{exchange.rank}.json", tree)
     if exchange.rank == 0:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in shared.items()}, partial / "model.safetensors")
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in shared.items()},
+            partial / "model.safetensors",
+        )
     exchange.gather(b"written", purpose="control")
     if exchange.rank == 0:
-        manifest = {"format": FORMAT, "step": step, "world_size": exchange.world_size, "identity": dict(identity)}
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "world_size": exchange.world_size,
+            "identity": dict(identity),
+        }
         write_json(partial / MANIFEST, manifest)
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        partial.replace(final)
         for old in sorted(folder.glob("checkpoints/step_*"))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     return final
@@ -100,7 +115,7 @@ def save(
 
 def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        keys = [k for k in (*saved, *(k for k in wanted if k not in saved))]
+        keys = [*saved, *(k for k in wanted if k not in saved)]
         return [d for k in keys for d in _differences(saved.get(k), wanted.get(k), f"{path}.{k}".lstrip("."))]
     return [] if saved == wanted else [f"{path} was {saved!r}, now {wanted!r}"]
 
@@ -116,7 +131,9 @@ def load(path: Path, *, identity: Mapping[str, Any], exchange: Exchange) -> tupl
         known, world_size = manifest["format"], manifest["world_size"]
         saved_identity, step = manifest["identity"], int(manifest["step"])
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"checkpoint: {path / MANIFEST} cannot be read ({error}); give another, or start afresh") from error
+        raise UsageError(
+            f"checkpoint: {path / MANIFEST} cannot be read ({error}); give another, or start afresh"
+        ) from error
     if known != FORMAT:
         raise UsageError(f"checkpoint: {path} has format {known}, this version reads {FORMAT}")
     if world_size != exchange.world_size:
@@ -135,7 +152,9 @@ def load(path: Path, *, identity: Mapping[str, Any], exchange: Exchange) -> tupl
         tensors = load_file(path / f"rank_{exchange.rank}.safetensors")
         return step, unflatten(tree, tensors)
     except Exception as error:  # safetensors raises its own exception class for damaged files
-        raise UsageError(f"checkpoint: {path} is damaged for rank {exchange.rank} ({error}); remove it and resume again") from error
+        raise UsageError(
+            f"checkpoint: {path} is damaged for rank {exchange.rank} ({error}); remove it and resume again"
+        ) from error
 
 
 def random_state() -> dict[str, Any]:

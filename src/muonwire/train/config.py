@@ -50,7 +50,9 @@ class TrainConfig:
         if self.schedule not in SCHEDULES:
             raise UsageError(f"train: schedule is {self.schedule!r}; allowed are {', '.join(SCHEDULES)}")
         if self.steps < 1 or self.evaluate_every < 1:
-            raise UsageError(f"train: steps is {self.steps} and evaluate_every is {self.evaluate_every}; both are at least 1")
+            raise UsageError(
+                f"train: steps is {self.steps} and evaluate_every is {self.evaluate_every}; both are at least 1"
+            )
         for name in ("warmup_steps", "checkpoint_every", "digest_every", "lr_floor", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train: {name} is {getattr(self, name)}; it must not be negative")

@@ -45,7 +45,9 @@ def check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UsageError(f"port: {port} cannot be used ({error.strerror}); choose another, or 0 for any free one") from error
+            raise UsageError(
+                f"port: {port} cannot be used ({error.strerror}); choose another, or 0 for any free one"
+            ) from error
 
 
 @contextmanager
@@ -94,7 +96,11 @@ def _enter(worker: Worker, args: Sequence[Any], errors_folder: str) -> None:
     try:
         worker(*args)
     except BaseException as error:
-        record = {"type": type(error).__name__, "message": str(error), "lost_rank": getattr(error, "rank", None)}
+        record = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "lost_rank": getattr(error, "rank", None),
+        }
         (Path(errors_folder) / f"rank_{rank}.json").write_text(json.dumps(record))
         if isinstance(error, ReplicaLostError):
             time.sleep(LINGER_S)
@@ -158,7 +164,10 @@ def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0)
 
 def _explain(failures: Any, folder: Path, replicas: int, default: Exception | None = None) -> Exception:
     """The cause among everything that the failed processes left: a kill before an error, an error before its consequences."""
-    records = {int(p.stem.removeprefix("rank_")): json.loads(p.read_text()) for p in sorted(folder.glob("rank_*.json"))}
+    records = {
+        int(p.stem.removeprefix("rank_")): json.loads(p.read_text())
+        for p in sorted(folder.glob("rank_*.json"))
+    }
     for rank, failure in sorted(failures.items()):
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and rank not in records:
             name = signal.Signals(-failure.exitcode).name
@@ -174,8 +183,12 @@ def _explain(failures: Any, folder: Path, replicas: int, default: Exception | No
             return ReplicaLostError(record["message"], rank=record["lost_rank"])
         if isinstance(kind, type) and issubclass(kind, Exception):
             return kind(record["message"])
-        return ExchangeError(f"replica {rank} of {replicas} failed with {record['type']}: {record['message']}")
+        return ExchangeError(
+            f"replica {rank} of {replicas} failed with {record['type']}: {record['message']}"
+        )
     if default is not None:
         return default
     rank, failure = next(iter(sorted(failures.items())))
-    return ExchangeError(f"replica {rank} of {replicas} ended with exit code {failure.exitcode} and left no message")
+    return ExchangeError(
+        f"replica {rank} of {replicas} ended with exit code {failure.exitcode} and left no message"
+    )

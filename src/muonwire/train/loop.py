@@ -185,7 +185,9 @@ class Trainer:
                     **({} if eval_loss is None else {"eval_loss": eval_loss, "train_loss": train_loss}),
                 )
                 if on_progress is not None:
-                    on_progress(Progress(step=self.step, steps=config.steps, train_loss=loss, eval_loss=eval_loss))
+                    on_progress(
+                        Progress(step=self.step, steps=config.steps, train_loss=loss, eval_loss=eval_loss)
+                    )
                 if diverged:
                     break
                 due = config.checkpoint_every and (last or self.step % config.checkpoint_every == 0)
@@ -226,7 +228,11 @@ class Trainer:
         config = self.config
         step = self.step + 1
         factor = lr_factor(
-            step, steps=config.steps, warmup_steps=config.warmup_steps, kind=config.schedule, floor=config.lr_floor
+            step,
+            steps=config.steps,
+            warmup_steps=config.warmup_steps,
+            kind=config.schedule,
+            floor=config.lr_floor,
         )
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
@@ -266,7 +272,9 @@ class Trainer:
     def _evaluate(self) -> tuple[float, float | None]:
         """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""
         with shared_weights(self.optimizer):
-            total, terms = self.task.evaluate(self.model, rank=self.exchange.rank, world_size=self.exchange.world_size)
+            total, terms = self.task.evaluate(
+                self.model, rank=self.exchange.rank, world_size=self.exchange.world_size
+            )
         recent = sum(self._recent_losses), len(self._recent_losses)
         self._recent_losses = []
         gathered = self.exchange.gather(_EVALUATION.pack(total, terms, *recent), purpose="control")
@@ -274,7 +282,7 @@ class Trainer:
         return sums[0] / sums[1], (sums[2] / sums[3] if sums[3] else None)
 
     def _totals_record(self) -> dict[str, float]:
-        return {key: value for key, value in asdict(self._totals).items()}
+        return asdict(self._totals)
 
     def _result(self, *, diverged: bool, eval_loss: float | None) -> RunResult:
         finished = diverged or self.step >= self.config.steps

@@ -51,7 +51,7 @@ class MetricsWriter:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -66,7 +66,7 @@ class MetricsWriter:
         if self._events is not None:
             for key, value in values.items():
                 if value is not None:
-                    self._events.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+                    self._events.add_scalar(key, value, step)
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -77,4 +77,4 @@ class MetricsWriter:
         if self._file is not None:
             self._file.close()
         if self._events is not None:
-            self._events.close()  # type: ignore[no-untyped-call]
+            self._events.close()

@@ -7,8 +7,10 @@ from muonwire.train.loop import Progress
 
 
 @contextmanager
-def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Iterator[Callable[[Progress], None]]:
-    """A bar with the loss on standard error; where that is not a terminal, one line for each evaluation (unless ``lines`` is False)."""
+def progress_bar(
+    label: str, *, enabled: bool = True, lines: bool = True
+) -> Iterator[Callable[[Progress], None]]:
+    """A bar with the loss on standard error; where that is not a terminal, a line an evaluation (unless ``lines`` is False)."""
     if not enabled:
         yield lambda _: None
         return
@@ -22,7 +24,8 @@ def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Ite
         def print_line(progress: Progress) -> None:
             if lines and progress.eval_loss is not None:
                 print(
-                    f"{label}: step {progress.step}/{progress.steps}, evaluation loss {progress.eval_loss:.4f}", flush=True
+                    f"{label}: step {progress.step}/{progress.steps}, evaluation loss {progress.eval_loss:.4f}",
+                    flush=True,
                 )
 
         yield print_line

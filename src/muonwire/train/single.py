@@ -23,7 +23,9 @@ def prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
         UsageError: the folder holds a run and ``resume`` was not asked for.
     """
     if not resume and (checkpoint.latest(folder) is not None or (folder / RESULT).exists()):
-        raise UsageError(f"train: {folder} holds a run already; continue it with --resume, or choose another --out")
+        raise UsageError(
+            f"train: {folder} holds a run already; continue it with --resume, or choose another --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(folder / CONFIG, config.identity())
 
@@ -53,7 +55,9 @@ def _describe(trainer: Trainer) -> None:
 
 def _outcome(result: RunResult, folder: Path) -> str:
     if result.diverged:
-        return f"diverged in step {result.steps + 1}: a loss or an update is not finite; a lower --lr may help"
+        return (
+            f"diverged in step {result.steps + 1}: a loss or an update is not finite; a lower --lr may help"
+        )
     return (
         f"step {result.steps}: evaluation loss {result.final_eval_loss:.4f}, "
         f"{result.bits_per_parameter_step:.3g} bit per parameter and step, weights {result.weights_digest}; see {folder}"
@@ -67,7 +71,9 @@ def _worker(config: TrainConfig, folder: Path, resume: bool, threads: int | None
         set_threads(exchange.world_size, threads)
         result = train_here(config, folder, exchange, resume=resume)
         if not result.finished:
-            raise StoppedError(f"stopped after step {result.steps}; the same command with --resume continues from {folder}")
+            raise StoppedError(
+                f"stopped after step {result.steps}; the same command with --resume continues from {folder}"
+            )
 
 
 def train(

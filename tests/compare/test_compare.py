@@ -1,0 +1,164 @@
+"""`muonwire compare` with two real processes, end to end."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from muonwire.compare import CompareConfig
+from muonwire.compare.runs import pending, run_folder
+from muonwire.compare.summary import summarize
+from muonwire.errors import UsageError
+from muonwire.train.metrics import read_metrics
+
+RECIPES = ("adamw", "distro(k=4)", "local_muon(interval=2)")
+GRID = (0.004, 1e30)
+ARGS = [
+    *("--recipes", *RECIPES, "--lr-grid", *map(str, GRID), "--seeds", "0", "1", "--steps", "8", "--replicas", "2"),
+    *("--sequence", "16", "--batch", "2", "--evaluate-every", "4", "--threads", "1", "--link", "1mbit/10ms"),
+]
+
+
+def compare(out, *args):
+    command = [sys.executable, "-m", "muonwire", "compare", *ARGS, "--out", str(out), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+def comparison(out):
+    return CompareConfig(
+        recipes=RECIPES,
+        lr_grid=GRID,
+        seeds=(0, 1),
+        steps=8,
+        replicas=2,
+        sequence=16,
+        batch=2,
+        evaluate_every=4,
+        link="1mbit/10ms",
+        out=out,
+    ).resolve()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    done = compare(out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_the_summary_has_every_field_for_each_recipe_and_seed(finished):
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert [(e["recipe"], e["seed"]) for e in summary] == [(r, s) for r in RECIPES for s in (0, 1)]
+    for entry in summary:
+        assert entry["lr"] == 0.004
+        assert entry["replicas"] == 2
+        assert entry["steps"] == 8
+        assert math.isfinite(entry["final_eval_loss"])
+        assert entry["diverged"] is False
+        assert entry["bits_per_parameter_step"] == pytest.approx(
+            8 * entry["bytes_sent_per_step"] / entry["num_parameters"]
+        )
+        # With two replicas, what one sends is what the other receives, up to entropy-coded sizes.
+        assert entry["bytes_received_per_step"] == pytest.approx(entry["bytes_sent_per_step"], rel=0.01)
+        for part in ("compute", "optimizer", "exchange", "link"):
+            assert entry[f"{part}_s_per_step"] > 0
+    assert summary[2]["options"] == {"k": 4}
+    dense, sparse = summary[0]["bits_per_parameter_step"], summary[2]["bits_per_parameter_step"]
+    assert 32 < dense < 32.1
+    assert sparse < 0.05
+
+
+def test_a_diverged_run_is_marked_and_the_others_go_on(finished):
+    for recipe in RECIPES:
+        result = json.loads((run_folder(finished[0], recipe, 1e30, 0) / "result.json").read_text())
+        good = json.loads((run_folder(finished[0], recipe, 0.004, 0) / "result.json").read_text())
+        assert result["final_eval_loss"] is None or result["final_eval_loss"] > good["final_eval_loss"]
+    adamw = json.loads((run_folder(finished[0], "adamw", 1e30, 0) / "result.json").read_text())
+    assert adamw["diverged"] is True
+
+
+def test_every_recipe_sees_the_same_start(finished):
+    starts = {
+        read_metrics(run_folder(finished[0], recipe, lr, 0))[0]["eval_loss"] for recipe in RECIPES for lr in GRID
+    }
+    assert len(starts) == 1
+
+
+def test_the_curves_are_cumulative_and_complete(finished):
+    frame = pl.read_parquet(finished[0] / "results.parquet")
+    best = frame.filter(pl.col("best") & (pl.col("recipe") == "adamw") & (pl.col("seed") == 0)).sort("step")
+    assert best["step"].to_list() == [0, 4, 8]
+    assert best["bytes_sent"].to_list()[0] == 0
+    assert best["bytes_sent"].is_sorted()
+    assert best["link_s"].is_sorted()
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert best["bytes_sent"].to_list()[-1] == pytest.approx(8 * summary[0]["bytes_sent_per_step"])
+    assert best["eval_loss"].to_list()[-1] == summary[0]["final_eval_loss"]
+
+
+def test_the_report_and_the_charts_are_there(finished):
+    out, done = finished
+    page = (out / "report.html").read_text()
+    assert "local_muon(interval=2)" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert (out / "loss_by_steps.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "loss_by_bytes.png").stat().st_size > 10_000
+    assert "bit/param" in done.stdout
+    assert not list(out.glob("runs/*/*/checkpoints"))
+
+
+def test_finished_runs_are_not_repeated_and_lost_ones_are(finished, tmp_path):
+    out = tmp_path / "again"
+    shutil.copytree(finished[0], out)
+    assert pending(comparison(out)) == []
+    kept = run_folder(out, "adamw", 0.004, 0) / "result.json"
+    before = kept.stat().st_mtime_ns
+    (run_folder(out, "distro(k=4)", 0.004, 1) / "result.json").unlink()
+    assert pending(comparison(out)) == [("distro(k=4)", 0.004, 1)]
+    first = json.loads((out / "summary.json").read_text())
+    done = compare(out)
+    assert done.returncode == 0, done.stderr
+    assert kept.stat().st_mtime_ns == before
+    again = json.loads((out / "summary.json").read_text())
+    digests = [[e["weights_digest"] for e in s] for s in (first, again)]
+    assert digests[0] == digests[1]
+
+
+def test_an_unfinished_comparison_is_summarized_as_far_as_it_went(finished, tmp_path):
+    out = tmp_path / "part"
+    shutil.copytree(finished[0], out)
+    for path in out.glob("runs/local_muon*"):
+        shutil.rmtree(path)
+    broken = run_folder(out, "adamw", 0.004, 1) / "result.json"
+    broken.write_text(broken.read_text()[:40])
+    entries = summarize(comparison(out))
+    assert [(e["recipe"], e["seed"]) for e in entries] == [("adamw", 0), ("distro(k=4)", 0), ("distro(k=4)", 1)]
+
+
+def test_presets_fill_in_what_is_not_given():
+    quick = CompareConfig(steps=7).resolve()
+    assert quick.steps == 7
+    assert quick.recipes == ("adamw", "muon", "distro", "local_muon")
+    assert quick.replicas == 4
+    assert Path("runs/compare") == quick.out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"preset": "huge"}, "allowed are quick, full"),
+        ({"seeds": ()}, "at least one"),
+        ({"lr_grid": (0.1, 0.1)}, "each once"),
+        ({"link": "slow"}, "does not parse"),
+        ({"recipes": ("muon", "nonsense")}, "is unknown"),
+    ],
+)
+def test_bad_comparisons_say_what_is_allowed(options, says):
+    with pytest.raises(UsageError, match=says):
+        CompareConfig(**options).resolve()
