@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check format evidence clean
+.PHONY: setup demo test check format docs evidence clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,9 @@ check: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 evidence: setup
 	$(BIN)/muonwire compare --preset full --out runs/full
