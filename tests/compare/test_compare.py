@@ -19,7 +19,19 @@ from muonwire.train.metrics import read_metrics
 RECIPES = ("adamw", "distro(k=4)", "local_muon(interval=2)")
 GRID = (0.004, 1e30)
 ARGS = [
-    *("--recipes", *RECIPES, "--lr-grid", *map(str, GRID), "--seeds", "0", "1", "--steps", "8", "--replicas", "2"),
+    *(
+        "--recipes",
+        *RECIPES,
+        "--lr-grid",
+        *map(str, GRID),
+        "--seeds",
+        "0",
+        "1",
+        "--steps",
+        "8",
+        "--replicas",
+        "2",
+    ),
     *("--sequence", "16", "--batch", "2", "--evaluate-every", "4", "--threads", "1", "--link", "1mbit/10ms"),
 ]
 
@@ -85,7 +97,9 @@ def test_a_diverged_run_is_marked_and_the_others_go_on(finished):
 
 def test_every_recipe_sees_the_same_start(finished):
     starts = {
-        read_metrics(run_folder(finished[0], recipe, lr, 0))[0]["eval_loss"] for recipe in RECIPES for lr in GRID
+        read_metrics(run_folder(finished[0], recipe, lr, 0))[0]["eval_loss"]
+        for recipe in RECIPES
+        for lr in GRID
     }
     assert len(starts) == 1
 
@@ -138,7 +152,11 @@ def test_an_unfinished_comparison_is_summarized_as_far_as_it_went(finished, tmp_
     broken = run_folder(out, "adamw", 0.004, 1) / "result.json"
     broken.write_text(broken.read_text()[:40])
     entries = summarize(comparison(out))
-    assert [(e["recipe"], e["seed"]) for e in entries] == [("adamw", 0), ("distro(k=4)", 0), ("distro(k=4)", 1)]
+    assert [(e["recipe"], e["seed"]) for e in entries] == [
+        ("adamw", 0),
+        ("distro(k=4)", 0),
+        ("distro(k=4)", 1),
+    ]
 
 
 def test_presets_fill_in_what_is_not_given():

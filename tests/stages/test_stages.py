@@ -67,12 +67,9 @@ def test_every_stage_is_deterministic_and_all_it_remembers_is_its_state(stage):
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=str)
+# Signs without a scale have no zero: ±1 is what Psyche's DisTrO decodes.
+@pytest.mark.parametrize("stage", [s for s in STAGES if "scale=none" not in str(s)], ids=str)
 def test_every_stage_turns_zeros_into_zeros(stage):
-    if "scale=none" in str(stage):
-        # Signs without a scale have no zero: ±1 is what Psyche's DisTrO decodes.
-        assert "sign(scale=none)" in str(stage)
-        return
     params = [torch.zeros(s) for s in SHAPES]
     results = stage.apply(params, params, [stage.init(p) for p in params], context(len(params)))
     assert all(torch.equal(r, torch.zeros_like(r)) for r in results)

@@ -16,7 +16,7 @@ from muonwire.train.metrics import read_metrics
 SMALL = ["--sequence", "16", "--batch", "2", "--evaluation-sequences", "8", "--lr", "0.01", "--threads", "1"]
 
 
-def command(out, *extra, recipe="local_muon(interval=4)", steps=60, replicas=3):
+def command(out, *extra, recipe="local_muon(interval=4)", steps=40, replicas=2):
     return [
         *(sys.executable, "-m", "muonwire", "train", "--recipe", recipe, "--steps", str(steps)),
         *(
@@ -81,9 +81,9 @@ def test_a_run_tells_its_groups_and_its_outcome(undisturbed):
     out, done = undisturbed
     assert "tensors orthogonalized" in done.stdout
     assert "LocalSteps (interval=4)" in done.stdout
-    assert "step 60: evaluation loss" in done.stdout
+    assert "step 40: evaluation loss" in done.stdout
     result = json.loads((out / "result.json").read_text())
-    assert result["replicas"] == 3
+    assert result["replicas"] == 2
     assert 0 < result["bits_per_parameter_step"] < 0.2
 
 
@@ -91,13 +91,13 @@ def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weigh
     process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_step(tmp_path, 23)
     victims = replicas_of(process)
-    assert len(victims) == 3
+    assert len(victims) == 2
     start_s = time.monotonic()
     os.kill(victims[1], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - start_s < 30
     assert process.returncode == 1
-    assert "replica 1 of 3" in errors
+    assert "replica 1 of 2" in errors
     assert "SIGKILL" in errors
     assert "Traceback" not in errors
     assert read_metrics(tmp_path)
@@ -124,9 +124,9 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_alike(undisturbe
 
 
 def test_resume_with_another_number_of_replicas_is_refused(undisturbed):
-    done = run(command(undisturbed[0], "--resume", replicas=2))
+    done = run(command(undisturbed[0], "--resume", replicas=3))
     assert done.returncode == 2
-    assert "written by 3 replicas, this run has 2" in done.stderr
+    assert "written by 2 replicas, this run has 3" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -137,7 +137,7 @@ def test_torchrun_starts_the_same_run(undisturbed, tmp_path):
         "-m",
         "torch.distributed.run",
         "--nproc-per-node",
-        "3",
+        "2",
         "-m",
         "muonwire",
         *args,

@@ -63,6 +63,9 @@ class ProcessGroupExchange(Exchange):
 
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
         """See Exchange.gather: one header with the length, then the payload, to every peer."""
+        if not self.peers:
+            self.agreed |= self.requested
+            return [payload]
         start_s = time.perf_counter()
         kind = GATHER
         header = self._to_wire(self._header(kind, len(payload)))
@@ -96,6 +99,9 @@ class ProcessGroupExchange(Exchange):
 
         The sizes must agree before: gloo ends the process where a message is longer than its receiver expects.
         """
+        if not self.peers:
+            self.agreed |= self.requested
+            return list(tensors)
         results: list[Tensor | None] = [None] * len(tensors)
         for dtype in dict.fromkeys(t.dtype for t in tensors):
             indices = [i for i, t in enumerate(tensors) if t.dtype == dtype]
@@ -138,7 +144,7 @@ class ProcessGroupExchange(Exchange):
 
         self._count(
             purpose,
-            sent=len(self.peers) * frame_bytes + (frame_bytes if self.peers else 0),
+            sent=self.world_size * frame_bytes,
             egress=2 * len(self.peers) * frame_bytes,
             received=2 * len(self.peers) * frame_bytes,
             num_messages=2,
@@ -219,10 +225,10 @@ class ProcessGroupExchange(Exchange):
         self.meter.add(
             purpose,
             Traffic(
-                sent_bytes=sent if self.peers else 0,
+                sent_bytes=sent,
                 egress_bytes=egress,
                 received_bytes=received,
-                num_messages=num_messages if self.peers else 0,
+                num_messages=num_messages,
                 wait_s=time.perf_counter() - start_s,
             ),
         )
