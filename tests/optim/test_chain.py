@@ -249,8 +249,8 @@ def test_dense_replicas_are_one_process_on_the_joined_batch(recipe, tolerance):
 @pytest.mark.parametrize("recipe", ["adamw", "muon", "distro"])
 def test_a_step_costs_one_exchange_however_many_tensors_and_groups(recipe):
     for _, traffic in run_replicas(_joined, 2, recipe, 5):
-        # A gather is a length and a payload, a mean a reduction and its spread: two latencies each.
-        assert traffic.num_messages == 2 * 5
+        # A mean is a reduction and its spread; a gather one message, and a second where it outgrows the last one.
+        assert traffic.num_messages == 2 * 5 if recipe != "distro" else 5 < traffic.num_messages <= 2 * 5
 
 
 def _uneven_gradients():
