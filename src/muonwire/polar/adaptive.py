@@ -102,7 +102,9 @@ class _Work:
         )
         self.plans.append(plan)
         self.flops += plan.flops
-        grown = float(plan.schedule.apply(np.array([min(self.noise / plan.scale, GROWTH_MONOTONE)]))[0])
+        grown = float(
+            np.abs(plan.schedule.apply(np.linspace(0, min(self.noise / plan.scale, 1.0), 33))).max()
+        )
         stored = rounding_noise(frobenius=min(shape) ** 0.5, shape=shape, roundoff=roundoff(self.y.dtype))
         self.noise = float(np.hypot(grown, stored))
 
@@ -242,7 +244,7 @@ def _check(work: _Work) -> tuple[float, float]:
     edges = np.linspace(0.0, 1.0, 257)
     mass = work.spectrum.mass(edges)
     s = (edges[1:] + edges[:-1]) / 2 * work.spectrum.upper
-    ratio = np.sqrt(mass @ (1 - s) ** 2 / max(mass @ (1 - s * s) ** 2, 1e-300))
+    ratio = np.sqrt(mass @ (1 - s) ** 2 / max(float(mass @ (1 - s * s) ** 2), 1e-300))
     return defect * min(float(ratio), 1.0), defect
 
 

@@ -51,5 +51,5 @@ def clear_buffers() -> None:
 
 def num_buffer_bytes() -> int:
     """Memory that this thread's buffers hold, in bytes."""
-    kept: OrderedDict[object, Tensor] = getattr(_local, "kept", OrderedDict())
-    return sum(t.numel() * t.element_size() for t in kept.values())
+    kept: OrderedDict[object, Tensor] | None = getattr(_local, "kept", None)
+    return sum(t.numel() * t.element_size() for t in (kept or {}).values())

@@ -49,15 +49,18 @@ def extremes(gram: Tensor) -> tuple[Tensor, Tensor]:
     steps = min(NUM_LANCZOS, r)
     basis = [probe(r, gram.device).expand(batch, r).unsqueeze(-1)]
     small = torch.zeros(batch, steps, steps, device=gram.device)
+    # A vector in an invariant subspace ends Lanczos early; what is left of T then repeats its first entry.
+    alive = torch.ones(batch, dtype=torch.bool, device=gram.device)
     for j in range(steps):
         w = gram @ basis[j]
         known = torch.cat(basis, dim=-1)
         overlaps = known.mT @ w
         w = w - known @ overlaps
-        small[:, j, j] = overlaps[:, j, 0]
+        small[:, j, j] = torch.where(alive, overlaps[:, j, 0], small[:, 0, 0])
         length = torch.linalg.vector_norm(w, dim=(-2, -1))
+        alive = alive & (length > 1e-5 * small[:, 0, 0].abs())
         if j + 1 < steps:
-            small[:, j, j + 1] = small[:, j + 1, j] = length
+            small[:, j, j + 1] = small[:, j + 1, j] = torch.where(alive, length, 0.0)
             basis.append(w / length.clamp(min=1e-30)[:, None, None])
     size = torch.linalg.vector_norm(small, dim=(-2, -1), keepdim=True).clamp(min=1e-30)
     top = (small / size).matrix_power(32)

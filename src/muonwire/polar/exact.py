@@ -4,21 +4,24 @@ import torch
 from torch import Tensor
 
 
-def svd_polar(x: Tensor) -> Tensor:
-    """U Vᵀ from the singular value decomposition; directions below σ_max · eps · max(m, n) are left out.
+def svd_polar(x: Tensor, *, resolution: float | None = None) -> Tensor:
+    """U Vᵀ from the singular value decomposition; directions below σ_max · resolution are left out.
 
     Args:
         x: (..., m, n), float32 or float64.
+        resolution: relative. Default: eps · max(m, n).
 
     >>> torch.allclose(svd_polar(torch.diag(torch.tensor([3.0, 0.5]))), torch.eye(2))
     True
 
     Source: Higham, Functions of Matrices (2008), theorem 8.1.
     """
+    left: Tensor
     left, values, right = torch.linalg.svd(x, full_matrices=False)
     eps = torch.finfo(values.dtype).eps * max(x.shape[-2:])
-    resolved = (values > values[..., :1] * eps).to(x.dtype)
-    return (left * resolved.unsqueeze(-2)) @ right
+    resolved = (values > values[..., :1] * (eps if resolution is None else resolution)).to(x.dtype)
+    factor: Tensor = (left * resolved.unsqueeze(-2)) @ right
+    return factor
 
 
 def eigh_polar(x: Tensor) -> Tensor:
@@ -42,5 +45,5 @@ def eigh_polar(x: Tensor) -> Tensor:
     floor = values[..., -1:] * eps
     # max() keeps the root real; those entries are masked.
     scales = torch.where(values > floor, values.clamp(min=torch.finfo(values.dtype).tiny).rsqrt(), 0.0)
-    root = (vectors * scales.unsqueeze(-2)) @ vectors.mT
+    root: Tensor = (vectors * scales.unsqueeze(-2)) @ vectors.mT
     return x @ root if tall else root @ x

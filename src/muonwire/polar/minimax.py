@@ -39,7 +39,7 @@ def minimax_odd(*, lower: float, upper: float, degree: int = 5) -> tuple[tuple[f
 
     >>> coefficients, error = minimax_odd(lower=0.5, upper=1.0, degree=3)
     >>> [round(c, 4) for c in coefficients], round(error, 4)
-    ([2.1271, -1.2155], 0.0884)
+    ([2.1328, -1.2187], 0.086)
 
     Source: Amsel et al., "The Polar Express", arXiv 2505.16932, section 3; Grishina et al., arXiv 2506.10935.
     """

@@ -28,6 +28,7 @@ def scaled_newton(x: Tensor) -> Tensor:
     if m < n:
         return scaled_newton(x.mT).mT
     if m > n:
+        q: Tensor
         q, r = torch.linalg.qr(x)
         return q @ scaled_newton(r)
     eps = torch.finfo(x.dtype).eps

@@ -77,19 +77,18 @@ def _weight(gram: Tensor, step: tuple[float, ...]) -> Tensor:
 def _normalized(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     y = x.to(dtype, copy=True)
     norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
-    usual = (norm >= SMALLEST_NORM) & (norm <= LARGEST_NORM)
+    # Compared as float32, since the limit rounds to infinity in float16, whose own range is always too small.
+    usual = (norm.float() >= SMALLEST_NORM) & (norm.float() <= LARGEST_NORM) & (dtype != torch.float16)
     if y.device.type != "cpu" or not bool(usual.all()):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         largest = wide.abs().amax(dim=(-2, -1), keepdim=True)
         scale = torch.where(usual | (largest == 0), 1.0, largest).reshape(largest.shape)
         # Divided by 1 the usual matrix keeps its bits.
-        y = (wide / scale).to(dtype)
+        wide = wide / scale
         if dtype == torch.float16:
-            y = (
-                wide
-                / scale
-                / torch.linalg.vector_norm(wide / scale, dim=(-2, -1), keepdim=True).clamp(min=1e-30)
-            ).to(dtype)
+            length = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+            wide = wide / torch.where(length == 0, 1.0, length)
+        y = wide.to(dtype)
         norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
     return y.div_(norm.clamp(min=SMALLEST_NORM))
 

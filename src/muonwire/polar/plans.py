@@ -1,5 +1,6 @@
 """Choosing a schedule: candidates, their errors on a grid of singular values, and their products."""
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,6 +32,11 @@ SPREADS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 # Noise is never grown past this. A direction that is only noise (a zero singular value) would else end as an
 # orthonormal one; what lies within a factor of ten of the noise stays short of 1 instead.
 NOISE_LIMIT = 0.1
+# A singular value this many times the noise is not noise.
+CLEAR_OF_NOISE = 4.0
+# No singular value inside the interval that a schedule was made for comes out further off than this:
+# what can be seen clearly is not given up for a tail that cannot.
+WORST_LIMIT = 0.25
 # Requests under this call for restarts at a tenth of the usual rounding error.
 FINE_ERROR = 0.01
 
@@ -68,12 +74,14 @@ class Candidates:
     squared_errors: Values
     squared_values: Values
     slopes: Values
+    worst_errors: Values
 
     def grown(self, x: float) -> Values:
-        """What each candidate makes of a singular value x ≤ 1, to within a cell."""
+        """The most that each candidate makes of a singular value up to x ≤ 1, to within a cell."""
         if x < EDGES[1]:
             return self.slopes * x
-        return np.sqrt(self.squared_values[:, min(int(np.searchsorted(EDGES, x)) - 1, len(CENTERS) - 1)])
+        cells = min(int(np.searchsorted(EDGES, x)), len(CENTERS))
+        return np.sqrt(self.squared_values[:, :cells].max(axis=1))
 
 
 @lru_cache(maxsize=1)
@@ -108,6 +116,7 @@ def candidates(roundoff: float, spread: float, tolerance: float) -> Candidates:
         squared_errors=np.array(errors),
         squared_values=np.array(grown),
         slopes=np.array([s.slope for s in schedules]),
+        worst_errors=np.array([s.worst_error(s.lower or 1.0) for s in schedules]),
     )
 
 
@@ -149,7 +158,9 @@ class Resolution:
 
     def floor(self, mass: Values) -> float:
         """Polar error that exact arithmetic after the rounding would leave."""
-        return float(np.sqrt((mass * self.resolved) @ self.squared_turn / max(mass @ self.resolved, 1e-12)))
+        return float(
+            np.sqrt((mass * self.resolved) @ self.squared_turn / max(float(mass @ self.resolved), 1e-12))
+        )
 
 
 def resolution(values: Values, *, noise: float) -> Resolution:
@@ -168,7 +179,7 @@ def rounding_noise(*, frobenius: float, shape: tuple[int, int], roundoff: float)
     0.0016015625
     """
     summed = 1.0 if roundoff > 1e-5 else SUMMATION
-    return 0.41 * summed * roundoff * frobenius / min(shape) ** 0.5
+    return 0.41 * summed * roundoff * frobenius / math.sqrt(min(shape))
 
 
 def choose_plan(
@@ -205,10 +216,14 @@ def choose_plan(
     flops = _flops(roundoff, level, tolerance, *shape)
     allowed = flops <= max_flops if max_flops is not None else np.ones_like(flops, dtype=bool)
     grown = table.grown(min(noise / (spectrum.upper or 1.0), 1.0))
-    if (allowed & (grown <= NOISE_LIMIT)).any():
-        allowed &= grown <= NOISE_LIMIT
     if not allowed.any():
         allowed = flops == flops.min()
+    # The more directions are only noise, the less each may grow.
+    visible = float(mass @ (CENTERS * spectrum.upper > CLEAR_OF_NOISE * noise))
+    limit = NOISE_LIMIT * min(1.0, math.sqrt(visible / max(1 - visible, 1e-9)))
+    allowed &= grown <= max(limit, 1.2 * float(grown[allowed].min()))
+    bounded = allowed & (table.worst_errors <= WORST_LIMIT)
+    allowed = bounded if bounded.any() else allowed
     good = allowed & (errors <= error)
     if good.any():
         cheapest = good & (flops == flops[good].min())
@@ -225,6 +240,6 @@ def choose_plan(
         scale=spectrum.upper or 1.0,
         flops=int(flops[index]),
         expected_error=float(errors[index]),
-        worst_error=schedule.worst_error(schedule.lower),
+        worst_error=float(table.worst_errors[index]),
         covered=float(mass[EDGES[:-1] >= schedule.lower].sum()),
     )

@@ -75,6 +75,6 @@ def nonfinite_message(x: Tensor, *, operation: str) -> str:
     first = tuple(int(i) for i in bad[0])
     return (
         f"{operation}: x has {len(bad)} values that are not finite, the first at {first} "
-        f"({float(x[first])}); a polar factor needs finite input. Skip the step or clip the gradient, or pass "
-        "nonfinite='propagate' to get NaN for that matrix"
+        f"({float(x[first])}); a polar factor needs finite input. Skip the step or clip the gradient, "
+        "or pass nonfinite='propagate' to get NaN for that matrix"
     )

@@ -60,9 +60,9 @@ class ProductCount:
         return sum(min(p.m, p.n) > 1 for p in self.products)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, count: ProductCount) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = count
 
     def __torch_dispatch__(
@@ -95,6 +95,7 @@ def count_products() -> Iterator[ProductCount]:
     Yields:
         the count, complete when the context ends.
 
+    >>> import torch
     >>> with count_products() as count:
     ...     _ = torch.ones(3, 4) @ torch.ones(4, 5)
     >>> count.flops, len(count)

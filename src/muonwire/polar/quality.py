@@ -1,5 +1,6 @@
 """How good a polar factor is: the sources' measures, each under its own name."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,9 @@ class Quality:
 def polar_error(p: Tensor, x: Tensor) -> float:
     """‖P − U Vᵀ‖_F / ‖U Vᵀ‖_F with the exact factor from a float64 SVD; 0 for a zero P of a zero X.
 
+    Directions of singular values below 8 eps σ_max count as zero: eps of float64 for float64 input, else of
+    float32, in which narrower input was made.
+
     Args:
         p: (m, n), the approximation.
         x: (m, n), what it approximates the factor of.
@@ -50,7 +54,8 @@ def polar_error(p: Tensor, x: Tensor) -> float:
     0.0
     """
     _check(p, x)
-    exact = svd_polar(x.double())
+    made_in = torch.float64 if x.dtype == torch.float64 else torch.float32
+    exact = svd_polar(x.double(), resolution=8 * torch.finfo(made_in).eps)
     size = float(torch.linalg.vector_norm(exact))
     distance = float(torch.linalg.vector_norm(p.double() - exact))
     return distance / size if size else distance
@@ -66,7 +71,7 @@ def orthogonality_error(p: Tensor) -> float:
     0.0
     """
     gram = _gram_error(p)
-    return float(torch.linalg.vector_norm(gram)) / gram.shape[0] ** 0.5
+    return float(torch.linalg.vector_norm(gram)) / math.sqrt(gram.shape[0])
 
 
 def numerical_rank(x: Tensor, *, eps: float | None = None) -> int:
@@ -110,7 +115,7 @@ def quality(p: Tensor, x: Tensor) -> Quality:
     nuclear = float(input_values.sum())
     return Quality(
         polar_error=polar_error(p, x),
-        orthogonality_error=float(torch.linalg.vector_norm(gram)) / gram.shape[0] ** 0.5,
+        orthogonality_error=float(torch.linalg.vector_norm(gram)) / math.sqrt(gram.shape[0]),
         orthogonality_max=float(gram.abs().max()),
         orthogonality_spectral=float((values**2 - 1).abs().max()),
         smallest=float(values[-1]),

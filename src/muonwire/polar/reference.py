@@ -29,4 +29,4 @@ def reference_error(values: Values, mass: Values, seen: Resolution, *, frobenius
         frobenius: ‖X‖_F.
     """
     squares = seen.squared_error(JORDAN.apply(values / frobenius))
-    return float(np.sqrt(mass @ squares / max(mass @ seen.resolved, 1e-12)))
+    return float(np.sqrt(mass @ squares / max(float(mass @ seen.resolved), 1e-12)))

@@ -63,10 +63,10 @@ def derive_restarts(
         tolerance: relative error; 0 restarts before every step.
 
     >>> from muonwire.polar.schedules import POLAR_EXPRESS
-    >>> derive_restarts(POLAR_EXPRESS, np.geomspace(0.5, 1, 9), roundoff=2**-8, spread=0.5).restarts
+    >>> derive_restarts(POLAR_EXPRESS, np.geomspace(0.1, 1, 9), roundoff=2**-24, spread=0.5).restarts
     ()
-    >>> derive_restarts(POLAR_EXPRESS, np.geomspace(1e-2, 1, 9), roundoff=2**-8, spread=0.5).restarts
-    (1, 2)
+    >>> derive_restarts(POLAR_EXPRESS, np.geomspace(1e-3, 1, 9), roundoff=2**-8, spread=0.5).restarts
+    (1, 3)
     """
     error = WIGNER * roundoff * (SUMMATION if roundoff < 1e-5 else 1.0)
     values = np.concatenate([[0.0], np.asarray(x, dtype=np.float64)])

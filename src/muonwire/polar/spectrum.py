@@ -70,7 +70,8 @@ def probe(size: int, device: torch.device) -> Tensor:
     """Unit vector of random signs, the same on every replica and in every process."""
     generator = torch.Generator().manual_seed(size)
     signs = torch.randint(0, 2, (size,), generator=generator).to(torch.float32) * 2 - 1
-    return (signs / size**0.5).to(device)
+    unit: Tensor = signs / size**0.5
+    return unit.to(device)
 
 
 def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS) -> Spectrum:
@@ -117,7 +118,9 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS) -> Spectrum:
         tridiagonal[j, j + 1] = tridiagonal[j + 1, j] = beta
         torch.div(w, beta, out=basis[j + 1])
     ritz, vectors = np.linalg.eigh(tridiagonal[:steps, :steps])
-    weights = vectors[0] ** 2
+    # A node stands for at least one singular value, however little of it the start happened to contain.
+    weights = np.maximum(vectors[0] ** 2, 1 / r)
+    weights /= weights.sum()
     residuals = beta * np.abs(vectors[-1])
     top = max(min(ritz[-1] + UPPER_FRACTION * residuals[-1], max(square_norm, ritz[-1])), 0.0)
     width = np.sqrt(3) * residuals
