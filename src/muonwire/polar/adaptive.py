@@ -200,6 +200,20 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
     )
 
 
+def resolves(gram: Tensor, shape: tuple[int, int], *, error: float) -> bool:
+    """Whether rounding the entries to the dtype of ``gram`` leaves the singular vectors good to ``error``.
+
+    Args:
+        gram: the Gram matrix, in the dtype in question.
+        shape: of the matrix.
+        error: requested polar error.
+    """
+    spectrum = measure_spectrum(gram)
+    noise = rounding_noise(frobenius=spectrum.frobenius, shape=shape, roundoff=roundoff(gram.dtype))
+    floor = resolution(CENTERS * spectrum.upper, noise=noise).floor(spectrum.mass(EDGES))
+    return floor <= CHOICE_MARGIN * error
+
+
 def _grow(work: _Work, shape: tuple[int, int], *, threshold: float, error: float | None) -> None:
     """Growing iterations while more than ``threshold`` of the spectrum is too small to be told apart."""
     for _ in range(1 if error is None else MAX_GROWTHS):

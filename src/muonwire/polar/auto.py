@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.polar.adaptive import Report, adapt, roundoff
+from muonwire.polar.adaptive import Report, adapt, resolves, roundoff
 from muonwire.polar.device import device_polar
 from muonwire.polar.exact import eigh_polar, svd_polar
 from muonwire.polar.newton import scaled_newton
@@ -265,13 +265,14 @@ def _one(
     if ready.result is not None:
         return ready.result, None
     assert ready.y is not None
+    assert ready.gram is not None
+    narrow = dtype is None and error is not None and roundoff(wide) > roundoff(torch.float32)
+    if narrow and error is not None:
+        shape = (matrix.shape[0], matrix.shape[1])
+        if not resolves(ready.gram, shape, error=error):
+            return _one(matrix, error=error, dtype=torch.float32, policy=policy)
     result, report = adapt(ready.y, error=error, gram=ready.gram)
-    if (
-        dtype is None
-        and error is not None
-        and not report.reached
-        and roundoff(wide) > roundoff(torch.float32)
-    ):
+    if narrow and not report.reached:
         return _one(matrix, error=error, dtype=torch.float32, policy=policy)
     return result.to(matrix.dtype), report
 

@@ -81,7 +81,8 @@ class Candidates:
         if x < EDGES[1]:
             return self.slopes * x
         cells = min(int(np.searchsorted(EDGES, x)), len(CENTERS))
-        return np.sqrt(self.squared_values[:, :cells].max(axis=1))
+        most: Values = np.sqrt(self.squared_values[:, :cells].max(axis=1))
+        return most
 
 
 @lru_cache(maxsize=1)
