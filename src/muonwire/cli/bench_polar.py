@@ -69,7 +69,7 @@ def run(config: BenchPolar) -> int:
     return 0
 
 
-ABOUT = """Time every polar method against torch.optim.Muon's function, interleaved: medians, errors, products.
+ABOUT = """Time every polar method against torch.optim.Muon's, interleaved: medians, errors, products.
 
 examples:
   muonwire bench polar --shapes 512x2048 --methods auto 'adaptive 0.02'
