@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 BETA = 0.95
 # One of each role, from the middle of the network; bfloat16 keeps the file under 4 MB.
-TRAINED = ("self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+TRAINED = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 PRETRAINED = ("self_attn.q_proj", "mlp.up_proj")
 
 

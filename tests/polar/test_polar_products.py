@@ -8,6 +8,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 from muonwire.polar import count_products, explain, polar, schedules
 from muonwire.polar.gram import gram_iteration
 from muonwire.polar.products import gram_flops, plain_flops
+from muonwire.polar.symmetric import symmetric_flops, symmetric_gram, uses_blocks
 
 SHAPES = [(64, 64), (64, 256), (256, 64), (48, 100)]
 # FLOPs of torch.optim.Muon over ours on Gaussian input; wall-clock follows where products dominate.
@@ -42,6 +43,21 @@ def test_gram_count_is_exact(shape, restarts, degree):
     with count_products() as count:
         gram_iteration(gaussian(*shape) / 30, schedule=schedule, restarts=restarts)
     assert count.flops == gram_flops(schedule, *shape, restarts=restarts)
+
+
+def test_blocks_are_counted_and_right():
+    y = gaussian(520, 1040)
+    assert uses_blocks(520, 1040, dtype=torch.bfloat16, device=y.device)
+    for x in (y, y.mT):
+        with count_products() as count:
+            gram = symmetric_gram(x, out=torch.empty(520, 520))
+        assert count.flops == symmetric_flops(520, 1040, blocks=True)
+        assert torch.equal(gram, gram.mT)
+        torch.testing.assert_close(gram, y @ y.mT, rtol=1e-4, atol=1e-3)
+    schedule = schedules.polar_express(lower=0.1, steps=2)
+    with count_products() as count:
+        gram_iteration(y.bfloat16() / 60, schedule=schedule, restarts=(1,))
+    assert count.flops == gram_flops(schedule, 520, 1040, restarts=(1,), blocks=True)
 
 
 def test_count_of_torch_is_the_formula():

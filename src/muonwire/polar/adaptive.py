@@ -25,6 +25,7 @@ from muonwire.polar.products import gram_flops
 from muonwire.polar.reference import reference_error, reference_flops
 from muonwire.polar.restarts import derive_restarts
 from muonwire.polar.spectrum import Spectrum, measure_spectrum
+from muonwire.polar.symmetric import symmetric_flops, uses_blocks
 
 # The estimate of the reference's error and of our own come from the same nodes; this is what they differ by.
 REFERENCE_MARGIN = 0.85
@@ -95,6 +96,11 @@ class _Work:
     plans: list[Plan]
     flops: int = 0
 
+    @property
+    def blocks(self) -> bool:
+        r, s = min(self.y.shape), max(self.y.shape)
+        return uses_blocks(r, s, dtype=self.y.dtype, device=self.y.device)
+
     def run(self, plan: Plan) -> None:
         shape = (self.y.shape[0], self.y.shape[1])
         self.y = gram_iteration(
@@ -138,7 +144,9 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
     """
     shape = (y.shape[0], y.shape[1])
     unit = roundoff(y.dtype)
-    gram = gram_matrix(y) if gram is None else gram
+    if gram is None:
+        r = min(shape)
+        gram = gram_matrix(y, out=buffer("gram", (r, r), y.dtype, y.device))
     first = measure_spectrum(gram)
     if y.dtype == torch.float16:
         # Its range is too small for coefficients to carry the scale.
@@ -164,6 +172,7 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
             error=requested if error is None else CHOICE_MARGIN * error / (1 + attempt),
             roundoff=unit,
             noise=0.0 if attempt and clear else work.noise,
+            blocks=work.blocks,
             max_flops=limit - work.flops if error is None else None,
         )
         if attempt and not clear and plan.schedule.slope * work.noise > NOISE_LIMIT:
@@ -174,7 +183,7 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
             expected, bound, covered = plan.expected_error, plan.worst_error, plan.covered
             break
         work.measure()
-        work.flops += 2 * min(shape) ** 2 * max(shape)
+        work.flops += symmetric_flops(min(shape), max(shape), blocks=work.blocks)
         checked, defect = _check(work)
         checked = float(np.hypot(checked, floor))
         if attempt and checked > expected:
@@ -230,7 +239,7 @@ def _grow(work: _Work, shape: tuple[int, int], *, threshold: float, error: float
                 schedule=GROWTH,
                 restarts=restarts,
                 scale=work.spectrum.upper,
-                flops=gram_flops(GROWTH, *shape, restarts=restarts),
+                flops=gram_flops(GROWTH, *shape, restarts=restarts, blocks=work.blocks),
                 expected_error=1.0,
                 worst_error=1.0,
                 covered=1.0,

@@ -9,10 +9,14 @@ from torch import Tensor
 from muonwire.errors import UsageError
 from muonwire.polar.buffers import buffer
 from muonwire.polar.schedule import Schedule, Step
+from muonwire.polar.symmetric import symmetric_gram, uses_blocks
 
 
 def gram_matrix(y: Tensor, *, out: Tensor | None = None) -> Tensor:
     """The smaller of Y Yᵀ and Yᵀ Y: (..., r, r) with r = min(m, n)."""
+    r, s = min(y.shape[-2:]), max(y.shape[-2:])
+    if y.ndim == 2 and out is not None and uses_blocks(r, s, dtype=y.dtype, device=y.device):
+        return symmetric_gram(y, out=out)
     left, right = (y.mT, y) if y.shape[-2] > y.shape[-1] else (y, y.mT)
     return torch.matmul(left, right, out=out) if out is not None else left @ right
 

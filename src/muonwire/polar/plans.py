@@ -131,10 +131,12 @@ def plain_is_cheaper(shape: tuple[int, int]) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _flops(roundoff: float, spread: float, tolerance: float, m: int, n: int) -> NDArray[np.int64]:
+def _flops(
+    roundoff: float, spread: float, tolerance: float, m: int, n: int, blocks: bool
+) -> NDArray[np.int64]:
     table = candidates(roundoff, spread, tolerance)
     pairs = zip(table.schedules, table.restarts, strict=True)
-    return np.array([gram_flops(s, m, n, restarts=at) for s, at in pairs], dtype=np.int64)
+    return np.array([gram_flops(s, m, n, restarts=at, blocks=blocks) for s, at in pairs], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,7 @@ def choose_plan(
     error: float,
     roundoff: float,
     noise: float,
+    blocks: bool = False,
     max_flops: int | None = None,
 ) -> Plan:
     """The plan of fewest FLOPs expected to reach ``error``; the most accurate one where none is.
@@ -200,6 +203,7 @@ def choose_plan(
         error: requested polar error.
         roundoff: unit roundoff of the dtype of the products.
         noise: singular values below this are rounding errors.
+        blocks: Gram matrices are made by blocks.
         max_flops: never spend more than this. Default: no limit.
     """
     top = spectrum.upper**2 or 1.0
@@ -214,7 +218,7 @@ def choose_plan(
         mass * seen.squared_turn
     )
     errors = np.sqrt(squares / counted)
-    flops = _flops(roundoff, level, tolerance, *shape)
+    flops = _flops(roundoff, level, tolerance, *shape, blocks)
     allowed = flops <= max_flops if max_flops is not None else np.ones_like(flops, dtype=bool)
     grown = table.grown(min(noise / (spectrum.upper or 1.0), 1.0))
     if not allowed.any():

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muonwire.polar.schedule import Schedule
+from muonwire.polar.symmetric import symmetric_flops
 
 # Position of the left factor among the arguments of each operation that multiplies matrices.
 _LEFT_FACTOR = {
@@ -122,7 +123,9 @@ def plain_flops(schedule: Schedule, m: int, n: int) -> int:
     return sum(4 * r * r * s + 2 * r**3 * weight_products(len(step)) for step in schedule.coefficients)
 
 
-def gram_flops(schedule: Schedule, m: int, n: int, *, restarts: Sequence[int] = ()) -> int:
+def gram_flops(
+    schedule: Schedule, m: int, n: int, *, restarts: Sequence[int] = (), blocks: bool = False
+) -> int:
     """FLOPs of the Gram form on one m×n matrix: X is touched twice a segment, the rest is r×r.
 
     Args:
@@ -130,6 +133,7 @@ def gram_flops(schedule: Schedule, m: int, n: int, *, restarts: Sequence[int] = 
         m: rows.
         n: columns.
         restarts: the steps before which X is brought up to date and its Gram matrix made anew.
+        blocks: Gram matrices are made by blocks.
 
     >>> from muonwire.polar.schedules import JORDAN
     >>> gram_flops(JORDAN, 1, 4), gram_flops(JORDAN, 1, 4, restarts=(2,))
@@ -140,7 +144,8 @@ def gram_flops(schedule: Schedule, m: int, n: int, *, restarts: Sequence[int] = 
     total = 0
     for first, last in pairwise(bounds):
         steps = schedule.coefficients[first:last]
-        total += 4 * r * r * s + 2 * r**3 * sum(weight_products(len(step)) for step in steps)
+        total += symmetric_flops(r, s, blocks=blocks) + 2 * r * r * s
+        total += 2 * r**3 * sum(weight_products(len(step)) for step in steps)
         total += 2 * r**3 * 3 * (len(steps) - 1)
     return total
 
