@@ -1,35 +1,25 @@
-"""Schedules: the per-iteration coefficients (a, b, c) of the odd polynomial p(x) = a x + b x³ + c x⁵."""
+"""The published schedules by name, and the solvers that make others."""
 
-from dataclasses import dataclass
+from muonwire.errors import UsageError
+from muonwire.polar.composed import cans, mixed, polar_express, relaxed_cubic
+from muonwire.polar.schedule import Schedule
 
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """Coefficients of an iterative polar method, one (a, b, c) per iteration.
-
-    Iteration: X ← a X + (b A + c A²) X with A = X Xᵀ, which maps each singular value x to a x + b x³ + c x⁵.
-
-    Args:
-        name: how the command line and reports call it.
-        coefficients: one triple per iteration.
-        source: where the figures were published.
-    """
-
-    name: str
-    coefficients: tuple[tuple[float, float, float], ...]
-    source: str
-
-    def __call__(self, x: float) -> float:
-        """Map one singular value through all iterations.
-
-        >>> round(TAYLOR_CUBIC(1.0), 6)
-        1.0
-        """
-        for a, b, c in self.coefficients:
-            square = x * x
-            x = x * (a + square * (b + square * c))
-        return x
-
+__all__ = [
+    "CANS",
+    "JORDAN",
+    "POLAR_EXPRESS",
+    "RELAXED_CUBIC",
+    "SCHEDULES",
+    "TAYLOR_CUBIC",
+    "TAYLOR_QUINTIC",
+    "TUNED",
+    "Schedule",
+    "cans",
+    "find",
+    "mixed",
+    "polar_express",
+    "relaxed_cubic",
+]
 
 JORDAN = Schedule(
     name="jordan",
@@ -57,6 +47,7 @@ POLAR_EXPRESS = Schedule(
         (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
     ),
     source="arXiv 2505.16932, l=1e-3, 5 steps, cushion 0.02, safety 1.02, as used by modded-nanogpt and dion",
+    lower=1e-3,
 )
 TAYLOR_CUBIC = Schedule(
     name="taylor_cubic",
@@ -68,5 +59,56 @@ TAYLOR_QUINTIC = Schedule(
     coefficients=((1.875, -1.25, 0.375),) * 5,
     source="Higham, Functions of Matrices (2008), section 5.4: the Padé family's [2/0] member",
 )
+CANS = Schedule(
+    name="cans",
+    coefficients=(
+        (8.4703, -25.1081, 18.6293),
+        (4.1828, -3.1087, 0.5806),
+        (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074),
+        (2.2737, -1.6447, 0.4162),
+    ),
+    source="arXiv 2506.10935; the minimax composition for lower=1e-3",
+    lower=1e-3,
+)
+RELAXED_CUBIC = Schedule(
+    name="relaxed_cubic",
+    coefficients=(
+        (3.3656576, -3.3420992),
+        (2.5744352, -1.4957376),
+        (2.5368962, -1.4312570),
+        (2.4418906, -1.2764040),
+        (2.2230472, -0.9630650),
+    ),
+    source="arXiv 2606.00371, cubic5; relaxed_cubic(lower=0.007, steps=5, overshoot=0.3)",
+    lower=7e-3,
+)
 
-SCHEDULES = {s.name: s for s in (JORDAN, TUNED, POLAR_EXPRESS, TAYLOR_CUBIC, TAYLOR_QUINTIC)}
+SCHEDULES = {
+    s.name: s for s in (JORDAN, TUNED, POLAR_EXPRESS, TAYLOR_CUBIC, TAYLOR_QUINTIC, CANS, RELAXED_CUBIC)
+}
+
+
+def find(schedule: Schedule | str | None, *, operation: str) -> Schedule:
+    """The schedule itself or the one of that name; ``polar_express`` for None.
+
+    Args:
+        schedule: a schedule, a name of ``SCHEDULES``, or None.
+        operation: who asks, for the message.
+
+    Raises:
+        UsageError: no schedule has that name.
+
+    >>> find("jordan", operation="polar").slope > 400
+    True
+    """
+    if schedule is None:
+        return POLAR_EXPRESS
+    if isinstance(schedule, Schedule):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise UsageError(
+            f"{operation}: schedule is {schedule!r}; allowed are {', '.join(SCHEDULES)}, or a Schedule, "
+            "such as schedules.polar_express(lower=0.01, steps=4)"
+        )
+    return SCHEDULES[schedule]

@@ -1,0 +1,198 @@
+"""`muonwire bench polar`: every polar method against torch.optim.Muon's function, in one interleaved run."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.polar import bench
+from muonwire.polar.bench import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPolar:
+    """Arguments of `muonwire bench polar`.
+
+    Args:
+        shapes: shapes such as 512x2048. The first one is also measured with the spectra 1/k, log-normal rows
+            and half rank. Default: five wide and three square ones.
+        methods: names of methods; empty for all.
+        captured: a safetensors file of matrices to measure too, such as benchmarks/data/momentum.safetensors.
+        rounds: timed turns of each method.
+        threads: threads of PyTorch; 0 leaves them as they are.
+        mixed_list: measure the list of 30 of 576x576 and 60 of 576x1536 too.
+        json: print JSON instead of the table.
+        chart: write the Pareto chart of error against time here; .png, .html, or .svg.
+        seed: of the random inputs.
+    """
+
+    shapes: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    captured: Path | None = None
+    rounds: int = 9
+    threads: int = 0
+    mixed_list: bool = True
+    json: bool = False
+    chart: Path | None = None
+    seed: int = 0
+
+
+def run(config: BenchPolar) -> int:
+    """Measure, print, write the chart; returns the exit code.
+
+    Raises:
+        UsageError: a shape, a method, the captured file or the chart's suffix is not usable.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    shapes = [_shape(text) for text in config.shapes] or [*bench.WIDE, *bench.SQUARE]
+    table = bench.methods()
+    unknown = [name for name in config.methods if name not in table]
+    if unknown:
+        raise UsageError(f"bench polar: {', '.join(unknown)} is not a method; allowed are {', '.join(table)}")
+    if config.chart is not None and config.chart.suffix not in (".png", ".html", ".svg"):
+        raise UsageError(f"bench polar: chart is {config.chart}; it takes a .png, .html or .svg file")
+    chosen = {name: table[name] for name in config.methods} or table
+    matrices = bench.inputs(shapes, seed=config.seed) | _captured(config.captured)
+    rows = bench.measure(matrices, chosen, rounds=config.rounds)
+    if config.mixed_list:
+        rows += bench.measure_list(rounds=max(1, config.rounds // 3), seed=config.seed)
+    print(_as_json(rows) if config.json else as_table(rows))
+    if config.chart is not None:
+        write_chart(rows, config.chart)
+    return 0
+
+
+ABOUT = """Time every polar method against torch.optim.Muon's, interleaved: medians, errors, products.
+
+examples:
+  muonwire bench polar --shapes 512x2048 --methods auto 'adaptive 0.02'
+  muonwire bench polar --captured benchmarks/data/momentum.safetensors --chart polar.png --json"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    import tyro
+
+    parsed = tyro.cli(
+        BenchPolar,
+        args=list(args),
+        prog="muonwire bench polar",
+        description=ABOUT,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    return run(parsed)
+
+
+def summary(rows: Sequence[Measurement]) -> dict[str, float]:
+    """Speed of the automatic choice over torch.optim.Muon: geometric means over wide, square, and the list.
+
+    Args:
+        rows: measurements.
+    """
+    lists = [r.ratio for r in rows if r.shape == (0, 0) and r.method == "auto"]
+    return {
+        "wide": bench.geometric_mean(rows, bench.WIDE),
+        "square": bench.geometric_mean(rows, bench.SQUARE),
+        "list": lists[0] if lists else math.nan,
+    }
+
+
+def as_table(rows: Sequence[Measurement]) -> str:
+    """The measurements as aligned text, one block for each input, fastest first.
+
+    Args:
+        rows: measurements.
+    """
+    width = max(len(r.method) for r in rows)
+    lines = []
+    for name in dict.fromkeys(r.input for r in rows):
+        lines += ["", name, f"  {'method'.ljust(width)}      time    speed  polar err  orth err     GFLOP"]
+        block = sorted((r for r in rows if r.input == name), key=lambda r: r.seconds)
+        lines += [
+            f"  {r.method.ljust(width)}  {r.seconds * 1e3:8.2f} ms  {r.ratio:5.2f}x  {r.polar_error:9.2e}  "
+            f"{r.orthogonality_error:8.2e}  {r.gflop:8.2f}"
+            for r in block
+        ]
+    means = ", ".join(f"{k} {v:.2f}x" for k, v in summary(rows).items() if not math.isnan(v))
+    if means:
+        lines += ["", f"auto against {bench.REFERENCE}: {means}"]
+    return "\n".join(lines).lstrip("\n")
+
+
+def write_chart(rows: Sequence[Measurement], path: Path) -> None:
+    """Polar error against time for each input, both logarithmic, with the Pareto front drawn as a line.
+
+    Args:
+        rows: measurements.
+        path: .png, .html or .svg.
+    """
+    import altair as alt
+
+    panels = []
+    for name in dict.fromkeys(r.input for r in rows if r.shape != (0, 0)):
+        block = [r for r in rows if r.input == name and r.polar_error > 0]
+        front = bench.pareto_front(block)
+        axes = {
+            "x": alt.X("ms:Q", scale=alt.Scale(type="log"), title="time (ms)"),
+            "y": alt.Y("error:Q", scale=alt.Scale(type="log"), title="polar error"),
+        }
+        points = alt.Chart(alt.Data(values=[_point(r) for r in block])).mark_point(filled=True, size=50)
+        line = alt.Chart(alt.Data(values=[_point(r) for r in front])).mark_line(
+            strokeDash=[4, 3], color="gray"
+        )
+        color = alt.Color("method:N", legend=alt.Legend(columns=1, symbolLimit=0))
+        panels.append(
+            (
+                points.encode(**axes, color=color, tooltip=["method:N", "ms:Q", "error:Q"])
+                + line.encode(**axes)
+            ).properties(title=name, width=300, height=220)
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart = alt.concat(*panels, columns=3)
+    if path.suffix == ".html":
+        chart.save(str(path), inline=True)
+    else:
+        chart.save(str(path))
+
+
+def _point(row: Measurement) -> dict[str, Any]:
+    return {"method": row.method, "ms": row.seconds * 1e3, "error": row.polar_error}
+
+
+def _as_json(rows: Sequence[Measurement]) -> str:
+    found = [{k: _plain(v) for k, v in asdict(r).items()} for r in rows]
+    setting = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    means = {k: _plain(v) for k, v in summary(rows).items()}
+    return json.dumps({"setting": setting, "speed_of_auto": means, "measurements": found}, indent=1)
+
+
+def _plain(value: Any) -> Any:
+    # JSON has no NaN.
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shape(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"bench polar: shape is {text!r}; it takes ROWSxCOLUMNS, such as 512x2048")
+    return int(parts[0]), int(parts[1])
+
+
+def _captured(path: Path | None) -> dict[str, Tensor]:
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise UsageError(
+            f"bench polar: captured is {path}, which is not a file; make one with "
+            "benchmarks/capture_momentum.py"
+        )
+    from safetensors.torch import load_file
+
+    return {name: tensor.float() for name, tensor in load_file(path).items() if tensor.ndim == 2}

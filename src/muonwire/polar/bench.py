@@ -1,0 +1,286 @@
+"""Measuring polar factors against torch.optim.Muon's own function: interleaved runs, medians, errors."""
+
+import importlib
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim import _muon
+
+from muonwire.errors import UsageError
+from muonwire.polar.auto import EXACT, adaptive, polar, polar_list
+from muonwire.polar.orthonormal import BASES, orthonormal_basis
+from muonwire.polar.products import count_products
+from muonwire.polar.quality import orthogonality_error, polar_error
+from muonwire.polar.schedules import JORDAN, SCHEDULES
+
+Factor = Callable[[Tensor], Tensor]
+
+REFERENCE = "torch.optim.Muon"
+TRIPLE = (3.4445, -4.7750, 2.0315)
+WIDE = ((512, 2048), (576, 1536), (768, 3072), (1024, 4096), (2048, 8192))
+SQUARE = ((512, 512), (1024, 1024), (2048, 2048))
+LIST_SHAPES = ((576, 576),) * 30 + ((576, 1536),) * 60
+# Errors that ``adaptive`` is asked for.
+ERRORS = (0.1, 0.02, 1e-3)
+# The exact methods and Gram-Schmidt take minutes past this min(m, n).
+LARGEST_EXACT = 600
+# name -> where its function is, and its keyword arguments; used where the package is installed.
+PEERS: dict[str, tuple[str, str, dict[str, object]]] = {
+    "pytorch_optimizer": (
+        "pytorch_optimizer.optimizer.shampoo_utils",
+        "zero_power_via_newton_schulz_5",
+        {"num_steps": 5},
+    ),
+    "timm": (
+        "timm.optim.muon",
+        "zeropower_via_newtonschulz",
+        {"steps": 5, "coefficients": [(3.4445, -4.775, 2.0315)]},
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One method on one input.
+
+    Args:
+        input: name of the input.
+        shape: (m, n), or (0, 0) for a list of mixed shapes.
+        method: name of the method.
+        seconds: median time.
+        ratio: median over the rounds of the reference's time over this method's in the same round.
+        polar_error: ‖P − U Vᵀ‖_F/‖U Vᵀ‖_F against a float64 SVD; NaN for a list.
+        orthogonality_error: ‖G − I‖_F/√r; NaN for a list.
+        gflop: 10⁹ FLOPs of matrix products, counted.
+    """
+
+    input: str
+    shape: tuple[int, int]
+    method: str
+    seconds: float
+    ratio: float
+    polar_error: float
+    orthogonality_error: float
+    gflop: float
+
+
+def torch_muon(x: Tensor) -> Tensor:
+    """torch.optim.Muon's own function with its defaults: five steps of Jordan's triple in bfloat16.
+
+    Args:
+        x: (m, n).
+
+    >>> torch_muon(torch.eye(2)).dtype
+    torch.bfloat16
+    """
+    return _muon._zeropower_via_newtonschulz(x, TRIPLE, len(JORDAN), 1e-7)
+
+
+def methods() -> dict[str, Factor]:
+    """Every method by name, the reference first, then the peers that are installed.
+
+    >>> list(methods())[:2]
+    ['torch.optim.Muon', 'auto']
+    """
+    table: dict[str, Factor] = {REFERENCE: torch_muon, "auto": polar}
+    table |= {f"adaptive {error:g}": _adaptive(error) for error in ERRORS}
+    table |= {f"newton_schulz {name}": _scheduled("newton_schulz", name) for name in SCHEDULES}
+    table |= {f"gram {name}": _scheduled("gram", name) for name in ("tuned", "polar_express")}
+    table |= {name: _exact(name) for name in EXACT}
+    table |= {name: _basis(name) for name in BASES}
+    for name, (module, attribute, options) in PEERS.items():
+        try:
+            function = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError):
+            continue
+        table[name] = _peer(function, options)
+    return table
+
+
+def inputs(shapes: Sequence[tuple[int, int]], *, seed: int = 0) -> dict[str, Tensor]:
+    """Gaussian matrices of the shapes, and for the first shape the other spectra.
+
+    Args:
+        shapes: (m, n) each.
+        seed: of the generator. Default: 0.
+
+    Returns:
+        name -> float32 matrix: Gaussian, σ ∝ 1/k, log-normal row scales, rank-deficient.
+
+    >>> [name for name in inputs([(8, 16)])]
+    ['gaussian 8x16', '1/k 8x16', 'log-normal rows 8x16', 'half rank 8x16']
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    made = {f"gaussian {m}x{n}": draw(m, n) for m, n in shapes}
+    m, n = shapes[0]
+    r = min(m, n)
+    left, right = torch.linalg.qr(draw(m, r))[0], torch.linalg.qr(draw(n, r))[0]
+    made[f"1/k {m}x{n}"] = (left / torch.arange(1, r + 1)) @ right.mT
+    made[f"log-normal rows {m}x{n}"] = draw(m, n) * draw(m, 1).exp()
+    made[f"half rank {m}x{n}"] = draw(m, max(r // 2, 1)) @ draw(max(r // 2, 1), n)
+    return made
+
+
+def measure(
+    matrices: Mapping[str, Tensor], chosen: Mapping[str, Factor], *, rounds: int = 9, warmup: int = 1
+) -> list[Measurement]:
+    """Time every method on every input, the methods taking turns so that a change of load meets all alike.
+
+    Args:
+        matrices: name -> (m, n).
+        chosen: name -> method; the reference is added where it is missing.
+        rounds: timed turns. Default: 9.
+        warmup: turns before. Default: 1.
+
+    Raises:
+        UsageError: no round.
+
+    >>> rows = measure({"eye": torch.eye(8)}, {"auto": polar}, rounds=1)
+    >>> [row.method for row in rows]
+    ['torch.optim.Muon', 'auto']
+    """
+    if rounds < 1:
+        raise UsageError(f"bench polar: rounds is {rounds!r}; at least one is needed")
+    rows: list[Measurement] = []
+    for name, x in matrices.items():
+        shape = (x.shape[0], x.shape[1])
+        used = {REFERENCE: torch_muon} | {k: f for k, f in chosen.items() if _affordable(k, shape)}
+        times = _take_turns({k: _bind(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)
+        for method, seconds in times.items():
+            with count_products() as count:
+                result = used[method](x)
+            rows.append(
+                Measurement(
+                    input=name,
+                    shape=shape,
+                    method=method,
+                    seconds=statistics.median(seconds),
+                    ratio=_ratio(times[REFERENCE], seconds),
+                    polar_error=polar_error(result, x),
+                    orthogonality_error=orthogonality_error(result),
+                    gflop=count.flops / 1e9,
+                )
+            )
+    return rows
+
+
+def measure_list(
+    shapes: Sequence[tuple[int, int]] = LIST_SHAPES, *, rounds: int = 3, seed: int = 0
+) -> list[Measurement]:
+    """A list of mixed shapes: one call of ``polar_list`` against the reference on each in turn.
+
+    Args:
+        shapes: (m, n) each. Default: 30 of 576×576 and 60 of 576×1536.
+        rounds: timed turns. Default: 3.
+        seed: of the generator. Default: 0.
+
+    >>> [row.method for row in measure_list([(4, 4), (4, 8)], rounds=1)]
+    ['torch.optim.Muon', 'auto']
+    """
+    generator = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(*shape, generator=generator) for shape in shapes]
+    calls: dict[str, Callable[[], object]] = {
+        REFERENCE: lambda: [torch_muon(x) for x in xs],
+        "auto": lambda: polar_list(xs),
+    }
+    times = _take_turns(calls, rounds=rounds, warmup=1)
+    rows = []
+    for method, seconds in times.items():
+        with count_products() as count:
+            calls[method]()
+        rows.append(
+            Measurement(
+                input=f"list of {len(shapes)}",
+                shape=(0, 0),
+                method=method,
+                seconds=statistics.median(seconds),
+                ratio=_ratio(times[REFERENCE], seconds),
+                polar_error=math.nan,
+                orthogonality_error=math.nan,
+                gflop=count.flops / 1e9,
+            )
+        )
+    return rows
+
+
+def geometric_mean(
+    rows: Sequence[Measurement], shapes: Sequence[tuple[int, int]], *, method: str = "auto"
+) -> float:
+    """Geometric mean of the speed ratios of one method over Gaussian inputs of the shapes; NaN without any.
+
+    Args:
+        rows: measurements.
+        shapes: (m, n) each.
+        method: its name. Default: "auto".
+    """
+    ratios = [
+        r.ratio for r in rows if r.method == method and r.shape in shapes and r.input.startswith("gaussian")
+    ]
+    return statistics.geometric_mean(ratios) if ratios else math.nan
+
+
+def pareto_front(rows: Sequence[Measurement]) -> list[Measurement]:
+    """The measurements of one input than which none other is both faster and more accurate, by time.
+
+    Args:
+        rows: of one input.
+    """
+    front: list[Measurement] = []
+    for row in sorted(rows, key=lambda r: (r.seconds, r.polar_error)):
+        if not front or row.polar_error < front[-1].polar_error:
+            front.append(row)
+    return front
+
+
+def _take_turns(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int
+) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warmup + rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _ratio(reference: Sequence[float], seconds: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(reference, seconds, strict=True))
+
+
+def _affordable(method: str, shape: tuple[int, int]) -> bool:
+    return min(shape) <= LARGEST_EXACT or method not in (*EXACT, *BASES)
+
+
+def _bind(function: Factor, x: Tensor) -> Callable[[], object]:
+    return lambda: function(x)
+
+
+def _adaptive(error: float) -> Factor:
+    return lambda x: adaptive(x, error=error)[0]
+
+
+def _scheduled(method: str, schedule: str) -> Factor:
+    return lambda x: polar(x, method=method, schedule=schedule, dtype=torch.bfloat16)
+
+
+def _exact(method: str) -> Factor:
+    return lambda x: polar(x, method=method)
+
+
+def _basis(method: str) -> Factor:
+    return lambda x: orthonormal_basis(x, method=method)
+
+
+def _peer(function: Callable[..., Tensor], options: dict[str, object]) -> Factor:
+    return lambda x: function(x, **options)

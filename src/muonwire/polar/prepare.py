@@ -1,0 +1,80 @@
+"""Bringing a matrix into the dtype and range of the products."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.polar.buffers import buffer
+from muonwire.polar.gram import gram_matrix
+
+NONFINITE = ("raise", "propagate")
+# ‖X‖_F² within this range leaves room for c₂/σ⁵ and R² in float32's and bfloat16's range of exponents.
+SMALLEST_TRACE = 1e-10
+LARGEST_TRACE = 1e10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A matrix ready for products, or the reason why there is nothing to do.
+
+    Args:
+        y: (m, n) in the dtype of the products; None where ``result`` is the answer already.
+        gram: its Gram matrix.
+        result: zeros for a zero matrix, NaN for a non-finite one that is to be propagated.
+    """
+
+    y: Tensor | None = None
+    gram: Tensor | None = None
+    result: Tensor | None = None
+
+
+def prepare(x: Tensor, *, dtype: torch.dtype, nonfinite: str, operation: str) -> Prepared:
+    """Cast one matrix to the dtype of the products, scaled where its norm is extreme.
+
+    The trace of the Gram matrix, which is needed anyway, is ‖X‖_F²; so an ordinary matrix is read once, by
+    the cast.
+
+    Args:
+        x: (m, n), not empty.
+        dtype: of the products.
+        nonfinite: "raise" or "propagate".
+        operation: who asks, for the message.
+
+    Raises:
+        UsageError: x has a value that is not finite, and nonfinite is "raise".
+    """
+    y = buffer("input", tuple(x.shape), dtype, x.device).copy_(x)
+    gram = _gram(y)
+    trace = float(gram.diagonal().sum(dtype=torch.float32))
+    if dtype != torch.float16 and SMALLEST_TRACE <= trace <= LARGEST_TRACE:
+        return Prepared(y=y, gram=gram)
+    largest = float(x.abs().amax())
+    if not largest < float("inf"):
+        if nonfinite == "raise":
+            raise UsageError(nonfinite_message(x, operation=operation))
+        return Prepared(result=torch.full_like(x, float("nan")))
+    if largest == 0.0:
+        return Prepared(result=torch.zeros_like(x))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32)) / largest
+    if dtype == torch.float16:
+        wide = wide / torch.linalg.vector_norm(wide)
+    y.copy_(wide)
+    return Prepared(y=y, gram=_gram(y))
+
+
+def _gram(y: Tensor) -> Tensor:
+    r = min(y.shape)
+    return gram_matrix(y, out=buffer("gram", (r, r), y.dtype, y.device))
+
+
+def nonfinite_message(x: Tensor, *, operation: str) -> str:
+    """Which values of x are not finite, and what to do about them."""
+    bad = (~torch.isfinite(x)).nonzero()
+    first = tuple(int(i) for i in bad[0])
+    return (
+        f"{operation}: x has {len(bad)} values that are not finite, the first at {first} "
+        f"({float(x[first])}); a polar factor needs finite input. Skip the step or clip the gradient, "
+        "or pass nonfinite='propagate' to get NaN for that matrix"
+    )

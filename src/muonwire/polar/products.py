@@ -1,0 +1,155 @@
+"""Counting matrix products: what a method costs, independent of the machine and of its load."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from muonwire.polar.schedule import Schedule
+from muonwire.polar.symmetric import symmetric_flops
+
+# Position of the left factor among the arguments of each operation that multiplies matrices.
+_LEFT_FACTOR = {
+    "mm": 0,
+    "bmm": 0,
+    "mv": 0,
+    "addmm": 1,
+    "addmm_": 1,
+    "baddbmm": 1,
+    "baddbmm_": 1,
+    "addmv": 1,
+    "dot": 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """One product of a (batch, m, k) by a (batch, k, n) array: 2 · batch · m · k · n FLOPs."""
+
+    batch: int
+    m: int
+    k: int
+    n: int
+
+    @property
+    def flops(self) -> int:
+        """Multiplications plus additions."""
+        return 2 * self.batch * self.m * self.k * self.n
+
+
+@dataclass(kw_only=True)
+class ProductCount:
+    """What ``count_products`` saw, in order."""
+
+    products: list[Product] = field(default_factory=list)
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all products, products with a vector among them."""
+        return sum(p.flops for p in self.products)
+
+    @property
+    def matrix_flops(self) -> int:
+        """FLOPs of products of two matrices; those with a vector (the spectrum's estimate) left out."""
+        return sum(p.flops for p in self.products if min(p.m, p.n) > 1)
+
+    def __len__(self) -> int:
+        return sum(min(p.m, p.n) > 1 for p in self.products)
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, count: ProductCount) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = count
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = func.__name__.split(".")[0]
+        if name in _LEFT_FACTOR:
+            at = _LEFT_FACTOR[name]
+            self.count.products.append(_product(args[at], args[at + 1]))
+        return func(*args, **(kwargs or {}))
+
+
+def _product(left: Tensor, right: Tensor) -> Product:
+    n = right.shape[-1] if right.ndim > 1 else 1
+    m = left.shape[-2] if left.ndim > 1 else 1
+    return Product(batch=left.shape[0] if left.ndim > 2 else 1, m=m, k=left.shape[-1], n=n)
+
+
+@contextmanager
+def count_products() -> Iterator[ProductCount]:
+    """Count every matrix product that PyTorch runs inside, whoever's code it is.
+
+    FLOPs of a product of m×k by k×n are 2 m k n. Factorizations (QR, SVD, Cholesky) are not products and not
+    counted.
+
+    Yields:
+        the count, complete when the context ends.
+
+    >>> import torch
+    >>> with count_products() as count:
+    ...     _ = torch.ones(3, 4) @ torch.ones(4, 5)
+    >>> count.flops, len(count)
+    (120, 1)
+    """
+    count = ProductCount()
+    with _Counter(count):
+        yield count
+
+
+def plain_flops(schedule: Schedule, m: int, n: int) -> int:
+    """FLOPs of the plain iteration on one m×n matrix: per step X Xᵀ, degree/2 − 1.5 products of r×r, and W X.
+
+    Args:
+        schedule: the schedule; r = min(m, n), s = max(m, n).
+        m: rows.
+        n: columns.
+
+    >>> from muonwire.polar.schedules import JORDAN
+    >>> plain_flops(JORDAN, 4, 4) // 4**3
+    30
+    """
+    r, s = min(m, n), max(m, n)
+    return sum(4 * r * r * s + 2 * r**3 * weight_products(len(step)) for step in schedule.coefficients)
+
+
+def gram_flops(
+    schedule: Schedule, m: int, n: int, *, restarts: Sequence[int] = (), blocks: bool = False
+) -> int:
+    """FLOPs of the Gram form on one m×n matrix: X is touched twice a segment, the rest is r×r.
+
+    Args:
+        schedule: the schedule; r = min(m, n), s = max(m, n).
+        m: rows.
+        n: columns.
+        restarts: the steps before which X is brought up to date and its Gram matrix made anew.
+        blocks: Gram matrices are made by blocks.
+
+    >>> from muonwire.polar.schedules import JORDAN
+    >>> gram_flops(JORDAN, 1, 4), gram_flops(JORDAN, 1, 4, restarts=(2,))
+    (50, 60)
+    """
+    r, s = min(m, n), max(m, n)
+    bounds = [0, *restarts, len(schedule)]
+    total = 0
+    for first, last in pairwise(bounds):
+        steps = schedule.coefficients[first:last]
+        total += symmetric_flops(r, s, blocks=blocks) + 2 * r * r * s
+        total += 2 * r**3 * sum(weight_products(len(step)) for step in steps)
+        total += 2 * r**3 * 3 * (len(steps) - 1)
+    return total
+
+
+def weight_products(num_coefficients: int) -> int:
+    """Products of r×r that W = c₀ I + c₁ R + … takes: 0, 1 and 2 for degrees 3, 5 and 7."""
+    return num_coefficients - 2

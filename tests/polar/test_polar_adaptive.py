@@ -1,0 +1,116 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from polar_inputs import gaussian, spectra, with_values
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from muonwire.polar import adaptive, polar
+from muonwire.polar.device import device_polar
+from muonwire.polar.quality import polar_error
+from muonwire.polar.spectrum import measure_spectrum
+
+# Relative difference between what a report expects and what a float64 SVD finds: the floor is an estimate.
+SLACK = 2.5
+DELIVERED = [n for n in spectra() if n not in ("rank one", "half rank", "1/k²")]
+
+
+@pytest.mark.parametrize("error", [0.1, 0.02, 1e-3])
+@pytest.mark.parametrize("name", DELIVERED)
+def test_delivers_the_requested_error(name, error):
+    x = spectra()[name]
+    q, (report,) = adaptive(x, error=error)
+    assert report.reached
+    assert polar_error(q, x) <= error
+    assert report.bound + 2 * report.rounding_floor + 1e-3 * error >= polar_error(q, x) / SLACK
+
+
+# float16 products are slow on CPU; two inputs stand for the rest.
+CLAIMS = [(n, e, d) for n in spectra() for e in (0.1, 0.02, 1e-3) for d in (torch.bfloat16, torch.float32)]
+CLAIMS += [("1/k", 0.02, torch.float16), ("half rank", 0.02, torch.float16)]
+
+
+@pytest.mark.parametrize(("name", "error", "dtype"), CLAIMS)
+def test_never_claims_what_it_does_not_deliver(name, error, dtype):
+    x = spectra()[name]
+    q, (report,) = adaptive(x, error=error, dtype=dtype)
+    assert torch.isfinite(q).all()
+    found = polar_error(q, x)
+    if report.reached:
+        assert found <= 1.5 * error
+    assert found <= SLACK * max(report.expected_error, report.rounding_floor) + 0.5 * report.unresolved or (
+        not report.reached
+    )
+
+
+def test_rank_deficient_is_said():
+    x = spectra()["half rank"]
+    _, (report,) = adaptive(x, error=1e-3)
+    assert not report.reached
+    assert report.unresolved == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("name", list(spectra()))
+def test_spectrum_is_measured(name):
+    x = spectra()[name]
+    values = torch.linalg.svdvals(x.double())
+    found = measure_spectrum(x @ x.mT if x.shape[0] <= x.shape[1] else x.mT @ x)
+    assert 0.995 <= found.upper / float(values[0]) <= 1.05
+    assert found.frobenius == pytest.approx(float(torch.linalg.vector_norm(x)), rel=1e-3)
+    assert found.fraction_below(np.array([0.0, 1.001])) == pytest.approx([0.0, 1.0])
+    half = float((values < 0.5 * values[0]).double().mean())
+    assert float(found.fraction_below(np.array([0.5]))[0]) == pytest.approx(half, abs=0.15)
+
+
+def test_spectrum_is_scale_free():
+    gram = gaussian(64, 128) @ gaussian(64, 128).mT
+    one, other = measure_spectrum(gram), measure_spectrum(gram * 1e8)
+    assert other.upper == pytest.approx(1e4 * one.upper, rel=1e-4)
+    assert one.scaled(1e4).upper == pytest.approx(other.upper, rel=1e-4)
+
+
+class _NoReading(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__
+        assert "_local_scalar_dense" not in name, "a value was read back by the host"
+        assert "nonzero" not in name, "a shape that depends on values stops the queue too"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24), (3, 32, 32)])
+def test_device_path_reads_nothing_back(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    device_polar(x, dtype=torch.bfloat16)
+    with _NoReading():
+        device_polar(x, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("name", [n for n in spectra() if n not in ("rank one", "1/k²", "half rank")])
+def test_device_path_is_as_accurate(name):
+    x = spectra()[name]
+    assert polar_error(device_polar(x, dtype=torch.float32), x) < 0.2
+    assert polar_error(device_polar(x, dtype=torch.bfloat16), x) < 0.3
+
+
+def test_device_path_is_robust():
+    x = torch.stack([gaussian(8, 24), torch.zeros(8, 24), 1e-30 * gaussian(8, 24), 1e30 * gaussian(8, 24)])
+    x = torch.cat([x, torch.full((1, 8, 24), math.nan)])
+    q = device_polar(x, dtype=torch.bfloat16)
+    assert torch.equal(q[1], torch.zeros(8, 24, dtype=torch.bfloat16))
+    assert torch.isnan(q[4]).any()
+    for index in (0, 2, 3):
+        assert polar_error(q[index], gaussian(8, 24)) < 0.2
+
+
+def test_extreme_condition_is_delivered_in_float32():
+    x = with_values(np.geomspace(1, 1e-5, 128), 128)
+    q, (report,) = adaptive(x, error=0.02)
+    assert report.reached
+    assert report.dtype == torch.float32
+    assert polar_error(q, x) < 0.05
+
+
+def test_polar_adaptive_is_adaptive():
+    x = gaussian(64, 128)
+    assert torch.equal(polar(x, method="adaptive"), adaptive(x)[0])

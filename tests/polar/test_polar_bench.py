@@ -1,0 +1,85 @@
+import json
+import math
+
+import pytest
+import torch
+from polar_inputs import gaussian
+from safetensors.torch import save_file
+
+from muonwire.cli.bench_polar import BenchPolar, main, run, summary
+from muonwire.errors import UsageError
+from muonwire.polar import bench
+
+
+def test_measures_every_method_in_turns(monkeypatch):
+    order = []
+    table = {"a": lambda x: order.append("a") or bench.torch_muon(x), "b": lambda x: order.append("b") or x}
+    rows = bench.measure({"g": gaussian(8, 16)}, table, rounds=2, warmup=0)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert [r.method for r in rows] == [bench.REFERENCE, "a", "b"]
+    assert rows[0].ratio == 1
+    assert rows[0].gflop == rows[1].gflop > 0
+    assert rows[2].polar_error > rows[0].polar_error
+
+
+def test_pareto_front_is_undominated():
+    rows = bench.measure(bench.inputs([(16, 32)]), bench.methods(), rounds=1)
+    block = [r for r in rows if r.input == "gaussian 16x32"]
+    front = bench.pareto_front(block)
+    for row in block:
+        assert any(f.seconds <= row.seconds and f.polar_error <= row.polar_error for f in front)
+
+
+def test_summary_is_over_the_named_shapes():
+    rows = bench.measure(
+        {"gaussian 512x512": gaussian(512, 512)}, {"auto": bench.methods()["auto"]}, rounds=1
+    )
+    found = summary(rows)
+    assert found["square"] > 0
+    assert math.isnan(found["wide"])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".html", ".svg"])
+def test_command(tmp_path, capsys, suffix):
+    save_file({"momentum": gaussian(16, 24).bfloat16()}, tmp_path / "captured.safetensors")
+    config = BenchPolar(
+        shapes=("8x16",),
+        methods=("auto", "svd"),
+        captured=tmp_path / "captured.safetensors",
+        rounds=1,
+        mixed_list=False,
+        json=True,
+        chart=tmp_path / f"chart{suffix}",
+    )
+    assert run(config) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {m["input"] for m in found["measurements"]} >= {"gaussian 8x16", "momentum"}
+    assert (tmp_path / f"chart{suffix}").stat().st_size > 1000
+
+
+def test_command_line_prints_a_table(capsys):
+    threads = torch.get_num_threads()
+    args = ["--shapes", "8x16", "--methods", "auto", "--rounds", "1", "--no-mixed-list"]
+    assert main(args) == 0
+    assert "torch.optim.Muon" in capsys.readouterr().out
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BenchPolar(shapes=("8",)),
+        BenchPolar(methods=("nope",)),
+        BenchPolar(rounds=0, shapes=("8x8",)),
+    ],
+)
+def test_bad_input_is_a_usage_error(config):
+    with pytest.raises(UsageError):
+        run(config)
+
+
+def test_bad_paths_are_usage_errors(tmp_path):
+    with pytest.raises(UsageError, match="not a file"):
+        run(BenchPolar(captured=tmp_path / "none.safetensors"))
+    with pytest.raises(UsageError, match="svg"):
+        run(BenchPolar(chart=tmp_path / "chart.gif"))
