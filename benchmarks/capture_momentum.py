@@ -12,9 +12,10 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from muonwire.tasks.text import TextSettings, TextTask, read_text
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from muonwire.tasks.text import TextSettings, TextTask, read_text
 
 BETA = 0.95
 # One of each role, from the middle of the network; bfloat16 keeps the file under 4 MB.

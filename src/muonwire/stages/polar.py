@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.polar import METHODS, SCHEDULES, polar
+from muonwire.polar import METHODS, SCHEDULES, polar_list
 from muonwire.stages.base import Context, Stage, State
+
+ITERATIVE = ("auto", "adaptive", "newton_schulz", "gram")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class Polar(Stage):
     Args:
         method: as ``muonwire.polar.polar`` takes it. Default: "auto".
         schedule: name of a schedule of coefficients. Default: the method's own.
-        dtype: dtype of the products, such as "bfloat16". Default: the method's own.
+        dtype: dtype of the products. Default: bfloat16 for iterations, whatever is fastest here, since replicas that
+            measured and chose differently would drift apart; float32 for the exact methods.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
@@ -41,13 +44,17 @@ class Polar(Stage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """See Stage.apply."""
-        dtype = None if self.dtype is None else getattr(torch, self.dtype)
-        return [
-            polar(layout.matrices(u), method=self.method, schedule=self.schedule, dtype=dtype).reshape(
-                u.shape
-            )
-            for u, layout in zip(updates, context.layouts, strict=True)
-        ]
+        name = self.dtype or ("bfloat16" if self.method in ITERATIVE else None)
+        dtype = None if name is None else getattr(torch, name)
+        factors = polar_list(
+            [layout.matrices(u) for u, layout in zip(updates, context.layouts, strict=True)],
+            method=self.method,
+            schedule=self.schedule,
+            dtype=dtype,
+            # A training loop sees what is not finite in the loss, on all replicas in the same step.
+            nonfinite="propagate",
+        )
+        return [factor.reshape(u.shape) for factor, u in zip(factors, updates, strict=True)]
 
     def __str__(self) -> str:
         return f"polar({', '.join(x for x in (self.method, self.schedule, self.dtype) if x)})"
