@@ -15,7 +15,7 @@ from muonwire.errors import UsageError
 from muonwire.polar.auto import EXACT, adaptive, polar, polar_list
 from muonwire.polar.orthonormal import BASES, orthonormal_basis
 from muonwire.polar.products import count_products
-from muonwire.polar.quality import orthogonality_error, polar_error
+from muonwire.polar.quality import exact_factor, orthogonality_error, polar_error
 from muonwire.polar.schedules import JORDAN, SCHEDULES
 
 Factor = Callable[[Tensor], Tensor]
@@ -155,6 +155,7 @@ def measure(
         shape = (x.shape[0], x.shape[1])
         used = {REFERENCE: torch_muon} | {k: f for k, f in chosen.items() if _affordable(k, shape)}
         times = _take_turns({k: _bind(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)
+        exact = exact_factor(x)
         for method, seconds in times.items():
             with count_products() as count:
                 result = used[method](x)
@@ -165,7 +166,7 @@ def measure(
                     method=method,
                     seconds=statistics.median(seconds),
                     ratio=_ratio(times[REFERENCE], seconds),
-                    polar_error=polar_error(result, x),
+                    polar_error=polar_error(result, x, exact=exact),
                     orthogonality_error=orthogonality_error(result),
                     gflop=count.flops / 1e9,
                 )

@@ -40,22 +40,35 @@ class Quality:
     rank: int
 
 
-def polar_error(p: Tensor, x: Tensor) -> float:
-    """‖P − U Vᵀ‖_F / ‖U Vᵀ‖_F with the exact factor from a float64 SVD; 0 for a zero P of a zero X.
+def exact_factor(x: Tensor) -> Tensor:
+    """U Vᵀ in float64, from a float64 SVD.
 
     Directions of singular values below 8 eps σ_max count as zero: eps of float64 for float64 input, else of
     float32, in which narrower input was made.
 
     Args:
+        x: (..., m, n).
+
+    >>> exact_factor(3 * torch.eye(2)).dtype
+    torch.float64
+    """
+    made_in = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return svd_polar(x.double(), resolution=8 * torch.finfo(made_in).eps)
+
+
+def polar_error(p: Tensor, x: Tensor, *, exact: Tensor | None = None) -> float:
+    """‖P − U Vᵀ‖_F / ‖U Vᵀ‖_F with the exact factor from a float64 SVD; 0 for a zero P of a zero X.
+
+    Args:
         p: (m, n), the approximation.
         x: (m, n), what it approximates the factor of.
+        exact: ``exact_factor(x)`` where the caller has it.
 
     >>> polar_error(torch.eye(2), 3 * torch.eye(2))
     0.0
     """
     _check(p, x)
-    made_in = torch.float64 if x.dtype == torch.float64 else torch.float32
-    exact = svd_polar(x.double(), resolution=8 * torch.finfo(made_in).eps)
+    exact = exact_factor(x) if exact is None else exact
     size = float(torch.linalg.vector_norm(exact))
     distance = float(torch.linalg.vector_norm(p.double() - exact))
     return distance / size if size else distance
