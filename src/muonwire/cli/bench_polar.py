@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonwire.cli.arguments import parse
 from muonwire.errors import UsageError
 from muonwire.polar import bench
 from muonwire.polar.bench import Measurement
@@ -69,25 +70,16 @@ def run(config: BenchPolar) -> int:
     return 0
 
 
-ABOUT = """Time every polar method against torch.optim.Muon's, interleaved: medians, errors, products.
-
-examples:
-  muonwire bench polar --shapes 512x2048 --methods auto 'adaptive 0.02'
-  muonwire bench polar --captured benchmarks/data/momentum.safetensors --chart polar.png --json"""
+EXAMPLES = (
+    "muonwire bench polar --shapes 512x2048 --methods auto 'adaptive 0.02'",
+    "muonwire bench polar --captured benchmarks/data/momentum.safetensors --chart polar.png --json",
+)
 
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    import tyro
-
-    parsed = tyro.cli(
-        BenchPolar,
-        args=list(args),
-        prog="muonwire bench polar",
-        description=ABOUT,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    return run(parsed)
+    about = "Time every polar method against torch.optim.Muon's, interleaved: medians, errors, products."
+    return run(parse(BenchPolar, args, command="bench polar", about=about, examples=EXAMPLES))
 
 
 def summary(rows: Sequence[Measurement]) -> dict[str, float]:
