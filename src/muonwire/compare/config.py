@@ -33,11 +33,11 @@ PRESETS = {
     "quick": Preset(
         recipes=("adamw", "muon", "distro", "local_muon"),
         replicas=4,
-        steps=120,
+        steps=100,
         lr_grid=(0.001, 0.003, 0.01, 0.03),
         seeds=(0,),
         link="10mbit/50ms",
-        evaluate_every=20,
+        evaluate_every=25,
         model_size="nano",
         sequence=64,
         batch=4,
