@@ -1,4 +1,8 @@
+import pytest
 import torch
 
-# One thread, as the replicas of the tests have: sums of floats depend on it.
-torch.set_num_threads(1)
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread, as the replicas of the tests have: sums of floats depend on it, and a training run sets its own."""
+    torch.set_num_threads(1)

@@ -28,10 +28,12 @@ def main(args: Sequence[str]) -> int:
 
 
 def _print_table(summary: Sequence[dict[str, Any]]) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="evaluation loss at each recipe's best rate")
+    # Without vertical rules the table fits 80 columns.
+    table = Table(box=SIMPLE_HEAD, title="evaluation loss at each recipe's best rate")
     table.add_column("recipe", overflow="fold")
     for heading in ("seed", "lr", "loss", "bit/param", "kB sent", "s here", "s on link"):
         table.add_column(heading, justify="right", no_wrap=True)
