@@ -1,6 +1,7 @@
 """Runs a function in several gloo processes, and returns what each returned.
 
-The processes fork from a server that has torch imported already, so that a test costs tenths of a second and not an import each.
+The processes fork from a server that has imported torch, and what optimizers pull in at their first step, so that a test
+costs tenths of a second and not an import each.
 """
 
 import multiprocessing
@@ -12,7 +13,17 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "muonwire.recipes", "tests.replicas"])
+_context.set_forkserver_preload(
+    [
+        "torch",
+        "torch.distributed",
+        "torch._dynamo",
+        "pytest",
+        "muonwire.recipes",
+        "tests.models",
+        "tests.replicas",
+    ]
+)
 
 
 class ReplicaFailedError(AssertionError):
