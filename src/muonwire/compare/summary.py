@@ -8,6 +8,7 @@ from muonwire.compare.config import Comparison
 from muonwire.compare.runs import Result, best_lr, find_result, run_folder
 from muonwire.exchange import Link
 from muonwire.recipes import parse_recipe
+from muonwire.report import CURVE_COLUMNS
 from muonwire.train.metrics import read_metrics
 
 
@@ -87,23 +88,7 @@ def curves(config: Comparison) -> pl.DataFrame:
                                 **_point(record, compute_s, link),
                             }
                         )
-    return pl.DataFrame(rows, schema=_CURVES, orient="row")
-
-
-_CURVES = {
-    "recipe": pl.String,
-    "lr": pl.Float64,
-    "seed": pl.Int64,
-    "best": pl.Boolean,
-    "step": pl.Int64,
-    "train_loss": pl.Float64,
-    "eval_loss": pl.Float64,
-    "bytes_sent": pl.Int64,
-    "bytes_received": pl.Int64,
-    "bytes_egress": pl.Int64,
-    "measured_s": pl.Float64,
-    "link_s": pl.Float64,
-}
+    return pl.DataFrame(rows, schema=CURVE_COLUMNS, orient="row")
 
 
 def _point(record: dict[str, Any], compute_s: float, link: Link) -> dict[str, Any]:

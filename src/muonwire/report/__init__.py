@@ -21,10 +21,11 @@ from muonwire.report.blocks import (
 from muonwire.report.compare_page import compare_page, write_compare_report
 from muonwire.report.image import write_png
 from muonwire.report.page import render_page
-from muonwire.report.results import read_results
+from muonwire.report.results import CURVE_COLUMNS, read_results
 from muonwire.report.setting import ReportSetting
 
 __all__ = [
+    "CURVE_COLUMNS",
     "Block",
     "Cell",
     "Chart",
