@@ -33,7 +33,9 @@ def _print_table(summary: Sequence[dict[str, Any]]) -> None:
     from rich.table import Table
 
     # Without vertical rules the table fits 80 columns.
-    table = Table(box=SIMPLE_HEAD, title="evaluation loss at each recipe's best rate")
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title="evaluation loss at each recipe's best rate"
+    )
     table.add_column("recipe", overflow="fold")
     for heading in ("seed", "lr", "loss", "bit/param", "kB sent", "s here", "s on link"):
         table.add_column(heading, justify="right", no_wrap=True)
