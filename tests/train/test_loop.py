@@ -76,6 +76,8 @@ def test_what_a_run_leaves_behind(task, tmp_path):
     records = read_metrics(tmp_path)
     assert [r["step"] for r in records if "eval_loss" in r] == [0, 4, 8]
     assert json.loads((tmp_path / "result.json").read_text())["final_eval_loss"] == result.final_eval_loss
+    # The peak rate, not what the schedule left of it.
+    assert "lr=0.01," in result.optimizer
     assert any((tmp_path / "tensorboard").glob("events.*"))
     shared = load_file(checkpoint.latest(tmp_path) / "model.safetensors")
     model = task.build_model(seed=5)

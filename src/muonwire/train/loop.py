@@ -44,7 +44,7 @@ class RunResult:
         optimizer_s_per_step: the optimizer without its exchanges, codecs included.
         exchange_s_per_step: in exchanges, waiting for the others included (a mean over the steps).
         weights_digest: of the shared weights at the end.
-        optimizer: the optimizer's chains, readable.
+        optimizer: the optimizer's chains, readable, with the peak learning rate.
     """
 
     config: dict[str, Any]
@@ -125,6 +125,8 @@ class Trainer:
         self.model: nn.Module = task.build_model(seed=config.seed).to(self.device)
         name, options = recipes.parse_recipe(config.recipe)
         self.optimizer = recipes.build(name, self.model, lr=config.lr, exchange=exchange, **options)
+        # Taken before the schedule moves the rates.
+        self._described = str(self.optimizer)
         self._peak_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.step = 0
         self._totals = _Totals()
@@ -307,7 +309,7 @@ class Trainer:
             optimizer_s_per_step=_mean_without_outliers(self._optimizer_times),
             exchange_s_per_step=totals.exchange_s / steps,
             weights_digest=digest,
-            optimizer=str(self.optimizer),
+            optimizer=self._described,
         )
         if self.exchange.rank == 0 and finished:
             checkpoint.write_json(self.folder / RESULT, asdict(result))
