@@ -1,6 +1,7 @@
 """Codecs: tensor to bytes and back, with the bytes as they go on the wire."""
 
 from muonwire.codec.base import Codec, Encoded
+from muonwire.codec.pack import Rice
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Float32, Sign
 from muonwire.codec.select import All, TopK
@@ -15,6 +16,7 @@ __all__ = [
     "Encoded",
     "Float32",
     "Pipeline",
+    "Rice",
     "Rows",
     "Sign",
     "TopK",

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from muonwire.codec import payload as payloads
+from muonwire.codec.part import Shape, State
 from muonwire.errors import UsageError
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +43,19 @@ class Encoded:
 class Codec(ABC):
     """Tensor to bytes and back. ``str(codec)`` is its textual form, and ``codec.parse`` reads it."""
 
+    def init(self, shape: Shape) -> State:
+        """What the sender keeps from round to round for a tensor of ``shape``; nothing by default."""
+        return {}
+
     @abstractmethod
-    def encode_body(self, tensor: Tensor) -> Encoded:
-        """Encode one floating tensor of any shape, whose values the caller knows to be finite."""
+    def encode_body(self, tensor: Tensor, *, seed: int = 0, state: State | None = None) -> Encoded:
+        """Encode one floating tensor of any shape, whose values the caller knows to be finite.
+
+        Args:
+            tensor: any shape.
+            seed: 32 bits, the same on all replicas in one round and another in the next. Default: 0.
+            state: what ``init`` made; updated in place. Default: a cold start.
+        """
 
     @abstractmethod
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:

@@ -1,13 +1,34 @@
-"""What the parts of a pipeline share: a name, options, and a textual form."""
+"""What the parts of a pipeline share: a name, options, a textual form, and what they know of the round."""
 
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+# Tensors by name that a codec's sender keeps from round to round.
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What a part may know of one encoding besides the values.
+
+    Args:
+        seed: 32 bits, the same on all replicas in one round and another in the next. Default: 0.
+        state: what the sender keeps of this tensor from round to round, which ``init`` made. Default: empty, a cold start.
+    """
+
+    seed: int = 0
+    state: State = field(default_factory=dict)
 
 
 class Part:
     """One named part of a pipeline; its subclasses are frozen dataclasses whose fields are its options."""
 
     name: ClassVar[str]
+    # Whether decoding needs the round's seed, which then travels in the body.
+    seeded: ClassVar[bool] = False
 
     def __str__(self) -> str:
         options = [

@@ -1,29 +1,35 @@
-"""A codec of three parts: transform -> select -> quantize, with positions as Rice codes."""
+"""A codec of four parts: transform -> select -> quantize, and how the selected positions are packed."""
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from muonwire.codec import pack
-from muonwire.codec.base import Codec, Encoded, Shape
+from muonwire.codec.base import Codec, Encoded
+from muonwire.codec.pack import Pack, Rice
+from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
 from muonwire.codec.select import All, Select
 from muonwire.codec.transform import Rows, Transform
-from muonwire.errors import UsageError
+from muonwire.errors import PayloadError, UsageError
+
+_SEED = struct.Struct("<I")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline(Codec):
-    """transform | select | quantize.
+    """transform | select | quantize | pack.
 
-    A body is the positions (where a selection dropped any), then the values.
+    A body is the round's seed (u32, where decoding needs it), the chosen items (where a selection dropped any, and they do not
+    follow from the seed), then the values.
 
     Args:
         transform: tensor to blocks of coefficients. Default: none, the blocks are rows.
         select: which coefficients are sent. Default: all.
         quantize: how their values are written. Default: float32, as they are.
+        pack: how the chosen items are written. Default: Rice codes.
 
     Raises:
         UsageError: a scale per row with a transform, or per chunk without one.
@@ -38,6 +44,7 @@ class Pipeline(Codec):
     transform: Transform = Rows()
     select: Select = All()
     quantize: Quantize = Float32()
+    pack: Pack = Rice()
 
     def __post_init__(self) -> None:
         scale = self.quantize.scale if isinstance(self.quantize, Sign) else None
@@ -49,41 +56,62 @@ class Pipeline(Codec):
             )
 
     def __str__(self) -> str:
-        parts = [self.transform] if not isinstance(self.transform, Rows) else []
-        return " | ".join(
-            str(p) for p in (*parts, *([] if isinstance(self.select, All) else [self.select]), self.quantize)
-        )
+        # The quantizer is always named; of the others what is not the default.
+        parts: list[Part] = []
+        parts += [self.transform] if self.transform != Rows() else []
+        parts += [self.select] if self.select != All() else []
+        parts += [self.quantize]
+        parts += [self.pack] if self.pack != Rice() else []
+        return " | ".join(str(p) for p in parts)
 
-    def encode_body(self, tensor: Tensor) -> Encoded:
+    def init(self, shape: Shape) -> State:
+        """See Codec.init."""
+        return self.transform.init(shape)
+
+    def encode_body(self, tensor: Tensor, *, seed: int = 0, state: State | None = None) -> Encoded:
         """See Codec.encode_body."""
         shape = tuple(tensor.shape)
-        blocks = self.transform.forward(
-            tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
-        )
-        positions = self.select.positions(blocks)
+        now = Round(seed=seed) if state is None else Round(seed=seed, state=state)
+        wide = tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+        blocks = self.transform.forward(wide, now)
+        num_blocks, block_numel = blocks.shape
+        head = _SEED.pack(seed) if self._seeded else b""
         flat = blocks.reshape(-1)
-        values = flat if positions is None else flat[positions]
-        head = b"" if positions is None else pack.encode_positions(positions.numpy())
-        layout = Layout(num_blocks=blocks.shape[0], block_numel=blocks.shape[1], positions=positions)
-        data, quantized = self.quantize.encode(values, layout)
+        positions = None
+        values = flat
+        if self.select.count(num_blocks, block_numel) < flat.numel():
+            if self.select.shared:
+                items = self.select.draw(num_blocks, block_numel, seed=seed)
+            else:
+                items = self.select.choose(blocks)
+                head += self.pack.encode(items.numpy(), self.select.groups(num_blocks, block_numel))
+            positions = self.select.expand(items, num_blocks, block_numel)
+            values = flat[positions]
+        layout = Layout(num_blocks=num_blocks, block_numel=block_numel, positions=positions)
+        data, quantized = self.quantize.encode(values, layout, seed=seed)
         return Encoded(
             body=head + data,
-            restore_decoded=lambda: self._restore(quantized, positions, shape).to(tensor.device),
-            restore_selected=lambda: self._restore(values, positions, shape).to(tensor.device),
+            restore_decoded=lambda: self._restore(quantized, positions, shape, seed).to(tensor.device),
+            restore_selected=lambda: self._restore(values, positions, shape, seed).to(tensor.device),
         )
 
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:
         """See Codec.decode_body."""
-        values, positions = self._values(body, shape)
-        return self._restore(values, positions, shape)
+        values, positions, seed = self._values(body, shape)
+        return self._restore(values, positions, shape, seed)
 
     def mean_bodies(self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas") -> Tensor:
-        """See Codec.mean_bodies; the sum is taken in the transform's domain, with one inverse transform."""
+        """See Codec.mean_bodies; where the transform is linear the sum is taken in its domain, with one inverse transform."""
+        if not self.transform.linear or (
+            self.transform.seeded and len({b[: _SEED.size] for b in bodies}) > 1
+        ):
+            return self._mean_decoded(bodies, shape)
         num_blocks, block_numel = self.transform.grid(shape)
         total = torch.zeros(num_blocks * block_numel)
         senders = torch.zeros(num_blocks * block_numel) if over == "senders" else None
+        seed = 0
         for body in bodies:
-            values, positions = self._values(body, shape)
+            values, positions, seed = self._values(body, shape)
             if positions is None:
                 total += values
                 if senders is not None:
@@ -93,31 +121,53 @@ class Pipeline(Codec):
                 if senders is not None:
                     senders[positions] += 1
         mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
-        return self.transform.inverse(mean.view(num_blocks, block_numel), shape)
+        return self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed)
 
     def estimate_body_bytes(self, shape: Shape) -> int:
         """See Codec.estimate_body_bytes."""
         num_blocks, block_numel = self.transform.grid(shape)
         count = self.select.count(num_blocks, block_numel)
-        numel = num_blocks * block_numel
-        positions_bytes = pack.estimate_positions_bytes(count, numel) if count < numel else 0
-        return positions_bytes + self.quantize.num_bytes(count, num_blocks)
+        packed = count < num_blocks * block_numel and not self.select.shared
+        return (
+            (_SEED.size if self._seeded else 0)
+            + (self.pack.estimate_bytes(self.select.groups(num_blocks, block_numel)) if packed else 0)
+            + self.quantize.num_bytes(count, num_blocks)
+        )
 
-    def _values(self, body: bytes, shape: Shape) -> tuple[Tensor, Tensor | None]:
+    @property
+    def _seeded(self) -> bool:
+        return self.transform.seeded or self.select.seeded or self.quantize.seeded
+
+    def _mean_decoded(self, bodies: Sequence[bytes], shape: Shape) -> Tensor:
+        total = torch.zeros(shape)
+        for body in bodies:
+            total += self.decode_body(body, shape)
+        return total / len(bodies)
+
+    def _values(self, body: bytes, shape: Shape) -> tuple[Tensor, Tensor | None, int]:
         num_blocks, block_numel = self.transform.grid(shape)
         count = self.select.count(num_blocks, block_numel)
-        positions, read = None, 0
+        positions, seed, read = None, 0, 0
+        if self._seeded:
+            if len(body) < _SEED.size:
+                raise PayloadError(f"payload: {len(body)} bytes are fewer than the {_SEED.size} of the seed")
+            (seed,) = _SEED.unpack_from(body)
+            read = _SEED.size
         if count < num_blocks * block_numel:
-            array, read = pack.decode_positions(body, count, num_blocks * block_numel)
-            positions = torch.from_numpy(array)
+            if self.select.shared:
+                items = self.select.draw(num_blocks, block_numel, seed=seed)
+            else:
+                array, length = self.pack.decode(body[read:], self.select.groups(num_blocks, block_numel))
+                items, read = torch.from_numpy(array), read + length
+            positions = self.select.expand(items, num_blocks, block_numel)
         layout = Layout(num_blocks=num_blocks, block_numel=block_numel, positions=positions)
-        return self.quantize.decode(body[read:], count, layout), positions
+        return self.quantize.decode(body[read:], count, layout), positions, seed
 
-    def _restore(self, values: Tensor, positions: Tensor | None, shape: Shape) -> Tensor:
+    def _restore(self, values: Tensor, positions: Tensor | None, shape: Shape, seed: int) -> Tensor:
         num_blocks, block_numel = self.transform.grid(shape)
         if positions is None:
             flat = values
         else:
             flat = torch.zeros(num_blocks * block_numel, dtype=values.dtype)
             flat[positions] = values
-        return self.transform.inverse(flat.view(num_blocks, block_numel), shape)
+        return self.transform.inverse(flat.view(num_blocks, block_numel), shape, seed=seed)

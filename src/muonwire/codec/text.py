@@ -5,6 +5,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
+from muonwire.codec.pack import Pack, Rice
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Float32, Quantize, Sign
@@ -12,11 +13,14 @@ from muonwire.codec.select import All, Select, TopK
 from muonwire.codec.transform import Dct, Rows, Transform
 from muonwire.errors import UsageError
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign)}
+PARTS: dict[str, type[Part]] = {
+    part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign, Rice)
+}
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),
     ("select", Select),
     ("quantize", Quantize),
+    ("pack", Pack),
 )
 _PART = re.compile(r"(?P<name>\w+)(?:\((?P<options>.*)\))?")
 
@@ -50,7 +54,7 @@ def _part(text: str) -> Part:
 
 
 def parse(text: str) -> Pipeline:
-    """Read the textual form of a codec: parts in the order transform, select, quantize, each of which may be left out.
+    """Read the textual form of a codec: parts in the order transform, select, quantize, pack, each of which may be left out.
 
     >>> str(parse("dct(chunk=64) | topk(k=32) | sign(scale=chunk)"))
     'dct(chunk=64) | topk(k=32) | sign(scale=chunk)'
@@ -67,7 +71,7 @@ def parse(text: str) -> Pipeline:
         slot = next(i for i, (_, kind) in enumerate(_SLOTS) if isinstance(part, kind))
         if slot < position:
             raise UsageError(
-                f"codec: {text!r}: {part} comes too late; the order is transform | select | quantize"
+                f"codec: {text!r}: {part} comes too late; the order is transform | select | quantize | pack"
             )
         position = slot + 1
         slots[_SLOTS[slot][0]] = part

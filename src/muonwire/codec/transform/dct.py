@@ -1,10 +1,6 @@
-"""Transforms: from a tensor to blocks of coefficients, and back.
-
-Every later part sees a matrix (num_blocks, block_numel): a row of the tensor, or a chunk of its cosine transform.
-"""
+"""DeMo's transform: a cosine transform of chunks of the matrix."""
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -12,53 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from muonwire.codec.part import Part
+from muonwire.codec.part import Round, Shape
+from muonwire.codec.transform.base import Transform, matrix_shape
 from muonwire.errors import UsageError
-
-Shape = tuple[int, ...]
-
-
-def matrix_shape(shape: Shape) -> tuple[int, int]:
-    """(rows, columns) of a tensor seen as a matrix: dimension 0 by all others; vectors and scalars are one row."""
-    numel = math.prod(shape)
-    if len(shape) < 2 or numel == 0:
-        return (1, numel)
-    return (shape[0], numel // shape[0])
-
-
-class Transform(Part):
-    """Tensor to blocks and back."""
-
-    @abstractmethod
-    def grid(self, shape: Shape) -> tuple[int, int]:
-        """(num_blocks, block_numel) of a tensor of ``shape``."""
-
-    @abstractmethod
-    def forward(self, tensor: Tensor) -> Tensor:
-        """(num_blocks, block_numel) coefficients of ``tensor``."""
-
-    @abstractmethod
-    def inverse(self, blocks: Tensor, shape: Shape) -> Tensor:
-        """The tensor of ``shape`` whose coefficients are ``blocks``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows(Transform):
-    """No transform: the blocks are the rows of the matrix (dimension 0 by all others); a vector is one row."""
-
-    name: ClassVar[str] = "rows"
-
-    def grid(self, shape: Shape) -> tuple[int, int]:
-        """See Transform.grid."""
-        return matrix_shape(shape)
-
-    def forward(self, tensor: Tensor) -> Tensor:
-        """See Transform.forward."""
-        return tensor.reshape(self.grid(tuple(tensor.shape)))
-
-    def inverse(self, blocks: Tensor, shape: Shape) -> Tensor:
-        """See Transform.inverse."""
-        return blocks.reshape(shape)
 
 
 @lru_cache(maxsize=1024)
@@ -113,7 +65,7 @@ class Dct(Transform):
         num_rows, height, num_columns, width = self._chunks(shape)
         return num_rows * num_columns, height * width
 
-    def forward(self, tensor: Tensor) -> Tensor:
+    def forward(self, tensor: Tensor, now: Round) -> Tensor:
         """See Transform.forward."""
         num_rows, height, num_columns, width = self._chunks(tuple(tensor.shape))
         chunks = tensor.reshape(num_rows, height, num_columns, width).transpose(1, 2)
@@ -121,7 +73,7 @@ class Dct(Transform):
         right = cosine_basis(width, tensor.dtype, tensor.device)
         return (left @ chunks @ right.mT).reshape(num_rows * num_columns, height * width)
 
-    def inverse(self, blocks: Tensor, shape: Shape) -> Tensor:
+    def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
         """See Transform.inverse."""
         num_rows, height, num_columns, width = self._chunks(shape)
         left = cosine_basis(height, blocks.dtype, blocks.device)

@@ -1,6 +1,5 @@
-"""Quantizers: the selected values to bytes and back."""
+"""One bit a value."""
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,92 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muonwire.codec.part import Part
+from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.errors import PayloadError, UsageError
 
 SCALE_BYTES = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where the values come from: ``positions`` (None: all) in a grid of (num_blocks, block_numel)."""
-
-    num_blocks: int
-    block_numel: int
-    positions: Tensor | None
-
-    def block_of(self, count: int) -> Tensor:
-        """The block of each of the ``count`` values."""
-        positions = torch.arange(count) if self.positions is None else self.positions
-        return positions // max(self.block_numel, 1)
-
-
-class Quantize(Part):
-    """Values (1-D float32) to bytes and back."""
-
-    @abstractmethod
-    def encode(self, values: Tensor, layout: Layout) -> tuple[bytes, Tensor]:
-        """The bytes, and the values that ``decode`` gives for them."""
-
-    @abstractmethod
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """The ``count`` values behind ``data``.
-
-        Raises:
-            PayloadError: ``data`` has the wrong length, or holds a scale that is not finite.
-        """
-
-    @abstractmethod
-    def num_bytes(self, count: int, num_blocks: int) -> int:
-        """Exactly the length of what ``encode`` gives."""
-
-    def check_length(self, data: bytes, count: int, num_blocks: int) -> None:
-        """Raise PayloadError where ``data`` cannot be ``count`` values."""
-        expected = self.num_bytes(count, num_blocks)
-        if len(data) != expected:
-            raise PayloadError(
-                f"payload: {len(data)} bytes of values; {count} values of {self} take {expected}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Float(Quantize):
-    dtype: ClassVar[torch.dtype]
-
-    def encode(self, values: Tensor, layout: Layout) -> tuple[bytes, Tensor]:
-        """See Quantize.encode."""
-        narrow = values.to(self.dtype)
-        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(torch.float32)
-
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """See Quantize.decode."""
-        self.check_length(data, count, layout.num_blocks)
-        values = torch.frombuffer(bytearray(data), dtype=self.dtype) if count else torch.empty(0)
-        if not bool(values.isfinite().all()):
-            raise PayloadError(f"payload: a value of its {count} is not finite")
-        return values.to(torch.float32)
-
-    def num_bytes(self, count: int, num_blocks: int) -> int:
-        """See Quantize.num_bytes."""
-        return count * self.dtype.itemsize
-
-
-@dataclass(frozen=True, kw_only=True)
-class Float32(_Float):
-    """Values as they are, four bytes each."""
-
-    name: ClassVar[str] = "float32"
-    dtype: ClassVar[torch.dtype] = torch.float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class BFloat16(_Float):
-    """Values rounded to bfloat16 (8 bits of significand), two bytes each."""
-
-    name: ClassVar[str] = "bfloat16"
-    dtype: ClassVar[torch.dtype] = torch.bfloat16
-
-
 SCALES = ("none", "tensor", "row", "chunk")
 
 
@@ -125,7 +42,7 @@ class Sign(Quantize):
             return scales.expand(count)
         return scales[layout.block_of(count)]
 
-    def encode(self, values: Tensor, layout: Layout) -> tuple[bytes, Tensor]:
+    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
         """See Quantize.encode."""
         values = values.cpu()
         count = values.numel()

@@ -1,0 +1,52 @@
+"""The contract of a quantizer: the selected values to bytes and back."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.codec.part import Part
+from muonwire.errors import PayloadError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where the values come from: ``positions`` (None: all) in a grid of (num_blocks, block_numel)."""
+
+    num_blocks: int
+    block_numel: int
+    positions: Tensor | None
+
+    def block_of(self, count: int) -> Tensor:
+        """The block of each of the ``count`` values."""
+        positions = torch.arange(count) if self.positions is None else self.positions
+        return positions // max(self.block_numel, 1)
+
+
+class Quantize(Part):
+    """Values (1-D float32) to bytes and back."""
+
+    @abstractmethod
+    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
+        """The bytes, and the values that ``decode`` gives for them; ``seed`` is the round's, for stochastic rounding."""
+
+    @abstractmethod
+    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+        """The ``count`` values behind ``data``.
+
+        Raises:
+            PayloadError: ``data`` has the wrong length, or holds a scale that is not finite.
+        """
+
+    @abstractmethod
+    def num_bytes(self, count: int, num_blocks: int) -> int:
+        """Exactly the length of what ``encode`` gives."""
+
+    def check_length(self, data: bytes, count: int, num_blocks: int) -> None:
+        """Raise PayloadError where ``data`` cannot be ``count`` values."""
+        expected = self.num_bytes(count, num_blocks)
+        if len(data) != expected:
+            raise PayloadError(
+                f"payload: {len(data)} bytes of values; {count} values of {self} take {expected}"
+            )

@@ -1,0 +1,48 @@
+"""Values as floating-point numbers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.errors import PayloadError
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Float(Quantize):
+    dtype: ClassVar[torch.dtype]
+
+    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
+        """See Quantize.encode."""
+        narrow = values.to(self.dtype)
+        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(torch.float32)
+
+    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+        """See Quantize.decode."""
+        self.check_length(data, count, layout.num_blocks)
+        values = torch.frombuffer(bytearray(data), dtype=self.dtype) if count else torch.empty(0)
+        if not bool(values.isfinite().all()):
+            raise PayloadError(f"payload: a value of its {count} is not finite")
+        return values.to(torch.float32)
+
+    def num_bytes(self, count: int, num_blocks: int) -> int:
+        """See Quantize.num_bytes."""
+        return count * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float32(_Float):
+    """Values as they are, four bytes each."""
+
+    name: ClassVar[str] = "float32"
+    dtype: ClassVar[torch.dtype] = torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class BFloat16(_Float):
+    """Values rounded to bfloat16 (8 bits of significand), two bytes each."""
+
+    name: ClassVar[str] = "bfloat16"
+    dtype: ClassVar[torch.dtype] = torch.bfloat16

@@ -1,0 +1,43 @@
+"""The contract of a transform: from a tensor to blocks of coefficients, and back.
+
+Every later part sees a matrix (num_blocks, block_numel): a row of the tensor, or a chunk of its cosine transform.
+"""
+
+import math
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from muonwire.codec.part import Part, Round, Shape, State
+
+
+def matrix_shape(shape: Shape) -> tuple[int, int]:
+    """(rows, columns) of a tensor seen as a matrix: dimension 0 by all others; vectors and scalars are one row."""
+    numel = math.prod(shape)
+    if len(shape) < 2 or numel == 0:
+        return (1, numel)
+    return (shape[0], numel // shape[0])
+
+
+class Transform(Part):
+    """Tensor to blocks and back."""
+
+    # Whether the inverse of a mean is the mean of the inverses, up to rounding.
+    linear: ClassVar[bool] = True
+
+    def init(self, shape: Shape) -> State:
+        """What the sender keeps from round to round for a tensor of ``shape``; nothing by default."""
+        return {}
+
+    @abstractmethod
+    def grid(self, shape: Shape) -> tuple[int, int]:
+        """(num_blocks, block_numel) of a tensor of ``shape``."""
+
+    @abstractmethod
+    def forward(self, tensor: Tensor, now: Round) -> Tensor:
+        """(num_blocks, block_numel) coefficients of ``tensor``; may update ``now.state``."""
+
+    @abstractmethod
+    def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
+        """The tensor of ``shape`` whose coefficients are ``blocks``; ``seed`` is that of the round, 0 if not seeded."""
