@@ -1,3 +1,4 @@
+import importlib
 import json
 import math
 
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 from muonwire.cli.bench_polar import BenchPolar, main, run, summary
 from muonwire.errors import UsageError
-from muonwire.polar import bench
+from muonwire.polar import bench, peers
 
 
 def test_measures_every_method_in_turns(monkeypatch):
@@ -20,6 +21,36 @@ def test_measures_every_method_in_turns(monkeypatch):
     assert rows[0].ratio == 1
     assert rows[0].gflop == rows[1].gflop > 0
     assert rows[2].polar_error > rows[0].polar_error
+
+
+def test_slow_methods_sit_out_and_are_compared_in_the_turns_they_took(monkeypatch):
+    monkeypatch.setattr(bench, "BUDGET_S", 0.0)
+    calls = []
+    table = {"slow": lambda x: calls.append("slow") or bench.torch_muon(x)}
+    reports = []
+    (reference, slow) = bench.measure(
+        {"g": gaussian(8, 16)}, table, rounds=7, warmup=0, progress=lambda *told: reports.append(told)
+    )
+    # Three turns, and the one that counts its products.
+    assert calls == ["slow"] * (bench.FEWEST_TURNS + 1)
+    assert reference.ratio == 1
+    assert slow.ratio > 0
+    assert reports == [("g", 0)]
+
+
+def test_a_peer_that_is_missing_or_fails_is_left_out(monkeypatch):
+    def broken():
+        raise OSError("no compiler")
+
+    builders = {
+        "works": lambda: lambda x: x,
+        "broken": broken,
+        "missing": lambda: importlib.import_module("no_such_package"),
+        "other shape": lambda: lambda x: x[0],
+    }
+    monkeypatch.setattr(peers, "BUILDERS", builders)
+    assert list(peers.peers()) == ["works"]
+    assert "works" in bench.methods()
 
 
 def test_pareto_front_is_undominated():

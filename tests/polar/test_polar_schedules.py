@@ -52,7 +52,9 @@ def test_cans_and_relaxed_cubic_reproduce_theirs():
 def test_tables_are_the_published_ones(name, key):
     wanted = published(key)
     wanted = np.repeat(wanted, PUBLISHED[key].get("repeat", 1), axis=0)
-    np.testing.assert_array_equal(schedules.SCHEDULES[name].coefficients, wanted)
+    made = np.array(schedules.SCHEDULES[name].coefficients)
+    np.testing.assert_array_equal(made, wanted[:, : made.shape[1]])
+    assert not wanted[:, made.shape[1] :].any()
 
 
 @pytest.mark.parametrize(

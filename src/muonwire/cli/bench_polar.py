@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from muonwire.cli.arguments import parse
+from muonwire.cli.progress import bench_bar
 from muonwire.errors import UsageError
 from muonwire.polar import bench
+from muonwire.polar.auto import EXACT, METHODS
 from muonwire.polar.bench import Measurement
+from muonwire.polar.orthonormal import BASES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,8 @@ def run(config: BenchPolar) -> int:
         raise UsageError(f"bench polar: chart is {config.chart}; it takes a .png, .html or .svg file")
     chosen = {name: table[name] for name in config.methods} or table
     matrices = bench.inputs(shapes, seed=config.seed) | _captured(config.captured)
-    rows = bench.measure(matrices, chosen, rounds=config.rounds)
+    with bench_bar("bench polar", total=len(matrices)) as progress:
+        rows = bench.measure(matrices, chosen, rounds=config.rounds, progress=progress)
     if config.mixed_list:
         rows += bench.measure_list(rounds=max(1, config.rounds // 3), seed=config.seed)
     print(_as_json(rows) if config.json else as_table(rows))
@@ -118,8 +122,29 @@ def as_table(rows: Sequence[Measurement]) -> str:
     return "\n".join(lines).lstrip("\n")
 
 
+def family(method: str) -> str:
+    """What a method's point is coloured by: its first word where that is one of ours, else "peers".
+
+    Args:
+        method: its name.
+
+    >>> family("newton_schulz jordan"), family("auto"), family("timm")
+    ('newton_schulz', 'auto', 'peers')
+    """
+    if method == bench.REFERENCE:
+        return method
+    first = method.split()[0]
+    if first in EXACT:
+        return "exact"
+    if first in BASES:
+        return "orthonormal basis"
+    return first if first in METHODS else "peers"
+
+
 def write_chart(rows: Sequence[Measurement], path: Path) -> None:
-    """Polar error against time for each input, both logarithmic, with the Pareto front drawn as a line.
+    """Polar error against time for each input, both logarithmic, with the Pareto front as a line that names its points.
+
+    Bases of Gram-Schmidt and QR are no polar factors and are left out.
 
     Args:
         rows: measurements.
@@ -128,23 +153,33 @@ def write_chart(rows: Sequence[Measurement], path: Path) -> None:
     import altair as alt
 
     panels = []
+    families = [f for f in dict.fromkeys(family(r.method) for r in rows) if f != "orthonormal basis"]
     for name in dict.fromkeys(r.input for r in rows if r.shape != (0, 0)):
-        block = [r for r in rows if r.input == name and r.polar_error > 0]
-        front = bench.pareto_front(block)
+        block = [
+            r
+            for r in rows
+            if r.input == name and r.polar_error > 0 and family(r.method) != "orthonormal basis"
+        ]
         axes = {
-            "x": alt.X("ms:Q", scale=alt.Scale(type="log"), title="time (ms)"),
+            "x": alt.X("ms:Q", scale=alt.Scale(type="log", nice=False, padding=20), title="time (ms)"),
             "y": alt.Y("error:Q", scale=alt.Scale(type="log"), title="polar error"),
         }
-        points = alt.Chart(alt.Data(values=[_point(r) for r in block])).mark_point(filled=True, size=50)
-        line = alt.Chart(alt.Data(values=[_point(r) for r in front])).mark_line(
-            strokeDash=[4, 3], color="gray"
-        )
-        color = alt.Color("method:N", legend=alt.Legend(columns=1, symbolLimit=0))
+        legend = alt.Legend(title=None, labelLimit=0)
+        color = alt.Color("family:N", scale=alt.Scale(domain=families, scheme="dark2"), legend=legend)
+        points = alt.Chart(alt.Data(values=[_point(r) for r in block])).mark_point(filled=True, size=45)
+        best = bench.pareto_front(block)
+        front = alt.Chart(alt.Data(values=[_point(r) for r in best]))
+        # Names that would lie on top of one another are left to the table.
+        named = [
+            r for r, before in zip(best, [None, *best], strict=False) if before is None or _apart(r, before)
+        ]
+        names = alt.Chart(alt.Data(values=[_point(r) for r in named]))
         panels.append(
             (
-                points.encode(**axes, color=color, tooltip=["method:N", "ms:Q", "error:Q"])
-                + line.encode(**axes)
-            ).properties(title=name, width=300, height=220)
+                front.mark_line(strokeDash=[4, 3], color="gray").encode(**axes)
+                + points.encode(**axes, color=color, tooltip=["method:N", "ms:Q", "error:Q"])
+                + names.mark_text(align="left", dx=5, dy=-6, fontSize=9).encode(**axes, text="method:N")
+            ).properties(title=name, width=330, height=230)
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     chart = alt.concat(*panels, columns=3)
@@ -154,8 +189,17 @@ def write_chart(rows: Sequence[Measurement], path: Path) -> None:
         chart.save(str(path))
 
 
+def _apart(row: Measurement, before: Measurement) -> bool:
+    return row.polar_error < before.polar_error / 3 or row.seconds > 2 * before.seconds
+
+
 def _point(row: Measurement) -> dict[str, Any]:
-    return {"method": row.method, "ms": row.seconds * 1e3, "error": row.polar_error}
+    return {
+        "method": row.method,
+        "family": family(row.method),
+        "ms": row.seconds * 1e3,
+        "error": row.polar_error,
+    }
 
 
 def _as_json(rows: Sequence[Measurement]) -> str:

@@ -1,6 +1,5 @@
 """Measuring polar factors against torch.optim.Muon's own function: interleaved runs, medians, errors."""
 
-import importlib
 import math
 import statistics
 import time
@@ -14,11 +13,10 @@ from torch.optim import _muon
 from muonwire.errors import UsageError
 from muonwire.polar.auto import EXACT, adaptive, polar, polar_list
 from muonwire.polar.orthonormal import BASES, orthonormal_basis
+from muonwire.polar.peers import Factor, peers
 from muonwire.polar.products import count_products
 from muonwire.polar.quality import exact_factor, orthogonality_error, polar_error
 from muonwire.polar.schedules import JORDAN, SCHEDULES
-
-Factor = Callable[[Tensor], Tensor]
 
 REFERENCE = "torch.optim.Muon"
 TRIPLE = (3.4445, -4.7750, 2.0315)
@@ -29,19 +27,14 @@ LIST_SHAPES = ((576, 576),) * 30 + ((576, 1536),) * 60
 ERRORS = (0.1, 0.02, 1e-3)
 # The exact methods and Gram-Schmidt take minutes past this min(m, n).
 LARGEST_EXACT = 600
-# name -> where its function is, and its keyword arguments; used where the package is installed.
-PEERS: dict[str, tuple[str, str, dict[str, object]]] = {
-    "pytorch_optimizer": (
-        "pytorch_optimizer.optimizer.shampoo_utils",
-        "zero_power_via_newton_schulz_5",
-        {"num_steps": 5},
-    ),
-    "timm": (
-        "timm.optim.muon",
-        "zeropower_via_newtonschulz",
-        {"steps": 5, "coefficients": [(3.4445, -4.775, 2.0315)]},
-    ),
-}
+# Past this time in turns a method takes no more of them, once it has had the fewest.
+BUDGET_S = 3.0
+FEWEST_TURNS = 3
+Progress = Callable[[str, int], None]
+
+
+def _silent(name: str, done: int) -> None:
+    """No progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +86,7 @@ def methods() -> dict[str, Factor]:
     table |= {f"gram {name}": _scheduled("gram", name) for name in ("tuned", "polar_express")}
     table |= {name: _exact(name) for name in EXACT}
     table |= {name: _basis(name) for name in BASES}
-    for name, (module, attribute, options) in PEERS.items():
-        try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError):
-            continue
-        table[name] = _peer(function, options)
-    return table
+    return table | peers()
 
 
 def inputs(shapes: Sequence[tuple[int, int]], *, seed: int = 0) -> dict[str, Tensor]:
@@ -131,15 +118,24 @@ def inputs(shapes: Sequence[tuple[int, int]], *, seed: int = 0) -> dict[str, Ten
 
 
 def measure(
-    matrices: Mapping[str, Tensor], chosen: Mapping[str, Factor], *, rounds: int = 9, warmup: int = 1
+    matrices: Mapping[str, Tensor],
+    chosen: Mapping[str, Factor],
+    *,
+    rounds: int = 9,
+    warmup: int = 1,
+    progress: Progress = _silent,
 ) -> list[Measurement]:
     """Time every method on every input, the methods taking turns so that a change of load meets all alike.
+
+    A method that has taken ``BUDGET_S`` seconds on one input sits out after its third turn there; the reference
+    never does.
 
     Args:
         matrices: name -> (m, n).
         chosen: name -> method; the reference is added where it is missing.
         rounds: timed turns. Default: 9.
         warmup: turns before. Default: 1.
+        progress: called with the name of the input and how many are done, before each one.
 
     Raises:
         UsageError: no round.
@@ -151,7 +147,8 @@ def measure(
     if rounds < 1:
         raise UsageError(f"bench polar: rounds is {rounds!r}; at least one is needed")
     rows: list[Measurement] = []
-    for name, x in matrices.items():
+    for index, (name, x) in enumerate(matrices.items()):
+        progress(name, index)
         shape = (x.shape[0], x.shape[1])
         used = {REFERENCE: torch_muon} | {k: f for k, f in chosen.items() if _affordable(k, shape)}
         times = _take_turns({k: _bind(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)
@@ -248,15 +245,19 @@ def _take_turns(
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warmup + rounds):
         for name, call in calls.items():
+            spent = times[name]
+            if name != REFERENCE and len(spent) >= FEWEST_TURNS and sum(spent) > BUDGET_S:
+                continue
             start = time.perf_counter()
             call()
             if turn >= warmup:
-                times[name].append(time.perf_counter() - start)
+                spent.append(time.perf_counter() - start)
     return times
 
 
 def _ratio(reference: Sequence[float], seconds: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(reference, seconds, strict=True))
+    # A method that sat out the last turns is compared in those that it took.
+    return statistics.median(a / b for a, b in zip(reference, seconds, strict=False))
 
 
 def _affordable(method: str, shape: tuple[int, int]) -> bool:
@@ -281,7 +282,3 @@ def _exact(method: str) -> Factor:
 
 def _basis(method: str) -> Factor:
     return lambda x: orthonormal_basis(x, method=method)
-
-
-def _peer(function: Callable[..., Tensor], options: dict[str, object]) -> Factor:
-    return lambda x: function(x, **options)

@@ -51,7 +51,7 @@ POLAR_EXPRESS = Schedule(
 )
 TAYLOR_CUBIC = Schedule(
     name="taylor_cubic",
-    coefficients=((1.5, -0.5, 0.0),) * 5,
+    coefficients=((1.5, -0.5),) * 5,
     source="Higham, Functions of Matrices (2008), section 5.3: Newton-Schulz",
 )
 TAYLOR_QUINTIC = Schedule(
