@@ -1,6 +1,7 @@
 """ChainOptimizer: a torch optimizer whose parameter groups each pass through a chain of stages."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,60 +10,27 @@ from torch import Tensor
 from muonwire.errors import NonFiniteUpdateError, UsageError
 from muonwire.exchange.base import Exchange, Flag, SingleReplica
 from muonwire.exchange.digest import check_agreement
-from muonwire.stages.base import Context, ExchangeStage, Stage, State
+from muonwire.stages.base import Context, Stage, State
 from muonwire.stages.chain import Chain, chain
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.rounds import Reply, Request, perform
+from muonwire.stages.rounds import Rounds, drive
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """One group's way through its chain in one step, which stops at every stage that talks to the replicas."""
+    """One group in one step: its parameters, and its way through its chain."""
 
-    def __init__(
-        self,
-        members: Sequence[tuple[str, Stage]],
-        updates: list[Tensor],
-        params: Sequence[Tensor],
-        states: Sequence[State],
-        context: Context,
-        weight_decay: float,
-    ) -> None:
-        self.members = members
-        self.updates = updates
-        self.params = params
-        self.states = states
-        self.context = context
-        self.weight_decay = weight_decay
-        self.position = 0
+    params: Sequence[Tensor]
+    rounds: Rounds
+    lr: float
+    weight_decay: float
 
-    def _member(self) -> tuple[Stage, list[State]]:
-        name, stage = self.members[self.position]
-        return stage, [s.get(name, {}) for s in self.states]
-
-    def advance(self) -> Request | None:
-        """Apply stages up to the next exchange and return what it wants sent; None at the end of the chain."""
-        while self.position < len(self.members):
-            stage, states = self._member()
-            if isinstance(stage, ExchangeStage):
-                return stage.send(self.updates, self.params, states, self.context)
-            self.updates = stage.apply(self.updates, self.params, states, self.context)
-            self.position += 1
-        return None
-
-    def move_weights(self) -> None:
+    def move_weights(self, updates: Sequence[Tensor]) -> None:
         """Subtract what came out of the chain from the parameters."""
-        lr = self.context.lr
-        for param, update in zip(self.params, self.updates, strict=True):
+        for param, update in zip(self.params, updates, strict=True):
             if self.weight_decay:
-                param.mul_(1 - lr * self.weight_decay)
-            param.add_(update.to(param.dtype), alpha=-lr)
-
-    def receive(self, reply: Reply) -> None:
-        """Take the answer to the request that ``advance`` returned."""
-        stage, states = self._member()
-        assert isinstance(stage, ExchangeStage)
-        self.updates = stage.receive(reply, self.params, states, self.context)
-        self.position += 1
+                param.mul_(1 - self.lr * self.weight_decay)
+            param.add_(update.to(param.dtype), alpha=-self.lr)
 
 
 class ChainOptimizer(torch.optim.Optimizer):
@@ -173,20 +141,14 @@ class ChainOptimizer(torch.optim.Optimizer):
             check_agreement(self._layout(), self.exchange, what="optimizer groups")
             self._replicas_agree = True
         passes = [p for i in range(len(self.param_groups)) if (p := self._begin(i)) is not None]
-        active = passes
-        while active:
-            waiting = [(p, request) for p in active if (request := p.advance()) is not None]
-            replies = perform([request for _, request in waiting], self.exchange)
-            for (group_pass, _), reply in zip(waiting, replies, strict=True):
-                group_pass.receive(reply)
-            active = [p for p, _ in waiting]
+        updates = drive([p.rounds for p in passes], self.exchange)
         if Flag.DIVERGED in self.exchange.agreed:
             raise NonFiniteUpdateError(
                 "ChainOptimizer: a loss or an update is not finite on at least one replica; the weights were left as they were. "
                 "Lower the learning rate, or resume from the last checkpoint"
             )
-        for group_pass in passes:
-            group_pass.move_weights()
+        for group_pass, moved in zip(passes, updates, strict=True):
+            group_pass.move_weights(moved)
         return loss
 
     def _layout(self) -> str:
@@ -197,8 +159,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def _begin(self, index: int) -> _Pass | None:
         group = self.param_groups[index]
-        members = self._chains[index].members
-        talks = self.exchange.world_size > 1 and any(isinstance(stage, ExchangeStage) for _, stage in members)
+        talks = self.exchange.world_size > 1 and self._chains[index].talks
         chosen = [
             (p, layout)
             for p, layout in zip(group["params"], group["layouts"], strict=True)
@@ -221,7 +182,13 @@ class ChainOptimizer(torch.optim.Optimizer):
             layouts=[MatrixLayout.parse(layout) for _, layout in chosen],
         )
         states = [self.state[p] for p, _ in chosen]
-        return _Pass(members, updates, [p for p, _ in chosen], states, context, float(group["weight_decay"]))
+        params = [p for p, _ in chosen]
+        return _Pass(
+            params=params,
+            rounds=self._chains[index].rounds(updates, params, states, context),
+            lr=context.lr,
+            weight_decay=float(group["weight_decay"]),
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` gave; states keep the dtype they were saved with.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from muonwire.exchange.base import Exchange
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.rounds import Reply, Request, perform
+from muonwire.stages.rounds import Reply, Request, Rounds, drive
 
 # Tensors and numbers by name; a chain nests its members' states under their names.
 State = dict[str, Any]
@@ -49,19 +49,57 @@ class Stage(ABC):
         """The state of one parameter before its first step."""
         return {}
 
+    @property
+    def talks(self) -> bool:
+        """Whether the stage talks to the other replicas."""
+        return False
+
     @abstractmethod
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """The updates that the next stage sees, one for each parameter."""
 
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """``apply`` with its talks to the other replicas left to the caller.
+
+        A generator that yields each request, is sent the reply to it, and returns the updates. So whoever runs several groups
+        can put the requests of one round into one message.
+        """
+        return self.apply(updates, params, states, context)
+        yield  # never reached; it makes this a generator
+
     def __str__(self) -> str:
         options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)]  # type: ignore[arg-type]
         return f"{self.name}({', '.join(options)})"
 
 
-class ExchangeStage(Stage):
-    """A stage that talks to the other replicas, in two halves, so that all groups of a step share one message."""
+class TalkingStage(Stage):
+    """A stage that talks to the other replicas, in as many rounds as it takes."""
+
+    @property
+    def talks(self) -> bool:
+        """It does."""
+        return True
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """All rounds, with messages of their own."""
+        (results,) = drive([self.rounds(updates, params, states, context)], context.exchange)
+        return results
+
+    @abstractmethod
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """See Stage.rounds."""
+
+
+class ExchangeStage(TalkingStage):
+    """A stage that talks to the other replicas in one round: what goes out, and what is made of the answers."""
 
     @abstractmethod
     def send(
@@ -75,9 +113,9 @@ class ExchangeStage(Stage):
     ) -> list[Tensor]:
         """The second half: the updates that the next stage sees."""
 
-    def apply(
+    def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
-        """Both halves, with a message of its own."""
-        (reply,) = perform([self.send(updates, params, states, context)], context.exchange)
+    ) -> Rounds:
+        """Both halves."""
+        reply = yield self.send(updates, params, states, context)
         return self.receive(reply, params, states, context)

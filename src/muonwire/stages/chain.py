@@ -6,6 +6,7 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.rounds import Rounds, drive
 
 
 class Chain(Stage):
@@ -35,13 +36,25 @@ class Chain(Stage):
         states = {name: stage.init(param) for name, stage in self.members}
         return {name: state for name, state in states.items() if state}
 
+    @property
+    def talks(self) -> bool:
+        """Whether any member talks to the other replicas."""
+        return any(stage.talks for _, stage in self.members)
+
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """All members in turn."""
+        (results,) = drive([self.rounds(updates, params, states, context)], context.exchange)
+        return results
+
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """All members in turn, their talks one after the other."""
         current = list(updates)
         for name, stage in self.members:
-            current = stage.apply(current, params, [s.get(name, {}) for s in states], context)
+            current = yield from stage.rounds(current, params, [s.get(name, {}) for s in states], context)
         return current
 
     def __str__(self) -> str:

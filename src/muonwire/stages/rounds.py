@@ -1,7 +1,7 @@
 """One round of exchange: the requests of several groups in one message."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,6 +29,10 @@ class Reply:
 
     tensors: Sequence[Tensor] = ()
     payloads: Sequence[bytes] = ()
+
+
+# A stage on its way through its talks: yields requests, is sent replies, returns the updates.
+Rounds = Generator[Request, Reply, list[Tensor]]
 
 
 def join(payloads: Sequence[bytes]) -> bytes:
@@ -78,3 +82,27 @@ def perform(requests: Sequence[Request], exchange: Exchange) -> list[Reply]:
         else Reply(payloads=next(by_request))
         for r in requests
     ]
+
+
+def drive(running: Sequence[Rounds], exchange: Exchange) -> list[list[Tensor]]:
+    """Run generators of requests to their ends, each round's requests in one message; returns what they return.
+
+    Args:
+        running: as many on every replica, with requests of the same kinds.
+        exchange: the way to the other replicas.
+    """
+    results: dict[int, list[Tensor]] = {}
+
+    def advance(index: int, reply: Reply | None) -> Request | None:
+        try:
+            return next(running[index]) if reply is None else running[index].send(reply)
+        except StopIteration as end:
+            results[index] = end.value
+            return None
+
+    waiting = [(i, request) for i in range(len(running)) if (request := advance(i, None)) is not None]
+    while waiting:
+        replies = perform([request for _, request in waiting], exchange)
+        answered = zip([i for i, _ in waiting], replies, strict=True)
+        waiting = [(i, request) for i, reply in answered if (request := advance(i, reply)) is not None]
+    return [results[i] for i in range(len(running))]
