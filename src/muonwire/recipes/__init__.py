@@ -7,12 +7,44 @@ from torch import nn
 
 from muonwire.errors import UsageError
 from muonwire.exchange.base import Exchange, SingleReplica
+from muonwire.recipes.approaches import (
+    APPROACH_A,
+    APPROACH_B,
+    APPROACH_C,
+    APPROACH_D,
+    APPROACH_F,
+    DISTRO_WEIGHT_POLAR,
+    PRE_POLAR,
+)
 from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
-from muonwire.recipes.dense import ADAMW, MUON, MuonSettings
+from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
 from muonwire.recipes.distro import DISTRO
+from muonwire.recipes.feedback_muon import EF14_MUON, SIGNMUON
 from muonwire.recipes.local_muon import LOCAL_MUON
+from muonwire.recipes.low_rank import DION, POWERSGD_MUON
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (ADAMW, MUON, DISTRO, LOCAL_MUON)}
+RECIPES: dict[str, Recipe] = {
+    r.name: r
+    for r in (
+        ADAMW,
+        MUON,
+        DISTRO,
+        LOCAL_MUON,
+        SGD,
+        NORMUON,
+        APPROACH_A,
+        APPROACH_B,
+        APPROACH_C,
+        APPROACH_D,
+        POWERSGD_MUON,
+        APPROACH_F,
+        PRE_POLAR,
+        DISTRO_WEIGHT_POLAR,
+        DION,
+        EF14_MUON,
+        SIGNMUON,
+    )
+}
 
 __all__ = ["RECIPES", "MuonSettings", "Recipe", "build", "find", "format_recipe", "parse_recipe"]
 
@@ -34,7 +66,7 @@ def build(
     """The optimizer that recipe ``name`` makes for ``model``.
 
     Args:
-        name: "adamw", "muon", "distro" or "local_muon".
+        name: one of ``RECIPES``.
         model: its trainable parameters, the same on every replica.
         lr: learning rate, at least 0.
         exchange: the way to the other replicas. Default: one replica.

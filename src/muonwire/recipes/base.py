@@ -42,13 +42,15 @@ class Recipe:
         name: as the command line and reports have it.
         options: frozen dataclass of its options.
         build: (model, lr, exchange, options) to the optimizer.
-        summary: one line.
+        summary: its chain, in one line.
+        source: where it comes from: paper and section, or a source's approach.
     """
 
     name: str
     options: type[Any]
     build: Callable[[nn.Module, float, Exchange, Any], torch.optim.Optimizer]
     summary: str
+    source: str
 
     def make_options(self, given: Mapping[str, Any]) -> Any:
         """The options dataclass with what was given.

@@ -11,7 +11,7 @@ from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.routing import Routing, route
 from muonwire.recipes.base import AdamSettings, Recipe
-from muonwire.stages import Adam, Mean, Momentum, Polar, Scale, Stage, chain
+from muonwire.stages import Adam, Chain, Mean, Momentum, Polar, RowNormalize, Scale, Stage, chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,21 @@ class MuonSettings(AdamSettings):
         if self.adam_lr_ratio <= 0:
             raise UsageError(f"muon: adam_lr_ratio is {self.adam_lr_ratio}; it must be positive")
 
-    def polar_chain(self) -> Stage:
+    def polar_chain(self) -> Chain:
         """momentum → polar → scale."""
-        return chain(
-            Momentum(beta=self.momentum, nesterov=self.nesterov),
-            Polar(method=self.method, schedule=self.schedule, dtype=self.dtype),
-            Scale(kind=self.scale),
-        )
+        return chain(self.momentum_stage(), self.polar_stage(), self.scale_stage())
+
+    def momentum_stage(self) -> Momentum:
+        """Momentum with these settings."""
+        return Momentum(beta=self.momentum, nesterov=self.nesterov)
+
+    def polar_stage(self) -> Polar:
+        """Orthogonalization with these settings."""
+        return Polar(method=self.method, schedule=self.schedule, dtype=self.dtype)
+
+    def scale_stage(self) -> Scale:
+        """The scale by shape."""
+        return Scale(kind=self.scale)
 
     def routing(self, model: nn.Module) -> Routing:
         """Which parameters are orthogonalized, and how the others are treated."""
@@ -122,10 +130,80 @@ def _build_muon(model: nn.Module, lr: float, exchange: Exchange, options: MuonSe
     return ChainOptimizer(muon_groups(model, lr, options, exchange_first=[Mean()]), lr=lr, exchange=exchange)
 
 
-ADAMW = Recipe(name="adamw", options=AdamSettings, build=_build_adamw, summary="dense AdamW: mean → adam")
+ADAMW = Recipe(
+    name="adamw",
+    options=AdamSettings,
+    build=_build_adamw,
+    summary="dense AdamW: mean → adam",
+    source="arXiv 1711.05101",
+)
 MUON = Recipe(
     name="muon",
     options=MuonSettings,
     build=_build_muon,
     summary="dense Muon: mean → momentum → polar → scale for hidden matrices, mean → adam for the rest",
+    source="Jordan et al. (2024); scale: arXiv 2502.16982",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NorMuonSettings(MuonSettings):
+    """Options of normuon; those of Muon are inherited.
+
+    Args:
+        row_beta2: decay of the rows' mean squares, in [0, 1). Default: 0.95.
+    """
+
+    row_beta2: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        RowNormalize(beta2=self.row_beta2)
+
+    def polar_chain(self) -> Chain:
+        """Momentum → polar → row_normalize → scale."""
+        rows = RowNormalize(beta2=self.row_beta2)
+        return chain(self.momentum_stage(), self.polar_stage(), rows, self.scale_stage())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGDSettings:
+    """Options of sgd.
+
+    Args:
+        momentum: of the heavy ball, in [0, 1). Default: 0.9.
+        nesterov: look ahead. Default: True.
+        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.
+    """
+
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.stage()
+
+    def stage(self) -> Momentum:
+        """The momentum."""
+        return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
+
+
+def _build_sgd(model: nn.Module, lr: float, exchange: Exchange, options: SGDSettings) -> ChainOptimizer:
+    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
+    return ChainOptimizer(groups, chain=chain(Mean(), options.stage()), lr=lr, exchange=exchange)
+
+
+NORMUON = Recipe(
+    name="normuon",
+    options=NorMuonSettings,
+    build=_build_muon,
+    summary="dense NorMuon: mean → momentum → polar → row_normalize → scale; mean → adam for the rest",
+    source="NorMuon, arXiv 2510.05491",
+)
+SGD = Recipe(
+    name="sgd",
+    options=SGDSettings,
+    build=_build_sgd,
+    summary="dense momentum SGD: mean → momentum",
+    source="Polyak (1964); Nesterov (1983)",
 )

@@ -60,4 +60,5 @@ DISTRO = Recipe(
     options=DistroSettings,
     build=_build,
     summary="source 0's baseline: residual momentum + exchange(dct, top-k, 1-bit) → sign",
+    source="DeMo, arXiv 2411.19870, with Psyche's 1-bit values",
 )

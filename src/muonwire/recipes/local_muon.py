@@ -93,4 +93,5 @@ LOCAL_MUON = Recipe(
     options=LocalMuonSettings,
     build=_build,
     summary="inner: momentum → polar → scale; every H steps: exchange(codec, feedback) of the weight change → outer momentum",
+    source="MuLoCo and DiLoCo (arXiv 2311.08105) with sparse 1-bit weight changes",
 )

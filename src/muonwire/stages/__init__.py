@@ -1,23 +1,30 @@
 """The stages an update passes through, from gradient to weight, and the chain they make."""
 
 from muonwire.stages.adam import Adam
-from muonwire.stages.base import Context, ExchangeStage, Stage, State
+from muonwire.stages.base import Context, ExchangeStage, Stage, State, TalkingStage
 from muonwire.stages.chain import Chain, chain, named_chain
+from muonwire.stages.every import Every
 from muonwire.stages.exchange import Exchange
 from muonwire.stages.feedback import EF14, Feedback, NoFeedback, ResidualMomentum
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.mean import Mean
 from muonwire.stages.momentum import Momentum
 from muonwire.stages.polar import Polar
-from muonwire.stages.rounds import Reply, Request
+from muonwire.stages.power import Dion, PowerSGD
+from muonwire.stages.predict import Predicted
+from muonwire.stages.rounds import Reply, Request, Rounds
+from muonwire.stages.row_normalize import RowNormalize
 from muonwire.stages.scale import Scale
 from muonwire.stages.sign import Sign
+from muonwire.stages.weight_polar import WeightPolar
 
 __all__ = [
     "EF14",
     "Adam",
     "Chain",
     "Context",
+    "Dion",
+    "Every",
     "Exchange",
     "ExchangeStage",
     "Feedback",
@@ -26,13 +33,19 @@ __all__ = [
     "Momentum",
     "NoFeedback",
     "Polar",
+    "PowerSGD",
+    "Predicted",
     "Reply",
     "Request",
     "ResidualMomentum",
+    "Rounds",
+    "RowNormalize",
     "Scale",
     "Sign",
     "Stage",
     "State",
+    "TalkingStage",
+    "WeightPolar",
     "chain",
     "named_chain",
 ]

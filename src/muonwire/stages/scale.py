@@ -30,20 +30,35 @@ class Scale(Stage):
     "spectral": √max(1, m/n), which bounds the change of the layer's output (Jordan, 2024);
     "rms": 0.2 √max(m, n), which gives a polar factor the size of an Adam update, so that one learning rate serves both
     (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, section 2.2);
-    "none": 1.
+    "none": 1, for tensors of any shape.
+
+    Args:
+        kind: see above. Default: "rms".
+        factor: multiplies s; with "rms", 5 gives a polar factor entries of root mean square 1, a sign's. Default: 1.
     """
 
     kind: str = "rms"
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in ("spectral", "rms", "none"):
             raise UsageError(f"scale: kind is {self.kind!r}; allowed are spectral, rms and none")
+        if not self.factor > 0:
+            raise UsageError(f"scale: factor is {self.factor}; it must be positive")
 
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """See Stage.apply."""
+        if self.kind == "none":
+            return [u * self.factor for u in updates]
         shapes = [
             layout.matrices_shape(tuple(u.shape)) for u, layout in zip(updates, context.layouts, strict=True)
         ]
-        return [u * shape_scale(self.kind, s[-2], s[-1]) for u, s in zip(updates, shapes, strict=True)]
+        return [
+            u * (self.factor * shape_scale(self.kind, s[-2], s[-1]))
+            for u, s in zip(updates, shapes, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        return f"scale(kind={self.kind}{'' if self.factor == 1 else f', factor={self.factor:g}'})"

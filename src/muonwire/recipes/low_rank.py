@@ -1,0 +1,90 @@
+"""Low rank on the wire: approach E in its two forms, and Dion."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from muonwire.exchange.base import Exchange
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.base import Recipe
+from muonwire.recipes.compressed import two_groups
+from muonwire.recipes.dense import MuonSettings
+from muonwire.stages import Chain, Dion, Mean, PowerSGD, chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSettings(MuonSettings):
+    """Options of powersgd_muon; those of Muon are inherited.
+
+    Args:
+        rank: of the factors, at most the smaller dimension of a matrix. Default: 4.
+        fraction: rank as a share of the smaller dimension, instead of ``rank``. Default: none.
+        wire: dtype of the factors on the wire, "float32" or "bfloat16". Default: "bfloat16".
+        feedback_decay: of what the factors leave out, in [0, 1]. Default: 1.
+    """
+
+    rank: int = 4
+    fraction: float | None = None
+    wire: str = "bfloat16"
+    feedback_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.power()
+
+    def power(self) -> PowerSGD:
+        """The stage."""
+        return PowerSGD(rank=self.rank, fraction=self.fraction, wire=self.wire, decay=self.feedback_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DionSettings(MuonSettings):
+    """Options of dion; those of Muon are inherited.
+
+    Args:
+        fraction: rank as a share of a matrix's smaller dimension, in (0, 1]. Default: 0.25.
+        wire: dtype of the factors on the wire, "float32" or "bfloat16". Default: "float32".
+    """
+
+    fraction: float = 0.25
+    wire: str = "float32"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.power()
+
+    def power(self) -> Dion:
+        """The stage."""
+        return Dion(fraction=self.fraction, wire=self.wire, momentum=self.momentum)
+
+
+def _powersgd(model: nn.Module, lr: float, exchange: Exchange, options: PowerSettings) -> ChainOptimizer:
+    hidden = chain(options.power(), options.polar_chain())
+    return _with_dense_rest(model, lr, exchange, options, hidden)
+
+
+def _dion(model: nn.Module, lr: float, exchange: Exchange, options: DionSettings) -> ChainOptimizer:
+    return _with_dense_rest(model, lr, exchange, options, chain(options.power(), options.scale_stage()))
+
+
+def _with_dense_rest(
+    model: nn.Module, lr: float, exchange: Exchange, options: MuonSettings, hidden: Chain
+) -> ChainOptimizer:
+    rest = chain(Mean(), options.adam_stage())
+    return two_groups(model, lr, exchange, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+
+
+POWERSGD_MUON = Recipe(
+    name="powersgd_muon",
+    options=PowerSettings,
+    build=_powersgd,
+    summary="power iteration over the replicas with feedback → momentum → polar → scale; mean → adam for the rest",
+    source="source 000, approach E; PowerSGD, arXiv 1905.13727",
+)
+DION = Recipe(
+    name="dion",
+    options=DionSettings,
+    build=_dion,
+    summary="power iteration over the replicas' momenta, orthonormal factors as the update → scale; mean → adam for the rest",
+    source="Dion, arXiv 2504.05295; source 002",
+)

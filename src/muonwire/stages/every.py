@@ -1,0 +1,63 @@
+"""One chain every so many steps, another in between."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.rounds import Rounds
+
+
+class Every(TalkingStage):
+    """In steps P, 2 P, 3 P, … the updates pass through ``full``, in all others through ``otherwise``.
+
+    States of the two are kept apart, under "full" and "otherwise", unless both stand for the same buffers: name those in
+    ``shared``; each is then kept once, and both chains see it.
+
+    Args:
+        period: P, at least 1; 1 is ``full`` always.
+        full: a stage.
+        otherwise: a stage.
+        shared: state entries that both chains know under the same name. Default: none.
+
+    Raises:
+        UsageError: P < 1.
+    """
+
+    def __init__(self, *, period: int, full: Stage, otherwise: Stage, shared: Sequence[str] = ()) -> None:
+        if period < 1:
+            raise UsageError(f"every: period is {period}; it must be at least 1 step")
+        self.period = period
+        self.full = full
+        self.otherwise = otherwise
+        self.shared = tuple(shared)
+
+    @property
+    def talks(self) -> bool:
+        """Whether either chain does."""
+        return self.full.talks or self.otherwise.talks
+
+    def init(self, param: Tensor) -> State:
+        """The states of both chains."""
+        full, otherwise = self.full.init(param), self.otherwise.init(param)
+        for name in self.shared:
+            full.pop(name)
+        return {"full": full, "otherwise": otherwise}
+
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """See Stage.rounds."""
+        if context.step % self.period:
+            seen = [s["otherwise"] for s in states]
+            return (yield from self.otherwise.rounds(updates, params, seen, context))
+        for state in states:
+            state["full"].update({name: state["otherwise"].pop(name) for name in self.shared})
+        results = yield from self.full.rounds(updates, params, [s["full"] for s in states], context)
+        for state in states:
+            state["otherwise"].update({name: state["full"].pop(name) for name in self.shared})
+        return results
+
+    def __str__(self) -> str:
+        return f"every({self.period}: [{self.full}], else [{self.otherwise}])"

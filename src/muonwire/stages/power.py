@@ -1,0 +1,174 @@
+"""Low rank over the replicas: one step of power iteration on the mean of their matrices, in two rounds."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.polar.orthonormal import householder
+from muonwire.polar.power import initial_state
+from muonwire.stages.base import Context, State, TalkingStage
+from muonwire.stages.rounds import Reply, Request, Rounds
+
+WIRES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """What one step gives for one tensor.
+
+    Args:
+        left: (..., m, rank), P with orthonormal columns, the same on all replicas.
+        right: (..., n, rank), R = X̄ᵀ P, the same on all replicas.
+        own: (..., n, rank), Xᵀ P of this replica's X.
+    """
+
+    left: Tensor
+    right: Tensor
+    own: Tensor
+
+
+def power_rounds(
+    xs: Sequence[Tensor], starts: Sequence[Tensor], *, wire: torch.dtype
+) -> Generator[Request, Reply, list[Factors]]:
+    """P = qr(mean of X Q), R = mean of Xᵀ P: the replicas exchange (m + n) · rank numbers for each matrix.
+
+    Args:
+        xs: (..., m, n) each, this replica's.
+        starts: (..., n, rank) each, Q, the same on all replicas.
+        wire: dtype on the wire.
+
+    Source: Vogels et al., "PowerSGD", arXiv 1905.13727, algorithm 1.
+    """
+    reply = yield Request(tensors=[(x @ q).to(wire) for x, q in zip(xs, starts, strict=True)])
+    lefts = []
+    for x, product in zip(xs, reply.tensors, strict=True):
+        wide = product.to(x.dtype)
+        # A zero matrix has no range; its Q factor would be arbitrary.
+        size = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+        lefts.append(torch.where(size > 0, householder(wide), 0.0))
+    owns = [x.mT @ p for x, p in zip(xs, lefts, strict=True)]
+    reply = yield Request(tensors=[own.to(wire) for own in owns])
+    return [
+        Factors(left=p, right=r.to(p.dtype), own=own)
+        for p, r, own in zip(lefts, reply.tensors, owns, strict=True)
+    ]
+
+
+def unit_columns(right: Tensor, *, otherwise: Tensor | float) -> Tensor:
+    """R with columns of unit length; a column of zeros, which the matrices do not reach, becomes ``otherwise``'s."""
+    length = torch.linalg.vector_norm(right, dim=-2, keepdim=True)
+    return torch.where(length > 0, right / torch.where(length > 0, length, 1.0), otherwise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Power(TalkingStage):
+    """What the low-rank stages share: a rank for every matrix, a warm start, a dtype on the wire.
+
+    Args:
+        rank: at most; the smaller dimension of a matrix limits it. Default: 4.
+        fraction: rank as a share of the smaller dimension, instead of ``rank``. Default: none.
+        wire: "float32" or "bfloat16". Default: "float32".
+    """
+
+    rank: int = 4
+    fraction: float | None = None
+    wire: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or (self.fraction is not None and not 0 < self.fraction <= 1):
+            raise UsageError(
+                f"{self.name}: rank is {self.rank} and fraction {self.fraction}; a rank of at least 1, or a fraction in "
+                "(0, 1], is wanted"
+            )
+        if self.wire not in WIRES:
+            raise UsageError(f"{self.name}: wire is {self.wire!r}; allowed are {', '.join(WIRES)}")
+
+    def rank_of(self, shape: Sequence[int]) -> int:
+        """Rank for a matrix of ``shape``."""
+        smaller = min(shape[-2:])
+        wanted = self.rank if self.fraction is None else round(self.fraction * smaller)
+        return max(1, min(wanted, smaller))
+
+    def init(self, param: Tensor) -> State:
+        """What the replica keeps of its matrices, zero; the start Q is made in the first step, when the layout is known."""
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        return {"kept": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
+
+    def starts(self, xs: Sequence[Tensor], states: Sequence[State]) -> list[Tensor]:
+        """Q of each tensor, the same on every replica."""
+        return [
+            s.setdefault("start", initial_state(x, rank=self.rank_of(x.shape)))
+            for x, s in zip(xs, states, strict=True)
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerSGD(_Power):
+    """X = u + decay · e; P, R by one warm-started power iteration on the mean X̄; u ← P Rᵀ; e ← X − P Pᵀ X.
+
+    Args:
+        decay: of the residual e, in [0, 1]; 0 keeps nothing. Default: 1.
+
+    Source: Vogels et al., "PowerSGD", arXiv 1905.13727, algorithms 1 and 2.
+    """
+
+    decay: float = 1.0
+
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """See Stage.rounds."""
+        xs = [
+            layout.matrices(s["kept"].mul_(self.decay).add_(u))
+            for u, s, layout in zip(updates, states, context.layouts, strict=True)
+        ]
+        starts = self.starts(xs, states)
+        factors = yield from power_rounds(xs, starts, wire=WIRES[self.wire])
+        results = []
+        for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
+            state["kept"] = (x - f.left @ f.own.mT).reshape(update.shape)
+            # A direction that is not reached is tried again from where it was.
+            state["start"] = unit_columns(f.right, otherwise=start)
+            results.append((f.left @ f.right.mT).reshape(update.shape))
+        return results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dion(_Power):
+    """B = M + u; P, R by one warm-started power iteration on B̄; M ← B − (1 − μ) P Pᵀ B; returns P · R̂ᵀ, R̂ = R with unit columns.
+
+    The momentum M is the replica's own and doubles as the error feedback; P R̂ᵀ is nearly the polar factor of the leading part
+    of B̄. The paper subtracts P Rᵀ with the shared R; the replica's own Pᵀ B has the same mean and leaves less behind.
+
+    Args:
+        momentum: μ, in [0, 1). Default: 0.95.
+
+    Source: Ahn et al., "Dion: distributed orthonormalized updates", arXiv 2504.05295, algorithms 1 and 2.
+    """
+
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.momentum < 1:
+            raise UsageError(f"dion: momentum is {self.momentum}; it must lie in [0, 1)")
+
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """See Stage.rounds."""
+        xs = [
+            layout.matrices(s["kept"].add_(u))
+            for u, s, layout in zip(updates, states, context.layouts, strict=True)
+        ]
+        starts = self.starts(xs, states)
+        factors = yield from power_rounds(xs, starts, wire=WIRES[self.wire])
+        results = []
+        for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
+            state["kept"] = (x - (1 - self.momentum) * (f.left @ f.own.mT)).reshape(update.shape)
+            state["start"] = unit_columns(f.right, otherwise=start)
+            results.append((f.left @ unit_columns(f.right, otherwise=0.0).mT).reshape(update.shape))
+        return results

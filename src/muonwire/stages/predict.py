@@ -1,0 +1,55 @@
+"""Exchanging what a prediction, shared by all replicas, leaves."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.rounds import Rounds
+
+
+class Predicted(TalkingStage):
+    """u ← p + through(u − p), where p is what ``direction`` makes of the last result, in the best multiple of it.
+
+    p ← c · d with d = direction(u) and c = ⟨u, d⟩/⟨d, d⟩, the least-squares multiple; p is 0 in the first step. Since p comes
+    from the result of the exchange alone, all replicas hold the same p without sending it.
+
+    Args:
+        through: a stage that exchanges what is left.
+        direction: a stage that does not talk, such as Polar.
+
+    Source: source 000, approach C, with the prediction shared: its own, each replica's polar factor, differs between replicas
+    and would have to be sent.
+    """
+
+    def __init__(self, *, through: Stage, direction: Stage) -> None:
+        assert not direction.talks
+        self.through = through
+        self.direction = direction
+
+    def init(self, param: Tensor) -> State:
+        """The prediction, zero, and the states of both stages."""
+        return {
+            "prediction": torch.zeros_like(param, memory_format=torch.preserve_format),
+            "through": self.through.init(param),
+            "direction": self.direction.init(param),
+        }
+
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """See Stage.rounds."""
+        predictions = [s["prediction"] for s in states]
+        left = [u - p for u, p in zip(updates, predictions, strict=True)]
+        sent = yield from self.through.rounds(left, params, [s["through"] for s in states], context)
+        results = [u + p for u, p in zip(sent, predictions, strict=True)]
+        directions = self.direction.apply(results, params, [s["direction"] for s in states], context)
+        for prediction, result, direction in zip(predictions, results, directions, strict=True):
+            length = float((direction * direction).sum())
+            share = float((result * direction).sum()) / length if length else 0.0
+            torch.mul(direction, share, out=prediction)
+        return results
+
+    def __str__(self) -> str:
+        return f"predicted({self.direction}: {self.through})"

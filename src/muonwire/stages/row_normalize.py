@@ -1,0 +1,54 @@
+"""NorMuon's normalization of rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Context, Stage, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowNormalize(Stage):
+    """v ← β₂ v + (1 − β₂) mean over columns of u²; û = u / (√v + ε) by rows; returns û ‖u‖_F / ‖û‖_F.
+
+    After a polar factor it gives every neuron a step of about the same size, at the factor's own norm.
+
+    Args:
+        beta2: in [0, 1). Default: 0.95.
+        eps: > 0. Default: 1e-8.
+
+    Source: Li et al., "NorMuon", arXiv 2510.05491, algorithm 1.
+    """
+
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.beta2 < 1 and self.eps > 0):
+            raise UsageError(
+                f"row_normalize: beta2 is {self.beta2} and eps {self.eps}; beta2 lies in [0, 1), eps is positive"
+            )
+
+    def init(self, param: Tensor) -> State:
+        """The number of steps; the mean squares of the rows are made in the first one, when the layout is known."""
+        return {"step": 0}
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See Stage.apply."""
+        results = []
+        for update, state, layout in zip(updates, states, context.layouts, strict=True):
+            state["step"] += 1
+            matrices = layout.matrices(update)
+            squares = matrices.square().mean(dim=-1, keepdim=True)
+            rows: Tensor = state.setdefault("row_squares", torch.zeros_like(squares))
+            rows.lerp_(squares, 1 - self.beta2)
+            scaled = matrices / (rows.sqrt() + self.eps)
+            size = torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True)
+            wanted = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+            results.append((scaled * (wanted / size.clamp(min=1e-30))).reshape(update.shape))
+        return results
