@@ -54,7 +54,7 @@ def texts(tmp_path):
     ("args", "says"),
     [
         (["nonsense"], "'nonsense' is not a command; allowed are train, compare"),
-        (["train", "--recipe", "sgd"], "recipe: 'sgd' is unknown; allowed are adamw"),
+        (["train", "--recipe", "lion"], "recipe: 'lion' is unknown; allowed are adamw"),
         (["train", "--recipe", "muon(beta=1)"], "'beta' is not an option; allowed are"),
         (["train", "--recipe", "local_muon(interval=0)"], "interval (H) is 0; it must be at least 1"),
         (["train", "--recipe", "local_muon(density=0)"], "density is 0; it must lie in (0, 1]"),
@@ -67,7 +67,7 @@ def texts(tmp_path):
         (["train", "--replicas", "2", "--port", "70000"], "port: 70000 is not one"),
         (["train", "--steps", "many"], "--steps"),
         (["train", "--no-such-option"], "--no-such-option"),
-        (["compare", "--recipes", "muon", "sgd"], "recipe: 'sgd' is unknown"),
+        (["compare", "--recipes", "muon", "lion"], "recipe: 'lion' is unknown"),
         (["compare", "--recipes", "muon", "muon"], "each once"),
         (["compare", "--recipes", "local_muon(density=2)"], "density is 2; it must lie in (0, 1]"),
         (["compare", "--link", "fast"], "link: 'fast' does not parse"),
