@@ -20,7 +20,7 @@ from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
 from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
 from muonwire.recipes.distro import DISTRO
 from muonwire.recipes.feedback_muon import EF14_MUON, SIGNMUON
-from muonwire.recipes.local_muon import LOCAL_MUON
+from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
 from muonwire.recipes.low_rank import DION, POWERSGD_MUON
 
 RECIPES: dict[str, Recipe] = {
@@ -30,6 +30,7 @@ RECIPES: dict[str, Recipe] = {
         MUON,
         DISTRO,
         LOCAL_MUON,
+        LOCAL_ADAMW,
         SGD,
         NORMUON,
         APPROACH_A,
