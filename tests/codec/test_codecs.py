@@ -297,6 +297,20 @@ def test_damaged_bodies_with_a_right_checksum_decode_or_are_payload_errors(data)
     assert decoded.shape == (5, 7)
 
 
+@pytest.mark.parametrize("text", ["hadamard | float32", "lowrank(rank=1) | float32"])
+def test_finite_values_that_decode_to_an_overflow_are_a_payload_error(text):
+    chosen = codec.parse(text)
+    head = b"\0\0\0\0" if chosen.transform.seeded else b""
+    body = head + torch.full((math.prod(chosen.transform.grid((16, 16))),), 3e38).numpy().tobytes()
+    with pytest.raises(PayloadError, match="overflows"):
+        chosen.decode_body(body, (16, 16))
+    with pytest.raises(PayloadError, match="overflows"):
+        chosen.mean_bodies([body], (16, 16))
+    plain = torch.full((4,), 3e38).numpy().tobytes()
+    with pytest.raises(PayloadError, match="overflows"):
+        codec.parse("float32").mean_bodies([plain, plain], (4,))
+
+
 def test_a_payload_of_another_codec_version_or_shape_is_refused():
     payload = codec.parse("float32").encode(made((2, 3)))
     with pytest.raises(PayloadError, match="written by codec 'float32'"):

@@ -67,7 +67,6 @@ class TopBlocks(Select):
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
         """See Select.expand."""
         height, width = self._tile(num_blocks, block_numel)
-        across = max(block_numel // width, 1)
-        corners = items // across * (height * block_numel) + items % across * width
-        inside = torch.arange(height).unsqueeze(1) * block_numel + torch.arange(width)
-        return (corners.view(-1, 1, 1) + inside).view(-1).sort().values
+        chosen = torch.zeros(num_blocks // height, 1, block_numel // width, 1, dtype=torch.bool)
+        chosen.view(-1)[items] = True
+        return chosen.expand(-1, height, -1, width).reshape(-1).nonzero().view(-1)

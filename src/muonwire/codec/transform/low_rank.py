@@ -139,7 +139,8 @@ class LowRank(Transform):
 def _start(n: int, rank: int, *, seed: int) -> Tensor:
     """(n, rank) orthonormal columns that span a random subspace."""
     entries = random.uniform(seed, "lowrank", n * rank).view(n, rank) - 0.5
-    return torch.linalg.qr(entries).Q.to(torch.float32)
+    basis: Tensor = torch.linalg.qr(entries).Q
+    return basis.to(torch.float32)
 
 
 def _directions(q: Tensor, before: Tensor) -> Tensor:
