@@ -14,8 +14,8 @@ from muonwire.errors import UsageError
 class NOfM(Select):
     """The ``n`` entries of largest magnitude of each ``m`` consecutive ones of the flat tensor; of equal ones the first.
 
-    A group's choice is log2 C(m, n) bits, and the choices need no search over the tensor. The last entries, fewer than ``m``,
-    which do not fill a group, are all sent.
+    A group's choice holds log2 C(m, n) bits of information (2.6 for 2 of 4, where Rice codes take 4), and no search goes over
+    the whole tensor. The last entries, fewer than ``m``, which do not fill a group, are all sent.
 
     Args:
         n: how many of a group, 1 … m. Default: 2.
