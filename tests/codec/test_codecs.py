@@ -26,6 +26,21 @@ TEXTS = [
     "dct(chunk=64) | topk(k=32) | sign(scale=chunk)",
     "dct(chunk=8) | topk(k=2) | sign(scale=none)",
     "dct(chunk=8) | float32",
+    "hadamard(block=1024) | float32",
+    "hadamard(block=8) | topk(k=3) | sign(scale=chunk)",
+    "projection(density=0.25, block=64, decode=unbiased) | float32",
+    "projection(density=0.5, block=1024, decode=least_squares) | sign(scale=chunk)",
+    "lowrank(rank=2, method=power, iterations=1) | float32",
+    "lowrank(rank=3, method=rsvd, iterations=2) | bfloat16",
+    "lowrank(rank=1, method=svd, iterations=1) | topk(density=0.5) | sign(scale=chunk)",
+    "randomk(density=0.1) | float32",
+    "randomk(k=3) | sign(scale=row)",
+    "hadamard(block=1024) | randomk(k=5) | bfloat16",
+    "toprows(density=0.3) | sign(scale=row)",
+    "topcolumns(k=2) | float32",
+    "topblocks(size=4, density=0.2) | float32",
+    "nm(n=2, m=4) | sign(scale=row)",
+    "nm(n=1, m=5) | float32",
 ]
 SHAPES = [
     (4, 6),
@@ -92,6 +107,25 @@ def test_defaults_and_spaces_do_not_matter():
         ("float32 | float32", "comes too late"),
         ("dct | sign(scale=row)", "goes without a transform"),
         ("sign(scale=chunk)", "goes without a transform"),
+        ("hadamard(block=0)", "at least 1"),
+        ("hadamard(block=2.5)", "an integer of at least 1"),
+        ("projection(density=0)", r"must lie in \(0, 1\]"),
+        ("projection(block=0)", "at least 1"),
+        ("projection(decode=exact)", "allowed are least_squares, unbiased"),
+        ("lowrank(rank=0)", "at least 1"),
+        ("lowrank(method=qr)", "allowed are power, rsvd, svd"),
+        ("lowrank(iterations=0)", "method power takes an integer of at least 1"),
+        ("lowrank(method=rsvd, iterations=-1)", "at least 0"),
+        ("randomk", "give exactly one"),
+        ("randomk(k=2.5)", "an integer of at least 1"),
+        ("randomk(density=2)", r"must lie in \(0, 1\]"),
+        ("randomk(scale=unbiased)", "not an option of randomk; allowed are k, density"),
+        ("toprows(k=0)", "at least 1"),
+        ("topcolumns(k=1, density=0.5)", "give exactly one"),
+        ("topblocks(size=8)", "give exactly one"),
+        ("topblocks(size=0, k=1)", "at least 1"),
+        ("nm(n=5, m=4)", r"with m=4 it must be an integer in 1 ... 4"),
+        ("nm(m=0)", "at least 1"),
     ],
 )
 def test_bad_codecs_say_what_is_allowed(text, says):
@@ -202,7 +236,7 @@ def test_the_mean_of_bodies_is_the_mean_of_what_they_decode_to(text, over):
 def test_the_estimate_is_near_the_real_size(text, shape):
     chosen = codec.parse(text)
     size, estimate = len(chosen.encode(made(shape))), chosen.estimate_bytes(shape)
-    entropy_coded = "topk" in text
+    entropy_coded = chosen.select != codec.All() and not chosen.select.shared
     assert abs(size - estimate) <= (0.02 * size + 6 if entropy_coded else 4)
 
 
@@ -261,6 +295,20 @@ def test_damaged_bodies_with_a_right_checksum_decode_or_are_payload_errors(data)
         return
     assert decoded.isfinite().all()
     assert decoded.shape == (5, 7)
+
+
+@pytest.mark.parametrize("text", ["hadamard | float32", "lowrank(rank=1) | float32"])
+def test_finite_values_that_decode_to_an_overflow_are_a_payload_error(text):
+    chosen = codec.parse(text)
+    head = b"\0\0\0\0" if chosen.transform.seeded else b""
+    body = head + torch.full((math.prod(chosen.transform.grid((16, 16))),), 3e38).numpy().tobytes()
+    with pytest.raises(PayloadError, match="overflows"):
+        chosen.decode_body(body, (16, 16))
+    with pytest.raises(PayloadError, match="overflows"):
+        chosen.mean_bodies([body], (16, 16))
+    plain = torch.full((4,), 3e38).numpy().tobytes()
+    with pytest.raises(PayloadError, match="overflows"):
+        codec.parse("float32").mean_bodies([plain, plain], (4,))
 
 
 def test_a_payload_of_another_codec_version_or_shape_is_refused():

@@ -4,9 +4,9 @@ from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.pack import Rice
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Float32, Sign
-from muonwire.codec.select import All, TopK
+from muonwire.codec.select import All, NOfM, RandomK, TopBlocks, TopColumns, TopK, TopRows
 from muonwire.codec.text import parse
-from muonwire.codec.transform import Dct, Rows
+from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows
 
 __all__ = [
     "All",
@@ -15,10 +15,18 @@ __all__ = [
     "Dct",
     "Encoded",
     "Float32",
+    "Hadamard",
+    "LowRank",
+    "NOfM",
     "Pipeline",
+    "Projection",
+    "RandomK",
     "Rice",
     "Rows",
     "Sign",
+    "TopBlocks",
+    "TopColumns",
     "TopK",
+    "TopRows",
     "parse",
 ]

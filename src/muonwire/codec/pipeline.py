@@ -98,7 +98,7 @@ class Pipeline(Codec):
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:
         """See Codec.decode_body."""
         values, positions, seed = self._values(body, shape)
-        return self._restore(values, positions, shape, seed)
+        return _finite(self._restore(values, positions, shape, seed), shape)
 
     def mean_bodies(self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas") -> Tensor:
         """See Codec.mean_bodies; where the transform is linear the sum is taken in its domain, with one inverse transform."""
@@ -121,7 +121,7 @@ class Pipeline(Codec):
                 if senders is not None:
                     senders[positions] += 1
         mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
-        return self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed)
+        return _finite(self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed), shape)
 
     def estimate_body_bytes(self, shape: Shape) -> int:
         """See Codec.estimate_body_bytes."""
@@ -142,7 +142,7 @@ class Pipeline(Codec):
         total = torch.zeros(shape)
         for body in bodies:
             total += self.decode_body(body, shape)
-        return total / len(bodies)
+        return _finite(total / len(bodies), shape)
 
     def _values(self, body: bytes, shape: Shape) -> tuple[Tensor, Tensor | None, int]:
         num_blocks, block_numel = self.transform.grid(shape)
@@ -171,3 +171,10 @@ class Pipeline(Codec):
             flat = torch.zeros(num_blocks * block_numel, dtype=values.dtype)
             flat[positions] = values
         return self.transform.inverse(flat.view(num_blocks, block_numel), shape, seed=seed)
+
+
+def _finite(decoded: Tensor, shape: Shape) -> Tensor:
+    """Sums and products of values that are finite may not be."""
+    if not bool(decoded.isfinite().all()):
+        raise PayloadError(f"payload: its values are too large: a tensor of shape {shape} overflows")
+    return decoded

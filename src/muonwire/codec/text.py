@@ -9,12 +9,18 @@ from muonwire.codec.pack import Pack, Rice
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Float32, Quantize, Sign
-from muonwire.codec.select import All, Select, TopK
-from muonwire.codec.transform import Dct, Rows, Transform
+from muonwire.codec.select import All, NOfM, RandomK, Select, TopBlocks, TopColumns, TopK, TopRows
+from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Transform
 from muonwire.errors import UsageError
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign, Rice)
+    part.name: part
+    for part in (
+        *(Rows, Dct, Hadamard, Projection, LowRank),
+        *(All, TopK, RandomK, TopRows, TopColumns, TopBlocks, NOfM),
+        *(Float32, BFloat16, Sign),
+        *(Rice,),
+    )
 }
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),

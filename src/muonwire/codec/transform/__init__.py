@@ -2,6 +2,9 @@
 
 from muonwire.codec.transform.base import Transform
 from muonwire.codec.transform.dct import Dct
+from muonwire.codec.transform.hadamard import Hadamard
+from muonwire.codec.transform.low_rank import LowRank
+from muonwire.codec.transform.projection import Projection
 from muonwire.codec.transform.rows import Rows
 
-__all__ = ["Dct", "Rows", "Transform"]
+__all__ = ["Dct", "Hadamard", "LowRank", "Projection", "Rows", "Transform"]

@@ -1,0 +1,72 @@
+"""Selection of tiles by norm."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from muonwire.codec.select.amount import amount, check_amount
+from muonwire.codec.select.base import Groups, Select
+from muonwire.codec.select.norms import largest, squared_norms
+from muonwire.codec.transform.dct import largest_divisor
+from muonwire.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopBlocks(Select):
+    """The tiles of largest Euclidean norm, whole; of equal ones the first, row by row.
+
+    Tiles cover the matrix (or a transform's blocks, each a row) without remainder: in each dimension their size is the largest
+    divisor of that dimension up to ``size``. A vector's tiles are stretches of it; in a dimension that is a prime over
+    ``size`` a tile is one entry long.
+
+    Args:
+        size: largest side of a tile, entries. Default: 16.
+        k: tiles.
+        density: share of the tiles, in (0, 1]; at least one. Exactly one of the two is given.
+
+    >>> TopBlocks(size=2, k=1).choose(torch.tensor([[1.0, 1.0, 0.0, 1.6], [1.0, 1.0, 0.0, 0.0]]))
+    tensor([0])
+    """
+
+    name: ClassVar[str] = "topblocks"
+    size: int = 16
+    k: int | None = None
+    density: float | None = None
+
+    def __post_init__(self) -> None:
+        check_amount(self.name, k=self.k, density=self.density)
+        if not isinstance(self.size, int) or self.size < 1:
+            raise UsageError(f"topblocks: size is {self.size}; it must be an integer of at least 1")
+
+    def _tile(self, num_blocks: int, block_numel: int) -> tuple[int, int]:
+        """(height, width) of a tile; of an empty grid, whose tiles are empty, at least 1."""
+        height, width = (largest_divisor(max(n, 1), self.size) for n in (num_blocks, block_numel))
+        return height, width
+
+    def groups(self, num_blocks: int, block_numel: int) -> Groups:
+        """See Select.groups; an item is a tile."""
+        height, width = self._tile(num_blocks, block_numel)
+        num_tiles = (num_blocks // height) * (block_numel // width)
+        return Groups(
+            num_groups=1, group_numel=num_tiles, k=amount(num_tiles, k=self.k, density=self.density)
+        )
+
+    def choose(self, blocks: Tensor) -> Tensor:
+        """See Select.choose."""
+        height, width = self._tile(*blocks.shape)
+        tiles = blocks.reshape(blocks.shape[0] // height, height, blocks.shape[1] // width, width)
+        return largest(squared_norms(tiles, dim=(1, 3)).view(-1), self.groups(*blocks.shape).k)
+
+    def count(self, num_blocks: int, block_numel: int) -> int:
+        """See Select.count."""
+        height, width = self._tile(num_blocks, block_numel)
+        return self.groups(num_blocks, block_numel).k * height * width
+
+    def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
+        """See Select.expand."""
+        height, width = self._tile(num_blocks, block_numel)
+        chosen = torch.zeros(num_blocks // height, 1, block_numel // width, 1, dtype=torch.bool)
+        chosen.view(-1)[items] = True
+        return chosen.expand(-1, height, -1, width).reshape(-1).nonzero().view(-1)
