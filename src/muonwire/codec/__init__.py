@@ -3,7 +3,7 @@
 from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.pack import Rice
 from muonwire.codec.pipeline import Pipeline
-from muonwire.codec.quantize import BFloat16, Float32, Sign
+from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Sign, Ternary
 from muonwire.codec.select import All, TopK
 from muonwire.codec.text import parse
 from muonwire.codec.transform import Dct, Rows
@@ -11,14 +11,18 @@ from muonwire.codec.transform import Dct, Rows
 __all__ = [
     "All",
     "BFloat16",
+    "Codebook",
     "Codec",
     "Dct",
     "Encoded",
     "Float32",
+    "Float64",
+    "Int",
     "Pipeline",
     "Rice",
     "Rows",
     "Sign",
+    "Ternary",
     "TopK",
     "parse",
 ]

@@ -8,13 +8,14 @@ from typing import Any
 from muonwire.codec.pack import Pack, Rice
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
-from muonwire.codec.quantize import BFloat16, Float32, Quantize, Sign
+from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Quantize, Sign, Ternary
 from muonwire.codec.select import All, Select, TopK
 from muonwire.codec.transform import Dct, Rows, Transform
 from muonwire.errors import UsageError
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign, Rice)
+    part.name: part
+    for part in (Rows, Dct, All, TopK, Float32, BFloat16, Float64, Sign, Int, Codebook, Ternary, Rice)
 }
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),
