@@ -200,17 +200,17 @@ class ChainOptimizer(torch.optim.Optimizer):
         members = self._chains[index].members
         talks = self.exchange.world_size > 1 and any(isinstance(stage, ExchangeStage) for _, stage in members)
         chosen = [
-            (p, layout)
-            for p, layout in zip(group["params"], group["layouts"], strict=True)
+            (p, layout, name)
+            for p, layout, name in zip(group["params"], group["layouts"], group["names"], strict=True)
             if p.grad is not None or (talks and p.requires_grad)
         ]
         if not chosen:
             return None
         group["step"] += 1
-        for p, _ in chosen:
+        for p, _, _ in chosen:
             if p not in self.state:
                 self.state[p] = self._chains[index].init(p)
-        updates = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in chosen]
+        updates = [torch.zeros_like(p) if p.grad is None else p.grad for p, _, _ in chosen]
         sparse = next((u for u in updates if u.is_sparse), None)
         if sparse is not None:
             raise UsageError(f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones")
@@ -218,10 +218,13 @@ class ChainOptimizer(torch.optim.Optimizer):
             lr=float(group["lr"]),
             step=group["step"],
             exchange=self.exchange,
-            layouts=[MatrixLayout.parse(layout) for _, layout in chosen],
+            layouts=[MatrixLayout.parse(layout) for _, layout, _ in chosen],
+            names=[name for _, _, name in chosen],
         )
-        states = [self.state[p] for p, _ in chosen]
-        return _Pass(members, updates, [p for p, _ in chosen], states, context, float(group["weight_decay"]))
+        states = [self.state[p] for p, _, _ in chosen]
+        return _Pass(
+            members, updates, [p for p, _, _ in chosen], states, context, float(group["weight_decay"])
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` gave; states keep the dtype they were saved with.

@@ -4,7 +4,7 @@ from muonwire.stages.adam import Adam
 from muonwire.stages.base import Context, ExchangeStage, Stage, State
 from muonwire.stages.chain import Chain, chain, named_chain
 from muonwire.stages.exchange import Exchange
-from muonwire.stages.feedback import EF14, Feedback, NoFeedback, ResidualMomentum
+from muonwire.stages.feedback import EF14, EF21, Feedback, NoFeedback, ResidualMomentum
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.mean import Mean
 from muonwire.stages.momentum import Momentum
@@ -15,6 +15,7 @@ from muonwire.stages.sign import Sign
 
 __all__ = [
     "EF14",
+    "EF21",
     "Adam",
     "Chain",
     "Context",
