@@ -71,7 +71,9 @@ class Sharing:
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean (float64) behind each scale; 0 where there are no values."""
-        return self.total(values) / self.total(torch.ones(self._count)).clamp_(min=1)
+        if self._index is None:
+            return self.total(values) / max(self._count // max(self.num, 1), 1)
+        return self.total(values) / torch.bincount(self._index, minlength=self.num).clamp_(min=1)
 
     def spread(self, scales: Tensor) -> Tensor:
         """The scale of each value."""

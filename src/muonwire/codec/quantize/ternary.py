@@ -90,32 +90,31 @@ class Ternary(Quantize):
             share = magnitude / sharing.spread(narrow.float()).clamp(min=scales.SMALLEST)
             kept = round_magnitudes(share, uniforms(values, seed=seed)) > 0
         else:
-            thresholds, means = self._fit(magnitude, sharing)
+            kept, means = self._fit(magnitude, sharing)
             narrow = scales.round_nearest(means)
-            kept = magnitude > sharing.spread(thresholds)
         digits = kept * values.sign() + 1
         digits = digits.to(torch.uint8)
         scale = sharing.spread(narrow.float())
         return scales.write(narrow) + pack_trits(digits.numpy()), self._values(digits, scale)
 
     def _fit(self, magnitude: Tensor, sharing: scales.Sharing) -> tuple[Tensor, Tensor]:
-        """Δ (float32) and the mean magnitude over it (float64), one for each scale."""
+        """Which values are over Δ, and their mean magnitude (float64) for each scale."""
         factors = torch.tensor(FACTORS if self.rounding == "search" else FACTORS[:1])
-        # A mean that float32 cannot hold as a normal number would lose the order of the thresholds.
+        # Below the normal numbers a quotient would lose its precision.
         mean = sharing.mean(magnitude).float().clamp(min=torch.finfo(torch.float32).tiny)
-        thresholds = mean.unsqueeze(1) * factors
-        # Values between neighbouring thresholds are counted and added up once; running totals from the top give each threshold's.
-        spans = torch.bucketize(magnitude / sharing.spread(mean), factors)
-        cells = sharing.owner() * (len(factors) + 1) + spans
+        # How many of the thresholds each value is over. Values between two of them are counted and added up once; running totals
+        # from the top are then those over each threshold.
+        over = torch.bucketize(magnitude / sharing.spread(mean), factors)
+        cells = sharing.owner() * (len(factors) + 1) + over
         size = sharing.num * (len(factors) + 1)
         counts = torch.bincount(cells, minlength=size).view(sharing.num, -1)
         sums = torch.zeros(size, dtype=torch.float64).index_add_(0, cells, magnitude.double())
-        over_counts = counts.flip(1).cumsum(1).flip(1)[:, 1:]
-        over_sums = sums.view(sharing.num, -1).flip(1).cumsum(1).flip(1)[:, 1:]
-        over_means = over_sums / over_counts.clamp(min=1)
-        # ‖v − decoded‖² = ‖v‖² − (Σ over)² / (number over).
-        best = (over_sums * over_means).argmax(1, keepdim=True)
-        return thresholds.gather(1, best).view(-1), over_means.gather(1, best).view(-1)
+        totals_count = counts.flip(1).cumsum(1).flip(1)[:, 1:]
+        totals = sums.view(sharing.num, -1).flip(1).cumsum(1).flip(1)[:, 1:]
+        means = totals / totals_count.clamp(min=1)
+        # ‖v − decoded‖² = ‖v‖² − (sum over Δ)² / (number over Δ).
+        best = (totals * means).argmax(1)
+        return over > sharing.spread(best), means.gather(1, best.unsqueeze(1)).view(-1)
 
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
         """See Quantize.decode."""
