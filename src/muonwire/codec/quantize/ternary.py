@@ -15,8 +15,7 @@ from muonwire.errors import PayloadError
 
 # Five digits to base 3 make a byte: 3⁵ = 243.
 PER_BYTE = 5
-_POWERS = np.array([3**i for i in range(PER_BYTE)], dtype=np.uint8)
-_DIGITS = (np.arange(3**PER_BYTE)[:, None] // _POWERS % 3).astype(np.uint8)
+_DIGITS = (np.arange(3**PER_BYTE)[:, None] // 3 ** np.arange(PER_BYTE) % 3).astype(np.uint8)
 # Thresholds over the mean magnitude that "search" compares, a half octave apart: from Li and Liu's to 127 means.
 FACTORS = tuple(0.7 * 2 ** (i / 2) for i in range(16))
 
@@ -29,7 +28,10 @@ def pack_trits(digits: Codes) -> bytes:
     """
     fives = np.zeros((-(-digits.size // PER_BYTE), PER_BYTE), dtype=np.uint8)
     fives.reshape(-1)[: digits.size] = digits
-    packed: Codes = (fives * _POWERS).sum(1, dtype=np.uint8)
+    packed = np.zeros(len(fives), dtype=np.uint8)
+    for i in reversed(range(PER_BYTE)):
+        packed *= np.uint8(3)
+        packed += fives[:, i]
     return packed.tobytes()
 
 
