@@ -96,8 +96,8 @@ class Codebook(Quantize):
     | SmolLM2 up_proj | tensor | .49 .21 .07 | .73 .60 .55 | .94 .71 .52 |
     | SmolLM2 up_proj | row | .40 .08 .02 | .59 .48 .41 | .46 .35 .25 |
 
-    Levels at the means of groups of equal counts are worse than "lloyd" everywhere (up_proj with one scale .78 .71 .65), so they are
-    not offered.
+    Levels at the means of groups of equal counts are worse than "lloyd" everywhere (up_proj with one scale .78 .71 .65), so they
+    are not offered.
 
     Args:
         bits: a value, 1 to 4. Default: 4.
