@@ -4,6 +4,10 @@ import torch
 from torch import nn
 
 
+# Options that a recipe needs to fit this net's names.
+RECIPE_OPTIONS = {"approach_d": {"dense": ["up"]}}
+
+
 class SmallNet(nn.Module):
     """An embedding, a hidden matrix of each orientation, a norm, biases and a tied head."""
 

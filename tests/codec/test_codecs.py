@@ -41,6 +41,18 @@ TEXTS = [
     "topblocks(size=4, density=0.2) | float32",
     "nm(n=2, m=4) | sign(scale=row)",
     "nm(n=1, m=5) | float32",
+    "float64",
+    "int(bits=8, scale=tensor, rounding=nearest)",
+    "int(bits=5, scale=row, rounding=stochastic)",
+    "topk(density=0.3) | int(bits=4, scale=row, rounding=nearest)",
+    "dct(chunk=8) | topk(k=2) | int(bits=2, scale=chunk, rounding=stochastic)",
+    "codebook(bits=4, scale=row, fit=lloyd)",
+    "topk(density=0.3) | codebook(bits=3, scale=row, fit=gaussian)",
+    "dct(chunk=8) | topk(k=2) | codebook(bits=2, scale=chunk, fit=lloyd)",
+    "codebook(bits=1, scale=tensor, fit=gaussian)",
+    "ternary(scale=tensor, rounding=search)",
+    "topk(density=0.3) | ternary(scale=row, rounding=threshold)",
+    "dct(chunk=8) | ternary(scale=chunk, rounding=stochastic)",
 ]
 SHAPES = [
     (4, 6),

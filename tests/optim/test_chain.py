@@ -8,7 +8,7 @@ from muonwire import codec, recipes, stages
 from muonwire.errors import NonFiniteUpdateError, UsageError
 from muonwire.exchange import ProcessGroupExchange
 from muonwire.optim import ChainOptimizer
-from tests.models import SmallNet, batch, loss, train, weights
+from tests.models import RECIPE_OPTIONS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
 
 
@@ -139,12 +139,13 @@ def test_schedulers_drive_the_rate_of_every_group():
 
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES))
 def test_a_state_dict_continues_bit_for_bit(recipe):
+    options = RECIPE_OPTIONS.get(recipe, {})
     whole, halved = SmallNet(), SmallNet()
-    expected = train(whole, recipes.build(recipe, whole, lr=0.01), 13)
-    first = recipes.build(recipe, halved, lr=0.01)
+    expected = train(whole, recipes.build(recipe, whole, lr=0.01, **options), 13)
+    first = recipes.build(recipe, halved, lr=0.01, **options)
     losses = train(halved, first, 7)
     state = copy.deepcopy(first.state_dict())
-    second = recipes.build(recipe, halved, lr=0.5)
+    second = recipes.build(recipe, halved, lr=0.5, **options)
     second.load_state_dict(state)
     losses += train(halved, second, 6, start=7)
     assert losses == expected

@@ -9,11 +9,9 @@ from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.exchange import ProcessGroupExchange, check_replicas
 from muonwire.optim import shared_weights
-from tests.models import SmallNet, batch, loss, train, weights
+from tests.models import RECIPE_OPTIONS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
 
-# Options that the small net's names need.
-OPTIONS = {"approach_d": {"dense": ["up"]}}
 # Options under which a recipe compresses nothing, so that it must be its dense counterpart.
 UNCOMPRESSED = {
     "local_muon": {"interval": 1, "codec": "topk(density=1) | float32", "vector_codec": "float32"}
@@ -40,7 +38,7 @@ def _replicated(name, steps, options):
 @pytest.mark.parametrize("name", list(recipes.RECIPES))
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_replicas_hold_bit_identical_weights_and_learn(name, world_size):
-    results = run_replicas(_replicated, world_size, name, 30, OPTIONS.get(name, {}))
+    results = run_replicas(_replicated, world_size, name, 30, RECIPE_OPTIONS.get(name, {}))
     assert len({digest for digest, _, _, _ in results}) == 1
     for _, _, traffic, change in results:
         assert change < 0
@@ -49,9 +47,11 @@ def test_replicas_hold_bit_identical_weights_and_learn(name, world_size):
 
 @pytest.mark.parametrize("name", list(recipes.RECIPES))
 def test_one_replica_in_a_process_group_is_one_without(name):
-    (together,) = run_replicas(_replicated, 1, name, 10, OPTIONS.get(name, {}))
+    (together,) = run_replicas(_replicated, 1, name, 10, RECIPE_OPTIONS.get(name, {}))
     alone = SmallNet()
-    assert train(alone, recipes.build(name, alone, lr=0.01, **OPTIONS.get(name, {})), 10) == together[1]
+    assert (
+        train(alone, recipes.build(name, alone, lr=0.01, **RECIPE_OPTIONS.get(name, {})), 10) == together[1]
+    )
 
 
 @pytest.mark.parametrize("name", list(UNCOMPRESSED))

@@ -28,6 +28,7 @@ STAGES = [
         feedback=stages.ResidualMomentum(subtract="selected"),
         over="senders",
     ),
+    stages.Exchange(codec=parse("topk(density=0.3) | int(bits=4)"), feedback=stages.EF21()),
     stages.chain(stages.Momentum(), stages.Polar(), stages.Scale()),
 ]
 SHAPES = [(6, 9), (9, 6), (5, 5), (1, 7), (7, 1), (1, 1), (0, 3)]

@@ -3,7 +3,7 @@
 from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.pack import Rice
 from muonwire.codec.pipeline import Pipeline
-from muonwire.codec.quantize import BFloat16, Float32, Sign
+from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Sign, Ternary
 from muonwire.codec.select import All, NOfM, RandomK, TopBlocks, TopColumns, TopK, TopRows
 from muonwire.codec.text import parse
 from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows
@@ -11,11 +11,14 @@ from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows
 __all__ = [
     "All",
     "BFloat16",
+    "Codebook",
     "Codec",
     "Dct",
     "Encoded",
     "Float32",
+    "Float64",
     "Hadamard",
+    "Int",
     "LowRank",
     "NOfM",
     "Pipeline",
@@ -24,6 +27,7 @@ __all__ = [
     "Rice",
     "Rows",
     "Sign",
+    "Ternary",
     "TopBlocks",
     "TopColumns",
     "TopK",

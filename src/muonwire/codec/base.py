@@ -59,7 +59,7 @@ class Codec(ABC):
 
     @abstractmethod
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:
-        """Decode one body into float32 of ``shape``.
+        """Decode one body into float32 (float64 where the quantizer keeps it) of ``shape``.
 
         Raises:
             PayloadError: the bytes are not a body of this codec for this shape.

@@ -10,7 +10,7 @@ from torch import Tensor
 from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.pack import Pack, Rice
 from muonwire.codec.part import Part, Round, Shape, State
-from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
+from muonwire.codec.quantize import Float32, Layout, Quantize
 from muonwire.codec.select import All, Select
 from muonwire.codec.transform import Rows, Transform
 from muonwire.errors import PayloadError, UsageError
@@ -34,7 +34,7 @@ class Pipeline(Codec):
     Raises:
         UsageError: a scale per row with a transform, or per chunk without one.
 
-    >>> import torch
+    >>> from muonwire.codec import Sign
     >>> codec = Pipeline(quantize=Sign(scale="row"))
     >>> codec.decode(codec.encode(torch.tensor([[1.0, -3.0], [0.5, 0.5]])))
     tensor([[ 2.0000, -2.0000],
@@ -47,11 +47,11 @@ class Pipeline(Codec):
     pack: Pack = Rice()
 
     def __post_init__(self) -> None:
-        scale = self.quantize.scale if isinstance(self.quantize, Sign) else None
+        scale = getattr(self.quantize, "scale", None)
         plain = isinstance(self.transform, Rows)
         if (scale == "row" and not plain) or (scale == "chunk" and plain):
             raise UsageError(
-                f"codec: sign(scale={scale}) after transform {self.transform}; a scale per row goes without a transform, "
+                f"codec: {self.quantize} after transform {self.transform}; a scale per row goes without a transform, "
                 "a scale per chunk with one"
             )
 
@@ -107,7 +107,7 @@ class Pipeline(Codec):
         ):
             return self._mean_decoded(bodies, shape)
         num_blocks, block_numel = self.transform.grid(shape)
-        total = torch.zeros(num_blocks * block_numel)
+        total = torch.zeros(num_blocks * block_numel, dtype=self._decoded_dtype)
         senders = torch.zeros(num_blocks * block_numel) if over == "senders" else None
         seed = 0
         for body in bodies:
@@ -138,8 +138,13 @@ class Pipeline(Codec):
     def _seeded(self) -> bool:
         return self.transform.seeded or self.select.seeded or self.quantize.seeded
 
+    @property
+    def _decoded_dtype(self) -> torch.dtype:
+        dtype: torch.dtype = getattr(self.quantize, "decoded_dtype", torch.float32)
+        return dtype
+
     def _mean_decoded(self, bodies: Sequence[bytes], shape: Shape) -> Tensor:
-        total = torch.zeros(shape)
+        total = torch.zeros(shape, dtype=self._decoded_dtype)
         for body in bodies:
             total += self.decode_body(body, shape)
         return _finite(total / len(bodies), shape)

@@ -8,7 +8,7 @@ from typing import Any
 from muonwire.codec.pack import Pack, Rice
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
-from muonwire.codec.quantize import BFloat16, Float32, Quantize, Sign
+from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Quantize, Sign, Ternary
 from muonwire.codec.select import All, NOfM, RandomK, Select, TopBlocks, TopColumns, TopK, TopRows
 from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Transform
 from muonwire.errors import UsageError
@@ -18,7 +18,7 @@ PARTS: dict[str, type[Part]] = {
     for part in (
         *(Rows, Dct, Hadamard, Projection, LowRank),
         *(All, TopK, RandomK, TopRows, TopColumns, TopBlocks, NOfM),
-        *(Float32, BFloat16, Sign),
+        *(Float32, BFloat16, Float64, Sign, Int, Codebook, Ternary),
         *(Rice,),
     )
 }

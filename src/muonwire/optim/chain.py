@@ -161,17 +161,17 @@ class ChainOptimizer(torch.optim.Optimizer):
         group = self.param_groups[index]
         talks = self.exchange.world_size > 1 and self._chains[index].talks
         chosen = [
-            (p, layout)
-            for p, layout in zip(group["params"], group["layouts"], strict=True)
+            (p, layout, name)
+            for p, layout, name in zip(group["params"], group["layouts"], group["names"], strict=True)
             if p.grad is not None or (talks and p.requires_grad)
         ]
         if not chosen:
             return None
         group["step"] += 1
-        for p, _ in chosen:
+        for p, _, _ in chosen:
             if p not in self.state:
                 self.state[p] = self._chains[index].init(p)
-        updates = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in chosen]
+        updates = [torch.zeros_like(p) if p.grad is None else p.grad for p, _, _ in chosen]
         sparse = next((u for u in updates if u.is_sparse), None)
         if sparse is not None:
             raise UsageError(f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones")
@@ -179,10 +179,11 @@ class ChainOptimizer(torch.optim.Optimizer):
             lr=float(group["lr"]),
             step=group["step"],
             exchange=self.exchange,
-            layouts=[MatrixLayout.parse(layout) for _, layout in chosen],
+            layouts=[MatrixLayout.parse(layout) for _, layout, _ in chosen],
+            names=[name for _, _, name in chosen],
         )
-        states = [self.state[p] for p, _ in chosen]
-        params = [p for p, _ in chosen]
+        params = [p for p, _, _ in chosen]
+        states = [self.state[p] for p in params]
         return _Pass(
             params=params,
             rounds=self._chains[index].rounds(updates, params, states, context),

@@ -5,7 +5,7 @@ from muonwire.stages.base import Context, ExchangeStage, Stage, State, TalkingSt
 from muonwire.stages.chain import Chain, chain, named_chain
 from muonwire.stages.every import Every
 from muonwire.stages.exchange import Exchange
-from muonwire.stages.feedback import EF14, Feedback, NoFeedback, ResidualMomentum
+from muonwire.stages.feedback import EF14, EF21, Feedback, NoFeedback, ResidualMomentum
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.mean import Mean
 from muonwire.stages.momentum import Momentum
@@ -20,6 +20,7 @@ from muonwire.stages.weight_polar import WeightPolar
 
 __all__ = [
     "EF14",
+    "EF21",
     "Adam",
     "Chain",
     "Context",

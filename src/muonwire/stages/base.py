@@ -29,12 +29,14 @@ class Context:
         step: how many steps the group has taken, this one included (the first is 1).
         exchange: the way to the other replicas.
         layouts: how each parameter is seen as matrices, in the order of the parameters.
+        names: of the parameters, in the same order, for messages. Default: none are known.
     """
 
     lr: float
     step: int
     exchange: Exchange
     layouts: Sequence[MatrixLayout]
+    names: Sequence[str] = ()
 
 
 class Stage(ABC):

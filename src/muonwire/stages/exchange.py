@@ -1,5 +1,6 @@
 """The compressed exchange, with feedback."""
 
+import contextlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -30,14 +31,17 @@ def round_seed(*, step: int, index: int) -> int:
 class Exchange(ExchangeStage):
     """Encode each replica's signal, gather all payloads, decode and average them in rank order.
 
-    u ← (1/R) Σᵣ decode(encode(signalᵣ)), with the signal and what is kept of it as the feedback says. All tensors of the group
-    travel in one payload.
+    u ← restore((1/R) Σᵣ decode(encode(signalᵣ))), with the signal, what is kept of it and ``restore``, mostly the identity, as the
+    feedback says. All tensors of the group travel in one payload.
 
     Args:
         codec: how a signal becomes bytes.
         feedback: what is encoded and what is kept. Default: the update itself, nothing kept.
         over: "replicas" divides by their number; "senders" divides each entry by the number of replicas whose selection
             holds it, as DeMo does. Default: "replicas".
+
+    Raises:
+        UsageError: an unknown ``over``, or "senders" with a feedback that needs the mean over all replicas.
     """
 
     codec: Codec
@@ -47,6 +51,10 @@ class Exchange(ExchangeStage):
     def __post_init__(self) -> None:
         if self.over not in ("replicas", "senders"):
             raise UsageError(f"exchange: over is {self.over!r}; allowed are replicas and senders")
+        if self.over == "senders" and self.feedback.needs_replicas:
+            raise UsageError(
+                f"exchange: {self.feedback} needs the mean over all replicas; leave over=senders out"
+            )
 
     def init(self, param: Tensor) -> State:
         """The feedback's state, and the codec's where it keeps any."""
@@ -83,11 +91,42 @@ class Exchange(ExchangeStage):
             except PayloadError as error:
                 raise PayloadError(f"from replica {rank}: {error}") from error
         return [
-            self.codec.mean_bodies([entries[i].body for entries in by_rank], shape, over=self.over).to(
-                device=param.device, dtype=param.dtype
-            )
-            for i, (shape, param) in enumerate(zip(shapes, params, strict=True))
+            self._update(i, [entries[i].body for entries in by_rank], param, state, context)
+            for i, (param, state) in enumerate(zip(params, states, strict=True))
         ]
+
+    def _update(
+        self, index: int, bodies: Sequence[bytes], param: Tensor, state: State, context: Context
+    ) -> Tensor:
+        """What tensor ``index`` of the group is moved by."""
+        name = f" ({context.names[index]})" if context.names else ""
+        what = f"tensor {index}{name} of shape {tuple(param.shape)}"
+        update = None
+        with contextlib.suppress(PayloadError):
+            mean = self.codec.mean_bodies(bodies, tuple(param.shape), over=self.over)
+            update = self.feedback.restore(mean.to(param.device), state).to(param.dtype)
+        if update is None or not bool(update.isfinite().all()):
+            # Only now are the bodies decoded one by one, to say whose is to blame.
+            peaks = self._peaks(bodies, param, what)
+            rank = peaks.index(max(peaks))
+            raise PayloadError(
+                f"from replica {rank}: {what}: its values, up to {peaks[rank]:g}, are the largest in a sum over the replicas that "
+                f"is not finite in {param.dtype}"
+            )
+        return update
+
+    def _peaks(self, bodies: Sequence[bytes], param: Tensor, what: str) -> list[float]:
+        """The largest magnitude of each replica's tensor; the first body that is no finite tensor raises, with its rank."""
+        peaks = []
+        for rank, body in enumerate(bodies):
+            try:
+                decoded = self.codec.decode_body(body, tuple(param.shape)).to(param.dtype)
+                if not bool(decoded.isfinite().all()):
+                    raise PayloadError(f"payload: a decoded value is not finite in {param.dtype}")
+            except PayloadError as error:
+                raise PayloadError(f"from replica {rank}: {what}: {error}") from error
+            peaks.append(decoded.abs().max().item() if decoded.numel() else 0.0)
+        return peaks
 
     def __str__(self) -> str:
         senders = ", over=senders" if self.over == "senders" else ""

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from muonwire.stages.base import Context, State
 
 
 class Feedback(ABC):
-    """What is encoded each round, and what of it is kept."""
+    """What is encoded each round, what of it is kept, and what the mean of what was sent becomes."""
+
+    # Whether ``restore`` counts on a mean over all replicas, which one over senders is not.
+    needs_replicas: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> State:
         """The kept residual, zero."""
@@ -26,14 +30,18 @@ class Feedback(ABC):
     def keep(self, encoded: Encoded, state: State) -> None:
         """Take note of what went out."""
 
+    def restore(self, mean: Tensor, state: State) -> Tensor:
+        """The update that ``mean``, of all replicas' decoded signals, stands for; the same bits on all replicas."""
+        return mean
+
     def __str__(self) -> str:
         options = ", ".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))  # type: ignore[arg-type]
-        return f"{type(self).__name__}({options})"
+        return f"{type(self).__name__}({options})" if options else type(self).__name__
 
 
-def _check_decay(where: str, decay: float) -> None:
-    if not 0 <= decay <= 1:
-        raise UsageError(f"{where}: decay is {decay}; it must lie in [0, 1]")
+def _check_share(where: str, option: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UsageError(f"{where}: {option} is {value}; it must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +73,7 @@ class EF14(Feedback):
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_decay("EF14", self.decay)
+        _check_share("EF14", "decay", self.decay)
 
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
         """Decay · e + u."""
@@ -78,22 +86,64 @@ class EF14(Feedback):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EF21(Feedback):
+    """Each replica sends what moves its estimate gᵣ of its update: s = u − gᵣ is encoded, gᵣ ← gᵣ + decoded(s).
+
+    The update of all is ḡ = (1/R) Σᵣ gᵣ, which every replica follows by ḡ ← ḡ + mean(decoded) from the same start, zero. Both are
+    kept in float32 at least, in which ḡ departs from the mean of the gᵣ by one rounding a round. For EF21 with momentum, put a
+    Momentum stage before the exchange.
+
+    Source: Richtárik et al., "EF21", arXiv 2106.05203, algorithm 2; with momentum: Fatkhullin et al., arXiv 2305.15155.
+    """
+
+    needs_replicas: ClassVar[bool] = True
+
+    def init(self, param: Tensor) -> State:
+        """The estimate of this replica's update, and the mean of all replicas' estimates, both zero."""
+        dtype = torch.promote_types(param.dtype, torch.float32)
+        return {
+            "estimate": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+            "mean_estimate": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+        }
+
+    def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
+        """The part of u that gᵣ does not hold."""
+        estimate: Tensor = state["estimate"]
+        return update - estimate
+
+    def keep(self, encoded: Encoded, state: State) -> None:
+        """Move gᵣ by what was sent."""
+        state["estimate"].add_(encoded.decoded)
+
+    def restore(self, mean: Tensor, state: State) -> Tensor:
+        """Move ḡ by the mean of what all sent, and return it."""
+        mean_estimate: Tensor = state["mean_estimate"]
+        return mean_estimate.add_(mean)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResidualMomentum(Feedback):
-    """DeMo's momentum, which is the residual: δ ← decay · δ + lr · u is encoded, and what was sent is subtracted.
+    """DeMo's momentum, which is the residual: δ ← decay · δ + lr · u is encoded, and δ ← δ − factor · sent.
 
     Args:
         decay: in [0, 1]. Default: 0.999.
-        subtract: "decoded": δ ← δ − decoded(δ), as DeMo, whose values are not quantized; "selected": δ ← δ − the selected
+        subtract: what counts as sent: "decoded", decoded(δ), as DeMo, whose values are not quantized; "selected", the selected
             entries *before* quantization, as Psyche's DisTrO, which loses the 1-bit error.
+        factor: of what was sent, in [0, 1]; 0 is momentum without feedback. Default: 1.
+
+    Raises:
+        UsageError: an option outside these.
 
     Source: Peng et al., "DeMo", arXiv 2411.19870, algorithm 1; Psyche's distro.rs for "selected".
     """
 
     decay: float = 0.999
     subtract: str = "decoded"
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_decay("residual momentum", self.decay)
+        _check_share("residual momentum", "decay", self.decay)
+        _check_share("residual momentum", "factor", self.factor)
         if self.subtract not in ("decoded", "selected"):
             raise UsageError(
                 f"residual momentum: subtract is {self.subtract!r}; allowed are decoded and selected"
@@ -106,4 +156,5 @@ class ResidualMomentum(Feedback):
 
     def keep(self, encoded: Encoded, state: State) -> None:
         """Subtract what went out."""
-        state["residual"].sub_(encoded.decoded if self.subtract == "decoded" else encoded.selected)
+        sent = encoded.decoded if self.subtract == "decoded" else encoded.selected
+        state["residual"].sub_(sent, alpha=self.factor)

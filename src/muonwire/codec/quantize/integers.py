@@ -1,0 +1,95 @@
+"""Values as small integers times a step."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from muonwire.codec.quantize import scales
+from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.bits import pack_codes, unpack_codes
+from muonwire.codec.quantize.rounding import check_rounding, round_magnitudes, uniforms
+from muonwire.errors import PayloadError, UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int(Quantize):
+    """Uniform and symmetric: q · step with the integer q = round(v / step) in [−L, L], L = 2^(bits − 1) − 1.
+
+    step = max|v| / L over the values that share it, rounded up to bfloat16, so that the largest value does not clip: with
+    step ≤ (1 + 2⁻⁷) max|v| / L the error is at most step / 2 ("nearest") or step ("stochastic", without bias). q · step is exact in
+    float32 and −0 becomes 0. Values that are multiples of a step in bfloat16, with the largest at L of them, pass unchanged.
+
+    With 2 bits the levels are those of ``ternary(rounding=stochastic)``, which takes 1.6 bits.
+
+    Args:
+        bits: a value, 2 to 8. Default: 8.
+        scale: what shares a step: the whole "tensor"; each "row" (without a transform) or "chunk" (with one). Default: "tensor".
+        rounding: "nearest" (ties to even) or "stochastic" (the sender draws). Default: "nearest".
+
+    Raises:
+        UsageError: an option outside these.
+
+    >>> from muonwire.codec.pipeline import Pipeline
+    >>> codec = Pipeline(quantize=Int(bits=4))
+    >>> codec.decode(codec.encode(torch.tensor([7.0, -2.4, 0.4])))
+    tensor([ 7., -2.,  0.])
+
+    Source: Alistarh et al., "QSGD", arXiv 1610.02132 (stochastic); Jacob et al., arXiv 1712.05877, section 2.1 (nearest).
+    """
+
+    name: ClassVar[str] = "int"
+    bits: int = 8
+    scale: str = "tensor"
+    rounding: str = "nearest"
+
+    def __post_init__(self) -> None:
+        if self.bits not in range(2, 9):
+            raise UsageError(f"int: bits is {self.bits!r}; it must be a whole number from 2 to 8")
+        scales.check_scale("int", self.scale)
+        check_rounding("int", self.rounding)
+
+    @property
+    def largest_code(self) -> int:
+        """L, the largest integer of a value."""
+        return (1 << (self.bits - 1)) - 1
+
+    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
+        """See Quantize.encode."""
+        values = scales.float32_values(values)
+        sharing = scales.Sharing(self.scale, values.numel(), layout)
+        limit = self.largest_code
+        steps = scales.round_up(sharing.maximum(values.abs()) / limit, largest=scales.LARGEST / limit)
+        step = sharing.spread(steps.float())
+        # Only a step of zero is raised here; all values behind it are zero.
+        scaled = values / step.clamp(min=scales.SMALLEST)
+        if self.rounding == "nearest":
+            rounded = scaled.round()
+        else:
+            draws = uniforms(values, seed=seed)
+            rounded = round_magnitudes(scaled.abs(), draws).copysign(scaled)
+        codes = rounded.add_(limit).clamp_(0, 2 * limit).to(torch.uint8)
+        return scales.write(steps) + pack_codes(codes.numpy(), self.bits), self._values(codes, step)
+
+    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+        """See Quantize.decode."""
+        self.check_length(data, count, layout.num_blocks)
+        split = scales.SCALE_BYTES * scales.num_scales(self.scale, layout.num_blocks)
+        steps = scales.read(data[:split], what="step")
+        scales.check_range(steps, self.largest_code)
+        codes = unpack_codes(data[split:], count, self.bits)
+        if count and codes.max() > 2 * self.largest_code:
+            raise PayloadError(
+                f"payload: a value of {self} has the code {codes.max()}, over {2 * self.largest_code}"
+            )
+        step = scales.Sharing(self.scale, count, layout).spread(steps)
+        return self._values(torch.from_numpy(codes), step)
+
+    def _values(self, codes: Tensor, step: Tensor) -> Tensor:
+        return codes.to(torch.float32).sub_(self.largest_code).mul_(step)
+
+    def num_bytes(self, count: int, num_blocks: int) -> int:
+        """See Quantize.num_bytes."""
+        num_scales = scales.num_scales(self.scale, num_blocks)
+        return scales.SCALE_BYTES * num_scales + (count * self.bits + 7) // 8
