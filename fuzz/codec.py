@@ -20,6 +20,7 @@ import struct
 import sys
 import time
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -57,18 +58,40 @@ def allowed_bytes(payload: bytes, largest_numel: int = LARGEST_NUMEL) -> int:
 
 
 class Allocated(TorchFunctionMode):
-    """Adds up the storages that PyTorch's functions return; NumPy's and Python's memory is tracemalloc's."""
+    """The most bytes that tensors returned by PyTorch's functions hold at once; NumPy's and Python's are tracemalloc's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total_bytes = 0
+        self.peak_bytes = 0
+        self._live_bytes = 0
+        self._num_holders: Counter[int] = Counter()
+        # By identity: equality of references is that of their tensors.
+        self._references: dict[int, weakref.ref[Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for t in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(t, Tensor) and not t._is_view() and not (args and t is args[0]):
-                self.total_bytes += t.untyped_storage().nbytes()
+            if isinstance(t, Tensor):
+                self._hold(t)
         return result
+
+    def _hold(self, tensor: Tensor) -> None:
+        # A storage lives as long as any of its tensors, views included.
+        storage = tensor.untyped_storage()
+        address, num_bytes = storage.data_ptr(), storage.nbytes()
+
+        def release(reference: weakref.ref[Tensor]) -> None:
+            del self._references[id(reference)]
+            self._num_holders[address] -= 1
+            if self._num_holders[address] == 0:
+                self._live_bytes -= num_bytes
+
+        reference = weakref.ref(tensor, release)
+        self._references[id(reference)] = reference
+        self._num_holders[address] += 1
+        if self._num_holders[address] == 1:
+            self._live_bytes += num_bytes
+            self.peak_bytes = max(self.peak_bytes, self._live_bytes)
 
 
 @dataclass(kw_only=True)
@@ -125,7 +148,7 @@ def run_case(codec: Codec, payload: bytes, outcomes: Outcomes) -> str:
         except Exception as error:
             outcome = failure = f"{type(error).__name__}: {str(error)[:200]}"
     spent_s = time.process_time() - start
-    made_bytes = allocated.total_bytes + tracemalloc.get_traced_memory()[1] - before
+    made_bytes = allocated.peak_bytes + tracemalloc.get_traced_memory()[1] - before
     share = made_bytes / allowed_bytes(payload)
     outcomes.slowest_s = max(outcomes.slowest_s, spent_s)
     outcomes.largest_share = max(outcomes.largest_share, share)

@@ -18,6 +18,8 @@ from muonwire.codec.bench import Measurement
 
 CAPTURED = Path("benchmarks/data/updates.safetensors")
 SHAPES = ((2048, 2048),)
+LARGEST_BITS = 40
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,40 +124,43 @@ def write_chart(rows: Sequence[Measurement], path: Path) -> None:
 
     ours = [r for r in rows if r.codec != bench.REFERENCE]
     least = min(r.bits for r in rows) / 2
-    ideal = [
-        {"bits": bits, "error": 2**-bits}
-        for bits in (least * (64 / least) ** (i / 200) for i in range(201))
-        if bits <= 40
-    ]
-    color = alt.Color(
-        "codec:N",
-        sort=list(dict.fromkeys(r.codec for r in ours)),
-        scale=alt.Scale(scheme="category20"),
-        legend=alt.Legend(columns=1, symbolLimit=0, labelLimit=0, title="codec"),
+    ideal = [least * (LARGEST_BITS / least) ** (i / 200) for i in range(201)]
+    order = list(dict.fromkeys(r.codec for r in ours))
+    legend = alt.Legend(columns=1, symbolLimit=0, labelLimit=0, title="codec")
+    color_scale = alt.Scale(domain=order, scheme="category20")
+    color = alt.Color("codec:N", sort=order, scale=color_scale, legend=legend)
+    # Colours repeat after twenty.
+    shapes = [SYMBOLS[i // 20 % len(SYMBOLS)] for i in range(len(order))]
+    shape = alt.Shape("codec:N", sort=order, scale=alt.Scale(domain=order, range=shapes), legend=legend)
+    x = alt.X(
+        "bits:Q",
+        scale=alt.Scale(type="log", domain=[least, LARGEST_BITS], nice=False),
+        axis=alt.Axis(values=[0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30]),
+        title="bits a value",
     )
-    x = alt.X("bits:Q", scale=alt.Scale(type="log"), title="bits a value")
     y = alt.Y("error:Q", scale=alt.Scale(domain=[0, 1], clamp=True), title="relative error")
     panels = []
     for name in dict.fromkeys(r.input for r in rows):
         data = alt.Data(values=[_point(r) for r in ours if r.input == name])
-        points = alt.Chart(data).mark_point(filled=True, size=60, opacity=1)
+        points = alt.Chart(data).mark_point(filled=True, size=50, opacity=1)
         # From the entropy bound to what the codec takes.
         gaps = alt.Chart(data).mark_rule(strokeWidth=1.5).transform_filter("isValid(datum.bound)")
-        line = alt.Chart(alt.Data(values=ideal)).mark_line(strokeDash=[4, 3], color="gray", clip=True)
+        ends = alt.Chart(data).mark_tick(orient="vertical", size=9, thickness=1.5)
+        line = alt.Chart(alt.Data(values=[{"bits": b, "error": 2**-b} for b in ideal]))
         tooltip = ["codec:N", "bits:Q", "bound:Q", "error:Q"]
         panels.append(
             (
-                line.encode(x=x, y=y)
+                line.mark_line(strokeDash=[4, 3], color="gray").encode(x=x, y=y)
                 + gaps.encode(x=x, x2="bound:Q", y=y, color=color)
-                + points.encode(x=x, y=y, color=color, tooltip=tooltip)
+                + ends.transform_filter("isValid(datum.bound)").encode(x="bound:Q", y=y, color=color)
+                + points.encode(x=x, y=y, color=color, shape=shape, tooltip=tooltip)
             ).properties(title=name, width=260, height=190)
         )
-    chart = alt.concat(*panels, columns=3).properties(
-        title=alt.Title(
-            "Bits against error of each codec",
-            subtitle="short lines start at the entropy bound; dashed: 2^-R, the least error of any code for a Gaussian",
-        )
+    subtitle = (
+        "ticks: the entropy bound; dashed: 2^-R, the least error of any code for independent Gaussian values"
     )
+    title = alt.Title("Bits against error of each codec", subtitle=subtitle)
+    chart = alt.concat(*panels, columns=3).properties(title=title)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".html":
         chart.save(str(path), inline=True)
