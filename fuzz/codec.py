@@ -12,6 +12,7 @@ space; one that dies or hangs is reported with the payload it had. Exit code 1 o
 import argparse
 import mmap
 import multiprocessing
+import os
 import re
 import resource
 import shlex
@@ -22,7 +23,7 @@ import time
 import tracemalloc
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -208,24 +209,39 @@ def _in_process(text: str, cases: int, seed: int, current: mmap.mmap, pipe: Conn
     pipe.send(run_codec(text, cases=cases, seed=seed, note=note))
 
 
-def run_apart(text: str, *, cases: int, seed: int) -> Outcomes:
+class Apart:
     """``run_codec`` in a process of its own, so that a crash or a hang is a failure like any other."""
-    context = multiprocessing.get_context("fork")
-    current = mmap.mmap(-1, CURRENT_BYTES)
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_in_process, args=(text, cases, seed, current, theirs))
-    process.start()
-    theirs.close()
-    try:
-        outcomes: Outcomes = ours.recv()
-    except EOFError:
-        process.join()
-        (length,) = struct.unpack_from("<I", current)
-        what = "hangs" if process.exitcode == -signal.SIGALRM else f"ends its process ({process.exitcode})"
-        outcomes = Outcomes(failures=[(what, bytes(current[4 : 4 + length]))])
-        outcomes.counts[what] += 1
-    process.join()
-    return outcomes
+
+    def __init__(self, text: str, *, cases: int, seed: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self.current = mmap.mmap(-1, CURRENT_BYTES)
+        self.pipe, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=_in_process, args=(text, cases, seed, self.current, theirs))
+        self.process.start()
+        theirs.close()
+
+    def outcomes(self) -> Outcomes:
+        """Wait for the end."""
+        try:
+            outcomes: Outcomes = self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            (length,) = struct.unpack_from("<I", self.current)
+            code = self.process.exitcode
+            what = "hangs" if code == -signal.SIGALRM else f"ends its process ({code})"
+            outcomes = Outcomes(failures=[(what, bytes(self.current[4 : 4 + length]))])
+            outcomes.counts[what] += 1
+        self.process.join()
+        return outcomes
+
+
+def run_all(texts: Sequence[str], *, cases: int, seed: int) -> Iterator[tuple[str, Outcomes]]:
+    """Each codec's outcomes, as many at a time as there are processors."""
+    jobs = os.cpu_count() or 1
+    for i in range(0, len(texts), jobs):
+        running = [(text, Apart(text, cases=cases, seed=seed)) for text in texts[i : i + jobs]]
+        for text, apart in running:
+            yield text, apart.outcomes()
 
 
 def fuzz(texts: Sequence[str], *, cases: int, seed: int, out: Path) -> int:
@@ -236,8 +252,7 @@ def fuzz(texts: Sequence[str], *, cases: int, seed: int, out: Path) -> int:
     )
     total: Counter[str] = Counter()
     num_failures = 0
-    for text in texts:
-        outcomes = run_apart(text, cases=-(-cases // len(texts)), seed=seed)
+    for text, outcomes in run_all(texts, cases=-(-cases // len(texts)), seed=seed):
         refused = {k: n for k, n in outcomes.counts.items() if k.startswith("refused")}
         num_cases, decoded = sum(outcomes.counts.values()), outcomes.counts["decoded"]
         print(
