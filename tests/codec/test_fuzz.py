@@ -79,7 +79,7 @@ def _killed(self, data, count, layout):
     import os
     import signal
 
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_that_dies_is_a_failure_with_its_payload_and_a_command(monkeypatch, tmp_path, capfd):
@@ -88,7 +88,7 @@ def test_a_process_that_dies_is_a_failure_with_its_payload_and_a_command(monkeyp
     path = tmp_path / "failure-0.bin"
     assert payload.unpack(path.read_bytes(), codec_text="sign(scale=none)")
     out = capfd.readouterr().out
-    assert "ends its process (-11)" in out
+    assert "ends its process (-9)" in out
     monkeypatch.undo()
     # The command reproduces: with the decoder as it should be it decodes.
     command = shlex.split(re.search(r"python -m fuzz.codec (.*)", out)[1])
