@@ -120,13 +120,18 @@ def corpus(text: str, random: Random) -> list[Message]:
     return singles + several + [Message(text=text.encode())]
 
 
-def decode_all(codec: Codec, payload: bytes) -> str:
+def decoded_dtype(codec: Codec) -> torch.dtype:
+    """What the codec's bodies decode to."""
+    return codec.encode_body(torch.zeros(1)).decoded.dtype
+
+
+def decode_all(codec: Codec, payload: bytes, dtype: torch.dtype) -> str:
     """Decode every tensor, and a mean; returns the outcome, and raises AssertionError for a wrong one."""
     entries = payloads.unpack(payload, codec_text=str(codec), largest_numel=LARGEST_NUMEL)
     for entry in entries:
         decoded = codec.decode_body(entry.body, entry.shape)
         assert decoded.shape == entry.shape, f"shape {tuple(decoded.shape)}, {entry.shape} was announced"
-        assert decoded.dtype == torch.float32, f"decoded to {decoded.dtype}"
+        assert decoded.dtype == dtype, f"decoded to {decoded.dtype}, {dtype} is this codec's"
     if len(entries) == 1:
         (entry,) = entries
         mean = codec.mean_bodies([entry.body], entry.shape)
@@ -135,15 +140,15 @@ def decode_all(codec: Codec, payload: bytes) -> str:
     return "decoded"
 
 
-def run_case(codec: Codec, payload: bytes, outcomes: Outcomes) -> str:
-    """One payload; returns its outcome, which is also counted, and failures are kept."""
+def run_case(codec: Codec, payload: bytes, outcomes: Outcomes, *, dtype: torch.dtype) -> str:
+    """One payload, whose tensors decode to ``dtype``; returns its outcome, which is also counted, and failures are kept."""
     start = time.process_time()
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     failure = None
     with Allocated() as allocated:
         try:
-            outcome = decode_all(codec, payload)
+            outcome = decode_all(codec, payload, dtype)
         except PayloadError as error:
             outcome = "refused: " + _NUMBERS.sub("_", str(error))[:110]
         except Exception as error:
@@ -168,7 +173,7 @@ def run_codec(
 ) -> Outcomes:
     """All cases of one codec; ``note`` hears each payload before it is decoded."""
     codec, random, outcomes = parse(text), Random(f"{seed} {text}"), Outcomes()
-    messages = corpus(text, random)
+    messages, dtype = corpus(text, random), decoded_dtype(codec)
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
@@ -176,13 +181,13 @@ def run_codec(
         for message in messages:
             payload = sealed(message.rest())
             note(payload)
-            if run_case(codec, payload, outcomes) != "decoded":
+            if run_case(codec, payload, outcomes, dtype=dtype) != "decoded":
                 outcomes.failures.append(("does not decode what the codec itself wrote", payload))
         for _ in range(cases - len(messages)):
             made, payload = mutate(random.choice(messages), random, other=random.choice(messages))
             note(payload)
             known = len(outcomes.counts)
-            run_case(codec, payload, outcomes)
+            run_case(codec, payload, outcomes, dtype=dtype)
             if made is not None and len(outcomes.counts) > known and len(messages) < LARGEST_CORPUS:
                 messages.append(made)
     finally:
@@ -291,7 +296,8 @@ def main(args: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     if settings.reproduce is not None:
         for text in settings.codec or TEXTS:
-            print(decode_all(parse(text), settings.reproduce.read_bytes()))
+            codec = parse(text)
+            print(decode_all(codec, settings.reproduce.read_bytes(), decoded_dtype(codec)))
         return 0
     start = time.perf_counter()
     code = fuzz(settings.codec or TEXTS, cases=settings.cases, seed=settings.seed, out=settings.out)
