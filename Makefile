@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check format docs evidence clean
+.PHONY: setup demo test fuzz check format docs evidence clean
 
 setup: $(STAMP)
 
@@ -18,6 +18,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+fuzz: setup
+	$(BIN)/python -m fuzz.codec --cases 200000 --out runs/fuzz
 
 check: setup
 	$(BIN)/ruff format --check .

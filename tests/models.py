@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-
 # Options that a recipe needs to fit this net's names.
 RECIPE_OPTIONS = {"approach_d": {"dense": ["up"]}}
 

@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from muonwire.cli import main as cli
+from muonwire.cli.bench import ROOMS
 
 
 def call(capsys, *args):
@@ -34,6 +35,13 @@ def test_every_command_has_help_with_examples(capsys, command):
     assert code == 0
     assert "examples:" in out
     assert f"muonwire {command}" in out
+
+
+@pytest.mark.parametrize("room", list(ROOMS))
+def test_every_bench_has_help_with_examples(capsys, room):
+    code, out, _ = call(capsys, "bench", room, "--help")
+    assert code == 0
+    assert f"muonwire bench {room}" in plain(out).split("examples:")[1]
 
 
 def test_recipes_are_listed_with_their_options(capsys):
@@ -68,6 +76,15 @@ def texts(tmp_path):
         (["train", "--steps", "many"], "--steps"),
         (["train", "--no-such-option"], "--no-such-option"),
         (["compare", "--recipes", "muon", "lion"], "recipe: 'lion' is unknown"),
+        (["bench", "sound"], "'sound' is not a room with a bench; allowed are polar, codec"),
+        (["bench", "codec", "--shapes", "8x0"], "shape is '8x0'; it takes ROWSxCOLUMNS"),
+        (["bench", "codec", "--codecs", "gzip"], "'gzip' is not a part; allowed are rows"),
+        (
+            ["bench", "codec", "--captured", "missing.safetensors"],
+            "make one with benchmarks/capture_updates.py",
+        ),
+        (["bench", "codec", "--chart", "chart.gif"], "it takes a .png, .html or .svg file"),
+        (["bench", "codec", "--rounds", "0"], "rounds is 0; at least one is needed"),
         (["compare", "--recipes", "muon", "muon"], "each once"),
         (["compare", "--recipes", "local_muon(density=2)"], "density is 2; it must lie in (0, 1]"),
         (["compare", "--link", "fast"], "link: 'fast' does not parse"),

@@ -1,9 +1,13 @@
 """Command lines out of frozen dataclasses."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import tyro
+from torch import Tensor
+
+from muonwire.errors import UsageError
 
 T = TypeVar("T")
 
@@ -21,3 +25,34 @@ def parse(settings: type[T], args: Sequence[str], *, command: str, about: str, e
         description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def matrix_shape(text: str, *, command: str) -> tuple[int, int]:
+    """(rows, columns) out of a text such as "512x2048".
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"{command}: shape is {text!r}; it takes ROWSxCOLUMNS, such as 512x2048")
+    return int(parts[0]), int(parts[1])
+
+
+def check_chart(path: Path | None, *, command: str) -> None:
+    """Raise UsageError where no chart can be written to ``path``."""
+    if path is not None and path.suffix not in (".png", ".html", ".svg"):
+        raise UsageError(f"{command}: chart is {path}; it takes a .png, .html or .svg file")
+
+
+def captured_matrices(path: Path, *, command: str, script: str) -> dict[str, Tensor]:
+    """The matrices of a safetensors file, in float32.
+
+    Raises:
+        UsageError: there is no such file; the message names the script that makes one.
+    """
+    if not path.is_file():
+        raise UsageError(f"{command}: captured is {path}, which is not a file; make one with {script}")
+    from safetensors.torch import load_file
+
+    return {name: tensor.float() for name, tensor in load_file(path).items() if tensor.ndim == 2}

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 
 from muonwire.errors import UsageError
 
-ROOMS = {"polar": ("muonwire.cli.bench_polar", "every polar method against torch.optim.Muon's own function")}
+ROOMS = {
+    "polar": ("muonwire.cli.bench_polar", "every polar method against torch.optim.Muon's own function"),
+    "codec": (
+        "muonwire.cli.bench_codec",
+        "every codec: bits against error, and speed against DeMo's own scheme",
+    ),
+}
 USAGE = "\n".join(
     [
         "usage: muonwire bench ROOM [options]",
@@ -15,6 +21,7 @@ USAGE = "\n".join(
         "examples:",
         "  muonwire bench polar",
         "  muonwire bench polar --help",
+        "  muonwire bench codec --chart codecs.png",
     ]
 )
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from muonwire.cli.arguments import parse
+from muonwire.cli.arguments import captured_matrices, check_chart, matrix_shape, parse
 from muonwire.cli.progress import bench_bar
 from muonwire.errors import UsageError
 from muonwire.polar import bench
@@ -55,15 +54,20 @@ def run(config: BenchPolar) -> int:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    shapes = [_shape(text) for text in config.shapes] or [*bench.WIDE, *bench.SQUARE]
+    shapes = [matrix_shape(text, command="bench polar") for text in config.shapes] or [
+        *bench.WIDE,
+        *bench.SQUARE,
+    ]
     table = bench.methods()
     unknown = [name for name in config.methods if name not in table]
     if unknown:
         raise UsageError(f"bench polar: {', '.join(unknown)} is not a method; allowed are {', '.join(table)}")
-    if config.chart is not None and config.chart.suffix not in (".png", ".html", ".svg"):
-        raise UsageError(f"bench polar: chart is {config.chart}; it takes a .png, .html or .svg file")
+    check_chart(config.chart, command="bench polar")
     chosen = {name: table[name] for name in config.methods} or table
-    matrices = bench.inputs(shapes, seed=config.seed) | _captured(config.captured)
+    matrices = bench.inputs(shapes, seed=config.seed)
+    if config.captured is not None:
+        script = "benchmarks/capture_momentum.py"
+        matrices |= captured_matrices(config.captured, command="bench polar", script=script)
     with bench_bar("bench polar", total=len(matrices)) as progress:
         rows = bench.measure(matrices, chosen, rounds=config.rounds, progress=progress)
     if config.mixed_list:
@@ -212,23 +216,3 @@ def _as_json(rows: Sequence[Measurement]) -> str:
 def _plain(value: Any) -> Any:
     # JSON has no NaN.
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _shape(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
-        raise UsageError(f"bench polar: shape is {text!r}; it takes ROWSxCOLUMNS, such as 512x2048")
-    return int(parts[0]), int(parts[1])
-
-
-def _captured(path: Path | None) -> dict[str, Tensor]:
-    if path is None:
-        return {}
-    if not path.is_file():
-        raise UsageError(
-            f"bench polar: captured is {path}, which is not a file; make one with "
-            "benchmarks/capture_momentum.py"
-        )
-    from safetensors.torch import load_file
-
-    return {name: tensor.float() for name, tensor in load_file(path).items() if tensor.ndim == 2}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from muonwire.codec import payload as payloads
 from muonwire.codec.part import Shape, State
-from muonwire.errors import UsageError
+from muonwire.errors import PayloadError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +94,25 @@ class Codec(ABC):
             )
         return payloads.pack(str(self), [(tuple(tensor.shape), tensor.dtype, self.encode_body(tensor).body)])
 
-    def decode(self, payload: bytes) -> Tensor:
+    def decode(
+        self, payload: bytes | bytearray | memoryview, *, largest_numel: int = payloads.LARGEST_NUMEL
+    ) -> Tensor:
         """Decode a payload of one tensor, into the dtype it had.
+
+        Args:
+            payload: bytes from outside.
+            largest_numel: most elements that the tensor may have. Default: 2³⁰.
 
         Raises:
             PayloadError: the bytes are not a payload of this codec with one tensor.
         """
-        (entry,) = payloads.unpack(payload, codec_text=str(self), num_tensors=1)
-        return self.decode_body(entry.body, entry.shape).to(entry.dtype)
+        (entry,) = payloads.unpack(payload, codec_text=str(self), num_tensors=1, largest_numel=largest_numel)
+        decoded = self.decode_body(entry.body, entry.shape).to(entry.dtype)
+        if not bool(decoded.isfinite().all()):
+            raise PayloadError(f"payload: it decodes to a value that is not finite in {entry.dtype}")
+        return decoded
 
-    def estimate_bytes(self, shape: Shape) -> int:
-        """Bytes that ``encode`` is expected to give for a float32 tensor of ``shape``."""
-        return payloads.header_bytes(str(self), [(shape, torch.float32)]) + self.estimate_body_bytes(shape)
+    def estimate_bytes(self, *shapes: Shape) -> int:
+        """Bytes of the payload that holds one float32 tensor of each of ``shapes``, before anything is encoded."""
+        bodies = [(shape, torch.float32, self.estimate_body_bytes(shape)) for shape in shapes]
+        return payloads.num_bytes(str(self), bodies)

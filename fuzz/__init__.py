@@ -1,0 +1,1 @@
+"""Hostile bytes for the codecs: `make fuzz`."""
