@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from muonwire.codec.base import Codec, Encoded
-from muonwire.codec.pack import Pack, Rice
+from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
 from muonwire.codec.select import All, Select
@@ -29,7 +29,7 @@ class Pipeline(Codec):
         transform: tensor to blocks of coefficients. Default: none, the blocks are rows.
         select: which coefficients are sent. Default: all.
         quantize: how their values are written. Default: float32, as they are.
-        pack: how the chosen items are written. Default: Rice codes.
+        pack: how the chosen items are written. Default: ANS.
 
     Raises:
         UsageError: a scale per row with a transform, or per chunk without one.
@@ -44,7 +44,7 @@ class Pipeline(Codec):
     transform: Transform = Rows()
     select: Select = All()
     quantize: Quantize = Float32()
-    pack: Pack = Rice()
+    pack: Pack = Ans()
 
     def __post_init__(self) -> None:
         scale = self.quantize.scale if isinstance(self.quantize, Sign) else None
@@ -61,7 +61,7 @@ class Pipeline(Codec):
         parts += [self.transform] if self.transform != Rows() else []
         parts += [self.select] if self.select != All() else []
         parts += [self.quantize]
-        parts += [self.pack] if self.pack != Rice() else []
+        parts += [self.pack] if self.pack != Ans() else []
         return " | ".join(str(p) for p in parts)
 
     def init(self, shape: Shape) -> State:
@@ -86,12 +86,17 @@ class Pipeline(Codec):
                 items = self.select.choose(blocks)
                 head += self.pack.encode(items.numpy(), self.select.groups(num_blocks, block_numel))
             positions = self.select.expand(items, num_blocks, block_numel)
-            values = flat[positions]
-        layout = Layout(num_blocks=num_blocks, block_numel=block_numel, positions=positions)
+            values = torch.from_numpy(flat.numpy()[positions.numpy()])
+        layout = self._layout(num_blocks, block_numel, positions)
         data, quantized = self.quantize.encode(values, layout, seed=seed)
+
+        def decoded() -> Tensor:
+            read = self.quantize.decode(data, values.numel(), layout) if quantized is None else quantized
+            return self._restore(read, positions, shape, seed)
+
         return Encoded(
             body=head + data,
-            restore_decoded=lambda: self._restore(quantized, positions, shape, seed).to(tensor.device),
+            restore_decoded=lambda: decoded().to(tensor.device),
             restore_selected=lambda: self._restore(values, positions, shape, seed).to(tensor.device),
         )
 
@@ -117,9 +122,10 @@ class Pipeline(Codec):
                 if senders is not None:
                     senders += 1
             else:
-                total.index_add_(0, positions, values)
+                # Positions are distinct. Numpy scatters several times faster than torch.
+                total.numpy()[positions.numpy()] += values.numpy()
                 if senders is not None:
-                    senders[positions] += 1
+                    senders.numpy()[positions.numpy()] += 1
         mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
         return self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed)
 
@@ -137,6 +143,16 @@ class Pipeline(Codec):
     @property
     def _seeded(self) -> bool:
         return self.transform.seeded or self.select.seeded or self.quantize.seeded
+
+    def _layout(self, num_blocks: int, block_numel: int, positions: Tensor | None) -> Layout:
+        per_block: int | None = block_numel
+        if positions is not None:
+            groups = self.select.groups(num_blocks, block_numel)
+            by_block = (groups.num_groups, groups.group_numel) == (num_blocks, block_numel)
+            per_block = groups.k if by_block else None
+        return Layout(
+            num_blocks=num_blocks, block_numel=block_numel, positions=positions, per_block=per_block
+        )
 
     def _mean_decoded(self, bodies: Sequence[bytes], shape: Shape) -> Tensor:
         total = torch.zeros(shape)
@@ -160,7 +176,7 @@ class Pipeline(Codec):
                 array, length = self.pack.decode(body[read:], self.select.groups(num_blocks, block_numel))
                 items, read = torch.from_numpy(array), read + length
             positions = self.select.expand(items, num_blocks, block_numel)
-        layout = Layout(num_blocks=num_blocks, block_numel=block_numel, positions=positions)
+        layout = self._layout(num_blocks, block_numel, positions)
         return self.quantize.decode(body[read:], count, layout), positions, seed
 
     def _restore(self, values: Tensor, positions: Tensor | None, shape: Shape, seed: int) -> Tensor:
@@ -169,5 +185,5 @@ class Pipeline(Codec):
             flat = values
         else:
             flat = torch.zeros(num_blocks * block_numel, dtype=values.dtype)
-            flat[positions] = values
+            flat.numpy()[positions.numpy()] = values.numpy()
         return self.transform.inverse(flat.view(num_blocks, block_numel), shape, seed=seed)

@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from muonwire.codec.pack import Pack, Rice
+from muonwire.codec.pack import Ans, Bitmap, Bits, Pack, Ranks, Rice
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Float32, Quantize, Sign
@@ -14,7 +14,7 @@ from muonwire.codec.transform import Dct, Rows, Transform
 from muonwire.errors import UsageError
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign, Rice)
+    part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign, Ans, Bitmap, Bits, Ranks, Rice)
 }
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,12 +41,17 @@ class TopK(Select):
         return Groups(num_groups=1, group_numel=numel, k=min(numel, max(1, round(self.density * numel))))
 
     def choose(self, blocks: Tensor) -> Tensor:
-        """See Select.choose."""
-        num_blocks, block_numel = blocks.shape
-        groups = self.groups(num_blocks, block_numel)
-        magnitude = blocks.abs()
-        if self.k is None:
-            return magnitude.view(-1).topk(groups.k, sorted=False).indices.sort().values
-        inside = magnitude.topk(groups.k, dim=1, sorted=False).indices.sort(dim=1).values
-        starts = torch.arange(num_blocks, device=blocks.device).unsqueeze(1) * block_numel
-        return (inside + starts).view(-1)
+        """See Select.choose; of equal magnitudes at the edge the first are taken."""
+        groups = self.groups(*blocks.shape)
+        if groups.count == 0:
+            return torch.zeros(0, dtype=torch.int64)
+        # The bits of a magnitude are ordered as the magnitudes are.
+        magnitude = np.abs(blocks.reshape(groups.num_groups, groups.group_numel).numpy())
+        bits = magnitude.view(f"i{magnitude.itemsize}")
+        edge = np.partition(bits, groups.group_numel - groups.k, axis=1)[:, groups.group_numel - groups.k, None]
+        chosen = bits >= edge
+        if np.count_nonzero(chosen) > groups.count:
+            above, ties = bits > edge, bits == edge
+            room = groups.k - np.count_nonzero(above, axis=1, keepdims=True)
+            chosen = above | (ties & (np.cumsum(ties, axis=1, dtype=np.int32) <= room))
+        return torch.from_numpy(np.flatnonzero(chosen))
