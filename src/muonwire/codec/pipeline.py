@@ -182,8 +182,6 @@ class Pipeline(Codec):
     def _restore(self, values: Tensor, positions: Tensor | None, shape: Shape, seed: int) -> Tensor:
         num_blocks, block_numel = self.transform.grid(shape)
         if positions is None:
-            flat = values
-        else:
-            flat = torch.zeros(num_blocks * block_numel, dtype=values.dtype)
-            flat.numpy()[positions.numpy()] = values.numpy()
-        return self.transform.inverse(flat.view(num_blocks, block_numel), shape, seed=seed)
+            return self.transform.inverse(values.view(num_blocks, block_numel), shape, seed=seed)
+        per_block = self._layout(num_blocks, block_numel, positions).per_block
+        return self.transform.inverse_chosen(values, positions, shape, per_block=per_block, seed=seed)

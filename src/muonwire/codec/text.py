@@ -14,7 +14,8 @@ from muonwire.codec.transform import Dct, Rows, Transform
 from muonwire.errors import UsageError
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign, Ans, Bitmap, Bits, Ranks, Rice)
+    part.name: part
+    for part in (Rows, Dct, All, TopK, Float32, BFloat16, Sign, Ans, Bitmap, Bits, Ranks, Rice)
 }
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),

@@ -1,11 +1,11 @@
 """Asymmetric numeral systems for the gaps between chosen items, within about a per cent of the entropy.
 
 Where all choices of k items of a group of n are equally likely, every gap g between neighbours has the same distribution, the
-negative hypergeometric one: P(gap ≥ g) = C(n − g, k) / C(n, k). It depends on n and k alone, which both sides know, so that no model
-travels. A group's k gaps are coded one by one with it: they are taken as independent, which costs 2 % at k = 4, 0.9 % at 32, and
-nothing that can be measured for one large group.
+negative hypergeometric one: P(gap ≥ g) = C(n − g, k) / C(n, k). It depends on n and k alone, which both sides know, so that
+no model travels. A group's k gaps are coded one by one with it: they are taken as independent, which costs 2 % at k = 4,
+0.9 % at 32, and nothing that can be measured for one large group.
 
-Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540; the coder is that of the library `constriction` (Bamler, arXiv 2201.01741).
+Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540; the coder is the library `constriction` (Bamler, arXiv 2201.01741).
 """
 
 import math
@@ -121,12 +121,18 @@ class Ans(Pack):
         coder = stream.stack.AnsCoder(words)
         symbols = coder.decode(model.high, groups.count)
         escapes = symbols == model.escape
-        gaps = self._joined(symbols, escapes, coder, model, groups) if escapes.any() else symbols.astype(np.int64)
+        gaps = (
+            self._joined(symbols, escapes, coder, model, groups)
+            if escapes.any()
+            else symbols.astype(np.int64)
+        )
         if model.low_bits:
             gaps <<= model.low_bits
             gaps += coder.decode(model.low, groups.count)
         if not coder.is_empty():
-            raise PayloadError(f"payload: {read} bytes of coded words hold more than {groups.count} positions")
+            raise PayloadError(
+                f"payload: {read} bytes of coded words hold more than {groups.count} positions"
+            )
         return items_of(gaps, groups), read
 
     @staticmethod

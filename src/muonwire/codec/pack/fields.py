@@ -26,6 +26,43 @@ def unpack_fields(data: bytes, count: int, width: int) -> Ints:
     return octets.view("<i8").reshape(-1).astype(np.int64, copy=False)
 
 
+def _digits_a_field(count: int, base: int) -> int:
+    """How many digits share a field of at most 63 bits, where ``count`` of them are spread evenly over the fewest fields."""
+    most, choices = 1, base * base
+    while most < count and choices <= 1 << 63:
+        most, choices = most + 1, choices * base
+    return -(-count // -(-count // most))
+
+
+def digits_bytes(count: int, base: int) -> int:
+    """The length of what pack_digits gives."""
+    if count == 0:
+        return 0
+    size = _digits_a_field(count, base)
+    return (-(-count // size) * int(base**size - 1).bit_length() + 7) // 8
+
+
+def pack_digits(digits: Ints, base: int) -> bytes:
+    """Pack digits below ``base`` (at most 2^31) at hardly more than log2 base bits each: many of them make one field."""
+    if digits.size == 0:
+        return b""
+    size = _digits_a_field(digits.size, base)
+    rows = np.concatenate([digits, np.zeros(-digits.size % size, dtype=np.int64)]).reshape(-1, size)
+    return pack_fields(rows @ (base ** np.arange(size, dtype=np.int64)), (base**size - 1).bit_length())
+
+
+def unpack_digits(data: bytes, count: int, base: int) -> Ints:
+    """The inverse of pack_digits for ``count`` digits."""
+    if count == 0:
+        return np.zeros(0, dtype=np.int64)
+    size = _digits_a_field(count, base)
+    fields = unpack_fields(data, -(-count // size), (base**size - 1).bit_length())
+    digits = np.empty((fields.size, size), dtype=np.int64)
+    for i in range(size):
+        fields, digits[:, i] = np.divmod(fields, base)
+    return digits.reshape(-1)[:count]
+
+
 def pack_words(words: npt.NDArray[np.uint32]) -> bytes:
     """Words behind their length in bytes (LEB128), without the zero bytes at their end."""
     data = words.astype("<u4").tobytes().rstrip(b"\0")

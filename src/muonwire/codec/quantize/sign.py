@@ -1,5 +1,6 @@
 """One bit a value."""
 
+import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,29 +10,29 @@ import torch
 from torch import Tensor
 
 from muonwire.codec.finite import all_finite
-from muonwire.codec.pack.fields import pack_fields, unpack_fields
+from muonwire.codec.memory import strips
+from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.errors import PayloadError, UsageError
 
 Bytes = npt.NDArray[np.uint8]
 SCALE_BYTES = 2
+_DIGITS = struct.Struct("<HH")
 SCALES = ("none", "tensor", "row", "chunk")
 LARGEST_BFLOAT16 = torch.finfo(torch.bfloat16).max
-# Values of one strip, which stay in a core's second-level cache between the passes over them.
-STRIP_NUMEL = 1 << 17
 # The eight signs that each byte stands for, the first in its lowest bit.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _SIGNS = _BITS.astype(np.float32) * 2 - 1
-# A chunk's scale within a factor of two of the others'.
-_EXPECTED_SCALE_BITS = 7
+# The differences of bfloat16 scales that lie within an octave.
+_EXPECTED_BASE = 1 << 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sign(Quantize):
     """One bit a value: sign(v) · s, with s the mean magnitude of the values that share it; zero counts as positive.
 
-    Scales of chunks, of which there may be one for few values, go as their differences from the smallest: its bits (u16), the
-    width of the fields (u8), the fields.
+    Scales of chunks, of which there is one for a few dozen values, go as their differences from the smallest: its bits (u16), the
+    largest difference (u16), the differences as digits of that base.
 
     Args:
         scale: what shares a scale: the whole "tensor"; each "row" (without a transform) or "chunk" (with one);
@@ -80,7 +81,7 @@ class Sign(Quantize):
         """See Quantize.num_bytes."""
         size = SCALE_BYTES * self._num_scales(num_blocks)
         if self.scale == "chunk" and num_blocks > 1:
-            size = SCALE_BYTES + 1 + (num_blocks * _EXPECTED_SCALE_BITS + 7) // 8
+            size = _DIGITS.size + digits_bytes(num_blocks, _EXPECTED_BASE)
         return size + (count + 7) // 8
 
     def _num_scales(self, num_blocks: int) -> int:
@@ -93,44 +94,41 @@ class Sign(Quantize):
         above = scales.view(torch.int16).numpy().astype(np.int64)
         lowest = int(above.min())
         above -= lowest
-        width = int(above.max()).bit_length()
-        return lowest.to_bytes(2, "little") + bytes((width,)) + pack_fields(above, width)
+        return _DIGITS.pack(lowest, int(above.max())) + pack_digits(above, int(above.max()) + 1)
 
     def _unpack_scales(self, data: bytes, num_blocks: int) -> tuple[Tensor, int]:
         count = self._num_scales(num_blocks)
-        read = SCALE_BYTES * count
-        fields = self.scale == "chunk" and count > 1
-        if fields:
-            width = data[2] if len(data) > 2 else 0
-            read = SCALE_BYTES + 1 + (count * width + 7) // 8
-        if len(data) < read or (fields and width > 15):
+        read, lowest, largest = SCALE_BYTES * count, 0, 0
+        digits = self.scale == "chunk" and count > 1
+        if digits and len(data) >= _DIGITS.size:
+            lowest, largest = _DIGITS.unpack_from(data)
+            read = _DIGITS.size + digits_bytes(count, largest + 1)
+        if len(data) < read:
             raise PayloadError(f"payload: {len(data)} bytes of values end in the {count} scales of {self}")
-        if fields:
-            bits = int.from_bytes(data[:2], "little") + unpack_fields(data[3:read], count, width)
+        if digits:
+            bits = lowest + unpack_digits(data[_DIGITS.size : read], count, largest + 1)
             scales = torch.from_numpy(bits.clip(max=0x7FFF).astype(np.int16)).view(torch.bfloat16)
         else:
-            scales = torch.frombuffer(bytearray(data[:read]), dtype=torch.bfloat16) if read else torch.zeros(0)
+            scales = (
+                torch.frombuffer(bytearray(data[:read]), dtype=torch.bfloat16) if read else torch.zeros(0)
+            )
         if not bool(scales.isfinite().all()):
             raise PayloadError("payload: a scale is not finite")
         return scales.to(torch.float32), read
 
 
-def _strips(num_rows: int, per_row: int) -> list[tuple[slice, slice]]:
-    """Slices of rows, eight or a multiple, which begin at whole bytes, and the slices of those bytes."""
-    step = 8 * max(1, STRIP_NUMEL // (8 * max(per_row, 1)))
-    return [
-        (slice(start, start + step), slice(start * per_row // 8, ((start + step) * per_row + 7) // 8))
-        for start in range(0, num_rows, step)
-    ]
+def _octets(rows: slice, per_row: int) -> slice:
+    """The bytes of the signs of ``rows``, the first of which begins a byte."""
+    return slice(rows.start * per_row // 8, (rows.stop * per_row + 7) // 8)
 
 
 def _even_scales(rows: Tensor) -> tuple[Tensor, Bytes]:
     """Mean magnitude of each row, and the bits of all signs."""
     means, bits = torch.empty(len(rows), dtype=rows.dtype), np.empty((rows.numel() + 7) // 8, dtype=np.uint8)
     magnitudes = torch.empty(0, dtype=rows.dtype)
-    for strip, octets in _strips(*rows.shape):
+    for strip in strips(*rows.shape, multiple=8):
         values = rows[strip]
-        bits[octets] = np.packbits(values.numpy() >= 0, bitorder="little")
+        bits[_octets(strip, rows.shape[1])] = np.packbits(values.numpy() >= 0, bitorder="little")
         torch.abs(values, out=magnitudes.resize_(values.shape))
         torch.mean(magnitudes, dim=1, out=means[strip])
     if not all_finite(means):
@@ -150,7 +148,8 @@ def _even_signs(bits: Bytes, scales: Tensor, per_row: int) -> Tensor:
     """The signs behind ``bits`` times the scale of their row."""
     values = np.empty((len(bits), 8), dtype=np.float32)
     rows = torch.from_numpy(values).view(-1)[: len(scales) * per_row].view(len(scales), per_row)
-    for strip, octets in _strips(*rows.shape):
+    for strip in strips(len(scales), per_row, multiple=8):
+        octets = _octets(strip, per_row)
         np.take(_SIGNS, bits[octets], axis=0, out=values[octets], mode="clip")
         rows[strip] *= scales[strip, None]
     return rows.view(-1)

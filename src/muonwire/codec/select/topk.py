@@ -1,12 +1,13 @@
 """Selection by magnitude."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from muonwire.codec.memory import strips
 from muonwire.codec.select.base import Groups, Select
 from muonwire.errors import UsageError
 
@@ -45,13 +46,32 @@ class TopK(Select):
         groups = self.groups(*blocks.shape)
         if groups.count == 0:
             return torch.zeros(0, dtype=torch.int64)
-        # The bits of a magnitude are ordered as the magnitudes are.
-        magnitude = np.abs(blocks.reshape(groups.num_groups, groups.group_numel).numpy())
-        bits = magnitude.view(f"i{magnitude.itemsize}")
-        edge = np.partition(bits, groups.group_numel - groups.k, axis=1)[:, groups.group_numel - groups.k, None]
-        chosen = bits >= edge
-        if np.count_nonzero(chosen) > groups.count:
-            above, ties = bits > edge, bits == edge
-            room = groups.k - np.count_nonzero(above, axis=1, keepdims=True)
-            chosen = above | (ties & (np.cumsum(ties, axis=1, dtype=np.int32) <= room))
-        return torch.from_numpy(np.flatnonzero(chosen))
+        rows = blocks.reshape(groups.num_groups, groups.group_numel).numpy()
+        items = []
+        for strip in strips(*rows.shape):
+            bits = _magnitude_bits(rows[strip])
+            bits.partition(groups.group_numel - groups.k, axis=1)
+            edges = bits[:, groups.group_numel - groups.k, None].copy()
+            items += _at_least(rows[strip], edges, groups.k, start=strip.start * groups.group_numel)
+        return torch.from_numpy(np.concatenate(items))
+
+
+def _magnitude_bits(values: Any) -> Any:
+    """The bits of the magnitudes as integers, which are ordered as the magnitudes are."""
+    return np.abs(values).view(f"i{values.itemsize}")
+
+
+def _at_least(rows: Any, edges: Any, k: int, *, start: int) -> list[Any]:
+    """The ``k`` items of each row whose magnitude is at least the row's edge; of those at the edge the first."""
+    num_rows, numel = rows.shape
+    found = []
+    # A strip holds many rows or is a part of one; either way its values follow one another in memory.
+    for columns in strips(numel, num_rows):
+        bits = _magnitude_bits(rows[:, columns])
+        found.append(np.flatnonzero(bits >= edges) + (start + columns.start))
+    if sum(map(len, found)) == num_rows * k:
+        return found
+    bits = _magnitude_bits(rows)
+    above, ties = bits > edges, bits == edges
+    room = k - np.count_nonzero(above, axis=1, keepdims=True)
+    return [np.flatnonzero(above | (ties & (np.cumsum(ties, axis=1, dtype=np.int32) <= room))) + start]
