@@ -140,8 +140,8 @@ def test_ranks_number_the_choices():
 def test_gap_models_are_the_exact_distribution(n, k):
     """P(gap ≥ g) = C(n − g, k) / C(n, k), in exact integers, at the ends of a few buckets; the frequencies sum to 2^24.
 
-    A bucket's ratio is the one at its middle, to the power of its width: the midpoint rule, wrong by far less than 1 % where a bucket
-    is a third of the mean gap at most. Each symbol's frequency is rounded to 2^-24 and has at least that.
+    A bucket's ratio is the one at its middle, to the power of its width: the midpoint rule, wrong by far less than 1 %
+    where a bucket is a third of the mean gap at most. Each symbol's frequency is rounded to 2^-24 and has at least that.
     """
     model = gap_model(n, k)
 

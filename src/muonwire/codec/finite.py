@@ -1,5 +1,7 @@
 """Whether all values of a tensor are finite, at the speed of memory."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,4 +15,4 @@ def all_finite(tensor: Tensor) -> bool:
     >>> all_finite(torch.tensor([3e38, 3e38])), all_finite(torch.tensor([1.0, float("nan")]))
     (True, False)
     """
-    return bool(tensor.sum().isfinite()) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())

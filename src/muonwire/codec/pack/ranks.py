@@ -13,17 +13,17 @@ from muonwire.codec.select.base import Groups
 from muonwire.errors import PayloadError, UsageError
 
 LARGEST_TABLE = 1 << 16
+# Reading a rank takes a search for each of its k items.
+LARGEST_K = 16
 # Ranks of 2^63 and more are Python integers: for few items, where a coder's first and last words would weigh.
-LARGEST_K, LARGEST_COUNT = 16, 512
+LARGEST_COUNT = 512
 
 
 @lru_cache(maxsize=256)
 def num_choices(group_numel: int, k: int) -> int | None:
-    """C(n, k) where the table of ranks is small; None for the others, without computing a huge binomial."""
-    if (group_numel - k + 1) * k > LARGEST_TABLE:
-        return None
-    choices = math.comb(group_numel, k)
-    return choices if choices < 1 << 63 or k <= LARGEST_K else None
+    """C(n, k) where ranks are quick to write and to read; None for the others, without computing a huge binomial."""
+    quick = k in (0, group_numel) or (k <= LARGEST_K and (group_numel - k + 1) * k <= LARGEST_TABLE)
+    return math.comb(group_numel, k) if quick else None
 
 
 @lru_cache(maxsize=64)

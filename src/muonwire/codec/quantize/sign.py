@@ -112,7 +112,7 @@ class Sign(Quantize):
             scales = (
                 torch.frombuffer(bytearray(data[:read]), dtype=torch.bfloat16) if read else torch.zeros(0)
             )
-        if not bool(scales.isfinite().all()):
+        if not all_finite(scales):
             raise PayloadError("payload: a scale is not finite")
         return scales.to(torch.float32), read
 

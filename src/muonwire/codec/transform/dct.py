@@ -13,6 +13,9 @@ from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.base import Transform, matrix_shape
 from muonwire.errors import UsageError
 
+# Of fewer coefficients all chunks are transformed: the time is that of calls, not of products.
+SMALLEST_CHOSEN = 1 << 10
+
 
 @lru_cache(maxsize=1024)
 def largest_divisor(size: int, limit: int) -> int:
@@ -97,7 +100,8 @@ class Dct(Transform):
     ) -> Tensor:
         """See Transform.inverse_chosen; k coefficients a chunk cost k/(height + width) of the products of all: Lᵀ diag(v) R."""
         num_rows, height, num_columns, width = self._chunks(shape)
-        if per_block is None or not 0 < per_block <= min(height, width):
+        small = values.numel() < SMALLEST_CHOSEN
+        if small or per_block is None or per_block > min(height, width):
             return super().inverse_chosen(values, positions, shape, per_block=per_block, seed=seed)
         left, right = self._bases(height, width, values)
         inside = positions.view(num_rows, -1) % (height * width)
