@@ -120,11 +120,6 @@ def corpus(text: str, random: Random) -> list[Message]:
     return singles + several + [Message(text=text.encode())]
 
 
-def decoded_dtype(codec: Codec) -> torch.dtype:
-    """What the codec's bodies decode to."""
-    return codec.encode_body(torch.zeros(1)).decoded.dtype
-
-
 def decode_all(codec: Codec, payload: bytes, dtype: torch.dtype) -> str:
     """Decode every tensor, and a mean; returns the outcome, and raises AssertionError for a wrong one."""
     entries = payloads.unpack(payload, codec_text=str(codec), largest_numel=LARGEST_NUMEL)
@@ -173,7 +168,7 @@ def run_codec(
 ) -> Outcomes:
     """All cases of one codec; ``note`` hears each payload before it is decoded."""
     codec, random, outcomes = parse(text), Random(f"{seed} {text}"), Outcomes()
-    messages, dtype = corpus(text, random), decoded_dtype(codec)
+    messages, dtype = corpus(text, random), codec.quantize.decoded_dtype
     started = not tracemalloc.is_tracing()
     if started:
         tracemalloc.start()
@@ -297,7 +292,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if settings.reproduce is not None:
         for text in settings.codec or TEXTS:
             codec = parse(text)
-            print(decode_all(codec, settings.reproduce.read_bytes(), decoded_dtype(codec)))
+            print(decode_all(codec, settings.reproduce.read_bytes(), codec.quantize.decoded_dtype))
         return 0
     start = time.perf_counter()
     code = fuzz(settings.codec or TEXTS, cases=settings.cases, seed=settings.seed, out=settings.out)

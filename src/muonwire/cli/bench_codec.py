@@ -2,9 +2,7 @@
 
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from muonwire.cli.arguments import captured_matrices, check_chart, matrix_shape, parse
+from muonwire.cli.progress import bench_bar
 from muonwire.codec import bench
 from muonwire.codec.bench import Measurement
 
@@ -64,7 +63,7 @@ def run(config: BenchCodec) -> int:
         matrices |= captured_matrices(captured, command="bench codec", script=script)
     matrices |= bench.inputs(shapes, seed=config.seed)
     codecs = config.codecs or bench.CODECS
-    with _progress_bar((1 + config.rounds) * (1 + len(codecs)) * len(matrices)) as note:
+    with bench_bar("bench codec", total=(1 + config.rounds) * (1 + len(codecs)) * len(matrices)) as note:
         rows = bench.measure(matrices, codecs, rounds=config.rounds, note=note)
     print(_as_json(rows, config) if config.json else as_table(rows))
     if config.chart is not None:
@@ -191,18 +190,3 @@ def _plain(value: Any) -> Any:
 
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
-
-
-@contextmanager
-def _progress_bar(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on standard error where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        bar = bars.add_task("", total=total)
-        yield lambda text: bars.update(bar, advance=1, description=text)

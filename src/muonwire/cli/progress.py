@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 
 @contextmanager
-def bench_bar(label: str, *, total: int) -> Iterator[Callable[[str, int], None]]:
+def bench_bar(label: str, *, total: int) -> Iterator[Callable[[str], None]]:
     """A bar on standard error, where that is a terminal, that names what is being measured.
+
+    What it yields is called with the name of each input when its turn begins.
 
     Args:
         label: what stands before the bar.
@@ -25,4 +28,5 @@ def bench_bar(label: str, *, total: int) -> Iterator[Callable[[str, int], None]]
         disable=not console.is_terminal,
     ) as bars:
         bar = bars.add_task("", total=total)
-        yield lambda name, done: bars.update(bar, description=name, completed=done)
+        begun = count()
+        yield lambda name: bars.update(bar, description=name, completed=next(begun))

@@ -1,7 +1,7 @@
 """Codecs: tensor to bytes and back, with the bytes as they go on the wire."""
 
 from muonwire.codec.base import Codec, Encoded
-from muonwire.codec.pack import Rice
+from muonwire.codec.pack import Ans, Bitmap, Bits, Ranks, Rice
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Sign, Ternary
 from muonwire.codec.select import All, NOfM, RandomK, TopBlocks, TopColumns, TopK, TopRows
@@ -10,7 +10,10 @@ from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows
 
 __all__ = [
     "All",
+    "Ans",
     "BFloat16",
+    "Bitmap",
+    "Bits",
     "Codebook",
     "Codec",
     "Dct",
@@ -24,6 +27,7 @@ __all__ = [
     "Pipeline",
     "Projection",
     "RandomK",
+    "Ranks",
     "Rice",
     "Rows",
     "Sign",

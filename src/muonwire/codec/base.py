@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from muonwire.codec import payload as payloads
+from muonwire.codec.finite import all_finite
 from muonwire.codec.part import Shape, State
 from muonwire.errors import PayloadError, UsageError
 
@@ -88,7 +89,7 @@ class Codec(ABC):
         """
         if not tensor.is_floating_point():
             raise UsageError(f"codec: the tensor is {tensor.dtype}; codecs take floating tensors")
-        if not bool(tensor.isfinite().all()):
+        if not all_finite(tensor):
             raise UsageError(
                 f"codec: the tensor of shape {tuple(tensor.shape)} holds a value that is not finite"
             )

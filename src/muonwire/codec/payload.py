@@ -82,7 +82,7 @@ def pack(codec_text: str, tensors: Sequence[tuple[Shape, torch.dtype, bytes]]) -
     """One payload out of (shape, dtype, body) of each tensor.
 
     >>> pack("float32", [((), torch.float32, bytes(4))]).hex(" ")
-    '4d 57 01 f4 57 45 19 07 66 6c 6f 61 74 33 32 01 01 00 04 00 00 00 00'
+    '4d 57 01 cd 4e 7f 1f 07 66 6c 6f 61 74 33 32 01 01 00 04 00 00 00 00'
 
     Raises:
         UsageError: a dtype that the format does not name, or more dimensions, tensors or codec text than it allows.

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from muonwire.codec.base import Codec, Encoded
-from muonwire.codec.pack import Pack, Rice
+from muonwire.codec.finite import all_finite
+from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize
 from muonwire.codec.select import All, Select
@@ -29,7 +30,7 @@ class Pipeline(Codec):
         transform: tensor to blocks of coefficients. Default: none, the blocks are rows.
         select: which coefficients are sent. Default: all.
         quantize: how their values are written. Default: float32, as they are.
-        pack: how the chosen items are written. Default: Rice codes.
+        pack: how the chosen items are written. Default: ANS.
 
     Raises:
         UsageError: a scale per row with a transform, or per chunk without one.
@@ -44,7 +45,7 @@ class Pipeline(Codec):
     transform: Transform = Rows()
     select: Select = All()
     quantize: Quantize = Float32()
-    pack: Pack = Rice()
+    pack: Pack = Ans()
 
     def __post_init__(self) -> None:
         scale = getattr(self.quantize, "scale", None)
@@ -61,7 +62,7 @@ class Pipeline(Codec):
         parts += [self.transform] if self.transform != Rows() else []
         parts += [self.select] if self.select != All() else []
         parts += [self.quantize]
-        parts += [self.pack] if self.pack != Rice() else []
+        parts += [self.pack] if self.pack != Ans() else []
         return " | ".join(str(p) for p in parts)
 
     def init(self, shape: Shape) -> State:
@@ -86,12 +87,17 @@ class Pipeline(Codec):
                 items = self.select.choose(blocks)
                 head += self.pack.encode(items.numpy(), self.select.groups(num_blocks, block_numel))
             positions = self.select.expand(items, num_blocks, block_numel)
-            values = flat[positions]
-        layout = Layout(num_blocks=num_blocks, block_numel=block_numel, positions=positions)
+            values = torch.from_numpy(flat.numpy()[positions.numpy()])
+        layout = self._layout(num_blocks, block_numel, positions)
         data, quantized = self.quantize.encode(values, layout, seed=seed)
+
+        def decoded() -> Tensor:
+            read = self.quantize.decode(data, values.numel(), layout) if quantized is None else quantized
+            return self._restore(read, positions, shape, seed)
+
         return Encoded(
             body=head + data,
-            restore_decoded=lambda: self._restore(quantized, positions, shape, seed).to(tensor.device),
+            restore_decoded=lambda: decoded().to(tensor.device),
             restore_selected=lambda: self._restore(values, positions, shape, seed).to(tensor.device),
         )
 
@@ -107,7 +113,7 @@ class Pipeline(Codec):
         ):
             return self._mean_decoded(bodies, shape)
         num_blocks, block_numel = self.transform.grid(shape)
-        total = torch.zeros(num_blocks * block_numel, dtype=self._decoded_dtype)
+        total = torch.zeros(num_blocks * block_numel, dtype=self.quantize.decoded_dtype)
         senders = torch.zeros(num_blocks * block_numel) if over == "senders" else None
         seed = 0
         for body in bodies:
@@ -117,9 +123,10 @@ class Pipeline(Codec):
                 if senders is not None:
                     senders += 1
             else:
-                total.index_add_(0, positions, values)
+                # Positions are distinct. Numpy scatters several times faster than torch.
+                total.numpy()[positions.numpy()] += values.numpy()
                 if senders is not None:
-                    senders[positions] += 1
+                    senders.numpy()[positions.numpy()] += 1
         mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
         return _finite(self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed), shape)
 
@@ -138,13 +145,18 @@ class Pipeline(Codec):
     def _seeded(self) -> bool:
         return self.transform.seeded or self.select.seeded or self.quantize.seeded
 
-    @property
-    def _decoded_dtype(self) -> torch.dtype:
-        dtype: torch.dtype = getattr(self.quantize, "decoded_dtype", torch.float32)
-        return dtype
+    def _layout(self, num_blocks: int, block_numel: int, positions: Tensor | None) -> Layout:
+        per_block: int | None = block_numel
+        if positions is not None:
+            groups = self.select.groups(num_blocks, block_numel)
+            by_block = (groups.num_groups, groups.group_numel) == (num_blocks, block_numel)
+            per_block = groups.k if by_block else None
+        return Layout(
+            num_blocks=num_blocks, block_numel=block_numel, positions=positions, per_block=per_block
+        )
 
     def _mean_decoded(self, bodies: Sequence[bytes], shape: Shape) -> Tensor:
-        total = torch.zeros(shape, dtype=self._decoded_dtype)
+        total = torch.zeros(shape, dtype=self.quantize.decoded_dtype)
         for body in bodies:
             total += self.decode_body(body, shape)
         return _finite(total / len(bodies), shape)
@@ -165,21 +177,19 @@ class Pipeline(Codec):
                 array, length = self.pack.decode(body[read:], self.select.groups(num_blocks, block_numel))
                 items, read = torch.from_numpy(array), read + length
             positions = self.select.expand(items, num_blocks, block_numel)
-        layout = Layout(num_blocks=num_blocks, block_numel=block_numel, positions=positions)
+        layout = self._layout(num_blocks, block_numel, positions)
         return self.quantize.decode(body[read:], count, layout), positions, seed
 
     def _restore(self, values: Tensor, positions: Tensor | None, shape: Shape, seed: int) -> Tensor:
         num_blocks, block_numel = self.transform.grid(shape)
         if positions is None:
-            flat = values
-        else:
-            flat = torch.zeros(num_blocks * block_numel, dtype=values.dtype)
-            flat[positions] = values
-        return self.transform.inverse(flat.view(num_blocks, block_numel), shape, seed=seed)
+            return self.transform.inverse(values.view(num_blocks, block_numel), shape, seed=seed)
+        per_block = self._layout(num_blocks, block_numel, positions).per_block
+        return self.transform.inverse_chosen(values, positions, shape, per_block=per_block, seed=seed)
 
 
 def _finite(decoded: Tensor, shape: Shape) -> Tensor:
     """Sums and products of values that are finite may not be."""
-    if not bool(decoded.isfinite().all()):
+    if not all_finite(decoded):
         raise PayloadError(f"payload: its values are too large: a tensor of shape {shape} overflows")
     return decoded

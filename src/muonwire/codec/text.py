@@ -5,7 +5,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from muonwire.codec.pack import Pack, Rice
+from muonwire.codec.pack import Ans, Bitmap, Bits, Pack, Ranks, Rice
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Quantize, Sign, Ternary
@@ -19,7 +19,7 @@ PARTS: dict[str, type[Part]] = {
         *(Rows, Dct, Hadamard, Projection, LowRank),
         *(All, TopK, RandomK, TopRows, TopColumns, TopBlocks, NOfM),
         *(Float32, BFloat16, Float64, Sign, Int, Codebook, Ternary),
-        *(Rice,),
+        *(Ans, Bitmap, Bits, Ranks, Rice),
     )
 }
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (

@@ -30,10 +30,10 @@ LARGEST_EXACT = 600
 # Past this time in turns a method takes no more of them, once it has had the fewest.
 BUDGET_S = 3.0
 FEWEST_TURNS = 3
-Progress = Callable[[str, int], None]
+Progress = Callable[[str], None]
 
 
-def _silent(name: str, done: int) -> None:
+def _silent(name: str) -> None:
     """No progress."""
 
 
@@ -135,7 +135,7 @@ def measure(
         chosen: name -> method; the reference is added where it is missing.
         rounds: timed turns. Default: 9.
         warmup: turns before. Default: 1.
-        progress: called with the name of the input and how many are done, before each one.
+        progress: called with the name of each input, before it.
 
     Raises:
         UsageError: no round.
@@ -147,8 +147,8 @@ def measure(
     if rounds < 1:
         raise UsageError(f"bench polar: rounds is {rounds!r}; at least one is needed")
     rows: list[Measurement] = []
-    for index, (name, x) in enumerate(matrices.items()):
-        progress(name, index)
+    for name, x in matrices.items():
+        progress(name)
         shape = (x.shape[0], x.shape[1])
         used = {REFERENCE: torch_muon} | {k: f for k, f in chosen.items() if _affordable(k, shape)}
         times = _take_turns({k: _bind(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)

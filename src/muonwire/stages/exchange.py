@@ -11,6 +11,7 @@ from torch import Tensor
 
 from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
+from muonwire.codec.finite import all_finite
 from muonwire.errors import PayloadError, UsageError
 from muonwire.exchange.base import Flag
 from muonwire.stages.base import Context, ExchangeStage, State
@@ -68,7 +69,7 @@ class Exchange(ExchangeStage):
         entries = []
         for i, (update, state) in enumerate(zip(updates, states, strict=True)):
             signal = self.feedback.signal(update, state, context)
-            if not bool(signal.isfinite().all()):
+            if not all_finite(signal):
                 # The others must not wait for a payload in vain: they get zeros and, in its header, the reason.
                 context.exchange.requested |= Flag.DIVERGED
                 signal = torch.zeros_like(signal)
@@ -105,7 +106,7 @@ class Exchange(ExchangeStage):
         with contextlib.suppress(PayloadError):
             mean = self.codec.mean_bodies(bodies, tuple(param.shape), over=self.over)
             update = self.feedback.restore(mean.to(param.device), state).to(param.dtype)
-        if update is None or not bool(update.isfinite().all()):
+        if update is None or not all_finite(update):
             # Only now are the bodies decoded one by one, to say whose is to blame.
             peaks = self._peaks(bodies, param, what)
             rank = peaks.index(max(peaks))

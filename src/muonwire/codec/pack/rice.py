@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from muonwire.codec.pack.base import Pack
+from muonwire.codec.pack.base import Pack, checked
 from muonwire.codec.pack.fields import Ints, pack_fields, unpack_fields
 from muonwire.codec.select.base import Groups
 from muonwire.errors import PayloadError
@@ -58,9 +58,7 @@ class Rice(Pack):
             raise PayloadError(f"payload: {ends.size} of {count} positions, then its bytes end")
         quotients = np.diff(ends, prepend=-1) - 1
         items = np.cumsum((quotients << b) + low + 1) - 1
-        if items[-1] >= limit:
-            raise PayloadError(f"payload: position {items[-1]} in a tensor of {limit} elements")
-        return items, 1 + fields_bytes + (int(ends[-1]) + 8) // 8
+        return checked(items, groups), 1 + fields_bytes + (int(ends[-1]) + 8) // 8
 
     def estimate_bytes(self, groups: Groups) -> int:
         """See Pack.estimate_bytes."""

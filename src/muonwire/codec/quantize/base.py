@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,11 +13,15 @@ from muonwire.errors import PayloadError
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where the values come from: ``positions`` (None: all) in a grid of (num_blocks, block_numel)."""
+    """Where the values come from: ``positions`` (None: all) in a grid of (num_blocks, block_numel).
+
+    Where each block holds the same number of values, ``per_block`` is that number, and the values lie block by block.
+    """
 
     num_blocks: int
     block_numel: int
     positions: Tensor | None
+    per_block: int | None = None
 
     def block_of(self, count: int) -> Tensor:
         """The block of each of the ``count`` values."""
@@ -27,9 +32,15 @@ class Layout:
 class Quantize(Part):
     """Values (1-D float32) to bytes and back."""
 
+    # What values decode to.
+    decoded_dtype: ClassVar[torch.dtype] = torch.float32
+
     @abstractmethod
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
-        """The bytes, and the values that ``decode`` gives for them; ``seed`` is the round's, for stochastic rounding."""
+    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor | None]:
+        """The bytes, and the values that ``decode`` gives for them; ``seed`` is the round's, for stochastic rounding.
+
+        None instead of the values: whoever needs them decodes the bytes.
+        """
 
     @abstractmethod
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
@@ -41,7 +52,7 @@ class Quantize(Part):
 
     @abstractmethod
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        """Exactly the length of what ``encode`` gives."""
+        """The length of what ``encode`` gives; expected where it depends on the values, else exact."""
 
     def check_length(self, data: bytes, count: int, num_blocks: int) -> None:
         """Raise PayloadError where ``data`` cannot be ``count`` values."""

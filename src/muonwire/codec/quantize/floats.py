@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from muonwire.codec.finite import all_finite
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.errors import PayloadError
 
@@ -23,7 +24,7 @@ class _Float(Quantize):
         """See Quantize.decode."""
         self.check_length(data, count, layout.num_blocks)
         values = torch.frombuffer(bytearray(data), dtype=self.dtype) if count else torch.empty(0)
-        if not bool(values.isfinite().all()):
+        if not all_finite(values):
             raise PayloadError(f"payload: a value of its {count} is not finite")
         return values.to(torch.float32)
 

@@ -1,22 +1,38 @@
 """One bit a value."""
 
+import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from muonwire.codec.finite import all_finite
+from muonwire.codec.memory import strips
+from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.errors import PayloadError, UsageError
 
+Bytes = npt.NDArray[np.uint8]
 SCALE_BYTES = 2
+_DIGITS = struct.Struct("<HH")
 SCALES = ("none", "tensor", "row", "chunk")
+LARGEST_BFLOAT16 = torch.finfo(torch.bfloat16).max
+# The eight signs that each byte stands for, the first in its lowest bit.
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_SIGNS = _BITS.astype(np.float32) * 2 - 1
+# The differences of bfloat16 scales that lie within an octave.
+_EXPECTED_BASE = 1 << 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sign(Quantize):
     """One bit a value: sign(v) · s, with s the mean magnitude of the values that share it; zero counts as positive.
+
+    Scales of chunks, of which there is one for a few dozen values, go as their differences from the smallest: its bits (u16), the
+    largest difference (u16), the differences as digits of that base.
 
     Args:
         scale: what shares a scale: the whole "tensor"; each "row" (without a transform) or "chunk" (with one);
@@ -32,50 +48,108 @@ class Sign(Quantize):
         if self.scale not in SCALES:
             raise UsageError(f"sign: scale is {self.scale!r}; allowed are {', '.join(SCALES)}")
 
-    def _num_scales(self, num_blocks: int) -> int:
-        return {"none": 0, "tensor": 1}.get(self.scale, num_blocks)
-
-    def _spread(self, scales: Tensor, count: int, layout: Layout) -> Tensor:
-        if self.scale == "none":
-            return torch.ones(count)
-        if self.scale == "tensor":
-            return scales.expand(count)
-        return scales[layout.block_of(count)]
-
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
+    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor | None]:
         """See Quantize.encode."""
-        values = values.cpu()
-        count = values.numel()
-        magnitude = values.abs().to(torch.float32)
-        if self.scale == "none" or count == 0:
-            scales = torch.zeros(self._num_scales(layout.num_blocks))
-        elif self.scale == "tensor":
-            scales = magnitude.mean().view(1)
+        num_scales = self._num_scales(layout.num_blocks)
+        even = self.scale == "tensor" or layout.per_block is not None
+        if num_scales and even and values.numel():
+            scales, bits = _even_scales(values.view(num_scales, -1))
         else:
-            blocks = layout.block_of(count)
-            sums = torch.zeros(layout.num_blocks).index_add_(0, blocks, magnitude)
-            sizes = torch.bincount(blocks, minlength=layout.num_blocks)
-            scales = sums / sizes.clamp(min=1)
-        narrow = scales.to(torch.bfloat16)
-        positive = values >= 0
-        bits = np.packbits(positive.numpy(), bitorder="little").tobytes()
-        signs = positive.to(torch.float32).mul_(2).sub_(1)
-        decoded = signs * self._spread(narrow.to(torch.float32), count, layout)
-        return narrow.view(torch.uint8).numpy().tobytes() + bits, decoded
+            scales = _uneven_scales(values, layout) if num_scales and not even else torch.zeros(num_scales)
+            bits = np.packbits(values.numpy() >= 0, bitorder="little")
+        narrow = scales.clamp_(max=LARGEST_BFLOAT16).to(torch.bfloat16)
+        return self._pack_scales(narrow) + bits.tobytes(), None
 
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
         """See Quantize.decode."""
-        self.check_length(data, count, layout.num_blocks)
-        split = SCALE_BYTES * self._num_scales(layout.num_blocks)
-        scales = torch.zeros(0)
-        if split:
-            scales = torch.frombuffer(bytearray(data[:split]), dtype=torch.bfloat16).to(torch.float32)
-            if not bool(scales.isfinite().all()):
-                raise PayloadError("payload: a scale is not finite")
-        bits = np.unpackbits(np.frombuffer(data[split:], dtype=np.uint8), count=count, bitorder="little")
-        signs = torch.from_numpy(bits).to(torch.float32).mul_(2).sub_(1)
-        return signs * self._spread(scales, count, layout)
+        scales, read = self._unpack_scales(data, layout.num_blocks)
+        if len(data) - read != (count + 7) // 8:
+            raise PayloadError(
+                f"payload: {len(data) - read} bytes of values; {count} values of {self} take {(count + 7) // 8}"
+            )
+        bits = np.frombuffer(data, dtype=np.uint8, offset=read)
+        if self.scale in ("none", "tensor"):
+            # One scale: its table holds the values themselves.
+            table = _SIGNS * scales.numpy() if self.scale == "tensor" else _SIGNS
+            return torch.from_numpy(np.take(table, bits, axis=0).reshape(-1)[:count])
+        if layout.per_block is None:
+            signs = torch.from_numpy(np.take(_SIGNS, bits, axis=0).reshape(-1)[:count])
+            return signs.mul_(scales[layout.block_of(count)])
+        return _even_signs(bits, scales, layout.per_block)
 
     def num_bytes(self, count: int, num_blocks: int) -> int:
         """See Quantize.num_bytes."""
-        return SCALE_BYTES * self._num_scales(num_blocks) + (count + 7) // 8
+        size = SCALE_BYTES * self._num_scales(num_blocks)
+        if self.scale == "chunk" and num_blocks > 1:
+            size = _DIGITS.size + digits_bytes(num_blocks, _EXPECTED_BASE)
+        return size + (count + 7) // 8
+
+    def _num_scales(self, num_blocks: int) -> int:
+        return {"none": 0, "tensor": 1}.get(self.scale, num_blocks)
+
+    def _pack_scales(self, scales: Tensor) -> bytes:
+        if self.scale != "chunk" or scales.numel() < 2:
+            return scales.view(torch.uint8).numpy().tobytes()
+        # The bits of magnitudes are ordered as the magnitudes are.
+        above = scales.view(torch.int16).numpy().astype(np.int64)
+        lowest = int(above.min())
+        above -= lowest
+        return _DIGITS.pack(lowest, int(above.max())) + pack_digits(above, int(above.max()) + 1)
+
+    def _unpack_scales(self, data: bytes, num_blocks: int) -> tuple[Tensor, int]:
+        count = self._num_scales(num_blocks)
+        read, lowest, largest = SCALE_BYTES * count, 0, 0
+        digits = self.scale == "chunk" and count > 1
+        if digits and len(data) >= _DIGITS.size:
+            lowest, largest = _DIGITS.unpack_from(data)
+            read = _DIGITS.size + digits_bytes(count, largest + 1)
+        if len(data) < read:
+            raise PayloadError(f"payload: {len(data)} bytes of values end in the {count} scales of {self}")
+        if digits:
+            bits = lowest + unpack_digits(data[_DIGITS.size : read], count, largest + 1)
+            scales = torch.from_numpy(bits.clip(max=0x7FFF).astype(np.int16)).view(torch.bfloat16)
+        else:
+            scales = (
+                torch.frombuffer(bytearray(data[:read]), dtype=torch.bfloat16) if read else torch.zeros(0)
+            )
+        if not all_finite(scales):
+            raise PayloadError("payload: a scale is not finite")
+        return scales.to(torch.float32), read
+
+
+def _octets(rows: slice, per_row: int) -> slice:
+    """The bytes of the signs of ``rows``, the first of which begins a byte."""
+    return slice(rows.start * per_row // 8, (rows.stop * per_row + 7) // 8)
+
+
+def _even_scales(rows: Tensor) -> tuple[Tensor, Bytes]:
+    """Mean magnitude of each row, and the bits of all signs."""
+    means, bits = torch.empty(len(rows), dtype=rows.dtype), np.empty((rows.numel() + 7) // 8, dtype=np.uint8)
+    magnitudes = torch.empty(0, dtype=rows.dtype)
+    for strip in strips(*rows.shape, multiple=8):
+        values = rows[strip]
+        bits[_octets(strip, rows.shape[1])] = np.packbits(values.numpy() >= 0, bitorder="little")
+        torch.abs(values, out=magnitudes.resize_(values.shape))
+        torch.mean(magnitudes, dim=1, out=means[strip])
+    if not all_finite(means):
+        means = rows.to(torch.float64).abs().mean(dim=1)
+    return means.to(torch.float32), bits
+
+
+def _uneven_scales(values: Tensor, layout: Layout) -> Tensor:
+    """Mean magnitude of the values of each block, 0 where it has none."""
+    blocks = layout.block_of(values.numel()).numpy()
+    sums = np.bincount(blocks, weights=values.abs().numpy(), minlength=layout.num_blocks)
+    sizes = np.bincount(blocks, minlength=layout.num_blocks)
+    return torch.from_numpy(sums / sizes.clip(min=1)).to(torch.float32)
+
+
+def _even_signs(bits: Bytes, scales: Tensor, per_row: int) -> Tensor:
+    """The signs behind ``bits`` times the scale of their row."""
+    values = np.empty((len(bits), 8), dtype=np.float32)
+    rows = torch.from_numpy(values).view(-1)[: len(scales) * per_row].view(len(scales), per_row)
+    for strip in strips(len(scales), per_row, multiple=8):
+        octets = _octets(strip, per_row)
+        np.take(_SIGNS, bits[octets], axis=0, out=values[octets], mode="clip")
+        rows[strip] *= scales[strip, None]
+    return rows.view(-1)

@@ -32,7 +32,7 @@ class RandomK(Select):
     Source: Stich et al., "Sparsified SGD with memory", arXiv 1809.07599, section 2; Wangni et al., arXiv 1710.09854.
 
     >>> RandomK(k=2).draw(2, 5, seed=1)
-    tensor([2, 4, 6, 8])
+    tensor([0, 2, 7, 9])
     """
 
     name: ClassVar[str] = "randomk"

@@ -23,7 +23,7 @@ class TopRows(Select):
         density: share of the rows, in (0, 1]; at least one. Exactly one of the two is given.
 
     >>> TopRows(k=1).choose(torch.tensor([[2.0, 2.0], [3.0, 0.0]]))
-    tensor([0])
+    tensor([1])
     """
 
     name: ClassVar[str] = "toprows"

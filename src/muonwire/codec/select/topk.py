@@ -1,11 +1,13 @@
 """Selection by magnitude."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from muonwire.codec.memory import strips
 from muonwire.codec.select.base import Groups, Select
 from muonwire.errors import UsageError
 
@@ -40,12 +42,36 @@ class TopK(Select):
         return Groups(num_groups=1, group_numel=numel, k=min(numel, max(1, round(self.density * numel))))
 
     def choose(self, blocks: Tensor) -> Tensor:
-        """See Select.choose."""
-        num_blocks, block_numel = blocks.shape
-        groups = self.groups(num_blocks, block_numel)
-        magnitude = blocks.abs()
-        if self.k is None:
-            return magnitude.view(-1).topk(groups.k, sorted=False).indices.sort().values
-        inside = magnitude.topk(groups.k, dim=1, sorted=False).indices.sort(dim=1).values
-        starts = torch.arange(num_blocks, device=blocks.device).unsqueeze(1) * block_numel
-        return (inside + starts).view(-1)
+        """See Select.choose; of equal magnitudes at the edge the first are taken."""
+        groups = self.groups(*blocks.shape)
+        if groups.count == 0:
+            return torch.zeros(0, dtype=torch.int64)
+        rows = blocks.reshape(groups.num_groups, groups.group_numel).numpy()
+        items = []
+        for strip in strips(*rows.shape):
+            bits = _magnitude_bits(rows[strip])
+            bits.partition(groups.group_numel - groups.k, axis=1)
+            edges = bits[:, groups.group_numel - groups.k, None].copy()
+            items += _at_least(rows[strip], edges, groups.k, start=strip.start * groups.group_numel)
+        return torch.from_numpy(np.concatenate(items))
+
+
+def _magnitude_bits(values: Any) -> Any:
+    """The bits of the magnitudes as integers, which are ordered as the magnitudes are."""
+    return np.abs(values).view(f"i{values.itemsize}")
+
+
+def _at_least(rows: Any, edges: Any, k: int, *, start: int) -> list[Any]:
+    """The ``k`` items of each row whose magnitude is at least the row's edge; of those at the edge the first."""
+    num_rows, numel = rows.shape
+    found = []
+    # A strip holds many rows or is a part of one; either way its values follow one another in memory.
+    for columns in strips(numel, num_rows):
+        bits = _magnitude_bits(rows[:, columns])
+        found.append(np.flatnonzero(bits >= edges) + (start + columns.start))
+    if sum(map(len, found)) == num_rows * k:
+        return found
+    bits = _magnitude_bits(rows)
+    above, ties = bits > edges, bits == edges
+    room = k - np.count_nonzero(above, axis=1, keepdims=True)
+    return [np.flatnonzero(above | (ties & (np.cumsum(ties, axis=1, dtype=np.int32) <= room))) + start]

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from muonwire.codec.memory import uninitialized
 from muonwire.codec.part import Part, Round, Shape, State
 
 
@@ -41,3 +42,19 @@ class Transform(Part):
     @abstractmethod
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
         """The tensor of ``shape`` whose coefficients are ``blocks``; ``seed`` is that of the round, 0 if not seeded."""
+
+    def inverse_chosen(
+        self, values: Tensor, positions: Tensor, shape: Shape, *, per_block: int | None, seed: int
+    ) -> Tensor:
+        """``inverse`` of blocks that are zero but for ``values`` at ``positions``, sorted and distinct.
+
+        Args:
+            values, positions: 1-D, of equal length.
+            shape: the tensor's.
+            per_block: how many of the values each block has, where it is the same number; else None.
+            seed: see ``inverse``.
+        """
+        blocks = uninitialized(*self.grid(shape), dtype=values.dtype).zero_()
+        # Numpy scatters several times faster than torch.
+        blocks.view(-1).numpy()[positions.numpy()] = values.numpy()
+        return self.inverse(blocks, shape, seed=seed)

@@ -8,9 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from muonwire.codec.memory import strips, uninitialized
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.base import Transform, matrix_shape
 from muonwire.errors import UsageError
+
+# Of fewer coefficients all chunks are transformed: the time is that of calls, not of products.
+SMALLEST_CHOSEN = 1 << 10
 
 
 @lru_cache(maxsize=1024)
@@ -68,15 +72,50 @@ class Dct(Transform):
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
         """See Transform.forward."""
         num_rows, height, num_columns, width = self._chunks(tuple(tensor.shape))
-        chunks = tensor.reshape(num_rows, height, num_columns, width).transpose(1, 2)
-        left = cosine_basis(height, tensor.dtype, tensor.device)
-        right = cosine_basis(width, tensor.dtype, tensor.device)
-        return (left @ chunks @ right.mT).reshape(num_rows * num_columns, height * width)
+        if not tensor.numel():
+            return tensor.reshape(num_rows * num_columns, height * width)
+        left, right = self._bases(height, width, tensor)
+        rows = tensor.reshape(num_rows, height, num_columns * width)
+        out = uninitialized(num_rows, num_columns * height, width, dtype=tensor.dtype)
+        for strip in strips(num_rows, height * num_columns * width):
+            by_chunk = (left @ rows[strip]).view(-1, height, num_columns, width).transpose(1, 2)
+            torch.mm(by_chunk.reshape(-1, width), right.mT, out=out[strip].view(-1, width))
+        return out.view(num_rows * num_columns, height * width)
 
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
         """See Transform.inverse."""
         num_rows, height, num_columns, width = self._chunks(shape)
-        left = cosine_basis(height, blocks.dtype, blocks.device)
-        right = cosine_basis(width, blocks.dtype, blocks.device)
-        chunks = left.mT @ blocks.reshape(num_rows, num_columns, height, width) @ right
-        return chunks.transpose(1, 2).reshape(shape)
+        if not blocks.numel():
+            return blocks.reshape(shape)
+        left, right = self._bases(height, width, blocks)
+        coefficients = blocks.reshape(num_rows, num_columns * height, width)
+        out = uninitialized(num_rows, height, num_columns, width, dtype=blocks.dtype)
+        for strip in strips(num_rows, height * num_columns * width):
+            by_chunk = (coefficients[strip] @ right).view(-1, num_columns, height, width).transpose(1, 2)
+            torch.matmul(left.mT, by_chunk.flatten(2), out=out[strip].flatten(2))
+        return out.view(shape)
+
+    def inverse_chosen(
+        self, values: Tensor, positions: Tensor, shape: Shape, *, per_block: int | None, seed: int
+    ) -> Tensor:
+        """See Transform.inverse_chosen; k coefficients a chunk cost k/(height + width) of the products of all: Lᵀ diag(v) R."""
+        num_rows, height, num_columns, width = self._chunks(shape)
+        small = values.numel() < SMALLEST_CHOSEN
+        if small or per_block is None or per_block > min(height, width):
+            return super().inverse_chosen(values, positions, shape, per_block=per_block, seed=seed)
+        left, right = self._bases(height, width, values)
+        inside = positions.view(num_rows, -1) % (height * width)
+        row, column = inside // width, inside % width
+        out = uninitialized(num_rows, height, num_columns, width, dtype=values.dtype)
+        for strip in strips(num_rows, height * num_columns * width):
+            across = right.index_select(0, column[strip].reshape(-1)).view(-1, per_block, width)
+            down = left.index_select(0, row[strip].reshape(-1)).mul_(
+                values.view(num_rows, -1)[strip].reshape(-1, 1)
+            )
+            chunks = torch.bmm(down.view(-1, per_block, height).mT, across)
+            out[strip] = chunks.view(-1, num_columns, height, width).transpose(1, 2)
+        return out.view(shape)
+
+    @staticmethod
+    def _bases(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        return cosine_basis(height, like.dtype, like.device), cosine_basis(width, like.dtype, like.device)
