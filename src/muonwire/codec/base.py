@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from muonwire.codec import payload as payloads
-from muonwire.codec.finite import all_finite
+from muonwire.codec.finite import all_finite, check_finite
 from muonwire.codec.part import Shape, State
 from muonwire.errors import PayloadError, UsageError
 
@@ -43,6 +43,11 @@ class Encoded:
 
 class Codec(ABC):
     """Tensor to bytes and back. ``str(codec)`` is its textual form, and ``codec.parse`` reads it."""
+
+    @property
+    def notices_nonfinite(self) -> bool:
+        """Whether ``encode_body`` itself raises on a value that is not finite, which saves a pass over the tensor."""
+        return False
 
     def init(self, shape: Shape) -> State:
         """What the sender keeps from round to round for a tensor of ``shape``; nothing by default."""
@@ -89,10 +94,8 @@ class Codec(ABC):
         """
         if not tensor.is_floating_point():
             raise UsageError(f"codec: the tensor is {tensor.dtype}; codecs take floating tensors")
-        if not all_finite(tensor):
-            raise UsageError(
-                f"codec: the tensor of shape {tuple(tensor.shape)} holds a value that is not finite"
-            )
+        if not self.notices_nonfinite:
+            check_finite(tensor)
         return payloads.pack(str(self), [(tuple(tensor.shape), tensor.dtype, self.encode_body(tensor).body)])
 
     def decode(
@@ -108,8 +111,10 @@ class Codec(ABC):
             PayloadError: the bytes are not a payload of this codec with one tensor.
         """
         (entry,) = payloads.unpack(payload, codec_text=str(self), num_tensors=1, largest_numel=largest_numel)
-        decoded = self.decode_body(entry.body, entry.shape).to(entry.dtype)
-        if not bool(decoded.isfinite().all()):
+        body = self.decode_body(entry.body, entry.shape)
+        decoded = body.to(entry.dtype)
+        # Bodies decode to finite numbers; only a narrower dtype can lose that.
+        if decoded.dtype != body.dtype and not all_finite(decoded):
             raise PayloadError(f"payload: it decodes to a value that is not finite in {entry.dtype}")
         return decoded
 

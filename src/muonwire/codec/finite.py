@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from muonwire.errors import UsageError
+
 
 def all_finite(tensor: Tensor) -> bool:
     """Whether no value is infinite or NaN.
@@ -16,3 +18,9 @@ def all_finite(tensor: Tensor) -> bool:
     (True, False)
     """
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def check_finite(tensor: Tensor) -> None:
+    """Raise UsageError where a value is infinite or NaN, which no codec takes."""
+    if not all_finite(tensor):
+        raise UsageError(f"codec: the tensor of shape {tuple(tensor.shape)} holds a value that is not finite")

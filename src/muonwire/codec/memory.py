@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Values of one strip: half a megabyte of float32, so that it and a result of its size fit a second-level cache.
-STRIP_NUMEL = 1 << 17
+# Values of one strip: a quarter of a megabyte of float32, so that it and a result of its size fit a second-level cache.
+STRIP_NUMEL = 1 << 16
 HUGE_PAGE_BYTES = 1 << 21
 
 

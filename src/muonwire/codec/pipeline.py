@@ -12,11 +12,12 @@ from muonwire.codec.finite import all_finite
 from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize
-from muonwire.codec.select import All, Select
-from muonwire.codec.transform import Rows, Transform
+from muonwire.codec.select import All, Select, TopK
+from muonwire.codec.transform import Dct, Rows, Transform
 from muonwire.errors import PayloadError, UsageError
 
 _SEED = struct.Struct("<I")
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,13 @@ class Pipeline(Codec):
         parts += [self.pack] if self.pack != Ans() else []
         return " | ".join(str(p) for p in parts)
 
+    @property
+    def notices_nonfinite(self) -> bool:
+        """See Codec.notices_nonfinite."""
+        # The largest magnitudes and a transform of chunks pass on what is not finite to the quantizer.
+        passed_on = isinstance(self.transform, Rows | Dct) and isinstance(self.select, All | TopK)
+        return passed_on and self.quantize.notices_nonfinite
+
     def init(self, shape: Shape) -> State:
         """See Codec.init."""
         return self.transform.init(shape)
@@ -104,7 +112,11 @@ class Pipeline(Codec):
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:
         """See Codec.decode_body."""
         values, positions, seed = self._values(body, shape)
-        return _finite(self._restore(values, positions, shape, seed), shape)
+        decoded = self._restore(values, positions, shape, seed)
+        # A quantizer decodes to finite values; sums and products of them, as in a transform, may overflow.
+        gain = self.transform.largest_gain(shape)
+        safe = gain <= 1 or not values.numel() or gain * values.abs().max().item() < LARGEST
+        return decoded if safe else _finite(decoded, shape)
 
     def mean_bodies(self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas") -> Tensor:
         """See Codec.mean_bodies; where the transform is linear the sum is taken in its domain, with one inverse transform."""

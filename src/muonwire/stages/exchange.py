@@ -122,7 +122,7 @@ class Exchange(ExchangeStage):
         for rank, body in enumerate(bodies):
             try:
                 decoded = self.codec.decode_body(body, tuple(param.shape)).to(param.dtype)
-                if not bool(decoded.isfinite().all()):
+                if not all_finite(decoded):
                     raise PayloadError(f"payload: a decoded value is not finite in {param.dtype}")
             except PayloadError as error:
                 raise PayloadError(f"from replica {rank}: {what}: {error}") from error

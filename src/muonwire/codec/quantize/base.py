@@ -35,6 +35,11 @@ class Quantize(Part):
     # What values decode to.
     decoded_dtype: ClassVar[torch.dtype] = torch.float32
 
+    @property
+    def notices_nonfinite(self) -> bool:
+        """Whether ``encode`` raises on a value that is not finite."""
+        return False
+
     @abstractmethod
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor | None]:
         """The bytes, and the values that ``decode`` gives for them; ``seed`` is the round's, for stochastic rounding.
@@ -44,7 +49,7 @@ class Quantize(Part):
 
     @abstractmethod
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """The ``count`` values behind ``data``.
+        """The ``count`` values behind ``data``, all finite.
 
         Raises:
             PayloadError: ``data`` has the wrong length, or holds a scale that is not finite.

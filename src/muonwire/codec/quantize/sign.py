@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from muonwire.codec.finite import all_finite
+from muonwire.codec.finite import all_finite, check_finite
 from muonwire.codec.memory import strips
 from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
 from muonwire.codec.quantize.base import Layout, Quantize
@@ -48,6 +48,11 @@ class Sign(Quantize):
         if self.scale not in SCALES:
             raise UsageError(f"sign: scale is {self.scale!r}; allowed are {', '.join(SCALES)}")
 
+    @property
+    def notices_nonfinite(self) -> bool:
+        """A mean magnitude that is not finite tells it."""
+        return self.scale != "none"
+
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor | None]:
         """See Quantize.encode."""
         num_scales = self._num_scales(layout.num_blocks)
@@ -56,6 +61,8 @@ class Sign(Quantize):
             scales, bits = _even_scales(values.view(num_scales, -1))
         else:
             scales = _uneven_scales(values, layout) if num_scales and not even else torch.zeros(num_scales)
+            if not all_finite(scales):
+                check_finite(values)
             bits = np.packbits(values.numpy() >= 0, bitorder="little")
         narrow = scales.clamp_(max=LARGEST_BFLOAT16).to(torch.bfloat16)
         return self._pack_scales(narrow) + bits.tobytes(), None
@@ -123,15 +130,26 @@ def _octets(rows: slice, per_row: int) -> slice:
 
 
 def _even_scales(rows: Tensor) -> tuple[Tensor, Bytes]:
-    """Mean magnitude of each row, and the bits of all signs."""
-    means, bits = torch.empty(len(rows), dtype=rows.dtype), np.empty((rows.numel() + 7) // 8, dtype=np.uint8)
-    magnitudes = torch.empty(0, dtype=rows.dtype)
-    for strip in strips(*rows.shape, multiple=8):
-        values = rows[strip]
-        bits[_octets(strip, rows.shape[1])] = np.packbits(values.numpy() >= 0, bitorder="little")
-        torch.abs(values, out=magnitudes.resize_(values.shape))
-        torch.mean(magnitudes, dim=1, out=means[strip])
+    """Mean magnitude of each row, and the bits of all signs, in one pass over memory.
+
+    Raises:
+        UsageError: a value is not finite.
+    """
+    num_rows, numel = rows.shape
+    values = rows.numpy()
+    sums, ones = torch.empty(num_rows, dtype=rows.dtype), torch.ones(numel, dtype=rows.dtype)
+    bits = np.empty((rows.numel() + 7) // 8, dtype=np.uint8)
+    magnitudes = positive = None
+    for strip in strips(num_rows, numel, multiple=8):
+        part = values[strip]
+        if magnitudes is None or len(part) != len(magnitudes):
+            magnitudes, positive = np.empty_like(part), np.empty(part.shape, dtype=bool)
+        bits[_octets(strip, numel)] = np.packbits(np.greater_equal(part, 0, out=positive), bitorder="little")
+        # A product with ones is the fastest sum.
+        torch.mv(torch.from_numpy(np.abs(part, out=magnitudes)), ones, out=sums[strip])
+    means = sums / numel
     if not all_finite(means):
+        check_finite(rows)
         means = rows.to(torch.float64).abs().mean(dim=1)
     return means.to(torch.float32), bits
 

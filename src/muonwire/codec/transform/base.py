@@ -35,6 +35,10 @@ class Transform(Part):
     def grid(self, shape: Shape) -> tuple[int, int]:
         """(num_blocks, block_numel) of a tensor of ``shape``."""
 
+    def largest_gain(self, shape: Shape) -> float:
+        """How many times the largest coefficient's magnitude an entry, or a number on the way to it, can be; inf: unknown."""
+        return math.inf
+
     @abstractmethod
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
         """(num_blocks, block_numel) coefficients of ``tensor``; may update ``now.state``."""

@@ -19,6 +19,10 @@ class Rows(Transform):
         """See Transform.grid."""
         return matrix_shape(shape)
 
+    def largest_gain(self, shape: Shape) -> float:
+        """See Transform.largest_gain: an entry is a coefficient."""
+        return 1.0
+
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
         """See Transform.forward."""
         return tensor.reshape(self.grid(tuple(tensor.shape)))
