@@ -15,7 +15,7 @@ HUGE_PAGE_BYTES = 1 << 21
 def strips(num_rows: int, row_numel: int, *, multiple: int = 1) -> Iterator[slice]:
     """Slices of as many rows as make a strip, a multiple of ``multiple`` each (but the last) and at least that.
 
-    >>> [s.start for s in strips(100, 1 << 12)]
+    >>> [s.start for s in strips(100, STRIP_NUMEL // 32)]
     [0, 32, 64, 96]
     """
     step = multiple * max(1, STRIP_NUMEL // (multiple * max(row_numel, 1)))
