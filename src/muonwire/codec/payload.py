@@ -24,7 +24,8 @@ import torch
 from muonwire.errors import PayloadError, UsageError
 
 MAGIC = b"MW"
-VERSION = 1
+# 1 had Rice codes where a codec names no packer.
+VERSION = 2
 _HEAD = struct.Struct("<2sBI")
 DTYPES = {1: torch.float32, 2: torch.bfloat16, 3: torch.float16, 4: torch.float64}
 _DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -82,7 +83,7 @@ def pack(codec_text: str, tensors: Sequence[tuple[Shape, torch.dtype, bytes]]) -
     """One payload out of (shape, dtype, body) of each tensor.
 
     >>> pack("float32", [((), torch.float32, bytes(4))]).hex(" ")
-    '4d 57 01 cd 4e 7f 1f 07 66 6c 6f 61 74 33 32 01 01 00 04 00 00 00 00'
+    '4d 57 02 cd 4e 7f 1f 07 66 6c 6f 61 74 33 32 01 01 00 04 00 00 00 00'
 
     Raises:
         UsageError: a dtype that the format does not name, or more dimensions, tensors or codec text than it allows.

@@ -30,7 +30,7 @@ def _table(device: torch.device) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=8)
 def _restarts(roundoff: float) -> tuple[int, ...]:
     worst = mixed(lower=LOWERS[-1], degrees=(5,) * NUM_STEPS, safety=1.02)
-    return derive_restarts(worst, np.geomspace(LOWERS[-1], 1, 64), roundoff=roundoff, spread=0.25).restarts
+    return derive_restarts(worst, np.geomspace(LOWERS[-1], 1, 64), roundoff=roundoff, spread=1.0).restarts
 
 
 def extremes(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,7 @@ def gram_iteration(
         return buffer(slot, (r, r), y.dtype, y.device)
 
     gram = gram_matrix(y, out=square("gram")) if gram is None else gram
-    for first, last in pairwise(bounds):
+    for segment, (first, last) in enumerate(pairwise(bounds)):
         total = None
         for index in range(first, last):
             step = schedule.coefficients[index]
@@ -114,7 +114,7 @@ def gram_iteration(
                 total = torch.mm(total, w, out=square(f"total{(index - first) % 2}"))
         assert total is not None, "a segment has at least one step"
         final = last == len(schedule)
-        out = None if final else buffer(f"iterate{first % 2}", tuple(y.shape), y.dtype, y.device)
+        out = None if final else buffer(f"iterate{segment % 2}", tuple(y.shape), y.dtype, y.device)
         y = torch.mm(y, total, out=out) if tall else torch.mm(total, y, out=out)
         if not final:
             gram = gram_matrix(y, out=square("gram"))

@@ -1,5 +1,7 @@
 """The Newton-Schulz family with a given schedule: matrix products only, scaled by the Frobenius norm."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,14 +16,16 @@ from muonwire.polar.schedule import Schedule
 SMALLEST_NORM = 1e-7
 # ‖X‖_F beyond this squares past float32's range.
 LARGEST_NORM = 1e18
+# CANS maps 1.0001 out of its stable interval, and a matrix of one large row has σ_max = ‖X‖_F up to a few roundings.
+MARGIN_ROUNDOFFS = 4
 
 
 def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:
     """Polar factor of each matrix of ``x`` by an odd polynomial iteration.
 
-    X₀ = X / ‖X‖_F (so that all singular values lie in [0, 1]), then for each (c₀, c₁, c₂) of the schedule
-    X ← c₀ X + (c₁ A + c₂ A²) X with A = X Xᵀ; tall matrices are transposed first, so that A is the smaller
-    Gram matrix.
+    X₀ = X / ‖X‖_F (so that all singular values lie in [0, 1]; a little less where the schedule is unstable just
+    past 1), then for each (c₀, c₁, c₂) of the schedule X ← c₀ X + (c₁ A + c₂ A²) X with A = X Xᵀ; tall matrices
+    are transposed first, so that A is the smaller Gram matrix.
 
     Args:
         x: (..., m, n), any floating dtype.
@@ -32,7 +36,7 @@ def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tenso
         (..., m, n) in ``dtype``; zeros for a zero matrix.
     """
     tall = x.size(-2) > x.size(-1)
-    y = _normalized(x, dtype=dtype)
+    y = _normalized(x, schedule=schedule, dtype=dtype)
     y = y.mT if tall else y
     for step in schedule.coefficients:
         gram = y @ y.mT
@@ -48,7 +52,9 @@ def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tenso
 
 
 def gram_newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:
-    """The same polynomial in the Gram form, with restarts derived for a flat spectrum in ``dtype``.
+    """The same polynomial in the Gram form, with restarts derived for the worst spectrum in ``dtype``.
+
+    A schedule that is unstable just past 1 takes the plain iteration.
 
     Args:
         x: (..., m, n), any floating dtype.
@@ -58,13 +64,15 @@ def gram_newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> 
     Returns:
         (..., m, n) in ``dtype``.
     """
-    r = min(x.shape[-2:])
+    if _margin(schedule, torch.finfo(dtype).eps / 2) > 1:
+        # The Gram form rounds W itself, and with it every singular value.
+        return newton_schulz(x, schedule=schedule, dtype=dtype)
     lower = schedule.lower or 1e-2
     at = np.geomspace(lower, 1.0, 64)
     unit = torch.finfo(dtype).eps / 2
-    # Divided by ‖X‖_F the eigenvalues' root mean square is at most r^(-½) for any spectrum.
-    restarts = derive_restarts(schedule, at, roundoff=unit, spread=r**-0.5).restarts
-    y = _normalized(x, dtype=dtype).reshape(-1, *x.shape[-2:])
+    y = _normalized(x, schedule=schedule, dtype=dtype).reshape(-1, *x.shape[-2:])
+    # A few heavy rows, as momenta have them, make rounding errors that do not average out: nothing is assumed of the spectrum.
+    restarts = derive_restarts(schedule, at, roundoff=unit, spread=1.0).restarts
     return torch.stack([gram_iteration(m, schedule=schedule, restarts=restarts) for m in y]).reshape(x.shape)
 
 
@@ -76,7 +84,14 @@ def _weight(gram: Tensor, step: tuple[float, ...]) -> Tensor:
     return total
 
 
-def _normalized(x: Tensor, *, dtype: torch.dtype) -> Tensor:
+@lru_cache(maxsize=256)
+def _margin(schedule: Schedule, roundoff: float) -> float:
+    """What ‖X‖_F is multiplied by: 1, unless rounding could take a singular value of 1 out of the schedule's stable interval."""
+    wanted = 1 + MARGIN_ROUNDOFFS * roundoff
+    return max(1.0, wanted / schedule.stable_interval())
+
+
+def _normalized(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:
     y = x.to(dtype, copy=True)
     norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
     # Compared as float32, since the limit rounds to infinity in float16, whose own range is always too small.
@@ -92,7 +107,9 @@ def _normalized(x: Tensor, *, dtype: torch.dtype) -> Tensor:
             wide = wide / torch.where(length == 0, 1.0, length)
         y = wide.to(dtype)
         norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
-    return y.div_(norm.clamp(min=SMALLEST_NORM))
+    margin = _margin(schedule, torch.finfo(dtype).eps / 2)
+    # Multiplied by 1 the norm keeps its bits, on which parity with torch.optim.Muon rests.
+    return y.div_(norm.clamp(min=SMALLEST_NORM) * margin)
 
 
 def map_values(schedule: Schedule, values: np.ndarray, *, frobenius: float) -> np.ndarray:

@@ -27,7 +27,7 @@ LOWERS = tuple(2.0 ** (-j / 2) for j in range(1, 25))
 # Edges of the cells on which errors are averaged, relative to σ_max: an eighth of an octave or less each.
 EDGES = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 192)])
 CENTERS = np.sqrt(np.maximum(EDGES[:-1], 3e-5) * EDGES[1:])
-# rms(λ)/λ_max is rounded up to one of these for the rounding model.
+# The longest row of R over λ_max is rounded up to one of these for the rounding model.
 SPREADS = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.015)
 # Noise is never grown past this. A direction that is only noise (a zero singular value) would else end as an
 # orthonormal one; what lies within a factor of ten of the noise stays short of 1 instead.
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The table for one dtype and one spread: squared errors per candidate and cell of singular values."""
+    """The table for one dtype and one spread (see Spectrum): squared errors per candidate and cell of singular values."""
 
     schedules: tuple[Schedule, ...]
     restarts: tuple[tuple[int, ...], ...]
@@ -96,7 +96,7 @@ def candidates(roundoff: float, spread: float, tolerance: float) -> Candidates:
 
     Args:
         roundoff: unit roundoff.
-        spread: rms(λ)/λ_max.
+        spread: largest norm of a row of R, over λ_max.
         tolerance: relative rounding error that calls for a restart; 0 for the plain iteration.
     """
     schedules = _schedules()

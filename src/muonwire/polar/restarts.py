@@ -10,9 +10,10 @@ from muonwire.polar.schedule import Schedule, Step
 
 Values = NDArray[np.float64]
 
-# A rounding to nearest has a root-mean-square relative error of 0.41 u. An r×r symmetric matrix of
-# independent errors of standard deviation s has a spectral norm of 2 s √r (Wigner), so R's error is 0.82 u
-# times the root mean square of its eigenvalues.
+# A rounding to nearest has a root-mean-square relative error of 0.41 u. A symmetric matrix of independent
+# errors has a spectral norm of at most about twice the largest norm of a row of their standard deviations
+# (Bandeira and van Handel, arXiv 1408.6185; Wigner where all are equal), so R's error is 0.82 u times R's
+# longest row.
 WIGNER = 0.82
 # Error of a float32 product over that of rounding its result, measured at inner dimensions of 512 to 2048. A
 # dtype of 16 bits is summed in float32, and rounding the result is all there is.
@@ -50,7 +51,7 @@ def derive_restarts(
 ) -> Rounding:
     """The fewest restarts that keep the rounding error at every singular value in ``x`` below ``tolerance``.
 
-    A Gram matrix made with unit roundoff u has eigenvalues off by δ = 0.82 u · rms(λ). A step maps λ to λ
+    A Gram matrix made with unit roundoff u has eigenvalues off by δ = 0.82 u · max ‖R_i‖. A step maps λ to λ
     W(λ)², which multiplies δ by the map's derivative (c₀² near 0) and adds rounding of its own, while Q
     takes on the relative error |W'/W| δ. Just before that sum would pass the tolerance somewhere on ``x``, a
     restart makes R anew from the updated X; the sum of what the segments left is reported.
@@ -59,7 +60,7 @@ def derive_restarts(
         schedule: coefficients, for singular values at most 1.
         x: singular values that matter, in (0, 1].
         roundoff: unit roundoff of the dtype of the products.
-        spread: root mean square of the eigenvalues of X Xᵀ relative to the largest.
+        spread: largest norm of a row of X Xᵀ relative to its largest eigenvalue; 1 at most.
         tolerance: relative error; 0 restarts before every step.
 
     >>> from muonwire.polar.schedules import POLAR_EXPRESS

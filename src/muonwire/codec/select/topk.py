@@ -10,8 +10,8 @@ from torch import Tensor
 
 from muonwire.codec.finite import check_finite
 from muonwire.codec.memory import STRIP_NUMEL, strips
+from muonwire.codec.select.amount import amount, check_amount
 from muonwire.codec.select.base import Groups, Select
-from muonwire.errors import UsageError
 
 LARGEST_BITS = (1 << 31) - 1
 # For fewer chosen entries the calls weigh more than the passes that are saved.
@@ -32,20 +32,15 @@ class TopK(Select):
     density: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.k is None) == (self.density is None):
-            raise UsageError(f"topk: k is {self.k} and density is {self.density}; give exactly one of them")
-        if self.k is not None and self.k < 1:
-            raise UsageError(f"topk: k is {self.k}; it must be at least 1")
-        if self.density is not None and not 0 < self.density <= 1:
-            raise UsageError(f"topk: density is {self.density}; it must lie in (0, 1]")
+        check_amount(self.name, k=self.k, density=self.density)
 
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
         """See Select.groups."""
-        if self.k is not None:
-            return Groups(num_groups=num_blocks, group_numel=block_numel, k=min(self.k, block_numel))
-        assert self.density is not None
-        numel = num_blocks * block_numel
-        return Groups(num_groups=1, group_numel=numel, k=min(numel, max(1, round(self.density * numel))))
+        by_block = self.k is not None
+        num_groups, numel = (num_blocks, block_numel) if by_block else (1, num_blocks * block_numel)
+        return Groups(
+            num_groups=num_groups, group_numel=numel, k=amount(numel, k=self.k, density=self.density)
+        )
 
     def choose(self, blocks: Tensor) -> Tensor:
         """See Select.choose; of equal magnitudes at the edge the first are taken."""
