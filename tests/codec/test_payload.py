@@ -21,7 +21,7 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "payload.md").read_text()
 
 def sealed(rest):
     """A payload whose checksum is right."""
-    return struct.pack("<2sBI", b"MW", 1, zlib.crc32(rest)) + rest
+    return struct.pack("<2sBI", b"MW", 2, zlib.crc32(rest)) + rest
 
 
 def varint(value):
@@ -99,8 +99,8 @@ HUGE = 2**62
     [
         (b"", "0 bytes are fewer than the header's 7"),
         (b"MW\x02", "fewer than the header's 7"),
-        (b"MW\x02" + bytes(4), "version 2, this reader knows 1: update the older side"),
-        (b"MW\x01" + bytes(5), "checksum 0x00000000 does not match"),
+        (b"MW\x03" + bytes(4), "version 3, this reader knows 2: update the older side"),
+        (b"MW\x02" + bytes(5), "checksum 0x00000000 does not match"),
         (sealed(b""), "cut off in its codec length: 1 bytes wanted, 0 left"),
         (sealed(b"\x80" * 10), "varint of its codec length is longer than nine bytes"),
         (sealed(b"\x80\x00"), "varint of its codec length is longer than its value 0 needs"),
