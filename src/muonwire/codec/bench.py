@@ -30,6 +30,13 @@ CODECS = (
     "dct(chunk=64) | topk(k=256) | sign(scale=chunk)",
     "dct(chunk=64) | topk(k=32) | sign(scale=chunk)",
     "dct(chunk=64) | topk(k=32) | bfloat16",
+    "int(bits=8, scale=row, rounding=nearest)",
+    "codebook(bits=2, scale=row, fit=lloyd)",
+    "ternary(scale=row, rounding=search)",
+    "topk(density=0.05) | codebook(bits=2, scale=tensor, fit=lloyd)",
+    "hadamard(block=1024) | sign(scale=chunk)",
+    "randomk(density=0.05) | bfloat16",
+    "lowrank(rank=4, method=power, iterations=1) | bfloat16",
 )
 REFERENCE = "DeMo, plain"
 DEMO_CHUNK, DEMO_K = 64, 32
