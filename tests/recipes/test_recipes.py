@@ -106,7 +106,7 @@ def test_what_is_no_recipe_says_how_to_write_one(text):
         ("distro_weight_polar", {"strength": 0.0}, r"strength in \(0, 1\]"),
         ("dion", {"fraction": 1.5}, r"fraction in \(0, 1\]"),
         ("powersgd_muon", {"wire": "int8"}, "allowed are float32, bfloat16"),
-        ("signmuon", {"codec": "sign(scale=row)"}, "majority vote"),
+        ("signmuon", {"rms": 0.0}, "must be positive"),
         ("normuon", {"row_beta2": 1.0}, r"beta2 lies in \[0, 1\)"),
         ("muon", {"beta": 0.9}, "'beta' is not an option; allowed are .*momentum"),
         ("muon", {"momentum": "much"}, "a number is wanted"),

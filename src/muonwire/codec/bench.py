@@ -13,7 +13,8 @@ from muonwire.codec.part import Shape
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import Sign
 from muonwire.codec.text import parse
-from muonwire.codec.transform.dct import cosine_basis, largest_divisor
+from muonwire.codec.transform.base import largest_divisor
+from muonwire.codec.transform.dct import cosine_basis
 from muonwire.errors import UsageError
 
 # What is measured by default. A line adds a codec; those that keep no scale have no distortion to speak of.

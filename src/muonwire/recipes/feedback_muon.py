@@ -4,14 +4,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from muonwire.codec import parse
-from muonwire.errors import UsageError
+from muonwire.codec import Pipeline
+from muonwire.codec import Sign as OneBit
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.compressed import CompressedSettings, two_groups
+from muonwire.recipes.dense import MuonSettings
+from muonwire.stages import Chain, Scale, Sign, chain
 from muonwire.stages import Exchange as ExchangeStage
-from muonwire.stages import Scale, Sign, chain
 
 
 def _ef14_muon(
@@ -23,32 +24,36 @@ def _ef14_muon(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignMuonSettings(CompressedSettings):
-    """Options of signmuon; those of the compressed recipes are inherited.
+class SignMuonSettings(MuonSettings):
+    """Options of signmuon; those of Muon are inherited.
 
     Args:
-        codec: one bit a value; it must not select or scale. Default: "sign(scale=none)".
+        rms: root mean square of the updates, over the learning rate. Default: 0.2, that of a polar factor with scale "rms".
     """
 
-    codec: str = "sign(scale=none)"
+    rms: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.codec != "sign(scale=none)":
-            raise UsageError(f"signmuon: codec is {self.codec!r}; a majority vote takes sign(scale=none)")
+        self.vote()
+
+    def vote(self) -> Chain:
+        """One bit a value from each replica, and the majority's sign."""
+        return chain(
+            ExchangeStage(codec=Pipeline(quantize=OneBit(scale="none"))),
+            Sign(),
+            Scale(kind="none", factor=self.rms),
+        )
 
 
 def _signmuon(model: nn.Module, lr: float, exchange: Exchange, options: SignMuonSettings) -> ChainOptimizer:
-    vote = chain(
-        ExchangeStage(codec=parse(options.codec)), Sign(), Scale(kind="none", factor=options.rest_rms)
-    )
     return two_groups(
         model,
         lr,
         exchange,
         options,
-        hidden=chain(options.momentum_stage(), options.polar_stage(), vote),
-        rest=chain(options.momentum_stage(), vote),
+        hidden=chain(options.momentum_stage(), options.polar_stage(), options.vote()),
+        rest=chain(options.momentum_stage(), options.vote()),
     )
 
 

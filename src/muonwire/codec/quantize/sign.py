@@ -13,10 +13,10 @@ from muonwire.codec.finite import all_finite, check_finite
 from muonwire.codec.memory import strips
 from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
 from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.scales import SCALE_BYTES
 from muonwire.errors import PayloadError, UsageError
 
 Bytes = npt.NDArray[np.uint8]
-SCALE_BYTES = 2
 _DIGITS = struct.Struct("<HH")
 SCALES = ("none", "tensor", "row", "chunk")
 LARGEST_BFLOAT16 = torch.finfo(torch.bfloat16).max

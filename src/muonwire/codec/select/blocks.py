@@ -9,7 +9,7 @@ from torch import Tensor
 from muonwire.codec.select.amount import amount, check_amount
 from muonwire.codec.select.base import Groups, Select
 from muonwire.codec.select.norms import largest, squared_norms
-from muonwire.codec.transform.dct import largest_divisor
+from muonwire.codec.transform.base import largest_divisor
 from muonwire.errors import UsageError
 
 

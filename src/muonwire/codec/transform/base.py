@@ -5,6 +5,7 @@ Every later part sees a matrix (num_blocks, block_numel): a row of the tensor, o
 
 import math
 from abc import abstractmethod
+from functools import lru_cache
 from typing import ClassVar
 
 from torch import Tensor
@@ -19,6 +20,16 @@ def matrix_shape(shape: Shape) -> tuple[int, int]:
     if len(shape) < 2 or numel == 0:
         return (1, numel)
     return (shape[0], numel // shape[0])
+
+
+@lru_cache(maxsize=1024)
+def largest_divisor(size: int, limit: int) -> int:
+    """The largest divisor of ``size`` that is at most ``limit``.
+
+    >>> largest_divisor(384, 64), largest_divisor(101, 64)
+    (64, 1)
+    """
+    return next(d for d in range(min(size, limit), 0, -1) if size % d == 0)
 
 
 class Transform(Part):

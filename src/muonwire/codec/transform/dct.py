@@ -10,21 +10,11 @@ from torch import Tensor
 
 from muonwire.codec.memory import strips, uninitialized
 from muonwire.codec.part import Round, Shape
-from muonwire.codec.transform.base import Transform, matrix_shape
+from muonwire.codec.transform.base import Transform, largest_divisor, matrix_shape
 from muonwire.errors import UsageError
 
 # Of fewer coefficients all chunks are transformed: the time is that of calls, not of products.
 SMALLEST_CHOSEN = 1 << 10
-
-
-@lru_cache(maxsize=1024)
-def largest_divisor(size: int, limit: int) -> int:
-    """The largest divisor of ``size`` that is at most ``limit``.
-
-    >>> largest_divisor(384, 64), largest_divisor(101, 64)
-    (64, 1)
-    """
-    return next(d for d in range(min(size, limit), 0, -1) if size % d == 0)
 
 
 @lru_cache(maxsize=64)

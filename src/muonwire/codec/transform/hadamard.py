@@ -9,8 +9,7 @@ from torch import Tensor
 
 from muonwire.codec import random
 from muonwire.codec.part import Round, Shape
-from muonwire.codec.transform.base import Transform
-from muonwire.codec.transform.dct import largest_divisor
+from muonwire.codec.transform.base import Transform, largest_divisor
 from muonwire.errors import UsageError
 
 # Entries that are transformed at a time: they, and as many results, stay in the second-level cache.
