@@ -11,6 +11,7 @@ from muonwire import __version__
 from muonwire.compare.config import CompareConfig, Comparison
 from muonwire.compare.runs import pending, worker
 from muonwire.compare.summary import curves, summarize
+from muonwire.compare.virtual import run_virtual
 from muonwire.errors import ExchangeError, StoppedError
 from muonwire.report import ReportSetting, write_compare_report
 from muonwire.tasks.text import TextTask
@@ -52,6 +53,11 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
     task = TextTask(config.task)
     about = task.description
     notes = []
+    if config.virtual:
+        notes.append(
+            "The replicas of a run took turns on one core (--virtual): times here add up over the replicas; bytes, "
+            "losses and times at the link are those of replicas of their own."
+        )
     planned = len(config.recipes) * len(config.seeds)
     if len(summary) < planned:
         notes.append(
@@ -98,7 +104,9 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         if pending(config):
-            if config.replicas == 1:
+            if config.virtual:
+                run_virtual(config)
+            elif config.replicas == 1:
                 worker(config)
             else:
                 launch(worker, (config,), replicas=config.replicas, port=config.port)

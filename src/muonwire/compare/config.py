@@ -81,6 +81,10 @@ class CompareConfig:
         out: folder of the comparison.
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous. Default: any free one.
+        virtual: replicas of a run are threads of one process that take turns, and runs go side by side: the same losses and
+            bytes, to the last bit, in less time where replicas outnumber cores.
+        jobs: runs side by side with --virtual. Default: the number of cores.
+        compile: run the models through torch.compile; it needs a C++ compiler on a CPU.
     """
 
     preset: str = "quick"
@@ -99,6 +103,9 @@ class CompareConfig:
     out: Path = Path("runs/compare")
     threads: int | None = None
     port: int = 0
+    virtual: bool = False
+    jobs: int | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -139,6 +146,9 @@ class Comparison:
     out: Path
     threads: int | None
     port: int
+    virtual: bool
+    jobs: int | None
+    compile: bool
 
     def __post_init__(self) -> None:
         for name in ("recipes", "lr_grid", "seeds"):
@@ -147,6 +157,8 @@ class Comparison:
                 raise UsageError(f"compare: {name} is {values}; give at least one, each once")
         if self.replicas < 1:
             raise UsageError(f"compare: replicas is {self.replicas}; at least 1 is needed")
+        if self.jobs is not None and self.jobs < 1:
+            raise UsageError(f"compare: jobs is {self.jobs}; at least 1 is needed")
         Link.parse(self.link)
         for recipe in self.recipes:
             for lr in self.lr_grid:
@@ -175,5 +187,6 @@ class Comparison:
             checkpoint_every=250,
             digest_every=max(self.steps // 4, 1),
             tensorboard=False,
+            compile=self.compile,
             task=self.task,
         )

@@ -15,11 +15,12 @@ from muonwire.tasks.text import TextTask
 from muonwire.train.checkpoint import write_json
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import on_stop_signal, process_group, set_threads
-from muonwire.train.loop import RESULT, Trainer
+from muonwire.train.loop import RESULT, RunResult, Trainer
 from muonwire.train.progress import progress_bar
 from muonwire.train.single import CONFIG
 
 Result = dict[str, Any]
+Run = tuple[str, float, int]  # recipe, learning rate, seed
 
 
 def run_folder(out: Path, recipe: str, lr: float, seed: int) -> Path:
@@ -68,7 +69,7 @@ def find_result(config: Comparison) -> Callable[[str, float, int], Result | None
     return find
 
 
-def pending(config: Comparison) -> list[tuple[str, float, int]]:
+def pending(config: Comparison) -> list[Run]:
     """What is left to run now: the grid with the first seed, then the best rates with the other seeds."""
     find = find_result(config)
     grid = [(r, lr, config.seeds[0]) for r in config.recipes for lr in config.lr_grid]
@@ -80,8 +81,8 @@ def pending(config: Comparison) -> list[tuple[str, float, int]]:
     return [run for run in rest if find(*run) is None]
 
 
-def _one_run(config: Comparison, run: tuple[str, float, int], task: TextTask, exchange: Exchange) -> bool:
-    """Do one run, resuming it where it was cut off; False where it was told to stop."""
+def prepare_run(config: Comparison, run: Run, task: TextTask, exchange: Exchange) -> Trainer:
+    """The trainer of one run on one of the replicas, where it was cut off or at the start."""
     recipe, lr, seed = run
     settings = config.run_config(recipe, lr, seed)
     folder = run_folder(config.out, recipe, lr, seed)
@@ -94,19 +95,29 @@ def _one_run(config: Comparison, run: tuple[str, float, int], task: TextTask, ex
     exchange.gather(b"looked", purpose="control")
     if exchange.rank == 0:
         write_json(folder / CONFIG, settings.identity())
-    label = f"{recipe} lr={lr:g} seed={seed}"
-    with (
-        on_stop_signal(trainer.request_stop),
-        progress_bar(label, enabled=exchange.rank == 0, lines=False) as show,
-    ):
-        result = trainer.run(show)
-    if result.finished and exchange.rank == 0:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        loss = (
-            "diverged" if result.final_eval_loss is None else f"evaluation loss {result.final_eval_loss:.4f}"
-        )
-        print(f"{label}: {loss}, {result.bits_per_parameter_step:.3g} bit per parameter and step", flush=True)
-    return result.finished
+    return trainer
+
+
+def finish_run(run: Run, trainer: Trainer, result: RunResult) -> None:
+    """What the first replica does after the last step: drop the checkpoints, tell the outcome."""
+    if not result.finished or trainer.exchange.rank:
+        return
+    shutil.rmtree(trainer.folder / "checkpoints", ignore_errors=True)
+    loss = "diverged" if result.final_eval_loss is None else f"evaluation loss {result.final_eval_loss:.4f}"
+    print(
+        f"{label(run)}: {loss}, {result.bits_per_parameter_step:.3g} bit per parameter and step", flush=True
+    )
+
+
+def label(run: Run) -> str:
+    """How messages name a run."""
+    recipe, lr, seed = run
+    return f"{recipe} lr={lr:g} seed={seed}"
+
+
+def stopped(config: Comparison) -> StoppedError:
+    """What a comparison that was told to stop raises."""
+    return StoppedError(f"stopped; the same command goes on from {config.out}")
 
 
 def worker(config: Comparison) -> None:
@@ -116,7 +127,15 @@ def worker(config: Comparison) -> None:
         set_threads(config.replicas, config.threads)
         while runs := pending(config):
             for run in runs:
-                if not _one_run(config, run, task, make_exchange()):
-                    raise StoppedError(f"stopped; the same command goes on from {config.out}")
+                trainer = prepare_run(config, run, task, make_exchange())
+                first = trainer.exchange.rank == 0
+                with (
+                    on_stop_signal(trainer.request_stop),
+                    progress_bar(label(run), enabled=first, lines=False) as show,
+                ):
+                    result = trainer.run(show)
+                finish_run(run, trainer, result)
+                if not result.finished:
+                    raise stopped(config)
             # Everyone has seen the last result before anyone looks at what is left.
             make_exchange().gather(b"done", purpose="control")

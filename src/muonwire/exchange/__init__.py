@@ -5,6 +5,7 @@ from muonwire.exchange.digest import check_agreement, check_replicas, digest
 from muonwire.exchange.link import Link
 from muonwire.exchange.meter import Meter, Traffic
 from muonwire.exchange.process_group import ProcessGroupExchange
+from muonwire.exchange.threads import ThreadExchange, run_threads
 
 __all__ = [
     "Exchange",
@@ -13,8 +14,10 @@ __all__ = [
     "Meter",
     "ProcessGroupExchange",
     "SingleReplica",
+    "ThreadExchange",
     "Traffic",
     "check_agreement",
     "check_replicas",
     "digest",
+    "run_threads",
 ]

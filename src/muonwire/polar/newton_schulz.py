@@ -38,17 +38,21 @@ def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tenso
     tall = x.size(-2) > x.size(-1)
     y = _normalized(x, schedule=schedule, dtype=dtype)
     y = y.mT if tall else y
+    batched = y.ndim > 3
+    y = y.flatten(0, -3) if batched else y
     for step in schedule.coefficients:
         gram = y @ y.mT
         # A product times 0 is no shortcut: PyTorch 2.13's addmm in bfloat16 takes sixty times as long with alpha=0.
         step = step[:2] if len(step) == 3 and step[2] == 0 else step
-        if len(step) == 3 and y.ndim == 2:
+        if len(step) == 3:
             # The operations and their order are those of torch.optim.Muon, so that parity is bit-exact.
             a, b, c = step
-            y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+            add = torch.addmm if y.ndim == 2 else torch.baddbmm
+            y = add(y, add(gram, gram, gram, beta=b, alpha=c), y, beta=a)
         else:
             y = step[0] * y + _weight(gram, step) @ y
-    return y.mT if tall else y
+    y = y.mT if tall else y
+    return y.reshape(x.shape) if batched else y
 
 
 def gram_newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:

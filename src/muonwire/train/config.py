@@ -26,6 +26,7 @@ class TrainConfig:
         checkpoint_every: steps between checkpoints, the last step always; 0: only when the run is told to stop.
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
         tensorboard: write TensorBoard events beside metrics.jsonl.
+        compile: run the model through torch.compile, which needs a C++ compiler on a CPU; the loss rounds differently.
         task: the text and the model.
     """
 
@@ -40,6 +41,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     digest_every: int = 50
     tensorboard: bool = True
+    compile: bool = False
     task: TextSettings = field(default_factory=TextSettings)
 
     def __post_init__(self) -> None:
@@ -63,4 +65,6 @@ class TrainConfig:
         settings["task"]["text"] = [str(p) for p in self.task.text]
         for key in ("checkpoint_every", "digest_every", "tensorboard"):
             del settings[key]
+        if not self.compile:
+            del settings["compile"]
         return settings

@@ -123,6 +123,8 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: nn.Module = task.build_model(seed=config.seed).to(self.device)
+        # Compiled, a module is still called as the module is.
+        self._compute: Any = torch.compile(self.model, dynamic=False) if config.compile else self.model
         name, options = recipes.parse_recipe(config.recipe)
         self.optimizer = recipes.build(name, self.model, lr=config.lr, exchange=exchange, **options)
         # Taken before the schedule moves the rates.
@@ -243,7 +245,7 @@ class Trainer:
         batch = self.task.batch(
             seed=config.seed, step=step, rank=self.exchange.rank, world_size=self.exchange.world_size
         )
-        loss = self.task.loss(self.model, batch)
+        loss = self.task.loss(self._compute, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
         if not math.isfinite(value):

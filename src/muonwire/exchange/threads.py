@@ -1,0 +1,108 @@
+"""Exchange between replicas that are threads of one process: many replicas on few cores.
+
+The replicas take turns: one computes while the others wait for messages, so a run needs one core however many replicas it has,
+and two of them never compete for the interpreter. Frames, bytes and results are those of ProcessGroupExchange, to the last bit.
+"""
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import ReplicaLostError
+from muonwire.exchange.frames import FrameExchange
+
+Result = TypeVar("Result")
+
+
+class _Hub:
+    """What the threads share: whose turn it is, the messages on their way, and who failed."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Condition()
+        self.messages: defaultdict[tuple[int, int, int], deque[Tensor]] = defaultdict(deque)
+        self.failures: dict[int, BaseException] = {}
+
+
+class ThreadExchange(FrameExchange):
+    """Exchange of one of the replicas that ``run_threads`` started.
+
+    Args:
+        rank: of this replica.
+        world_size: number of replicas.
+        hub: shared by them.
+        number: of this exchange among those of its replica, so that the messages of two do not mix.
+    """
+
+    def __init__(self, *, rank: int, world_size: int, hub: _Hub, number: int) -> None:
+        super().__init__(rank=rank, world_size=world_size, device=torch.device("cpu"))
+        self._hub = hub
+        self._number = number
+
+    def carry(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        """See FrameExchange.carry; gives up the turn while it waits."""
+        hub = self._hub
+        for peer, message in outgoing.items():
+            hub.messages[self._number, self.rank, peer].append(message.clone())
+        hub.turn.notify_all()
+        boxes = {peer: hub.messages[self._number, peer, self.rank] for peer in incoming}
+        hub.turn.wait_for(lambda: all(boxes.values()) or bool(hub.failures))
+        lost = [peer for peer, box in boxes.items() if not box]
+        if lost:
+            rank = next(iter(hub.failures))
+            raise ReplicaLostError(
+                f"replica {self.rank} lost replica {rank} (of {self.world_size}) in operation {self._sequence}: "
+                f"{hub.failures[rank]}",
+                rank=rank,
+            )
+        for peer, box in boxes.items():
+            incoming[peer].copy_(box.popleft())
+
+
+def run_threads(
+    worker: Callable[[int, Callable[[], FrameExchange]], Result], *, replicas: int
+) -> list[Result]:
+    """Run ``worker`` on each replica, in threads that take turns; returns what each returned, in rank order.
+
+    Args:
+        worker: is given the rank and a function that makes a fresh exchange; all replicas make the same number of them.
+        replicas: number of threads.
+
+    Raises:
+        BaseException: what the first replica that failed raised; the others are ended by a ReplicaLostError.
+
+    >>> run_threads(lambda rank, exchange: exchange().gather(bytes([rank])), replicas=2)
+    [[b'\\x00', b'\\x01'], [b'\\x00', b'\\x01']]
+    """
+    hub = _Hub()
+    num_threads = torch.get_num_threads()
+    results: dict[int, Result] = {}
+
+    def replica(rank: int) -> None:
+        made = 0
+
+        def exchange() -> FrameExchange:
+            nonlocal made
+            made += 1
+            return ThreadExchange(rank=rank, world_size=replicas, hub=hub, number=made)
+
+        with hub.turn:
+            # The number of arithmetic threads belongs to the thread that sets it.
+            torch.set_num_threads(num_threads)
+            try:
+                results[rank] = worker(rank, exchange)
+            except BaseException as error:
+                hub.failures[rank] = error
+                hub.turn.notify_all()
+
+    threads = [threading.Thread(target=replica, args=(rank,), daemon=True) for rank in range(replicas)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for error in hub.failures.values():
+        raise error
+    return [results[rank] for rank in range(replicas)]
