@@ -21,6 +21,7 @@ from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
 from muonwire.recipes.distro import DISTRO
 from muonwire.recipes.feedback_muon import EF14_MUON, SIGNMUON
 from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
+from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
 from muonwire.recipes.low_rank import DION, POWERSGD_MUON
 
 RECIPES: dict[str, Recipe] = {
@@ -31,6 +32,9 @@ RECIPES: dict[str, Recipe] = {
         DISTRO,
         LOCAL_MUON,
         LOCAL_ADAMW,
+        MULOCO,
+        DILOCO,
+        SPARSELOCO,
         SGD,
         NORMUON,
         APPROACH_A,
