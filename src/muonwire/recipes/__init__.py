@@ -19,7 +19,7 @@ from muonwire.recipes.approaches import (
 from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
 from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
 from muonwire.recipes.distro import DISTRO
-from muonwire.recipes.feedback_muon import EF14_MUON, SIGNMUON
+from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
 from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
 from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
 from muonwire.recipes.low_rank import DION, POWERSGD_MUON
@@ -47,6 +47,7 @@ RECIPES: dict[str, Recipe] = {
         DISTRO_WEIGHT_POLAR,
         DION,
         EF14_MUON,
+        EF21_MUON,
         SIGNMUON,
     )
 }
