@@ -18,7 +18,7 @@ from muonwire.recipes.approaches import (
 )
 from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
 from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
-from muonwire.recipes.distro import DISTRO
+from muonwire.recipes.distro import DEMO, DISTRO, PSYCHE
 from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
 from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
 from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
@@ -32,6 +32,8 @@ RECIPES: dict[str, Recipe] = {
         DISTRO,
         LOCAL_MUON,
         LOCAL_ADAMW,
+        DEMO,
+        PSYCHE,
         MULOCO,
         DILOCO,
         SPARSELOCO,

@@ -3,6 +3,7 @@
 from muonwire.stages.adam import Adam
 from muonwire.stages.base import Context, ExchangeStage, Stage, State, TalkingStage
 from muonwire.stages.chain import Chain, chain, named_chain
+from muonwire.stages.delayed import Delayed
 from muonwire.stages.every import Every
 from muonwire.stages.exchange import Exchange
 from muonwire.stages.feedback import EF14, EF21, Feedback, NoFeedback, ResidualMomentum
@@ -24,6 +25,7 @@ __all__ = [
     "Adam",
     "Chain",
     "Context",
+    "Delayed",
     "Dion",
     "Every",
     "Exchange",
