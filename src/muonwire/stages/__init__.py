@@ -16,6 +16,7 @@ from muonwire.stages.predict import Predicted
 from muonwire.stages.rounds import Reply, Request, Rounds
 from muonwire.stages.row_normalize import RowNormalize
 from muonwire.stages.scale import Scale
+from muonwire.stages.serve import Serve
 from muonwire.stages.sign import Sign
 from muonwire.stages.weight_polar import WeightPolar
 
@@ -44,6 +45,7 @@ __all__ = [
     "Rounds",
     "RowNormalize",
     "Scale",
+    "Serve",
     "Sign",
     "Stage",
     "State",
