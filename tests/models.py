@@ -10,6 +10,12 @@ RECIPE_OPTIONS = {
     "diloco": {"interval": 3},
     "sparseloco": {"interval": 3},
 }
+# Options that change what a recipe exchanges or keeps, so that they have to pass the recipes' contract too.
+VARIANTS = [
+    ("approach_b", {"server": True, "owners": "all"}),
+    ("psyche", {"delayed": True}),
+    *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),
+]
 
 
 class SmallNet(nn.Module):

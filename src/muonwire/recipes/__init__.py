@@ -22,7 +22,7 @@ from muonwire.recipes.distro import DEMO, DISTRO, PSYCHE
 from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
 from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
 from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
-from muonwire.recipes.low_rank import DION, POWERSGD_MUON
+from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -43,6 +43,7 @@ RECIPES: dict[str, Recipe] = {
         APPROACH_B,
         APPROACH_C,
         APPROACH_D,
+        APPROACH_E,
         POWERSGD_MUON,
         APPROACH_F,
         PRE_POLAR,
