@@ -17,6 +17,7 @@ from muonwire.recipes.approaches import (
     PRE_POLAR,
 )
 from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
+from muonwire.recipes.choose import choose_dense
 from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
 from muonwire.recipes.distro import DEMO, DISTRO, PSYCHE
 from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
@@ -55,7 +56,16 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
-__all__ = ["RECIPES", "MuonSettings", "Recipe", "build", "find", "format_recipe", "parse_recipe"]
+__all__ = [
+    "RECIPES",
+    "MuonSettings",
+    "Recipe",
+    "build",
+    "choose_dense",
+    "find",
+    "format_recipe",
+    "parse_recipe",
+]
 
 
 def find(name: str) -> Recipe:

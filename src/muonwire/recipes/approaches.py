@@ -94,7 +94,8 @@ class HybridSettings(CompressedSettings):
     """Options of approach_d; those of the compressed recipes are inherited.
 
     Args:
-        dense: regular expressions; hidden matrices whose name matches get dense Muon, the others DisTrO. Default: attention.
+        dense: regular expressions; hidden matrices whose name matches get dense Muon, the others DisTrO. By
+            measurement: ``recipes.choose_dense`` returns such a list. Default: attention.
     """
 
     dense: Sequence[str] = (r"attn|attention",)
