@@ -1,4 +1,4 @@
-"""Low rank on the wire: approach E in its two forms, and Dion."""
+"""Low rank on the wire: approach E in its two forms (truncated SVD, power iteration), and Dion."""
 
 from dataclasses import dataclass
 
