@@ -3,8 +3,19 @@
 import torch
 from torch import nn
 
-# Options that a recipe needs to fit this net's names.
-RECIPE_OPTIONS = {"approach_d": {"dense": ["up"]}}
+# Options that a recipe needs to fit this net's names, and the few steps that tests take.
+RECIPE_OPTIONS = {
+    "approach_d": {"dense": ["up"]},
+    "muloco": {"interval": 3},
+    "diloco": {"interval": 3},
+    "sparseloco": {"interval": 3},
+}
+# Options that change what a recipe exchanges or keeps, so that they have to pass the recipes' contract too.
+VARIANTS = [
+    ("approach_b", {"server": True, "owners": "all"}),
+    ("psyche", {"delayed": True}),
+    *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),
+]
 
 
 class SmallNet(nn.Module):

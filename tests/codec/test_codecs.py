@@ -26,6 +26,8 @@ TEXTS = [
     "dct(chunk=64) | topk(k=32) | sign(scale=chunk)",
     "dct(chunk=8) | topk(k=2) | sign(scale=none)",
     "dct(chunk=8) | float32",
+    "tiles(chunk=64) | topk(k=64) | codebook(bits=2, scale=tensor, fit=lloyd)",
+    "tiles(chunk=4) | topk(k=2) | sign(scale=chunk)",
     "hadamard(block=1024) | float32",
     "hadamard(block=8) | topk(k=3) | sign(scale=chunk)",
     "projection(density=0.25, block=64, decode=unbiased) | float32",
@@ -121,6 +123,7 @@ def test_defaults_and_spaces_do_not_matter():
         ("topk(share=0.1)", "not an option of topk"),
         ("sign(scale=col)", "allowed are none, tensor, row, chunk"),
         ("dct(chunk=0)", "at least 1"),
+        ("tiles(chunk=0)", "tiles: chunk is 0; it must be at least 1"),
         ("sign | dct", "comes too late"),
         ("float32 | float32", "comes too late"),
         ("dct | sign(scale=row)", "goes without a transform"),
@@ -200,6 +203,17 @@ def test_a_cosine_transform_is_orthonormal_and_undone():
     constant = chosen.transform.forward(torch.full((64, 64), 3.0), Round())
     assert constant[0, 0] == pytest.approx(3.0 * 64, rel=1e-6)
     assert constant[0, 1:].abs().max() < 1e-4
+
+
+def test_tiles_are_the_chunks_themselves():
+    """Kept to the last bit, and the first of each chunk's entries is the one at its corner."""
+    x = made((12, 20))
+    blocks = codec.Tiles(chunk=8).forward(x, Round())
+    assert blocks.shape == (2 * 4, 6 * 5)
+    corners = [(row, column) for row in (0, 6) for column in (0, 5, 10, 15)]
+    for block, (row, column) in zip(blocks, corners, strict=True):
+        assert torch.equal(block.view(6, 5), x[row : row + 6, column : column + 5])
+    assert torch.equal(codec.Tiles(chunk=8).inverse(blocks, (12, 20), seed=0), x)
 
 
 def test_topk_keeps_the_largest_of_each_chunk():

@@ -8,7 +8,7 @@ from muonwire import codec, recipes, stages
 from muonwire.errors import NonFiniteUpdateError, UsageError
 from muonwire.exchange import ProcessGroupExchange
 from muonwire.optim import ChainOptimizer
-from tests.models import RECIPE_OPTIONS, SmallNet, batch, loss, train, weights
+from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
 
 
@@ -137,9 +137,11 @@ def test_schedulers_drive_the_rate_of_every_group():
         scheduler.step()
 
 
-@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
-def test_a_state_dict_continues_bit_for_bit(recipe):
-    options = RECIPE_OPTIONS.get(recipe, {})
+CASES = [(name, RECIPE_OPTIONS.get(name, {})) for name in recipes.RECIPES] + VARIANTS
+
+
+@pytest.mark.parametrize(("recipe", "options"), CASES, ids=[recipes.format_recipe(*case) for case in CASES])
+def test_a_state_dict_continues_bit_for_bit(recipe, options):
     whole, halved = SmallNet(), SmallNet()
     expected = train(whole, recipes.build(recipe, whole, lr=0.01, **options), 13)
     first = recipes.build(recipe, halved, lr=0.01, **options)

@@ -9,13 +9,16 @@ from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.exchange import ProcessGroupExchange, check_replicas
 from muonwire.optim import shared_weights
-from tests.models import RECIPE_OPTIONS, SmallNet, batch, loss, train, weights
+from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
 
 # Options under which a recipe compresses nothing, so that it must be its dense counterpart.
 UNCOMPRESSED = {
     "local_muon": {"interval": 1, "codec": "topk(density=1) | float32", "vector_codec": "float32"}
 }
+
+
+CASES = [(name, RECIPE_OPTIONS.get(name, {})) for name in recipes.RECIPES] + VARIANTS
 
 
 @torch.no_grad()
@@ -35,10 +38,10 @@ def _replicated(name, steps, options):
         return digest, losses, exchange.meter.total, _loss(model) - before
 
 
-@pytest.mark.parametrize("name", list(recipes.RECIPES))
+@pytest.mark.parametrize(("name", "options"), CASES, ids=[recipes.format_recipe(*case) for case in CASES])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_replicas_hold_bit_identical_weights_and_learn(name, world_size):
-    results = run_replicas(_replicated, world_size, name, 30, RECIPE_OPTIONS.get(name, {}))
+def test_replicas_hold_bit_identical_weights_and_learn(name, options, world_size):
+    results = run_replicas(_replicated, world_size, name, 30, options)
     assert len({digest for digest, _, _, _ in results}) == 1
     for _, _, traffic, change in results:
         assert change < 0

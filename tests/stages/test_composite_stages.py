@@ -72,6 +72,26 @@ def test_a_full_step_of_approach_f_leaves_nothing_of_the_residual():
             assert (residual.abs().max() == 0) == empty
 
 
+def test_delayed_results_are_those_of_the_step_before():
+    """EF21 returns a state that its next round moves; what waits must not move with it."""
+    params = [torch.zeros(4, 3)]
+
+    def through():
+        return stages.Exchange(codec=codec.parse("topk(density=0.5) | float32"), feedback=stages.EF21())
+
+    late, prompt = stages.Delayed(through=through()), through()
+    late_states, prompt_states = init(late, params, 2), init(prompt, params, 2)
+    expected = [torch.zeros(4, 3)]
+    for step in range(1, 5):
+        updates = [[made(4, 3, seed=10 * step + rank)] for rank in range(2)]
+        results, rounds = run_lockstep(late, updates, params, late_states, step=step)
+        assert len(rounds) == 1
+        for (result,) in results:
+            assert torch.equal(result, expected[-1])
+        ((result,), _), _ = run_lockstep(prompt, updates, params, prompt_states, step=step)
+        expected.append(result.clone())
+
+
 def test_what_is_predicted_need_not_be_sent():
     """With a lossless exchange the prediction cancels; it is the best multiple of the result's polar factor."""
     stage = stages.Predicted(through=stages.Mean(), direction=stages.Polar(method="svd"))

@@ -6,7 +6,7 @@ from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Sign, Ternary
 from muonwire.codec.select import All, NOfM, RandomK, TopBlocks, TopColumns, TopK, TopRows
 from muonwire.codec.text import parse
-from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows
+from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Tiles
 
 __all__ = [
     "All",
@@ -32,6 +32,7 @@ __all__ = [
     "Rows",
     "Sign",
     "Ternary",
+    "Tiles",
     "TopBlocks",
     "TopColumns",
     "TopK",

@@ -13,7 +13,7 @@ from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize
 from muonwire.codec.select import All, Select, TopK
-from muonwire.codec.transform import Dct, Rows, Transform
+from muonwire.codec.transform import Chunked, Rows, Transform
 from muonwire.errors import PayloadError, UsageError
 
 _SEED = struct.Struct("<I")
@@ -70,7 +70,7 @@ class Pipeline(Codec):
     def notices_nonfinite(self) -> bool:
         """See Codec.notices_nonfinite."""
         # The largest magnitudes and a transform of chunks pass on what is not finite to the quantizer.
-        passed_on = isinstance(self.transform, Rows | Dct) and isinstance(self.select, All | TopK)
+        passed_on = isinstance(self.transform, Rows | Chunked) and isinstance(self.select, All | TopK)
         return passed_on and self.quantize.notices_nonfinite
 
     def init(self, shape: Shape) -> State:

@@ -10,13 +10,13 @@ from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Quantize, Sign, Ternary
 from muonwire.codec.select import All, NOfM, RandomK, Select, TopBlocks, TopColumns, TopK, TopRows
-from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Transform
+from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Tiles, Transform
 from muonwire.errors import UsageError
 
 PARTS: dict[str, type[Part]] = {
     part.name: part
     for part in (
-        *(Rows, Dct, Hadamard, Projection, LowRank),
+        *(Rows, Tiles, Dct, Hadamard, Projection, LowRank),
         *(All, TopK, RandomK, TopRows, TopColumns, TopBlocks, NOfM),
         *(Float32, BFloat16, Float64, Sign, Int, Codebook, Ternary),
         *(Ans, Bitmap, Bits, Ranks, Rice),

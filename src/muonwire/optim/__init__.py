@@ -1,7 +1,9 @@
-"""Optimizers out of stages, the routing of parameters to them, and local steps around them."""
+"""Optimizers out of stages, the routing of parameters to them, and local steps and look-ahead around them."""
 
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.local_steps import LocalSteps, shared_weights
+from muonwire.optim.local_steps import LocalSteps
+from muonwire.optim.look_ahead import LookAhead
 from muonwire.optim.routing import Route, Routing, route
+from muonwire.optim.shared import shared_weights
 
-__all__ = ["ChainOptimizer", "LocalSteps", "Route", "Routing", "route", "shared_weights"]
+__all__ = ["ChainOptimizer", "LocalSteps", "LookAhead", "Route", "Routing", "route", "shared_weights"]

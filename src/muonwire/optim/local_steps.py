@@ -1,7 +1,6 @@
 """Local steps: replicas train alone for H steps, then exchange what their weights have changed by."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ from torch import Tensor
 from muonwire.errors import UsageError
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim.shared import KeepsShared
 
 
-class LocalSteps(torch.optim.Optimizer):
+class LocalSteps(KeepsShared):
     """Wraps any optimizer: every ``interval`` steps the weight change goes through an outer chain to the other replicas.
 
     Between synchronizations each replica steps its own weights w with ``inner``. Every H = ``interval`` steps, with a the shared
@@ -52,7 +52,7 @@ class LocalSteps(torch.optim.Optimizer):
         self.interval = interval
         self.exchange = exchange
         self.local_step = 0
-        self._anchors: dict[Tensor, Tensor] = {}
+        self._anchors = {}
         groups = [self._with_anchors(group) for group in outer_groups]
         self.outer = ChainOptimizer(groups, lr=outer_lr, exchange=exchange)
         # The base class would make groups and states of its own; this optimizer's are the inner one's.
@@ -129,20 +129,6 @@ class LocalSteps(torch.optim.Optimizer):
             param.copy_(anchor)
             anchor.grad = None
 
-    @contextmanager
-    def shared_weights(self) -> Iterator[None]:
-        """Within the block the parameters hold the shared weights, for evaluation between synchronizations."""
-        local = {p: p.detach().clone() for p in self._anchors}
-        with torch.no_grad():
-            for param, anchor in self._anchors.items():
-                param.copy_(anchor)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for param, value in local.items():
-                    param.copy_(value)
-
     def state_dict(self) -> dict[str, Any]:
         """The inner and outer optimizers' states, the shared weights, and the number of local steps."""
         return {
@@ -166,8 +152,3 @@ class LocalSteps(torch.optim.Optimizer):
         inner = str(self.inner).replace("\n", "\n  ")
         outer = str(self.outer).replace("\n", "\n  ")
         return f"LocalSteps (interval={self.interval})\n  inner: {inner}\n  outer: {outer}"
-
-
-def shared_weights(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-    """Within the block the model holds the weights that all replicas share, whatever the optimizer."""
-    return optimizer.shared_weights() if isinstance(optimizer, LocalSteps) else nullcontext()

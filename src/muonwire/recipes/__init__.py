@@ -17,11 +17,13 @@ from muonwire.recipes.approaches import (
     PRE_POLAR,
 )
 from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
+from muonwire.recipes.choose import choose_dense
 from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
-from muonwire.recipes.distro import DISTRO
-from muonwire.recipes.feedback_muon import EF14_MUON, SIGNMUON
+from muonwire.recipes.distro import DEMO, DISTRO, PSYCHE
+from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
 from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
-from muonwire.recipes.low_rank import DION, POWERSGD_MUON
+from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
+from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -31,23 +33,39 @@ RECIPES: dict[str, Recipe] = {
         DISTRO,
         LOCAL_MUON,
         LOCAL_ADAMW,
+        DEMO,
+        PSYCHE,
+        MULOCO,
+        DILOCO,
+        SPARSELOCO,
         SGD,
         NORMUON,
         APPROACH_A,
         APPROACH_B,
         APPROACH_C,
         APPROACH_D,
+        APPROACH_E,
         POWERSGD_MUON,
         APPROACH_F,
         PRE_POLAR,
         DISTRO_WEIGHT_POLAR,
         DION,
         EF14_MUON,
+        EF21_MUON,
         SIGNMUON,
     )
 }
 
-__all__ = ["RECIPES", "MuonSettings", "Recipe", "build", "find", "format_recipe", "parse_recipe"]
+__all__ = [
+    "RECIPES",
+    "MuonSettings",
+    "Recipe",
+    "build",
+    "choose_dense",
+    "find",
+    "format_recipe",
+    "parse_recipe",
+]
 
 
 def find(name: str) -> Recipe:

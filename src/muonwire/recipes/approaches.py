@@ -18,7 +18,9 @@ from muonwire.stages import (
     Mean,
     Predicted,
     ResidualMomentum,
+    Serve,
     Sign,
+    Stage,
     WeightPolar,
     chain,
 )
@@ -35,10 +37,36 @@ def _approach_a(
     return ChainOptimizer(groups, chain=stages, lr=lr, exchange=exchange)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PostPolarSettings(CompressedSettings):
+    """Options of approach_b; those of the compressed recipes are inherited.
+
+    Args:
+        server: an owner of each hidden matrix orthogonalizes it and sends the full update to the others. Default: False,
+            every replica does.
+        owners: with a server, "one", replica 0 for all matrices, or "all", matrix by matrix in turn. Default: "one".
+        wire: with a server, the codec of the update on its way back. Default: "bfloat16".
+    """
+
+    server: bool = False
+    owners: str = "one"
+    wire: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.after_exchange()
+
+    def after_exchange(self) -> Stage:
+        """Polar → scale, on every replica or served."""
+        polar = chain(self.polar_stage(), self.scale_stage())
+        served = Serve(stage=polar, codec=parse(self.wire), owners=self.owners)
+        return served if self.server else polar
+
+
 def _approach_b(
-    model: nn.Module, lr: float, exchange: Exchange, options: CompressedSettings
+    model: nn.Module, lr: float, exchange: Exchange, options: PostPolarSettings
 ) -> ChainOptimizer:
-    hidden = chain(options.residual(), options.polar_stage(), options.scale_stage())
+    hidden = chain(options.residual(), options.after_exchange())
     return two_groups(model, lr, exchange, options, hidden=hidden, rest=options.distro())
 
 
@@ -66,7 +94,8 @@ class HybridSettings(CompressedSettings):
     """Options of approach_d; those of the compressed recipes are inherited.
 
     Args:
-        dense: regular expressions; hidden matrices whose name matches get dense Muon, the others DisTrO. Default: attention.
+        dense: regular expressions; hidden matrices whose name matches get dense Muon, the others DisTrO. By
+            measurement: ``recipes.choose_dense`` returns such a list. Default: attention.
     """
 
     dense: Sequence[str] = (r"attn|attention",)
@@ -148,9 +177,9 @@ APPROACH_A = Recipe(
 )
 APPROACH_B = Recipe(
     name="approach_b",
-    options=CompressedSettings,
+    options=PostPolarSettings,
     build=_approach_b,
-    summary="residual momentum + exchange(dct, top-k, 1-bit) → polar → scale, on every replica",
+    summary="residual momentum + exchange(dct, top-k, 1-bit) → polar → scale, on every replica or served by an owner",
     source=f"{SOURCE}, approach B; source 001, orthogonalization after decompression",
 )
 APPROACH_C = Recipe(

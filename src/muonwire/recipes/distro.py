@@ -1,4 +1,4 @@
-"""DisTrO: compressed momentum, then its sign."""
+"""DeMo, and the DisTrO that Psyche made of it: compressed momentum, then its sign."""
 
 from dataclasses import dataclass
 
@@ -6,11 +6,11 @@ from torch import nn
 
 from muonwire import codec
 from muonwire.exchange.base import Exchange
-from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim import ChainOptimizer, LookAhead
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.dense import by_dimensions, trainable
+from muonwire.stages import Delayed, ResidualMomentum, Sign, Stage, chain
 from muonwire.stages import Exchange as ExchangeStage
-from muonwire.stages import ResidualMomentum, Sign, chain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,66 @@ class DistroSettings:
         )
 
 
-def _build(model: nn.Module, lr: float, exchange: Exchange, options: DistroSettings) -> ChainOptimizer:
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Options of demo.
+
+    Args:
+        k: coefficients sent of each chunk. Default: 32.
+        chunk: largest chunk a dimension. Default: 64.
+        values: how the coefficients are written, in a codec's textual form. Default: "float32", as they are.
+        decay: of the residual momentum, in [0, 1]. Default: 0.999.
+        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.01.
+    """
+
+    k: int = 32
+    chunk: int = 64
+    values: str = "float32"
+    decay: float = 0.999
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        self.stage()
+
+    def stage(self) -> ExchangeStage:
+        """The residual momentum and its exchange."""
+        return ExchangeStage(
+            codec=codec.parse(f"dct(chunk={self.chunk}) | topk(k={self.k}) | {self.values}"),
+            feedback=ResidualMomentum(decay=self.decay),
+            over="senders",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PsycheSettings(DistroSettings):
+    """Options of psyche; those of distro are inherited.
+
+    Args:
+        look_ahead: take gradients at θ − lr · sign(δ), with δ the replica's residual and lr the last step's rate. Default: True.
+        delayed: apply what an exchange gave in the next step. Default: False.
+    """
+
+    look_ahead: bool = True
+    delayed: bool = False
+
+
+def _build(
+    model: nn.Module, lr: float, exchange: Exchange, options: DistroSettings | DemoSettings
+) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
     return ChainOptimizer(groups, chain=chain(options.stage(), Sign()), lr=lr, exchange=exchange)
+
+
+def _psyche(
+    model: nn.Module, lr: float, exchange: Exchange, options: PsycheSettings
+) -> ChainOptimizer | LookAhead:
+    compressed: Stage = Delayed(through=options.stage()) if options.delayed else options.stage()
+    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
+    optimizer = ChainOptimizer(groups, chain=chain(compressed, Sign()), lr=lr, exchange=exchange)
+    if not options.look_ahead:
+        return optimizer
+    inside = ("delayed", "through") if options.delayed else ("exchange",)
+    return LookAhead(optimizer, residual=(*inside, "residual"))
 
 
 DISTRO = Recipe(
@@ -61,4 +118,18 @@ DISTRO = Recipe(
     build=_build,
     summary="source 0's baseline: residual momentum + exchange(dct, top-k, 1-bit) → sign",
     source="DeMo, arXiv 2411.19870, with Psyche's 1-bit values",
+)
+DEMO = Recipe(
+    name="demo",
+    options=DemoSettings,
+    build=_build,
+    summary="residual momentum + exchange(dct, top-k, float32, mean over senders) → sign",
+    source="DeMo, arXiv 2411.19870, algorithm 1",
+)
+PSYCHE = Recipe(
+    name="psyche",
+    options=PsycheSettings,
+    build=_psyche,
+    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign, with gradients looked ahead by the residual's sign",
+    source="DeMo, arXiv 2411.19870, as Psyche's distro.rs has it",
 )

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from muonwire.codec import Pipeline
+from muonwire.codec import Pipeline, parse
 from muonwire.codec import Sign as OneBit
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
-from muonwire.recipes.compressed import CompressedSettings, two_groups
+from muonwire.recipes.compressed import CODEC, CompressedSettings, two_groups
 from muonwire.recipes.dense import MuonSettings
-from muonwire.stages import Chain, Scale, Sign, chain
+from muonwire.stages import EF21, Chain, Scale, Sign, chain
 from muonwire.stages import Exchange as ExchangeStage
 
 
@@ -20,6 +20,36 @@ def _ef14_muon(
 ) -> ChainOptimizer:
     hidden = chain(options.fed_back(), options.polar_chain())
     rest = chain(options.fed_back(), options.adam_stage())
+    return two_groups(model, lr, exchange, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EF21MuonSettings(MuonSettings):
+    """Options of ef21_muon; those of Muon are inherited.
+
+    Args:
+        codec: in textual form. Default: that of the other compressed recipes. EF21 wants a contraction, a decoded value nearer to
+            the signal than zero is: one with a scale.
+        nesterov: Default: False, as the paper has it.
+    """
+
+    codec: str = CODEC
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.estimated()
+
+    def estimated(self) -> ExchangeStage:
+        """The mean of the replicas' estimates, which compressed differences move."""
+        return ExchangeStage(codec=parse(self.codec), feedback=EF21())
+
+
+def _ef21_muon(model: nn.Module, lr: float, exchange: Exchange, options: EF21MuonSettings) -> ChainOptimizer:
+    hidden = chain(
+        options.momentum_stage(), options.estimated(), options.polar_stage(), options.scale_stage()
+    )
+    rest = chain(options.estimated(), options.adam_stage())
     return two_groups(model, lr, exchange, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
 
 
@@ -63,6 +93,13 @@ EF14_MUON = Recipe(
     build=_ef14_muon,
     summary="exchange(codec, EF14) of gradients → momentum → polar → scale; exchange(codec, EF14) → adam for the rest",
     source="EF14: Seide et al. (2014), arXiv 1901.09847",
+)
+EF21_MUON = Recipe(
+    name="ef21_muon",
+    options=EF21MuonSettings,
+    build=_ef21_muon,
+    summary="momentum → exchange(codec, EF21) → polar → scale; exchange(codec, EF21) → adam for the rest",
+    source="EF21-Muon, arXiv 2510.00643, algorithm 1, the way back uncompressed; Adam on the estimate for the rest",
 )
 SIGNMUON = Recipe(
     name="signmuon",

@@ -27,6 +27,8 @@ class OuterSettings:
         vector_codec: of biases and norms. Default: "sign(scale=tensor)".
         feedback: keep what the codecs drop for the next synchronization. Default: True.
         feedback_decay: of what is kept, in [0, 1]. Default: 0.9.
+        over: what the exchange divides by: "replicas", or "senders", the replicas whose selection holds the entry.
+            Default: "replicas".
         outer_lr: rate of the outer step. Default: 1.
         outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.
         outer_nesterov: look ahead in the outer momentum. Default: True.
@@ -38,6 +40,7 @@ class OuterSettings:
     vector_codec: str = "sign(scale=tensor)"
     feedback: bool = True
     feedback_decay: float = 0.9
+    over: str = "replicas"
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     outer_nesterov: bool = True
@@ -60,7 +63,7 @@ class OuterSettings:
     def outer_chain(self, through: Codec) -> Chain:
         """exchange(codec, feedback) → outer momentum."""
         feedback = EF14(decay=self.feedback_decay) if self.feedback else NoFeedback()
-        exchanged = ExchangeStage(codec=through, feedback=feedback)
+        exchanged = ExchangeStage(codec=through, feedback=feedback, over=self.over)
         momentum = Momentum(beta=self.outer_momentum, nesterov=self.outer_nesterov, form="heavy_ball")
         return chain(exchanged, momentum) if self.outer_momentum else chain(exchanged)
 
@@ -100,12 +103,18 @@ class LocalAdamSettings(OuterSettings, AdamSettings):
         self.adam_stage()
 
 
-def _local_muon(model: nn.Module, lr: float, exchange: Exchange, options: LocalMuonSettings) -> LocalSteps:
+def build_local_muon(
+    model: nn.Module, lr: float, exchange: Exchange, options: LocalMuonSettings
+) -> LocalSteps:
+    """Muon inside."""
     inner = ChainOptimizer(muon_groups(model, lr, options, exchange_first=()), lr=lr)
     return options.around(inner, model, exchange)
 
 
-def _local_adamw(model: nn.Module, lr: float, exchange: Exchange, options: LocalAdamSettings) -> LocalSteps:
+def build_local_adamw(
+    model: nn.Module, lr: float, exchange: Exchange, options: LocalAdamSettings
+) -> LocalSteps:
+    """AdamW inside."""
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
     return options.around(ChainOptimizer(groups, chain=chain(options.adam_stage()), lr=lr), model, exchange)
 
@@ -113,14 +122,14 @@ def _local_adamw(model: nn.Module, lr: float, exchange: Exchange, options: Local
 LOCAL_MUON = Recipe(
     name="local_muon",
     options=LocalMuonSettings,
-    build=_local_muon,
+    build=build_local_muon,
     summary="inner: momentum → polar → scale; every H steps: exchange(codec, feedback) of the weight change → outer momentum",
     source="MuLoCo and DiLoCo (arXiv 2311.08105) with sparse 1-bit weight changes",
 )
 LOCAL_ADAMW = Recipe(
     name="local_adamw",
     options=LocalAdamSettings,
-    build=_local_adamw,
+    build=build_local_adamw,
     summary="inner: adam; every H steps: exchange(codec, feedback) of the weight change → outer momentum",
     source="DiLoCo, arXiv 2311.08105, with sparse 1-bit weight changes",
 )

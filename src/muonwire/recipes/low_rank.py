@@ -1,15 +1,43 @@
-"""Low rank on the wire: approach E in its two forms, and Dion."""
+"""Low rank on the wire: approach E in its two forms (truncated SVD, power iteration), and Dion."""
 
 from dataclasses import dataclass
 
 from torch import nn
 
+from muonwire.codec import parse
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.compressed import two_groups
 from muonwire.recipes.dense import MuonSettings
-from muonwire.stages import Chain, Dion, Mean, PowerSGD, chain
+from muonwire.stages import EF14, Chain, Dion, Mean, PowerSGD, chain
+from muonwire.stages import Exchange as ExchangeStage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedSettings(MuonSettings):
+    """Options of approach_e; those of Muon are inherited.
+
+    Args:
+        rank: of the factors, at most the smaller dimension of a matrix. Default: 4.
+        svd: how each replica finds its factors: "svd", or "rsvd" and "power" of the codec's ``lowrank``. Default: "svd".
+        wire: how the factors are written, in a codec's textual form. Default: "bfloat16".
+        feedback_decay: of what the factors leave out, in [0, 1]. Default: 1.
+    """
+
+    rank: int = 4
+    svd: str = "svd"
+    wire: str = "bfloat16"
+    feedback_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.truncated()
+
+    def truncated(self) -> ExchangeStage:
+        """Each replica's factors, multiplied and averaged by all, with error feedback."""
+        codec = parse(f"lowrank(rank={self.rank}, method={self.svd}) | {self.wire}")
+        return ExchangeStage(codec=codec, feedback=EF14(decay=self.feedback_decay))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +86,13 @@ class DionSettings(MuonSettings):
         return Dion(fraction=self.fraction, wire=self.wire, momentum=self.momentum)
 
 
+def _approach_e(
+    model: nn.Module, lr: float, exchange: Exchange, options: TruncatedSettings
+) -> ChainOptimizer:
+    hidden = chain(options.truncated(), options.polar_chain())
+    return _with_dense_rest(model, lr, exchange, options, hidden)
+
+
 def _powersgd(model: nn.Module, lr: float, exchange: Exchange, options: PowerSettings) -> ChainOptimizer:
     hidden = chain(options.power(), options.polar_chain())
     return _with_dense_rest(model, lr, exchange, options, hidden)
@@ -74,12 +109,19 @@ def _with_dense_rest(
     return two_groups(model, lr, exchange, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
 
 
+APPROACH_E = Recipe(
+    name="approach_e",
+    options=TruncatedSettings,
+    build=_approach_e,
+    summary="exchange(truncated SVD, EF14) of gradients → momentum → polar → scale; mean → adam for the rest",
+    source="source 000, approach E; the nearest matrix of a rank: Eckart and Young (1936)",
+)
 POWERSGD_MUON = Recipe(
     name="powersgd_muon",
     options=PowerSettings,
     build=_powersgd,
     summary="power iteration over the replicas with feedback → momentum → polar → scale; mean → adam for the rest",
-    source="source 000, approach E; PowerSGD, arXiv 1905.13727",
+    source="source 000, approach E, by power iteration; PowerSGD, arXiv 1905.13727",
 )
 DION = Recipe(
     name="dion",

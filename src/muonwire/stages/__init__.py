@@ -3,6 +3,7 @@
 from muonwire.stages.adam import Adam
 from muonwire.stages.base import Context, ExchangeStage, Stage, State, TalkingStage
 from muonwire.stages.chain import Chain, chain, named_chain
+from muonwire.stages.delayed import Delayed
 from muonwire.stages.every import Every
 from muonwire.stages.exchange import Exchange
 from muonwire.stages.feedback import EF14, EF21, Feedback, NoFeedback, ResidualMomentum
@@ -15,6 +16,7 @@ from muonwire.stages.predict import Predicted
 from muonwire.stages.rounds import Reply, Request, Rounds
 from muonwire.stages.row_normalize import RowNormalize
 from muonwire.stages.scale import Scale
+from muonwire.stages.serve import Serve
 from muonwire.stages.sign import Sign
 from muonwire.stages.weight_polar import WeightPolar
 
@@ -24,6 +26,7 @@ __all__ = [
     "Adam",
     "Chain",
     "Context",
+    "Delayed",
     "Dion",
     "Every",
     "Exchange",
@@ -42,6 +45,7 @@ __all__ = [
     "Rounds",
     "RowNormalize",
     "Scale",
+    "Serve",
     "Sign",
     "Stage",
     "State",

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from muonwire.codec.memory import strips, uninitialized
 from muonwire.codec.part import Round, Shape
-from muonwire.codec.transform.base import Transform, largest_divisor, matrix_shape
-from muonwire.errors import UsageError
+from muonwire.codec.transform.chunks import Chunked
 
 # Of fewer coefficients all chunks are transformed: the time is that of calls, not of products.
 SMALLEST_CHOSEN = 1 << 10
@@ -28,10 +27,8 @@ def cosine_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dct(Transform):
-    """Chunked orthonormal DCT-II in both dimensions of the matrix; a vector is chunked in its one.
-
-    The chunk's size in each dimension is the largest divisor of that dimension up to ``chunk``, so that nothing is padded.
+class Dct(Chunked):
+    """Orthonormal DCT-II of each chunk, in both dimensions of the matrix; of a vector in its one.
 
     Args:
         chunk: largest chunk a dimension. Default: 64.
@@ -40,24 +37,6 @@ class Dct(Transform):
     """
 
     name: ClassVar[str] = "dct"
-    chunk: int = 64
-
-    def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise UsageError(f"dct: chunk is {self.chunk}; it must be at least 1")
-
-    def _chunks(self, shape: Shape) -> tuple[int, int, int, int]:
-        rows, columns = matrix_shape(shape)
-        height, width = (
-            largest_divisor(max(rows, 1), self.chunk),
-            largest_divisor(max(columns, 1), self.chunk),
-        )
-        return rows // height, height, columns // width, width
-
-    def grid(self, shape: Shape) -> tuple[int, int]:
-        """See Transform.grid."""
-        num_rows, height, num_columns, width = self._chunks(shape)
-        return num_rows * num_columns, height * width
 
     def largest_gain(self, shape: Shape) -> float:
         """See Transform.largest_gain: no entry of the basis is above 1, so that the sum of a chunk's magnitudes bounds all sums."""

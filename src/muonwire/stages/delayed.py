@@ -1,0 +1,44 @@
+"""Results a round late."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.rounds import Rounds
+
+
+class Delayed(TalkingStage):
+    """u ← what ``through`` made of the step before; zero in the first step.
+
+    On a slow link the messages of a step can then travel while the next gradient is computed. The rounds themselves are those of
+    ``through``, in their own step, and no byte less.
+
+    Args:
+        through: a stage that exchanges.
+
+    Source: Psyche, whose replicas apply a round's results in the next one.
+    """
+
+    def __init__(self, *, through: Stage) -> None:
+        self.through = through
+
+    def init(self, param: Tensor) -> State:
+        """The result that waits, zero, and the state of the stage."""
+        waiting = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return {"waiting": waiting, "through": self.through.init(param)}
+
+    def rounds(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Rounds:
+        """See Stage.rounds."""
+        results = yield from self.through.rounds(updates, params, [s["through"] for s in states], context)
+        late: list[Tensor] = [s["waiting"] for s in states]
+        for state, result in zip(states, results, strict=True):
+            # A result may be a state of ``through``, which the next round moves.
+            state["waiting"] = result.clone()
+        return late
+
+    def __str__(self) -> str:
+        return f"delayed({self.through})"

@@ -1,0 +1,106 @@
+"""A stage that one replica computes for all."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from muonwire.codec import payload as payloads
+from muonwire.codec.base import Codec
+from muonwire.codec.finite import all_finite
+from muonwire.errors import PayloadError, UsageError
+from muonwire.exchange.base import Flag
+from muonwire.stages.base import Context, ExchangeStage, Stage, State
+from muonwire.stages.exchange import round_seed
+from muonwire.stages.rounds import Reply, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve(ExchangeStage):
+    """u ← decode(encode(stage(u))), computed by the replica that owns the tensor and sent to the others.
+
+    All replicas, the owner too, go on with what the owner's bytes say, so that they stay bit-identical where a matrix product is
+    not: on processors that differ. The products cost one replica's time instead of everybody's, and the full update goes over the
+    link. What the stage keeps from step to step is kept by the owner alone.
+
+    Args:
+        stage: what the owner computes; it must not talk, and must treat each tensor by itself.
+        codec: how its results travel. It keeps no state from round to round.
+        owners: "one": replica 0 owns all tensors; "all": tensor i of the group belongs to replica i mod R. Default: "one".
+
+    Raises:
+        UsageError: an unknown ``owners``.
+
+    Source: source 000, approach B, whose server orthogonalizes.
+    """
+
+    stage: Stage
+    codec: Codec
+    owners: str = "one"
+
+    def __post_init__(self) -> None:
+        assert not self.stage.talks
+        if self.owners not in ("one", "all"):
+            raise UsageError(f"serve: owners is {self.owners!r}; allowed are one and all")
+
+    def init(self, param: Tensor) -> State:
+        """The stage's."""
+        return self.stage.init(param)
+
+    def _owned(self, rank: int, count: int, world_size: int) -> range:
+        """The tensors of ``rank``."""
+        if self.owners == "all":
+            return range(rank, count, world_size)
+        return range(count if rank == 0 else 0)
+
+    def send(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> Request:
+        """Compute and encode the tensors that this replica owns; a replica without any sends an empty payload."""
+        exchange = context.exchange
+        owned = self._owned(exchange.rank, len(updates), exchange.world_size)
+        seen = replace(
+            context,
+            layouts=[context.layouts[i] for i in owned],
+            names=[context.names[i] for i in owned] if context.names else (),
+        )
+        results = (
+            self.stage.apply(
+                [updates[i] for i in owned], [params[i] for i in owned], [states[i] for i in owned], seen
+            )
+            if owned
+            else []
+        )
+        entries = []
+        for i, result in zip(owned, results, strict=True):
+            sent = result
+            if not all_finite(result):
+                # The others must not wait in vain: they get zeros and, in the message's header, the reason.
+                exchange.requested |= Flag.DIVERGED
+                sent = torch.zeros_like(result)
+            encoded = self.codec.encode_body(sent, seed=round_seed(step=context.step, index=i))
+            entries.append((tuple(sent.shape), sent.dtype, encoded.body))
+        return Request(payload=payloads.pack(str(self.codec), entries))
+
+    def receive(
+        self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """Check and decode every owner's payload."""
+        results: dict[int, Tensor] = {}
+        for rank, payload in enumerate(reply.payloads):
+            owned = self._owned(rank, len(params), len(reply.payloads))
+            shapes = [tuple(params[i].shape) for i in owned]
+            try:
+                entries = payloads.unpack(payload, codec_text=str(self.codec), shapes=shapes)
+                for i, entry in zip(owned, entries, strict=True):
+                    decoded = self.codec.decode_body(entry.body, entry.shape)
+                    results[i] = decoded.to(params[i].device, params[i].dtype)
+                    if not all_finite(results[i]):
+                        raise PayloadError(f"payload: a decoded value is not finite in {params[i].dtype}")
+            except PayloadError as error:
+                raise PayloadError(f"from replica {rank}: {error}") from error
+        return [results[i] for i in range(len(params))]
+
+    def __str__(self) -> str:
+        return f"serve({self.stage}, codec={self.codec}, owners={self.owners})"
