@@ -3,8 +3,10 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import polars as pl
@@ -125,6 +127,42 @@ def test_the_report_and_the_charts_are_there(finished):
     assert (out / "loss_by_bytes.png").stat().st_size > 10_000
     assert "bit/param" in done.stdout
     assert not list(out.glob("runs/*/*/checkpoints"))
+
+
+def test_virtual_replicas_reach_the_same_weights_with_the_same_bytes(finished, tmp_path):
+    done = compare(tmp_path, "--virtual", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    theirs, ours = (json.loads((out / "summary.json").read_text()) for out in (finished[0], tmp_path))
+    for there, here in zip(theirs, ours, strict=True):
+        same = {k: v for k, v in there.items() if not k.endswith("_s_per_step") or k == "link_s_per_step"}
+        assert {k: here[k] for k in same} == same
+    assert "took turns" in (tmp_path / "report.html").read_text()
+
+
+def test_virtual_runs_that_are_told_to_stop_go_on_later(tmp_path):
+    args = (
+        "--virtual",
+        "--steps",
+        "400",
+        "--lr-grid",
+        "0.004",
+        "--seeds",
+        "0",
+        "--recipes",
+        "local_muon(interval=2)",
+    )
+    command = [sys.executable, "-m", "muonwire", "compare", *ARGS, "--out", str(tmp_path), *args]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = run_folder(tmp_path, "local_muon(interval=2)", 0.004, 0)
+    deadline = time.monotonic() + 120
+    while not read_metrics(folder)[2:] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert "the same command goes on" in errors
+    (left,) = (folder / "checkpoints").iterdir()
+    assert left.name
 
 
 def test_finished_runs_are_not_repeated_and_lost_ones_are(finished, tmp_path):

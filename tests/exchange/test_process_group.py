@@ -9,6 +9,7 @@ import torch.distributed as dist
 from muonwire.errors import UsageError
 from muonwire.exchange import Flag, ProcessGroupExchange, SingleReplica, check_agreement, check_replicas
 from muonwire.exchange import process_group as module
+from muonwire.exchange.frames import HEADER
 from tests.replicas import run_replicas
 
 
@@ -94,7 +95,7 @@ def _one_payload(num_bytes):
 
 def test_a_payload_counts_once_as_sent_and_once_a_peer_as_egress():
     for traffic in run_replicas(_one_payload, 4, 1000):
-        assert traffic.sent_bytes == 1000 + module.HEADER.size
+        assert traffic.sent_bytes == 1000 + HEADER.size
         assert traffic.egress_bytes == 3 * traffic.sent_bytes
         assert traffic.received_bytes == 3 * traffic.sent_bytes
 
@@ -116,6 +117,23 @@ def test_sizes_that_change_arrive_whole_and_steady_ones_take_one_message():
         assert messages == 6 + 3
 
 
+def _uneven_then_even():
+    exchange = ProcessGroupExchange()
+    sent = []
+    for size in (10, 5000, 10, 10):
+        before = exchange.meter.total.sent_bytes
+        exchange.gather(bytes(size if exchange.rank == 0 else 10))
+        sent.append(exchange.meter.total.sent_bytes - before - HEADER.size)
+    return sent
+
+
+def test_a_frame_carries_no_padding_where_lengths_are_not_steady():
+    owner, other = run_replicas(_uneven_then_even, 2)
+    # An owner's long payload must cost neither the others nor the rounds after it.
+    assert owner == [10, 5000, 10, 10]
+    assert other == [10, 10, 10, 10]
+
+
 def _one_mean(numel):
     exchange = ProcessGroupExchange()
     exchange.mean([torch.ones(numel)])
@@ -124,9 +142,9 @@ def _one_mean(numel):
 
 def test_a_dense_mean_sends_its_own_size_once():
     for traffic in run_replicas(_one_mean, 4, 4000):
-        assert traffic.sent_bytes == 4 * 4000 + 4 * module.HEADER.size
+        assert traffic.sent_bytes == 4 * 4000 + 4 * HEADER.size
         # Reduce and spread: the least that any mean of R replicas costs, 2 (R - 1) / R of the size.
-        assert traffic.egress_bytes == 2 * 3 * (4000 + module.HEADER.size)
+        assert traffic.egress_bytes == 2 * 3 * (4000 + HEADER.size)
 
 
 def _flags():
@@ -195,7 +213,7 @@ def _digest(change_on):
 def test_the_digest_names_the_first_parameter_and_the_rank_that_differs():
     agreeing = run_replicas(_digest, 3, None)
     assert len({digest for digest, _ in agreeing}) == 1
-    assert all(sent == 8 + module.HEADER.size for _, sent in agreeing)
+    assert all(sent == 8 + HEADER.size for _, sent in agreeing)
     for error in run_replicas(_digest, 3, 2):
         assert error.kind == "DivergedReplicasError"
         assert "'second.weight'" in str(error)

@@ -45,6 +45,7 @@ class FrameExchange(Exchange):
         self._sequence = 0
         self._announced = Flag.NONE
         self._inline_bytes: dict[str, int] = {}
+        self._last_lengths: dict[str, tuple[int, int]] = {}
 
     @abstractmethod
     def carry(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
@@ -66,8 +67,8 @@ class FrameExchange(Exchange):
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
         """See Exchange.gather: a frame to every peer, and a second message for what does not fit.
 
-        A frame holds the header and as many bytes as the longest payload of the same purpose had last time, which all
-        replicas know, with a little to spare: as a rule one message does, and no replica waits for lengths first.
+        A frame holds the header and as many bytes as ``_fitting`` expects: where lengths are steady one message does, and no
+        replica waits for lengths first.
         """
         if not self.peers:
             self.agreed |= self.requested
@@ -89,19 +90,29 @@ class FrameExchange(Exchange):
             payload if r == self.rank else _bytes(frames[r])[HEADER.size :][: lengths[r]] + _bytes(rests[r])
             for r in range(self.world_size)
         ]
-        longest = max(len(payload), *lengths.values())
-        if not inline - inline // 64 <= longest <= inline:
-            self._inline_bytes[purpose] = longest + longest // 256
+        all_lengths = [len(payload), *lengths.values()]
+        self._inline_bytes[purpose] = self._fitting(purpose, all_lengths)
         one_copy = len(frame) + len(payload[inline:])
         self._count(
             purpose,
             sent=one_copy,
             egress=one_copy * len(self.peers),
             received=sum(t.numel() for part in (frames, rests) for t in part.values()),
-            num_messages=2 if longest > inline else 1,
+            num_messages=2 if max(all_lengths) > inline else 1,
             start_s=start_s,
         )
         return payloads
+
+    def _fitting(self, purpose: str, lengths: Sequence[int]) -> int:
+        """Bytes of payload in the next frame of this purpose, from what all replicas know.
+
+        The longest of this round where all lengths, of this round and the last, lie close together; else the shortest, since a
+        frame that is longer than its payload carries padding.
+        """
+        before = self._last_lengths.get(purpose, (min(lengths), max(lengths)))
+        self._last_lengths[purpose] = now = (min(lengths), max(lengths))
+        longest, shortest = max(before[1], now[1]), min(before[0], now[0])
+        return now[1] + now[1] // 256 if longest - shortest <= longest // 64 else shortest
 
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
         """See Exchange.mean: replica j sums the j-th part of everything in rank order and hands the result back.

@@ -1,0 +1,92 @@
+"""Replicas as threads of one process: the same messages as between processes."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from muonwire.errors import ReplicaLostError
+from muonwire.exchange import ProcessGroupExchange, check_replicas, run_threads
+from tests.replicas import run_replicas
+
+
+def _talk(exchange):
+    payloads = [exchange.gather(bytes([exchange.rank]) * (size + exchange.rank)) for size in (3, 900, 901, 0)]
+    generator = torch.Generator().manual_seed(exchange.rank)
+    means = exchange.mean([torch.randn(1000, generator=generator), torch.randn(3, generator=generator)])
+    digest = check_replicas([("w", means[0])], exchange)
+    total = exchange.meter.total
+    return (
+        payloads,
+        means,
+        digest,
+        (total.sent_bytes, total.egress_bytes, total.received_bytes, total.num_messages),
+    )
+
+
+def _talk_in_a_process():
+    return _talk(ProcessGroupExchange())
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_threads_exchange_what_processes_exchange_to_the_last_bit_and_byte(replicas):
+    threads = run_threads(lambda _, exchange: _talk(exchange()), replicas=replicas)
+    processes = run_replicas(_talk_in_a_process, replicas)
+    for here, there in zip(threads, processes, strict=True):
+        assert here[0] == there[0]
+        assert all(torch.equal(a, b) for a, b in zip(here[1], there[1], strict=True))
+        assert here[2:] == there[2:]
+
+
+def test_the_replicas_take_turns():
+    running, most = [], []
+
+    def worker(_, make):
+        exchange = make()
+        for _ in range(5):
+            running.append(threading.get_ident())
+            # Long enough for another thread to be scheduled, if it could run.
+            time.sleep(0.001)
+            most.append(len(running))
+            running.pop()
+            exchange.gather(b"")
+
+    run_threads(worker, replicas=3)
+    assert max(most) == 1
+
+
+def test_messages_of_two_exchanges_do_not_mix():
+    def worker(rank, make):
+        first, second = make(), make()
+        return second.gather(b"second"), first.gather(b"first")
+
+    assert run_threads(worker, replicas=2) == [([b"second"] * 2, [b"first"] * 2)] * 2
+
+
+def test_a_replica_that_fails_ends_the_others_and_its_error_is_raised():
+    ended = []
+
+    def worker(rank, make):
+        exchange = make()
+        exchange.gather(b"")
+        if rank == 1:
+            raise KeyError("one fails")
+        try:
+            exchange.gather(b"")
+        except ReplicaLostError as error:
+            ended.append((rank, error.rank))
+            raise
+
+    with pytest.raises(KeyError, match="one fails"):
+        run_threads(worker, replicas=3)
+    assert sorted(ended) == [(0, 1), (2, 1)]
+
+
+def test_threads_compute_with_the_callers_number_of_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert run_threads(lambda _, exchange: torch.get_num_threads(), replicas=2) == [1, 1]
+    finally:
+        torch.set_num_threads(before)
