@@ -76,7 +76,11 @@ class Exchange(ExchangeStage):
             encoded = self.codec.encode_body(
                 signal, seed=round_seed(step=context.step, index=i), state=state.get("codec")
             )
+            # ``signal`` may be the residual itself, from which ``keep`` takes what was sent.
+            whole = signal.clone() if context.watch is not None else signal
             self.feedback.keep(encoded, state)
+            if context.watch is not None and not isinstance(self.feedback, NoFeedback):
+                context.watch(whole, state["residual"] if "residual" in state else whole - encoded.decoded)
             entries.append((tuple(signal.shape), signal.dtype, encoded.body))
         return Request(payload=payloads.pack(str(self.codec), entries))
 

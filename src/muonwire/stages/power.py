@@ -130,6 +130,8 @@ class PowerSGD(_Power):
         results = []
         for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
             state["kept"] = (x - f.left @ f.own.mT).reshape(update.shape)
+            if context.watch is not None:
+                context.watch(x.reshape(update.shape), state["kept"])
             # A direction that is not reached is tried again from where it was.
             state["start"] = unit_columns(f.right, otherwise=start)
             results.append((f.left @ f.right.mT).reshape(update.shape))
@@ -169,6 +171,8 @@ class Dion(_Power):
         results = []
         for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
             state["kept"] = (x - (1 - self.momentum) * (f.left @ f.own.mT)).reshape(update.shape)
+            if context.watch is not None:
+                context.watch(x.reshape(update.shape), state["kept"])
             state["start"] = unit_columns(f.right, otherwise=start)
             results.append((f.left @ unit_columns(f.right, otherwise=0.0).mT).reshape(update.shape))
         return results
