@@ -38,17 +38,17 @@ class Label:
 
 
 def place_labels(
-    points: Sequence[tuple[float, float, str]], *, width: float, height: float
+    points: Sequence[tuple[float, float, str | None]], *, width: float, height: float
 ) -> list[Label | None]:
     """A place for the name of each point, in the order given; the first have the first choice.
 
     Args:
-        points: (x, y, name) in pixels from the upper left corner.
+        points: (x, y, name) in pixels from the upper left corner; one whose name is ``None`` is kept clear and gets no label.
         width: of the plot, in pixels.
         height: of the plot, in pixels.
 
     Returns:
-        By point, its label, or ``None`` where no free place is left.
+        By point, its label, or ``None`` where it has no name or no free place is left.
     """
     taken: list[_Box] = [
         (x - _POINT_RADIUS, y - _POINT_RADIUS, x + _POINT_RADIUS, y + _POINT_RADIUS) for x, y, _ in points
@@ -56,7 +56,8 @@ def place_labels(
     labels: list[Label | None] = []
     for number, (x, y, name) in enumerate(points):
         chosen = None
-        for dx, dy, align in _PLACES:
+        for dx, dy, align in _PLACES if name is not None else ():
+            assert name is not None
             box = _box(x + dx, y + dy, align=align, text_width=len(name) * _LETTER_WIDTH)
             inside = box[0] >= 0 and box[2] <= width and box[1] >= 0 and box[3] <= height
             others = (other for place, other in enumerate(taken) if place != number)
