@@ -61,7 +61,7 @@ def test_seeds_that_overlap_do_not_beat_and_others_outside_the_source_are_named(
     endings = {"approach_d": (3.41, 8.0), "approach_b": (3.40, 0.1), "local_muon": (3.1, 0.1)}
     verdict, text, _ = answer(most_promising, endings, seeds=(0, 1, 2), spread=0.05)
     assert verdict == "It depends on the bytes"
-    assert "Outside the source, local_muon (3.100, 0.100 bit) also beat it." in text
+    assert "Outside the source, local_muon (3.100, 0.100 bit) also beats it." in text
 
 
 def test_the_approaches_are_ranked_by_what_beats_them():

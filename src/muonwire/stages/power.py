@@ -172,7 +172,8 @@ class Dion(_Power):
         for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
             state["kept"] = (x - (1 - self.momentum) * (f.left @ f.own.mT)).reshape(update.shape)
             if context.watch is not None:
-                context.watch(x.reshape(update.shape), state["kept"])
+                # Most of M is kept as momentum; what the factors leave out is what was not sent.
+                context.watch(x, x - f.left @ f.own.mT)
             state["start"] = unit_columns(f.right, otherwise=start)
             results.append((f.left @ unit_columns(f.right, otherwise=0.0).mT).reshape(update.shape))
         return results

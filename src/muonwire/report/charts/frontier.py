@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
@@ -22,9 +23,8 @@ from muonwire.report.results import RecipeResult, Results
 from muonwire.report.scales import log_domain, log_ticks
 from muonwire.report.units import digits_text, listing_text, loss_text
 
-# Plot widths the names are laid out for, and below which plot width the narrow layout is shown.
-_LAYOUTS = {"wide": 640.0, "narrow": 280.0}
-_NARROW_BELOW = 520
+# Plot widths the names are laid out for, and from which and below which width of the plot each layout is shown.
+_LAYOUTS = ((280.0, 0, 520), (640.0, 520, 900), (960.0, 900, 100_000))
 # Up to as many recipes, all points are named; beyond, those on the frontier and the named ones.
 _MOST_NAMED = 8
 # Dense recipes that a reader measures the others against.
@@ -154,9 +154,11 @@ def _layers(
         .mark_point(filled=True, size=130, opacity=opacity(1))
         .encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
     )
-    for layout, width in _LAYOUTS.items():
-        visible = f"width >= {_NARROW_BELOW}" if layout == "wide" else f"width < {_NARROW_BELOW}"
-        layers += _names(texts, width=width, span=span, range_=(low, high), x=x, y=y, visible=visible)
+    for width, least, below in _LAYOUTS:
+        visible = f"width >= {least} && width < {below}"
+        layers += _names(
+            texts, num_best=len(best), width=width, span=span, range_=(low, high), x=x, y=y, visible=visible
+        )
     return layers
 
 
@@ -176,6 +178,7 @@ def _row(recipe: RecipeResult) -> dict[str, Any]:
 def _names(
     texts: list[tuple[dict[str, Any], str | None]],
     *,
+    num_best: int,
     width: float,
     span: tuple[float, float],
     range_: tuple[float, float],
@@ -185,16 +188,19 @@ def _names(
 ) -> list[Any]:
     low, high = range_
     decades = math.log(span[1] / span[0])
-    points = [
-        (
+
+    def place(row: dict[str, Any]) -> tuple[float, float]:
+        return (
             width * math.log(row["bits"] / span[0]) / decades,
             CHART_HEIGHT * (high - row["loss"]) / (high - low),
-            text,
         )
-        for row, text in texts
-    ]
+
     layers = []
-    labels = place_labels(points, width=width, height=CHART_HEIGHT)
+    corners = [place(row) for row, _ in texts[:num_best]]
+    line = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]), b)]
+    labels = place_labels(
+        [(*place(row), text) for row, text in texts], width=width, height=CHART_HEIGHT, line=line
+    )
     for align in ("left", "center", "right"):
         placed = [
             {name: row[name] for name in ("recipe", "bits", "loss")}
@@ -208,6 +214,8 @@ def _names(
                 .mark_text(
                     align=align,
                     baseline="middle",
+                    # Names of the other layout, unseen, would widen the chart.
+                    clip=True,
                     dx=alt.ExprRef("datum.dx"),
                     dy=alt.ExprRef("datum.dy"),
                     opacity=alt.ExprRef(

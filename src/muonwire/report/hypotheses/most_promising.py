@@ -68,7 +68,8 @@ def most_promising(results: Results) -> Answer:
         text = "; ".join(parts) + "."
     outside = [r for r in results.ranking if r not in entries and all(beats(r, d) for d in hybrids)]
     if outside:
-        text += f" Outside the source, {listed(outside[:3])} also beat it."
+        lowest = "" if len(outside) == 1 else f", the lowest of {len(outside)} others,"
+        text += f" Outside the source, {ended(outside[0])}{lowest} also beats it."
     if absent:
         text += " " + missing_text(absent, diverged)
     table = Table(
