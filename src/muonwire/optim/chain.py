@@ -122,6 +122,11 @@ class ChainOptimizer(torch.optim.Optimizer):
             if param.requires_grad:
                 self.state[param] = members.init(param.detach())
 
+    @property
+    def chains(self) -> list[Chain]:
+        """The groups' chains, in order."""
+        return list(self._chains)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step: all groups through their chains, with shared messages, then the weights.

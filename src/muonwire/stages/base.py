@@ -60,6 +60,15 @@ class Stage(ABC):
         """Whether the stage talks to the other replicas."""
         return False
 
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float | None:
+        """Bytes that each of ``replicas`` sends for these parameters in a step, on average, without the messages' frames.
+
+        None where a stage that talks has no formula.
+        """
+        return None if self.talks else 0.0
+
     @abstractmethod
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context

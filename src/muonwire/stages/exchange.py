@@ -16,6 +16,7 @@ from muonwire.errors import PayloadError, UsageError
 from muonwire.exchange.base import Flag
 from muonwire.stages.base import Context, ExchangeStage, State
 from muonwire.stages.feedback import Feedback, NoFeedback
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
 
 
@@ -61,6 +62,12 @@ class Exchange(ExchangeStage):
         """The feedback's state, and the codec's where it keeps any."""
         kept = self.codec.init(tuple(param.shape))
         return self.feedback.init(param) | ({"codec": kept} if kept else {})
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float:
+        """The payload of all tensors, its header included."""
+        return float(self.codec.estimate_bytes(*(tuple(p.shape) for p in params)))
 
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context

@@ -1,5 +1,6 @@
 """Low rank over the replicas: one step of power iteration on the mean of their matrices, in two rounds."""
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from muonwire.errors import UsageError
 from muonwire.polar.orthonormal import householder
 from muonwire.polar.power import initial_state
 from muonwire.stages.base import Context, State, TalkingStage
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request, Rounds
 
 WIRES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -96,6 +98,14 @@ class _Power(TalkingStage):
         """What the replica keeps of its matrices, zero; the start Q is made in the first step, when the layout is known."""
         dtype = torch.promote_types(param.dtype, torch.float32)
         return {"kept": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float:
+        """Two factors of each matrix, (m + n) · rank numbers."""
+        shapes = [layout.matrices_shape(tuple(p.shape)) for p, layout in zip(params, layouts, strict=True)]
+        numbers = [math.prod(s[:-2]) * (s[-2] + s[-1]) * self.rank_of(s) for s in shapes]
+        return float(sum(numbers) * WIRES[self.wire].itemsize)
 
     def starts(self, xs: Sequence[Tensor], states: Sequence[State]) -> list[Tensor]:
         """Q of each tensor, the same on every replica."""

@@ -77,7 +77,8 @@ class Diagnostics:
     ) -> None:
         self._exchange = exchange
         self._local = optimizer if isinstance(optimizer, LocalSteps) else None
-        talking = self._local.outer if self._local else optimizer
+        # What wraps another optimizer without local steps has it step the shared weights themselves.
+        talking = self._local.outer if self._local else getattr(optimizer, "inner", optimizer)
         assert isinstance(talking, ChainOptimizer)
         self._targets = [-(-steps * i // probes) for i in range(1, probes + 1)]
         self._routes = _hidden(model) if probes else []
