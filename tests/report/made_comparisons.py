@@ -30,6 +30,7 @@ class Made:
     chain: str = "mean -> momentum(0.95, nesterov) -> polar(newton_schulz, steps=5) -> scale(rms)"
     at_edge: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    diagnostics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 FOUR = (
@@ -195,4 +196,5 @@ def _summary(
         "options": made.options,
         "chain": made.chain,
         "lr_at_grid_edge": made.at_edge,
+        "diagnostics": made.diagnostics,
     }

@@ -118,3 +118,18 @@ def test_cut_leaves_and_comes_back_on_the_edge():
     assert pieces[1] == [pytest.approx((10**3.5, 4.0)), (10000.0, 3.0)]
     assert cut_above(line, top=2.0, log=True) == []
     assert cut_above(line, top=5.0, log=True) == [line]
+
+
+def test_labels_cross_a_line_only_where_there_is_no_other_place():
+    points, line = [(100.0, 100.0, "name")], [(100.0, 100.0), (200.0, 100.0), (200.0, 150.0)]
+    (clear,) = place_labels(points, width=300, height=200, line=line)
+    (plain,) = place_labels([(100.0, 100.0, "name")], width=300, height=200)
+    assert (clear.dx, clear.dy) == (plain.dx, plain.dy)
+    rising = [(100.0, 100.0), (100.0, 60.0), (200.0, 60.0), (200.0, 88.0), (90.0, 88.0)]
+    (moved,) = place_labels(points, width=300, height=200, line=rising)
+    assert moved.dy >= 0
+    (forced,) = place_labels(
+        points, width=300, height=200, line=[(0.0, y) for y in range(200)] + [(300.0, y) for y in range(200)]
+    )
+    assert forced is not None
+    assert place_labels([(100.0, 100.0, None)], width=300, height=200) == [None]

@@ -58,6 +58,7 @@ def _entry(
         "lr_at_grid_edge": len(config.lr_grid) > 1 and lr in (min(config.lr_grid), max(config.lr_grid)),
         "chain": result["optimizer"],
         "weights_digest": result["weights_digest"],
+        "diagnostics": result.get("diagnostics", {}),
     }
 
 

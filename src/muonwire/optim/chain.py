@@ -10,7 +10,7 @@ from torch import Tensor
 from muonwire.errors import NonFiniteUpdateError, UsageError
 from muonwire.exchange.base import Exchange, Flag, SingleReplica
 from muonwire.exchange.digest import check_agreement
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, State, Watch
 from muonwire.stages.chain import Chain, chain
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds, drive
@@ -61,6 +61,9 @@ class ChainOptimizer(torch.optim.Optimizer):
     ChainOptimizer (1 replica)
       group 0: 1 tensor, 4 parameters, lr=0.1, weight_decay=0: momentum(beta=0.95, nesterov=True, form=ema) → polar(auto)
     """
+
+    # Handed to the stages; see Context.
+    watch: Watch | None = None
 
     def __init__(
         self,
@@ -118,6 +121,11 @@ class ChainOptimizer(torch.optim.Optimizer):
         for param in params:
             if param.requires_grad:
                 self.state[param] = members.init(param.detach())
+
+    @property
+    def chains(self) -> list[Chain]:
+        """The groups' chains, in order."""
+        return list(self._chains)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -181,6 +189,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             exchange=self.exchange,
             layouts=[MatrixLayout.parse(layout) for _, layout, _ in chosen],
             names=[name for _, _, name in chosen],
+            watch=self.watch,
         )
         params = [p for p, _, _ in chosen]
         states = [self.state[p] for p in params]

@@ -115,6 +115,10 @@ class LocalSteps(KeepsShared):
         """Whether the weights are the shared ones right now."""
         return all(torch.equal(p, anchor) for p, anchor in self._anchors.items())
 
+    def anchor(self, param: Tensor) -> Tensor:
+        """The shared weight that ``param`` departs from, the same on all replicas."""
+        return self._anchors[param]
+
     @torch.no_grad()
     def synchronize(self) -> None:
         """Exchange the weight change since the last synchronization and move the shared weights.

@@ -19,12 +19,14 @@ from muonwire.report.charts.parts import swatch
 from muonwire.report.charts.rates import loss_by_rate
 from muonwire.report.compare_tables import costs_table, headline_tiles, results_table
 from muonwire.report.findings import findings, headline
+from muonwire.report.hypotheses import hypotheses_section
 from muonwire.report.image import write_png
 from muonwire.report.page import render_page
 from muonwire.report.results import RecipeResult, Results, read_results
 from muonwire.report.setting import ReportSetting
 from muonwire.report.target import find_target
 from muonwire.report.units import count_text, lr_text
+from muonwire.report.why import DEFINITIONS, why_section
 
 PAGE_NAME = "report.html"
 
@@ -66,13 +68,22 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
     tiles = headline_tiles(results, setting=setting, target=target)
     found = findings(results, setting=setting, target=target)
     table = results_table(results, setting=setting, target=target)
+    explained = why_section(results)
     sections = [
         Section(
             title="Findings",
             anchor="findings",
             blocks=(*([tiles] if tiles else []), *([Points(items=found)] if found else []), table),
         ),
-        *_section("Loss", "loss", loss_by_steps(results), loss_by_bytes(results), loss_by_bits(results)),
+        *_section(
+            "Loss",
+            "loss",
+            loss_by_steps(results),
+            loss_by_bytes(results),
+            loss_by_bits(results, named=(setting.reference, setting.subject)),
+        ),
+        *([explained] if explained else []),
+        hypotheses_section(results),
         *_section(
             "Time",
             "time",
@@ -88,7 +99,11 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
             blocks=(Listings(listings=tuple(_listing(r) for r in results.ordered)),),
         ),
         Section(title="Setting", anchor="setting", blocks=_setting_blocks(setting, results=results)),
-        Section(title="Definitions", anchor="definitions", blocks=(_definitions(setting),)),
+        Section(
+            title="Definitions",
+            anchor="definitions",
+            blocks=(_definitions(setting, measures=explained is not None),),
+        ),
     ]
     replicas = "1 replica" if setting.replicas == 1 else f"{setting.replicas} replicas"
     seeds = "1 seed" if len(setting.seeds) == 1 else f"{len(setting.seeds)} seeds"
@@ -167,7 +182,7 @@ def _rates(rates: Sequence[float]) -> str:
     return ", ".join(lr_text(rate) for rate in rates)
 
 
-def _definitions(setting: ReportSetting) -> Terms:
+def _definitions(setting: ReportSetting, *, measures: bool) -> Terms:
     return Terms(
         items=(
             (
@@ -205,5 +220,6 @@ def _definitions(setting: ReportSetting) -> Terms:
                 "A difference counts as borne out if every seed of one recipe ended below every seed of "
                 "another.",
             ),
+            *(DEFINITIONS if measures else ()),
         )
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from markupsafe import Markup
 
-from muonwire.report.results import RecipeResult, Results
+from muonwire.report.results import RecipeResult, Results, told_apart
 from muonwire.report.setting import ReportSetting
 from muonwire.report.target import Reached, Target
 from muonwire.report.units import bytes_text, listing_text, loss_text, lr_text, ratio_text, seconds_text
@@ -27,11 +27,11 @@ def headline(results: Results) -> Markup:
     gap = _gap(second, best)
     if gap == 0:
         return Markup("{} and {} ended at the same loss, {}.").format(_name(best), _name(second), _loss(best))
-    if _told_apart(best, second) is False:
+    if told_apart(best, second) is False:
         return Markup("{} ({}) and {} ({}) ended level: the ranges of their seeds overlap.").format(
             _name(best), _loss(best), _name(second), _loss(second)
         )
-    seeds = ", and every one of its seeds below every one of the other’s" if _told_apart(best, second) else ""
+    seeds = ", and every one of its seeds below every one of the other’s" if told_apart(best, second) else ""
     return Markup("{} ended lowest, at a loss of {}: {} below {} ({}){}.").format(
         _name(best), _loss(best), loss_text(gap), _name(second), _loss(second), seeds
     )
@@ -150,7 +150,7 @@ def _subject(results: Results, *, subject: str | None) -> list[Markup]:
                 _name(result), len(ranking)
             )
         ]
-    level = "; their seeds overlap" if _told_apart(best, result) is False else ""
+    level = "; their seeds overlap" if told_apart(best, result) is False else ""
     sent = ""
     if _sent(result) > 0 and _sent(best) > 0 and _sent(result) != _sent(best):
         less = _sent(result) < _sent(best)
@@ -215,10 +215,3 @@ def _gap(result: RecipeResult, best: RecipeResult) -> float:
 
 def _sent(result: RecipeResult) -> float:
     return result.mean(lambda seed: seed.bytes_sent_per_step)
-
-
-def _told_apart(lower: RecipeResult, higher: RecipeResult) -> bool | None:
-    """Whether every seed of ``lower`` ended below every one of ``higher``; ``None`` with a single seed."""
-    if min(len(lower.losses), len(higher.losses)) < 2:
-        return None
-    return max(lower.losses) < min(higher.losses)

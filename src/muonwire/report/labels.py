@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # Of a 12-pixel sans serif; a little wide rather than a little narrow, as fonts differ.
 _LETTER_WIDTH = 6.7
@@ -38,33 +39,45 @@ class Label:
 
 
 def place_labels(
-    points: Sequence[tuple[float, float, str]], *, width: float, height: float
+    points: Sequence[tuple[float, float, str | None]],
+    *,
+    width: float,
+    height: float,
+    line: Sequence[tuple[float, float]] = (),
 ) -> list[Label | None]:
     """A place for the name of each point, in the order given; the first have the first choice.
 
     Args:
-        points: (x, y, name) in pixels from the upper left corner.
+        points: (x, y, name) in pixels from the upper left corner; one whose name is ``None`` is kept clear and gets no label.
         width: of the plot, in pixels.
         height: of the plot, in pixels.
+        line: corners of a line of horizontal and vertical pieces, which names cross only where there is no other place.
 
     Returns:
-        By point, its label, or ``None`` where no free place is left.
+        By point, its label, or ``None`` where it has no name or no free place is left.
     """
     taken: list[_Box] = [
         (x - _POINT_RADIUS, y - _POINT_RADIUS, x + _POINT_RADIUS, y + _POINT_RADIUS) for x, y, _ in points
     ]
+    pieces = [(min(a[0], b[0]), min(a[1], b[1]), max(a[0], b[0]), max(a[1], b[1])) for a, b in pairwise(line)]
     labels: list[Label | None] = []
     for number, (x, y, name) in enumerate(points):
-        chosen = None
+        if name is None:
+            labels.append(None)
+            continue
+        free = []
         for dx, dy, align in _PLACES:
             box = _box(x + dx, y + dy, align=align, text_width=len(name) * _LETTER_WIDTH)
             inside = box[0] >= 0 and box[2] <= width and box[1] >= 0 and box[3] <= height
             others = (other for place, other in enumerate(taken) if place != number)
             if inside and not any(_overlap(box, other) for other in others):
-                chosen = Label(dx=dx, dy=dy, align=align)
-                taken.append(box)
-                break
-        labels.append(chosen)
+                free.append((any(_overlap(box, piece) for piece in pieces), box, dx, dy, align))
+        if not free:
+            labels.append(None)
+            continue
+        _, box, dx, dy, align = min(free, key=lambda place: place[0])
+        labels.append(Label(dx=dx, dy=dy, align=align))
+        taken.append(box)
     return labels
 
 

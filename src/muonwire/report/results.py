@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from statistics import fmean
 from typing import Any
 
@@ -30,7 +30,8 @@ CURVE_COLUMNS: dict[str, Any] = {
 class SeedResult:
     """One recipe at its chosen rate with one seed; costs are means per replica and optimizer step.
 
-    ``link_s_per_step`` is the modelled time of a step's bytes and messages alone, without computation.
+    ``link_s_per_step`` is the modelled time of a step's bytes and messages alone, without computation. ``diagnostics`` are the
+    run's measures, empty where it took none.
     """
 
     recipe: str
@@ -53,6 +54,7 @@ class SeedResult:
     options: Mapping[str, Any]
     chain: str
     lr_at_grid_edge: bool
+    diagnostics: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,11 @@ class RecipeResult:
         return fmean(self.losses) if self.ranked else None
 
     @property
+    def name(self) -> str:
+        """The recipe without its options."""
+        return self.recipe.partition("(")[0]
+
+    @property
     def first(self) -> SeedResult:
         """The first seed, for what all seeds of a recipe share."""
         return self.seeds[0]
@@ -91,6 +98,16 @@ class RecipeResult:
     def mean(self, value: Callable[[SeedResult], float]) -> float:
         """Mean of ``value`` over the seeds."""
         return fmean(value(seed) for seed in self.seeds)
+
+    @property
+    def bits(self) -> float:
+        """Bits sent per parameter and step."""
+        return self.mean(lambda seed: seed.bits_per_parameter_step)
+
+    def diagnostic(self, measure: str) -> float | None:
+        """Mean of a measure over the seeds that have it."""
+        values = [v for seed in self.seeds if (v := seed.diagnostics.get(measure)) is not None]
+        return fmean(values) if values else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +164,13 @@ class Results:
         )
 
 
+def told_apart(lower: RecipeResult, higher: RecipeResult) -> bool | None:
+    """Whether every seed of ``lower`` ended below every one of ``higher``; ``None`` with a single seed."""
+    if min(len(lower.losses), len(higher.losses)) < 2:
+        return None
+    return max(lower.losses) < min(higher.losses)
+
+
 def read_results(summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame) -> Results:
     """Checks ``summary`` and ``curves`` and joins them.
 
@@ -183,11 +207,11 @@ def read_results(summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame) -> 
 
 
 def _seed_result(row: Mapping[str, Any]) -> SeedResult:
-    names = [field.name for field in fields(SeedResult)]
+    names = [f.name for f in fields(SeedResult) if f.default_factory is MISSING]
     missing = [name for name in names if name not in row]
     if missing:
         raise UsageError(f"read_results: a summary row lacks {missing}; it needs {names}")
-    values = {name: row[name] for name in names}
+    values = {f.name: row[f.name] for f in fields(SeedResult) if f.name in row}
     loss = values["final_eval_loss"]
     finite = loss is not None and math.isfinite(loss)
     values["diverged"] = bool(values["diverged"]) or not finite

@@ -10,8 +10,8 @@ DARK_SERIES = ("#95b8fd", "#cf3119", "#a2fceb", "#a1a222", "#fe76b1", "#0689f5",
 
 # A solid line is one long dash: as many short ones without gaps it takes seconds to rasterize.
 SOLID = (10000, 0)
-DASHES: tuple[tuple[int, ...], ...] = (SOLID, (7, 3), (2, 3), (9, 3, 2, 3))
-SHAPES = ("circle", "square", "triangle-up", "diamond")
+DASHES: tuple[tuple[int, ...], ...] = (SOLID, (7, 3), (2, 3), (9, 3, 2, 3), (14, 3), (2, 2, 2, 5))
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 
 # Parts of a step, readable on both backgrounds.
 PART_COLOURS = {

@@ -81,3 +81,9 @@ def count_text(count: float) -> str:
 def listing_text(names: list[str]) -> str:
     """``a``; ``a and b``; ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def percent_text(share: float) -> str:
+    """``0.0123`` as ``1.2 %``, ``0.41`` as ``41 %``."""
+    percent = 100 * share
+    return f"{percent:.0f}{NBSP}%" if abs(percent) >= 10 else f"{digits_text(percent, digits=2)}{NBSP}%"

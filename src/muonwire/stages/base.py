@@ -6,7 +6,7 @@ update it was given; what it returns may alias its own state.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +18,8 @@ from muonwire.stages.rounds import Reply, Request, Rounds, drive
 
 # Tensors and numbers by name; a chain nests its members' states under their names.
 State = dict[str, Any]
+# Told of a tensor what was to be sent, and what of it the feedback keeps; it changes neither.
+Watch = Callable[[Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Context:
         exchange: the way to the other replicas.
         layouts: how each parameter is seen as matrices, in the order of the parameters.
         names: of the parameters, in the same order, for messages. Default: none are known.
+        watch: told by stages with feedback what they keep of each tensor. Default: nobody watches.
     """
 
     lr: float
@@ -37,6 +40,7 @@ class Context:
     exchange: Exchange
     layouts: Sequence[MatrixLayout]
     names: Sequence[str] = ()
+    watch: Watch | None = None
 
 
 class Stage(ABC):
@@ -55,6 +59,15 @@ class Stage(ABC):
     def talks(self) -> bool:
         """Whether the stage talks to the other replicas."""
         return False
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float | None:
+        """Bytes that each of ``replicas`` sends for these parameters in a step, on average, without the messages' frames.
+
+        None where a stage that talks has no formula.
+        """
+        return None if self.talks else 0.0
 
     @abstractmethod
     def apply(

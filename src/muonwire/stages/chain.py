@@ -6,6 +6,7 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds, drive
 
 
@@ -40,6 +41,18 @@ class Chain(Stage):
     def talks(self) -> bool:
         """Whether any member talks to the other replicas."""
         return any(stage.talks for _, stage in self.members)
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float | None:
+        """What all members send."""
+        total = 0.0
+        for _, stage in self.members:
+            part = stage.estimate_bytes(params, layouts, replicas=replicas)
+            if part is None:
+                return None
+            total += part
+        return total
 
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
 
@@ -44,6 +45,16 @@ class Every(TalkingStage):
         for name in self.shared:
             full.pop(name)
         return {"full": full, "otherwise": otherwise}
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float | None:
+        """One full step in P, the other chain in the others."""
+        full = self.full.estimate_bytes(params, layouts, replicas=replicas)
+        otherwise = self.otherwise.estimate_bytes(params, layouts, replicas=replicas)
+        if full is None or otherwise is None:
+            return None
+        return (full + (self.period - 1) * otherwise) / self.period
 
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context

@@ -16,6 +16,7 @@ from muonwire.errors import PayloadError, UsageError
 from muonwire.exchange.base import Flag
 from muonwire.stages.base import Context, ExchangeStage, State
 from muonwire.stages.feedback import Feedback, NoFeedback
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
 
 
@@ -62,6 +63,12 @@ class Exchange(ExchangeStage):
         kept = self.codec.init(tuple(param.shape))
         return self.feedback.init(param) | ({"codec": kept} if kept else {})
 
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float:
+        """The payload of all tensors, its header included."""
+        return float(self.codec.estimate_bytes(*(tuple(p.shape) for p in params)))
+
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
@@ -76,7 +83,11 @@ class Exchange(ExchangeStage):
             encoded = self.codec.encode_body(
                 signal, seed=round_seed(step=context.step, index=i), state=state.get("codec")
             )
+            # ``signal`` may be the residual itself, from which ``keep`` takes what was sent.
+            whole = signal.clone() if context.watch is not None else signal
             self.feedback.keep(encoded, state)
+            if context.watch is not None and not isinstance(self.feedback, NoFeedback):
+                context.watch(whole, state["residual"] if "residual" in state else whole - encoded.decoded)
             entries.append((tuple(signal.shape), signal.dtype, encoded.body))
         return Request(payload=payloads.pack(str(self.codec), entries))
 

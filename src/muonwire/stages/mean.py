@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from muonwire.stages.base import Context, ExchangeStage, State
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(ExchangeStage):
     """u ← (1/R) Σᵣ uᵣ over the R replicas, summed in rank order, in the updates' own dtype on the wire."""
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float:
+        """Every element in its own dtype."""
+        return float(sum(p.numel() * p.element_size() for p in params))
 
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context

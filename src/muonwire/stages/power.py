@@ -1,5 +1,6 @@
 """Low rank over the replicas: one step of power iteration on the mean of their matrices, in two rounds."""
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from muonwire.errors import UsageError
 from muonwire.polar.orthonormal import householder
 from muonwire.polar.power import initial_state
 from muonwire.stages.base import Context, State, TalkingStage
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request, Rounds
 
 WIRES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -97,6 +99,14 @@ class _Power(TalkingStage):
         dtype = torch.promote_types(param.dtype, torch.float32)
         return {"kept": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
 
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float:
+        """Two factors of each matrix, (m + n) · rank numbers."""
+        shapes = [layout.matrices_shape(tuple(p.shape)) for p, layout in zip(params, layouts, strict=True)]
+        numbers = [math.prod(s[:-2]) * (s[-2] + s[-1]) * self.rank_of(s) for s in shapes]
+        return float(sum(numbers) * WIRES[self.wire].itemsize)
+
     def starts(self, xs: Sequence[Tensor], states: Sequence[State]) -> list[Tensor]:
         """Q of each tensor, the same on every replica."""
         return [
@@ -130,6 +140,8 @@ class PowerSGD(_Power):
         results = []
         for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
             state["kept"] = (x - f.left @ f.own.mT).reshape(update.shape)
+            if context.watch is not None:
+                context.watch(x.reshape(update.shape), state["kept"])
             # A direction that is not reached is tried again from where it was.
             state["start"] = unit_columns(f.right, otherwise=start)
             results.append((f.left @ f.right.mT).reshape(update.shape))
@@ -169,6 +181,9 @@ class Dion(_Power):
         results = []
         for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
             state["kept"] = (x - (1 - self.momentum) * (f.left @ f.own.mT)).reshape(update.shape)
+            if context.watch is not None:
+                # Most of M is kept as momentum; what the factors leave out is what was not sent.
+                context.watch(x, x - f.left @ f.own.mT)
             state["start"] = unit_columns(f.right, otherwise=start)
             results.append((f.left @ unit_columns(f.right, otherwise=0.0).mT).reshape(update.shape))
         return results

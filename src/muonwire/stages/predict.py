@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
 
@@ -35,6 +36,12 @@ class Predicted(TalkingStage):
             "through": self.through.init(param),
             "direction": self.direction.init(param),
         }
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float | None:
+        """What is left is exchanged, and nothing else."""
+        return self.through.estimate_bytes(params, layouts, replicas=replicas)
 
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context

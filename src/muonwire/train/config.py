@@ -25,6 +25,7 @@ class TrainConfig:
         evaluate_every: steps between evaluations; the last step is always evaluated.
         checkpoint_every: steps between checkpoints, the last step always; 0: only when the run is told to stop.
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
+        probes: steps at which Diagnostics measures, at equal distances; it keeps one float32 copy of the hidden matrices. 0: none.
         tensorboard: write TensorBoard events beside metrics.jsonl.
         compile: run the model through torch.compile, which needs a C++ compiler on a CPU; the loss rounds differently.
         task: the text and the model.
@@ -40,6 +41,7 @@ class TrainConfig:
     evaluate_every: int = 50
     checkpoint_every: int = 100
     digest_every: int = 50
+    probes: int = 4
     tensorboard: bool = True
     compile: bool = False
     task: TextSettings = field(default_factory=TextSettings)
@@ -55,7 +57,7 @@ class TrainConfig:
             raise UsageError(
                 f"train: steps is {self.steps} and evaluate_every is {self.evaluate_every}; both are at least 1"
             )
-        for name in ("warmup_steps", "checkpoint_every", "digest_every", "lr_floor", "seed"):
+        for name in ("warmup_steps", "checkpoint_every", "digest_every", "probes", "lr_floor", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train: {name} is {getattr(self, name)}; it must not be negative")
 
@@ -63,7 +65,7 @@ class TrainConfig:
         """What decides the outcome of the run, as JSON has it."""
         settings = asdict(self)
         settings["task"]["text"] = [str(p) for p in self.task.text]
-        for key in ("checkpoint_every", "digest_every", "tensorboard"):
+        for key in ("checkpoint_every", "digest_every", "probes", "tensorboard"):
             del settings[key]
         if not self.compile:
             del settings["compile"]

@@ -18,6 +18,7 @@ from muonwire.optim import LocalSteps, shared_weights
 from muonwire.tasks.base import Task
 from muonwire.train import checkpoint
 from muonwire.train.config import TrainConfig
+from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.metrics import MetricsWriter, finite_or_none
 from muonwire.train.schedule import lr_factor
 
@@ -45,6 +46,7 @@ class RunResult:
         exchange_s_per_step: in exchanges, waiting for the others included (a mean over the steps).
         weights_digest: of the shared weights at the end.
         optimizer: the optimizer's chains, readable, with the peak learning rate.
+        diagnostics: means over the probes, by measure; see ``Diagnostics``.
     """
 
     config: dict[str, Any]
@@ -64,6 +66,7 @@ class RunResult:
     exchange_s_per_step: float
     weights_digest: str
     optimizer: str
+    diagnostics: dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,9 @@ class Trainer:
         self._compute: Any = torch.compile(self.model, dynamic=False) if config.compile else self.model
         name, options = recipes.parse_recipe(config.recipe)
         self.optimizer = recipes.build(name, self.model, lr=config.lr, exchange=exchange, **options)
+        self.diagnostics = Diagnostics(
+            self.model, self.optimizer, exchange, steps=config.steps, probes=config.probes
+        )
         # Taken before the schedule moves the rates.
         self._described = str(self.optimizer)
         self._peak_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
@@ -158,6 +164,7 @@ class Trainer:
         checkpoint.set_random_state(state["random"])
         self._totals = _Totals(**state["totals"])
         self._recent_losses = state["recent_losses"]
+        self.diagnostics.load_state_dict(state.get("diagnostics"), step=step)
         self.step = step
         return True
 
@@ -187,6 +194,7 @@ class Trainer:
                     local_loss=loss,
                     **self._totals_record(),
                     **({} if eval_loss is None else {"eval_loss": eval_loss, "train_loss": train_loss}),
+                    **self.diagnostics.measure(),
                 )
                 if on_progress is not None:
                     on_progress(
@@ -211,6 +219,7 @@ class Trainer:
             "random": checkpoint.random_state(),
             "totals": asdict(self._totals),
             "recent_losses": self._recent_losses,
+            "diagnostics": self.diagnostics.state_dict(),
         }
         return checkpoint.save(
             self.folder,
@@ -251,11 +260,13 @@ class Trainer:
         if not math.isfinite(value):
             self.exchange.requested |= Flag.DIVERGED
         computed_s = time.perf_counter()
+        self.diagnostics.observe(step)
+        observed_s = time.perf_counter()
         self.optimizer.step()
         if step == config.steps and isinstance(self.optimizer, LocalSteps) and step % self.optimizer.interval:
             self.optimizer.synchronize()
         self.optimizer.zero_grad()
-        optimizer_s = time.perf_counter() - computed_s - (self.exchange.meter.training - traffic).wait_s
+        optimizer_s = time.perf_counter() - observed_s - (self.exchange.meter.training - traffic).wait_s
         self.step = step
         if config.digest_every and step % config.digest_every == 0:
             self._check_replicas()
@@ -312,6 +323,7 @@ class Trainer:
             exchange_s_per_step=totals.exchange_s / steps,
             weights_digest=digest,
             optimizer=self._described,
+            diagnostics=self.diagnostics.means(),
         )
         if self.exchange.rank == 0 and finished:
             checkpoint.write_json(self.folder / RESULT, asdict(result))

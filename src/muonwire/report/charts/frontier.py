@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import altair as alt
@@ -17,13 +18,17 @@ from muonwire.report.charts.parts import (
     spec_of,
 )
 from muonwire.report.labels import place_labels
+from muonwire.report.names import short_names
 from muonwire.report.results import RecipeResult, Results
 from muonwire.report.scales import log_domain, log_ticks
 from muonwire.report.units import digits_text, listing_text, loss_text
 
-# Plot widths the names are laid out for, and below which plot width the narrow layout is shown.
-_LAYOUTS = {"wide": 640.0, "narrow": 280.0}
-_NARROW_BELOW = 520
+# Plot widths the names are laid out for, and from which and below which width of the plot each layout is shown.
+_LAYOUTS = ((280.0, 0, 520), (640.0, 520, 900), (960.0, 900, 100_000))
+# Up to as many recipes, all points are named; beyond, those on the frontier and the named ones.
+_MOST_NAMED = 8
+# Dense recipes that a reader measures the others against.
+_LANDMARKS = ("muon", "adamw")
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -40,9 +45,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def loss_by_bits(results: Results) -> Chart | None:
-    """Final loss against bits per parameter and step, or ``None`` if no ranked recipe sent anything."""
-    shown = [r for r in results.ranking if _bits(r) > 0]
+def loss_by_bits(results: Results, *, named: Sequence[str | None] = ()) -> Chart | None:
+    """Final loss against bits per parameter and step, or ``None`` if no ranked recipe sent anything.
+
+    Args:
+        results: the comparison.
+        named: recipes whose points are named even where there are many; dense Muon, AdamW and the frontier always are.
+    """
+    shown = [r for r in results.ranking if r.bits > 0]
     if not shown:
         return None
     notes = []
@@ -59,20 +69,27 @@ def loss_by_bits(results: Results) -> Chart | None:
         notes.append(f"Above the upper edge at {loss_text(high)}: {listing_text(cut)}.")
     if results.num_seeds > 1:
         notes.append("Small points are single seeds, bars their range, large points their mean.")
+    if len(shown) > _MOST_NAMED:
+        notes.append(
+            "Named are the recipes on the line and the references; the others are in the key and under the pointer."
+        )
+    spec = _layers(
+        results,
+        shown=[r for r in shown if _loss(r) <= high],
+        low=low,
+        high=high,
+        named={*named, *_LANDMARKS} if len(shown) > _MOST_NAMED else {r.recipe for r in shown},
+    )
     return Chart(
         name="loss_by_bits",
         title="Final loss by bits per parameter and step",
         how_to_read="Lower and further left is better. The line joins the recipes that no other beats on "
         "both loss and "
         "bits; what lies above it pays more than it needs to.",
-        spec=spec_of(_layers(results, shown=[r for r in shown if _loss(r) <= high], low=low, high=high)),
+        spec=spec_of(spec),
         key=recipe_key(shown),
         notes=tuple(notes),
     )
-
-
-def _bits(recipe: RecipeResult) -> float:
-    return recipe.mean(lambda seed: seed.bits_per_parameter_step)
 
 
 def _loss(recipe: RecipeResult) -> float:
@@ -90,8 +107,10 @@ def _loss_range(shown: Sequence[RecipeResult], *, seeds: Sequence[float]) -> tup
     return low - room, high + room
 
 
-def _layers(results: Results, *, shown: list[RecipeResult], low: float, high: float) -> list[Any]:
-    span = log_domain([_bits(r) for r in shown], margin=0.08)
+def _layers(
+    results: Results, *, shown: list[RecipeResult], low: float, high: float, named: set[str | None]
+) -> list[Any]:
+    span = log_domain([r.bits for r in shown], margin=0.08)
     x = alt.X(
         "bits:Q",
         title="bits sent per parameter and step, logarithmic",
@@ -106,15 +125,22 @@ def _layers(results: Results, *, shown: list[RecipeResult], low: float, high: fl
     tooltip = [
         alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "bits sent", "final loss", "seeds")
     ]
+    shorts = short_names(shown)
     rows = [_row(r) for r in shown]
     best = frontier([(row["bits"], row["loss"]) for row in rows])
+    # In the order in which they choose a place for their names.
+    others = sorted(set(range(len(rows))) - set(best), key=lambda i: (rows[i]["recipe"] not in named, i))
+    texts = [
+        (rows[i], shorts[rows[i]["recipe"]] if i in best or rows[i]["recipe"] in named else None)
+        for i in (*best, *others)
+    ]
     layers: list[Any] = [
         alt.Chart(inline(rows[i] for i in best))
         .mark_line(interpolate="step-after", strokeWidth=1.25, strokeDash=[4, 3], opacity=0.7)
         .encode(x=x, y=y)
     ]
     if results.num_seeds > 1:
-        seeds = [{"recipe": r.recipe, "bits": _bits(r), "loss": loss} for r in shown for loss in r.losses]
+        seeds = [{"recipe": r.recipe, "bits": r.bits, "loss": loss} for r in shown for loss in r.losses]
         layers += [
             alt.Chart(inline(rows))
             .mark_rule(strokeWidth=1.5, opacity=opacity(0.8), clip=True)
@@ -128,28 +154,31 @@ def _layers(results: Results, *, shown: list[RecipeResult], low: float, high: fl
         .mark_point(filled=True, size=130, opacity=opacity(1))
         .encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
     )
-    for layout, width in _LAYOUTS.items():
-        visible = f"width >= {_NARROW_BELOW}" if layout == "wide" else f"width < {_NARROW_BELOW}"
-        layers += _names(rows, width=width, span=span, range_=(low, high), x=x, y=y, visible=visible)
+    for width, least, below in _LAYOUTS:
+        visible = f"width >= {least} && width < {below}"
+        layers += _names(
+            texts, num_best=len(best), width=width, span=span, range_=(low, high), x=x, y=y, visible=visible
+        )
     return layers
 
 
 def _row(recipe: RecipeResult) -> dict[str, Any]:
     return {
         "recipe": recipe.recipe,
-        "bits": _bits(recipe),
+        "bits": recipe.bits,
         "loss": _loss(recipe),
         "low": min(recipe.losses),
         "high": max(recipe.losses),
-        "bits sent": f"{digits_text(_bits(recipe))} per parameter and step",
+        "bits sent": f"{digits_text(recipe.bits)} per parameter and step",
         "final loss": loss_text(_loss(recipe)),
         "seeds": ", ".join(loss_text(loss) for loss in recipe.losses),
     }
 
 
 def _names(
-    rows: list[dict[str, Any]],
+    texts: list[tuple[dict[str, Any], str | None]],
     *,
+    num_best: int,
     width: float,
     span: tuple[float, float],
     range_: tuple[float, float],
@@ -159,40 +188,40 @@ def _names(
 ) -> list[Any]:
     low, high = range_
     decades = math.log(span[1] / span[0])
-    points = [
-        (
+
+    def place(row: dict[str, Any]) -> tuple[float, float]:
+        return (
             width * math.log(row["bits"] / span[0]) / decades,
             CHART_HEIGHT * (high - row["loss"]) / (high - low),
-            row["recipe"],
         )
-        for row in rows
-    ]
+
     layers = []
-    labels = place_labels(points, width=width, height=CHART_HEIGHT)
+    corners = [place(row) for row, _ in texts[:num_best]]
+    line = [corner for a, b in pairwise(corners) for corner in (a, (b[0], a[1]), b)]
+    labels = place_labels(
+        [(*place(row), text) for row, text in texts], width=width, height=CHART_HEIGHT, line=line
+    )
     for align in ("left", "center", "right"):
-        named = [
-            {
-                "recipe": row["recipe"],
-                "bits": row["bits"],
-                "loss": row["loss"],
-                "dx": label.dx,
-                "dy": label.dy,
-            }
-            for row, label in zip(rows, labels, strict=True)
+        placed = [
+            {name: row[name] for name in ("recipe", "bits", "loss")}
+            | {"name": text, "dx": label.dx, "dy": label.dy}
+            for (row, text), label in zip(texts, labels, strict=True)
             if label is not None and label.align == align
         ]
-        if named:
+        if placed:
             layers.append(
-                alt.Chart(inline(named))
+                alt.Chart(inline(placed))
                 .mark_text(
                     align=align,
                     baseline="middle",
+                    # Names of the other layout, unseen, would widen the chart.
+                    clip=True,
                     dx=alt.ExprRef("datum.dx"),
                     dy=alt.ExprRef("datum.dy"),
                     opacity=alt.ExprRef(
                         f"({visible}) && (highlight === '' || datum.recipe === highlight) ? 1 : 0"
                     ),
                 )
-                .encode(x=x, y=y, text="recipe:N")
+                .encode(x=x, y=y, text="name:N")
             )
     return layers

@@ -1,0 +1,65 @@
+"""What a recipe sends by formula is what it sends."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from muonwire import recipes
+from muonwire.exchange import ProcessGroupExchange
+from muonwire.optim import ChainOptimizer, estimate_bytes
+from muonwire.stages import Mean, TalkingStage, chain
+from tests.models import RECIPE_OPTIONS, SmallNet, train
+from tests.replicas import run_replicas
+
+SIZES = {"vocabulary": 32, "width": 64, "hidden": 128}
+FRAME_BYTES = 16
+# Steps after which a recipe's traffic repeats, where it is no interval of local steps.
+PERIODS = {"approach_f": 10}
+
+
+def _sent(names):
+    """Bytes a step, by formula and measured, of each recipe."""
+    found = {}
+    for name in names:
+        exchange = ProcessGroupExchange()
+        model = SmallNet(**SIZES)
+        optimizer = recipes.build(name, model, lr=0.01, exchange=exchange, **RECIPE_OPTIONS.get(name, {}))
+        steps = PERIODS.get(name, getattr(optimizer, "interval", 2))
+        train(model, optimizer, steps, rank=exchange.rank, world_size=2)
+        spent = exchange.meter.training
+        frames = spent.num_messages * FRAME_BYTES
+        found[name] = (estimate_bytes(optimizer, replicas=2), (spent.sent_bytes - frames) / steps)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sent():
+    return run_replicas(_sent, 2, list(recipes.RECIPES))[0]
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_the_formula_is_what_two_replicas_send(name, sent):
+    formula, measured = sent[name]
+    # The lengths of index sets near their entropy, and of payloads joined in one message, are what the formula leaves open.
+    assert formula == pytest.approx(measured, rel=0.04)
+
+
+def test_local_steps_divide_by_their_interval_and_one_replica_sends_nothing():
+    model = SmallNet()
+    every, rarely = (recipes.build("local_muon", model, lr=0.01, interval=h) for h in (1, 10))
+    assert estimate_bytes(every, replicas=2) == pytest.approx(10 * estimate_bytes(rarely, replicas=2))
+    assert estimate_bytes(every, replicas=1) == 0.0
+
+
+def test_a_stage_without_a_formula_leaves_the_whole_open():
+    @dataclass(frozen=True)
+    class Unknown(TalkingStage):
+        def rounds(self, updates, params, states, context):
+            return list(updates)
+            yield
+
+    weight = nn.Parameter(torch.zeros(2, 2))
+    optimizer = ChainOptimizer([weight], chain=chain(Mean(), Unknown()), lr=0.1)
+    assert estimate_bytes(optimizer, replicas=2) is None
