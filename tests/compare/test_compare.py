@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from muonwire.compare import CompareConfig
-from muonwire.compare.runs import pending, run_folder
+from muonwire.compare.runs import Run, pending, run_folder
 from muonwire.compare.summary import summarize
 from muonwire.errors import UsageError
 from muonwire.train.metrics import read_metrics
@@ -129,6 +129,31 @@ def test_the_report_and_the_charts_are_there(finished):
     assert not list(out.glob("runs/*/*/checkpoints"))
 
 
+def test_rates_may_be_tried_in_shorter_runs(tmp_path):
+    args = (
+        "--virtual",
+        "--tune-steps",
+        "3",
+        "--lr-grid",
+        "1e-30",
+        "0.004",
+        "--recipes",
+        "muon",
+        "--seeds",
+        "0",
+        "1",
+    )
+    done = compare(tmp_path, *args)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [(e["lr"], e["seed"], e["steps"]) for e in summary] == [(0.004, 0, 8), (0.004, 1, 8)]
+    assert all(set(e["tuning"]) == {"1e-30", "0.004"} for e in summary)
+    tried = json.loads((run_folder(tmp_path, "muon", 0.004, 0, True) / "result.json").read_text())
+    assert tried["steps"] == 3
+    assert tried["final_eval_loss"] == summary[0]["tuning"]["0.004"]
+    assert len(list(tmp_path.glob("runs/*/*"))) == 2
+
+
 def test_virtual_replicas_reach_the_same_weights_with_the_same_bytes(finished, tmp_path):
     done = compare(tmp_path, "--virtual", "--jobs", "2")
     assert done.returncode == 0, done.stderr
@@ -172,7 +197,7 @@ def test_finished_runs_are_not_repeated_and_lost_ones_are(finished, tmp_path):
     kept = run_folder(out, "adamw", 0.004, 0) / "result.json"
     before = kept.stat().st_mtime_ns
     (run_folder(out, "distro(k=4)", 0.004, 1) / "result.json").unlink()
-    assert pending(comparison(out)) == [("distro(k=4)", 0.004, 1)]
+    assert pending(comparison(out)) == [Run("distro(k=4)", 0.004, 1)]
     first = json.loads((out / "summary.json").read_text())
     done = compare(out)
     assert done.returncode == 0, done.stderr

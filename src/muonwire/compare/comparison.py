@@ -58,7 +58,7 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
             "The replicas of a run took turns on one core (--virtual): times here add up over the replicas; bytes, "
             "losses and times at the link are those of replicas of their own."
         )
-    planned = len(config.recipes) * len(config.seeds)
+    planned = sum(len(config.seeds_of(recipe)) for recipe in config.recipes)
     if len(summary) < planned:
         notes.append(
             f"{planned - len(summary)} of {planned} runs are missing: run the command again to finish them."
@@ -81,7 +81,7 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
         versions={"muonwire": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         notes=notes,
         reference=config.recipes[0],
-        subject=next((r for r in config.recipes if r.startswith("local_muon")), None),
+        subject=next((r for r in config.recipes if r.startswith(("one_bit_muon", "local_muon"))), None),
     )
 
 

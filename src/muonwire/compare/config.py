@@ -14,7 +14,8 @@ class Preset:
     """What a comparison uses where nothing else is given.
 
     Args:
-        recipes, replicas, steps, lr_grid, seeds, link, evaluate_every, model_size, sequence, batch: as in CompareConfig.
+        recipes, finalists, replicas, steps, lr_grid, tune_steps, seeds, link, evaluate_every, model_size, sequence, batch: as in
+            CompareConfig.
     """
 
     recipes: tuple[str, ...]
@@ -27,7 +28,55 @@ class Preset:
     model_size: str
     sequence: int
     batch: int
+    finalists: tuple[str, ...] | None = None
+    tune_steps: int | None = None
 
+
+FINALISTS = (
+    "muon",
+    "one_bit_muon",
+    "one_bit_muon(interval=55, outer_momentum=0.5)",
+    "adamw",
+    "muon(momentum=0.9)",
+    "muloco",
+)
+# Every recipe, and the variants that the hypotheses of source 000 ask for.
+FRONTIER = (
+    *FINALISTS,
+    "local_muon",
+    "distro",
+    "demo",
+    "sparseloco",
+    "diloco",
+    "approach_b",
+    "approach_d",
+    "approach_a",
+    "dion",
+    "sgd",
+    "pre_polar",
+    "approach_c",
+    "approach_e",
+    "approach_f",
+    "approach_f(period=50)",
+    "psyche",
+    "ef14_muon",
+    "ef21_muon",
+    "signmuon",
+    "normuon",
+    "powersgd_muon",
+    "distro_weight_polar",
+    "dion(fraction=1.0)",
+    "dion(fraction=0.5)",
+    "dion(fraction=0.125)",
+    "muon(adam=['mlp'])",
+    "muon(adam=['attn'])",
+    "approach_b(server=True)",
+    "psyche(delayed=True)",
+    "local_adamw",
+    "one_bit_muon(interval=33, outer_momentum=0.5)",
+    "one_bit_muon(interval=4)",
+    "one_bit_muon(interval=1)",
+)
 
 PRESETS = {
     "quick": Preset(
@@ -54,6 +103,20 @@ PRESETS = {
         sequence=64,
         batch=8,
     ),
+    "frontier": Preset(
+        recipes=FRONTIER,
+        finalists=FINALISTS,
+        replicas=4,
+        steps=1500,
+        lr_grid=(0.0035, 0.007, 0.014, 0.028),
+        tune_steps=250,
+        seeds=(0, 1, 2),
+        link="10mbit/50ms",
+        evaluate_every=125,
+        model_size="pico",
+        sequence=64,
+        batch=8,
+    ),
 }
 
 
@@ -65,8 +128,9 @@ class CompareConfig:
     with the first seed; the best rate is then run with the others. What is not given comes from the preset.
 
     Args:
-        preset: "quick" (minutes on two cores) or "full" (hours).
+        preset: "quick" (minutes on two cores), "full" (hours), or "frontier": every recipe, rates tried in short runs.
         recipes: names, or name(option=value, ...).
+        finalists: those of the recipes that are run with all seeds, the others with the first. Default: all of them.
         text: files of your own instead of the King James text.
         tokenizer: "bytes", the path of a tokenizer.json, or a hub name.
         model_size: preset of the model.
@@ -75,6 +139,8 @@ class CompareConfig:
         replicas: processes that train together.
         steps: optimizer steps of each run.
         lr_grid: peak learning rates to try.
+        tune_steps: steps of the runs that try them, when they are to be shorter; the best rate is then run with ``steps`` and
+            all seeds. Default: ``steps``, and the runs that try rates count as results.
         seeds: of start and data; the first also tunes.
         link: rate and latency for the modelled time, such as 10mbit/50ms.
         evaluate_every: steps between evaluations.
@@ -89,6 +155,7 @@ class CompareConfig:
 
     preset: str = "quick"
     recipes: tuple[str, ...] | None = None
+    finalists: tuple[str, ...] | None = None
     text: tuple[Path, ...] = ()
     tokenizer: str = BYTES
     model_size: str | None = None
@@ -97,6 +164,7 @@ class CompareConfig:
     replicas: int | None = None
     steps: int | None = None
     lr_grid: tuple[float, ...] | None = None
+    tune_steps: int | None = None
     seeds: tuple[int, ...] | None = None
     link: str | None = None
     evaluate_every: int | None = None
@@ -120,6 +188,9 @@ class CompareConfig:
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
         preset = PRESETS[self.preset]
         filled = {f.name: getattr(preset, f.name) for f in fields(preset) if given[f.name] is None}
+        if self.recipes is not None and self.finalists is None:
+            # The preset's finalists belong to its own recipes.
+            filled["finalists"] = None
         return Comparison(**{**given, **filled})
 
 
@@ -132,6 +203,7 @@ class Comparison:
     """
 
     recipes: tuple[str, ...]
+    finalists: tuple[str, ...] | None
     text: tuple[Path, ...]
     tokenizer: str
     model_size: str
@@ -140,6 +212,7 @@ class Comparison:
     replicas: int
     steps: int
     lr_grid: tuple[float, ...]
+    tune_steps: int | None
     seeds: tuple[int, ...]
     link: str
     evaluate_every: int
@@ -155,8 +228,17 @@ class Comparison:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"compare: {name} is {values}; give at least one, each once")
+        strangers = [r for r in self.finalists or () if r not in self.recipes]
+        if strangers:
+            raise UsageError(
+                f"compare: finalists {', '.join(strangers)} are not among the recipes, {', '.join(self.recipes)}"
+            )
         if self.replicas < 1:
             raise UsageError(f"compare: replicas is {self.replicas}; at least 1 is needed")
+        if self.tune_steps is not None and not 1 <= self.tune_steps <= self.steps:
+            raise UsageError(
+                f"compare: tune_steps is {self.tune_steps}; it must lie between 1 and steps, {self.steps}"
+            )
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"compare: jobs is {self.jobs}; at least 1 is needed")
         Link.parse(self.link)
@@ -175,17 +257,22 @@ class Comparison:
             batch=self.batch,
         )
 
-    def run_config(self, recipe: str, lr: float, seed: int) -> TrainConfig:
-        """The settings of one run."""
+    def seeds_of(self, recipe: str) -> tuple[int, ...]:
+        """The seeds that ``recipe`` is run with at its best rate."""
+        return self.seeds if self.finalists is None or recipe in self.finalists else self.seeds[:1]
+
+    def run_config(self, recipe: str, lr: float, seed: int, *, tuning: bool = False) -> TrainConfig:
+        """The settings of one run, which may be one of those that only try a rate."""
+        steps = self.tune_steps if tuning and self.tune_steps else self.steps
         return TrainConfig(
             recipe=recipe,
             lr=lr,
             seed=seed,
-            steps=self.steps,
-            warmup_steps=max(self.steps // 20, 1),
+            steps=steps,
+            warmup_steps=max(steps // 20, 1),
             evaluate_every=self.evaluate_every,
             checkpoint_every=250,
-            digest_every=max(self.steps // 4, 1),
+            digest_every=max(steps // 4, 1),
             tensorboard=False,
             compile=self.compile,
             task=self.task,

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from muonwire.compare.config import Comparison
 from muonwire.errors import StoppedError, UsageError
@@ -20,15 +20,29 @@ from muonwire.train.progress import progress_bar
 from muonwire.train.single import CONFIG
 
 Result = dict[str, Any]
-Run = tuple[str, float, int]  # recipe, learning rate, seed
 
 
-def run_folder(out: Path, recipe: str, lr: float, seed: int) -> Path:
+class Run(NamedTuple):
+    """One run of a comparison; ``tuning`` where it only tries a rate, with fewer steps."""
+
+    recipe: str
+    lr: float
+    seed: int
+    tuning: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.recipe} lr={self.lr:g} seed={self.seed}{' (tuning)' * self.tuning}"
+
+
+Find = Callable[[Run], Result | None]
+
+
+def run_folder(out: Path, recipe: str, lr: float, seed: int, tuning: bool = False) -> Path:
     """Where a run lives: readable, and distinct for recipes that differ in their options only."""
     slug = re.sub(r"[^\w.=-]+", "_", recipe).strip("_")[:60]
     if slug != recipe:
         slug += "-" + hashlib.blake2b(recipe.encode(), digest_size=3).hexdigest()
-    return out / "runs" / slug / f"lr={lr:g},seed={seed}"
+    return out / ("tuning" if tuning else "runs") / slug / f"lr={lr:g},seed={seed}"
 
 
 def read_result(folder: Path, config: TrainConfig, *, replicas: int) -> Result | None:
@@ -44,48 +58,50 @@ def read_result(folder: Path, config: TrainConfig, *, replicas: int) -> Result |
     return result if same and result.get("finished") else None
 
 
-def best_lr(
-    config: Comparison, recipe: str, find: Callable[[str, float, int], Result | None]
-) -> float | None:
+def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, float]:
+    """Final evaluation loss with the first seed by rate, of the runs that tried the grid and did not diverge."""
+    tried = [Run(recipe, lr, config.seeds[0], bool(config.tune_steps)) for lr in config.lr_grid]
+    results = [(run.lr, find(run)) for run in tried]
+    return {
+        lr: result["final_eval_loss"]
+        for lr, result in results
+        if result is not None and result["final_eval_loss"] is not None
+    }
+
+
+def best_lr(config: Comparison, recipe: str, find: Find) -> float | None:
     """The rate of the lowest final evaluation loss with the first seed; None where no run reached one."""
-    scored = [
-        (result["final_eval_loss"], lr)
-        for lr in config.lr_grid
-        if (result := find(recipe, lr, config.seeds[0])) is not None and result["final_eval_loss"] is not None
-    ]
-    return min(scored)[1] if scored else None
+    losses = tuning_losses(config, recipe, find)
+    return min(losses, key=lambda lr: (losses[lr], lr)) if losses else None
 
 
-def find_result(config: Comparison) -> Callable[[str, float, int], Result | None]:
+def find_result(config: Comparison) -> Find:
     """A look-up of finished runs."""
 
-    def find(recipe: str, lr: float, seed: int) -> Result | None:
-        return read_result(
-            run_folder(config.out, recipe, lr, seed),
-            config.run_config(recipe, lr, seed),
-            replicas=config.replicas,
-        )
+    def find(run: Run) -> Result | None:
+        settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
+        return read_result(run_folder(config.out, *run), settings, replicas=config.replicas)
 
     return find
 
 
 def pending(config: Comparison) -> list[Run]:
-    """What is left to run now: the grid with the first seed, then the best rates with the other seeds."""
+    """What is left to run: for each recipe its grid with the first seed or, once that is done, its best rate with the others."""
     find = find_result(config)
-    grid = [(r, lr, config.seeds[0]) for r in config.recipes for lr in config.lr_grid]
-    left = [run for run in grid if find(*run) is None]
-    if left:
-        return left
-    chosen = [(recipe, best_lr(config, recipe, find)) for recipe in config.recipes]
-    rest = [(r, lr, seed) for r, lr in chosen if lr is not None for seed in config.seeds[1:]]
-    return [run for run in rest if find(*run) is None]
+    left: list[Run] = []
+    for recipe in config.recipes:
+        tried = [Run(recipe, lr, config.seeds[0], bool(config.tune_steps)) for lr in config.lr_grid]
+        untried = [run for run in tried if find(run) is None]
+        best = None if untried else best_lr(config, recipe, find)
+        chosen = [] if best is None else [Run(recipe, best, seed) for seed in config.seeds_of(recipe)]
+        left += untried + [run for run in chosen if find(run) is None]
+    return left
 
 
 def prepare_run(config: Comparison, run: Run, task: TextTask, exchange: Exchange) -> Trainer:
     """The trainer of one run on one of the replicas, where it was cut off or at the start."""
-    recipe, lr, seed = run
-    settings = config.run_config(recipe, lr, seed)
-    folder = run_folder(config.out, recipe, lr, seed)
+    settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
+    folder = run_folder(config.out, *run)
     trainer = Trainer(settings, task, exchange, folder)
     try:
         trainer.resume()
@@ -104,15 +120,7 @@ def finish_run(run: Run, trainer: Trainer, result: RunResult) -> None:
         return
     shutil.rmtree(trainer.folder / "checkpoints", ignore_errors=True)
     loss = "diverged" if result.final_eval_loss is None else f"evaluation loss {result.final_eval_loss:.4f}"
-    print(
-        f"{label(run)}: {loss}, {result.bits_per_parameter_step:.3g} bit per parameter and step", flush=True
-    )
-
-
-def label(run: Run) -> str:
-    """How messages name a run."""
-    recipe, lr, seed = run
-    return f"{recipe} lr={lr:g} seed={seed}"
+    print(f"{run}: {loss}, {result.bits_per_parameter_step:.3g} bit per parameter and step", flush=True)
 
 
 def stopped(config: Comparison) -> StoppedError:
@@ -131,7 +139,7 @@ def worker(config: Comparison) -> None:
                 first = trainer.exchange.rank == 0
                 with (
                     on_stop_signal(trainer.request_stop),
-                    progress_bar(label(run), enabled=first, lines=False) as show,
+                    progress_bar(str(run), enabled=first, lines=False) as show,
                 ):
                     result = trainer.run(show)
                 finish_run(run, trainer, result)

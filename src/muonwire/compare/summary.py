@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from muonwire.compare.config import Comparison
-from muonwire.compare.runs import Result, best_lr, find_result, run_folder
+from muonwire.compare.runs import Result, Run, best_lr, find_result, run_folder, tuning_losses
 from muonwire.exchange import Link
 from muonwire.recipes import parse_recipe
 from muonwire.report import CURVE_COLUMNS
@@ -19,10 +19,11 @@ def summarize(config: Comparison) -> list[dict[str, Any]]:
     for recipe in config.recipes:
         lr = best_lr(config, recipe, find)
         shown = lr if lr is not None else min(config.lr_grid)
-        for seed in config.seeds:
-            result = find(recipe, shown, seed)
+        tuning = tuning_losses(config, recipe, find)
+        for seed in config.seeds_of(recipe):
+            result = find(Run(recipe, shown, seed)) or find(Run(recipe, shown, seed, lr is None))
             if result is not None:
-                entries.append(_entry(recipe, seed, shown, result, link, config))
+                entries.append(_entry(recipe, seed, shown, result, link, config) | {"tuning": tuning})
     return entries
 
 
@@ -72,9 +73,9 @@ def curves(config: Comparison) -> pl.DataFrame:
     rows = []
     for recipe in config.recipes:
         best = best_lr(config, recipe, find)
-        for seed in config.seeds:
+        for seed in config.seeds_of(recipe):
             for lr in config.lr_grid:
-                result = find(recipe, lr, seed)
+                result = find(Run(recipe, lr, seed))
                 if result is None:
                     continue
                 compute_s = result["compute_s_per_step"] + result["optimizer_s_per_step"]

@@ -4,11 +4,11 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from muonwire.compare.config import Comparison
-from muonwire.compare.runs import Run, finish_run, label, pending, prepare_run, stopped
+from muonwire.compare.runs import Run, finish_run, pending, prepare_run, stopped
 from muonwire.errors import ExchangeError
 from muonwire.exchange import Exchange, run_threads
 from muonwire.tasks.text import TextTask
@@ -55,21 +55,26 @@ def run_virtual(config: Comparison) -> None:
 
     jobs = config.jobs or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
+    running: dict[Future[bool], Run] = {}
     with ProcessPoolExecutor(jobs, mp_context=context) as pool, on_stop_signal(stop):
-        while runs := pending(config):
-            running = {pool.submit(_one_run, config, run): run for run in runs}
-            try:
-                for future in as_completed(running):
-                    if not future.result() or stopping:
-                        raise stopped(config)
-            except BrokenProcessPool as error:
-                if stopping:
-                    raise stopped(config) from error
-                unfinished = [label(run) for future, run in running.items() if not future.done()]
-                raise ExchangeError(
-                    f"compare: a process was ended from outside, with {len(unfinished)} runs to go; "
-                    "the same command goes on where they were"
-                ) from error
-            finally:
-                for future in running:
-                    future.cancel()
+        while True:
+            # What is left grows as rates are found, so that a recipe is done before the next one begins.
+            left = [run for run in pending(config) if run not in running.values()]
+            for run in left[: jobs - len(running)]:
+                running[pool.submit(_one_run, config, run)] = run
+            if not running:
+                return
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                try:
+                    finished = future.result()
+                except BrokenProcessPool as error:
+                    if stopping:
+                        raise stopped(config) from error
+                    raise ExchangeError(
+                        f"compare: the process of {run} was ended from outside; the same command goes on where it was"
+                    ) from error
+                if stopping or not finished:
+                    stop()
+                    raise stopped(config)

@@ -24,6 +24,7 @@ from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
 from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
 from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
 from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
+from muonwire.recipes.one_bit import ONE_BIT_MUON
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -31,6 +32,7 @@ RECIPES: dict[str, Recipe] = {
         ADAMW,
         MUON,
         DISTRO,
+        ONE_BIT_MUON,
         LOCAL_MUON,
         LOCAL_ADAMW,
         DEMO,
