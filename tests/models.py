@@ -6,6 +6,7 @@ from torch import nn
 # Options that a recipe needs to fit this net's names, and the few steps that tests take.
 RECIPE_OPTIONS = {
     "approach_d": {"dense": ["up"]},
+    "one_bit_muon": {"interval": 3},
     "muloco": {"interval": 3},
     "diloco": {"interval": 3},
     "sparseloco": {"interval": 3},

@@ -103,7 +103,7 @@ def test_what_is_no_recipe_says_how_to_write_one(text):
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("lion", {}, "allowed are adamw, muon, distro, local_muon"),
+        ("lion", {}, "allowed are adamw, muon, distro, one_bit_muon"),
         ("approach_d", {"dense": ["nothing"]}, "matches no hidden matrix; the names are"),
         ("approach_f", {"period": 0}, "at least 1 step"),
         ("distro_weight_polar", {"strength": 0.0}, r"strength in \(0, 1\]"),

@@ -108,7 +108,7 @@ PRESETS = {
         finalists=FINALISTS,
         replicas=4,
         steps=1500,
-        lr_grid=(0.0035, 0.007, 0.014, 0.028),
+        lr_grid=(0.00175, 0.0035, 0.007, 0.014, 0.028),
         tune_steps=250,
         seeds=(0, 1, 2),
         link="10mbit/50ms",
@@ -133,14 +133,15 @@ class CompareConfig:
         finalists: those of the recipes that are run with all seeds, the others with the first. Default: all of them.
         text: files of your own instead of the King James text.
         tokenizer: "bytes", the path of a tokenizer.json, or a hub name.
+        own_text: each replica draws from its own part of the training text instead of all of it.
         model_size: preset of the model.
         sequence: tokens a sequence.
         batch: sequences a replica and step.
         replicas: processes that train together.
         steps: optimizer steps of each run.
         lr_grid: peak learning rates to try.
-        tune_steps: steps of the runs that try them, when they are to be shorter; the best rate is then run with ``steps`` and
-            all seeds. Default: ``steps``, and the runs that try rates count as results.
+        tune_steps: steps of short runs that try the grid first; the best rate and the next lower one, since longer runs want
+            lower rates, are then run in full, and the better of them with all seeds. Default: the whole grid is run in full.
         seeds: of start and data; the first also tunes.
         link: rate and latency for the modelled time, such as 10mbit/50ms.
         evaluate_every: steps between evaluations.
@@ -158,6 +159,7 @@ class CompareConfig:
     finalists: tuple[str, ...] | None = None
     text: tuple[Path, ...] = ()
     tokenizer: str = BYTES
+    own_text: bool = False
     model_size: str | None = None
     sequence: int | None = None
     batch: int | None = None
@@ -206,6 +208,7 @@ class Comparison:
     finalists: tuple[str, ...] | None
     text: tuple[Path, ...]
     tokenizer: str
+    own_text: bool
     model_size: str
     sequence: int
     batch: int
@@ -252,6 +255,7 @@ class Comparison:
         return TextSettings(
             text=self.text,
             tokenizer=self.tokenizer,
+            own_text=self.own_text,
             model_size=self.model_size,
             sequence=self.sequence,
             batch=self.batch,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,10 +58,9 @@ def read_result(folder: Path, config: TrainConfig, *, replicas: int) -> Result |
     return result if same and result.get("finished") else None
 
 
-def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, float]:
-    """Final evaluation loss with the first seed by rate, of the runs that tried the grid and did not diverge."""
-    tried = [Run(recipe, lr, config.seeds[0], bool(config.tune_steps)) for lr in config.lr_grid]
-    results = [(run.lr, find(run)) for run in tried]
+def _losses(find: Find, runs: Sequence[Run]) -> dict[float, float]:
+    """Final evaluation loss by rate, of the runs that are done and did not diverge."""
+    results = [(run.lr, find(run)) for run in runs]
     return {
         lr: result["final_eval_loss"]
         for lr, result in results
@@ -69,9 +68,34 @@ def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, fl
     }
 
 
-def best_lr(config: Comparison, recipe: str, find: Find) -> float | None:
-    """The rate of the lowest final evaluation loss with the first seed; None where no run reached one."""
+def short_runs(config: Comparison, recipe: str) -> list[Run]:
+    """The runs that only try a rate; none where rates are tried in full."""
+    return [Run(recipe, lr, config.seeds[0], True) for lr in config.lr_grid] if config.tune_steps else []
+
+
+def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, float]:
+    """Final evaluation loss by rate, of the short runs that are done and did not diverge."""
+    return _losses(find, short_runs(config, recipe))
+
+
+def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
+    """Rates to run in full with the first seed: the grid, or what the short runs leave of it.
+
+    They leave the best rate and the next lower one, because longer runs want lower rates.
+    """
+    if not config.tune_steps:
+        return list(config.lr_grid)
     losses = tuning_losses(config, recipe, find)
+    if not losses:
+        return []
+    best = min(losses, key=lambda lr: (losses[lr], lr))
+    return [best, *sorted(lr for lr in config.lr_grid if lr < best)[-1:]]
+
+
+def best_lr(config: Comparison, recipe: str, find: Find) -> float | None:
+    """The rate of the lowest final evaluation loss in full with the first seed; None where no run reached one."""
+    chosen = candidates(config, recipe, find)
+    losses = _losses(find, [Run(recipe, lr, config.seeds[0]) for lr in chosen])
     return min(losses, key=lambda lr: (losses[lr], lr)) if losses else None
 
 
@@ -86,15 +110,19 @@ def find_result(config: Comparison) -> Find:
 
 
 def pending(config: Comparison) -> list[Run]:
-    """What is left to run: for each recipe its grid with the first seed or, once that is done, its best rate with the others."""
+    """What is left to run, recipe by recipe: the rates, shortly or in full, then the best one with the other seeds."""
     find = find_result(config)
     left: list[Run] = []
     for recipe in config.recipes:
-        tried = [Run(recipe, lr, config.seeds[0], bool(config.tune_steps)) for lr in config.lr_grid]
-        untried = [run for run in tried if find(run) is None]
-        best = None if untried else best_lr(config, recipe, find)
-        chosen = [] if best is None else [Run(recipe, best, seed) for seed in config.seeds_of(recipe)]
-        left += untried + [run for run in chosen if find(run) is None]
+        missing = [run for run in short_runs(config, recipe) if find(run) is None]
+        if not missing:
+            tried = [Run(recipe, lr, config.seeds[0]) for lr in candidates(config, recipe, find)]
+            missing = [run for run in tried if find(run) is None]
+        best = None if missing else best_lr(config, recipe, find)
+        if best is not None:
+            seeds = [Run(recipe, best, seed) for seed in config.seeds_of(recipe)]
+            missing = [run for run in seeds if find(run) is None]
+        left += missing
     return left
 
 

@@ -34,6 +34,7 @@ class TextSettings:
         sequence: tokens a sequence.
         batch: sequences a replica and step.
         evaluation_sequences: sequences of the validation text that are evaluated, spread evenly over it.
+        own_text: each replica draws from its own part of the training text, such as its own books, instead of all of it.
     """
 
     text: tuple[Path, ...] = ()
@@ -42,6 +43,7 @@ class TextSettings:
     sequence: int = 64
     batch: int = 4
     evaluation_sequences: int = 128
+    own_text: bool = False
 
     def __post_init__(self) -> None:
         if self.model_size not in MODEL_SIZES:
@@ -148,6 +150,7 @@ class TextTask(Task):
             "sequence": settings.sequence,
             "batch": settings.batch,
             "evaluation_sequences": settings.evaluation_sequences,
+            **({"own_text": True} if settings.own_text else {}),
         }
 
     @property
@@ -162,11 +165,21 @@ class TextTask(Task):
         )
 
     def batch(self, *, seed: int, step: int, rank: int, world_size: int) -> Batch:
-        """See Task.batch."""
+        """See Task.batch.
+
+        Raises:
+            UsageError: with ``own_text``, a replica's part is shorter than a sequence.
+        """
         size, length = self.settings.batch, self.settings.sequence
-        starts = torch.randint(
-            len(self.train_tokens) - length, (size * world_size,), generator=step_generator(seed, step)
-        )[rank * size : (rank + 1) * size]
+        num_parts = world_size if self.settings.own_text else 1
+        part = len(self.train_tokens) // num_parts
+        if part <= length:
+            raise UsageError(
+                f"text: {len(self.train_tokens)} tokens to train on in {num_parts} parts of {part} are too few for sequences of "
+                f"{length}; give a longer text, fewer replicas, or leave out own_text"
+            )
+        starts = torch.randint(part - length, (size * world_size,), generator=step_generator(seed, step))
+        starts = starts[rank * size : (rank + 1) * size] + rank % num_parts * part
         return {"tokens": self._windows(self.train_tokens, starts)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -65,6 +65,8 @@ class TrainConfig:
         """What decides the outcome of the run, as JSON has it."""
         settings = asdict(self)
         settings["task"]["text"] = [str(p) for p in self.task.text]
+        if not self.task.own_text:
+            del settings["task"]["own_text"]
         for key in ("checkpoint_every", "digest_every", "probes", "tensorboard"):
             del settings[key]
         if not self.compile:

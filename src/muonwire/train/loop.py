@@ -17,6 +17,7 @@ from muonwire.exchange import Exchange, Flag, Traffic, check_replicas
 from muonwire.optim import LocalSteps, shared_weights
 from muonwire.tasks.base import Task
 from muonwire.train import checkpoint
+from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.metrics import MetricsWriter, finite_or_none
@@ -127,7 +128,7 @@ class Trainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: nn.Module = task.build_model(seed=config.seed).to(self.device)
         # Compiled, a module is still called as the module is.
-        self._compute: Any = torch.compile(self.model, dynamic=False) if config.compile else self.model
+        self._compute: Any = compiled(self.model, self.device) if config.compile else self.model
         name, options = recipes.parse_recipe(config.recipe)
         self.optimizer = recipes.build(name, self.model, lr=config.lr, exchange=exchange, **options)
         self.diagnostics = Diagnostics(
