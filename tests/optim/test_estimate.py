@@ -8,7 +8,8 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.exchange import ProcessGroupExchange
-from muonwire.optim import ChainOptimizer, estimate_bytes
+from muonwire.optim import ChainOptimizer
+from muonwire.optim.estimate import estimate_bytes
 from muonwire.stages import Mean, TalkingStage, chain
 from tests.models import RECIPE_OPTIONS, SmallNet, train
 from tests.replicas import run_replicas

@@ -32,9 +32,9 @@ def answer(ask, endings, **options):
             "approach_b (3.400, 0.100 bit) ended lower than approach_d (3.500, 8.00 bit) and sent no more.",
         ),
         (
-            {"approach_d": (3.3, 0.1), "approach_b": (3.4, 0.1), "powersgd_muon": (3.6, 4.0)},
+            {"approach_d": (3.3, 0.1), "approach_b": (3.4, 0.1), "approach_e": (3.6, 4.0)},
             "Confirmed",
-            "approach_d (3.300, 0.100 bit) ended lower than approach_b (3.400, 0.100 bit) and powersgd_muon",
+            "approach_d (3.300, 0.100 bit) ended lower than approach_b (3.400, 0.100 bit) and approach_e",
         ),
         (
             {"approach_d": (3.3, 8.0), "approach_b": (3.4, 0.1), "powersgd_muon": (3.2, 16.0)},
@@ -48,7 +48,9 @@ def test_the_most_promising_approach(endings, verdict, says):
     found, text, table = answer(most_promising, endings)
     assert found == verdict
     assert text.startswith(says)
-    assert "Missing here: approach_c" in text or "approach_c" in text
+    present = {"powersgd_muon" if name == "approach_e" else name for name in endings}
+    for name in ("approach_a", "approach_b", "approach_c", "powersgd_muon", "approach_f"):
+        assert (f'"{name}"' in text.partition("Missing here: ")[2]) == (name not in present)
     assert len(table.rows) == len(endings)
 
 

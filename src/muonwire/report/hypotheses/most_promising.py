@@ -21,13 +21,14 @@ from muonwire.report.hypotheses.answer import (
 from muonwire.report.results import RecipeResult, Results
 from muonwire.report.units import digits_text
 
-# The recipe of each approach of the source.
+# The recipes of the source's approaches; E has two, of which the first is named where both are missing.
 APPROACHES = {
     "approach_a": "A",
     "approach_b": "B",
     "approach_c": "C",
     "approach_d": "D",
     "powersgd_muon": "E",
+    "approach_e": "E",
     "approach_f": "F",
 }
 
@@ -39,7 +40,9 @@ def most_promising(results: Results) -> Answer:
     hybrids = [r for r in entries if APPROACHES[r.name] == "D"]
     others = [r for r in entries if APPROACHES[r.name] != "D"]
     diverged = {r.name for r in results.recipes if not r.ranked}
-    absent = [n for n in APPROACHES if n not in {r.name for r in entries}]
+    present = {APPROACHES[r.name] for r in entries}
+    first_names = {letter: name for name, letter in reversed(APPROACHES.items())}
+    absent = [first_names[letter] for letter in sorted(first_names) if letter not in present]
     if not hybrids or not others:
         return Answer(name=name, claim=claim, verdict=MISSING, text=missing_text(absent, diverged))
     beaten_by = {r.recipe: [o for o in entries if beats(o, r)] for r in entries}
