@@ -36,7 +36,8 @@ docs: setup
 	$(BIN)/python docs/generate.py
 
 evidence: setup
-	$(BIN)/muonwire compare --preset full --out runs/full
+	$(BIN)/muonwire compare --preset frontier --virtual --compile --out runs/frontier
+	cp runs/frontier/summary.json evidence/frontier.json
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -32,7 +32,7 @@ Llama of {num_parameters:,} parameters with {replicas} replicas and the defaults
 Measured: on the wire, in the comparison kept in `evidence/frontier.json`; a dash where it has no run with the defaults, or a
 stage no formula.
 """
-MARKS = re.compile(r"(<!-- demo table: .*? -->\n).*?(<!-- end of demo table -->)", re.DOTALL)
+MARKS = r"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)"
 
 
 def cli_page() -> str:
@@ -156,13 +156,50 @@ def demo_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def frontier_table() -> str:
+    """The recipes of the frontier's evidence by their loss, dense Muon's first seed's rate and all."""
+    entries = json.loads(FRONTIER.read_text())
+    by_recipe: dict[str, list[Any]] = {}
+    for e in entries:
+        by_recipe.setdefault(e["recipe"], []).append(e)
+    reference = fmean(e["final_eval_loss"] for e in by_recipe["muon"])
+    rows = [
+        "| recipe | evaluation loss | seeds' range | against dense Muon | bit per parameter and step | rate | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    finished = {name: runs for name, runs in by_recipe.items() if not any(e["diverged"] for e in runs)}
+    for name, runs in sorted(finished.items(), key=lambda item: fmean(e["final_eval_loss"] for e in item[1])):
+        losses = [e["final_eval_loss"] for e in runs]
+        spread = f"{min(losses):.4f} to {max(losses):.4f}" if len(losses) > 1 else "—"
+        bits = fmean(e["bits_per_parameter_step"] for e in runs)
+        rows.append(
+            f"| `{name}` | {fmean(losses):.4f} | {spread} | {100 * (fmean(losses) / reference - 1):+.2f} % | {bits:.3g} | "
+            f"{runs[0]['lr']:g}{'*' * runs[0]['lr_at_grid_edge']} | {len(runs)} |"
+        )
+    rows += [f"| `{name}` | diverged | | | | | |" for name in by_recipe if name not in finished]
+    return "\n".join(rows) + "\n"
+
+
+def with_tables(path: Path) -> str:
+    """The page with its marked tables made anew; one whose evidence is not recorded stays as it is."""
+    text = path.read_text()
+    for name, source, table in (
+        ("demo table", SUMMARY, demo_table),
+        ("frontier table", FRONTIER, frontier_table),
+    ):
+        pattern = re.compile(MARKS.format(name=name), re.DOTALL)
+        if source.exists() and pattern.search(text):
+            made = table()
+            text = pattern.sub(lambda m, made=made: m[1] + made + m[2], text)
+    return text
+
+
 def pages() -> dict[Path, str]:
     """What each generated file should hold."""
-    readme = (ROOT / "README.md").read_text()
     return {
         ROOT / "docs" / "cli.md": cli_page(),
         ROOT / "docs" / "recipes.md": recipes_page(),
-        ROOT / "README.md": MARKS.sub(lambda m: m[1] + demo_table() + m[2], readme),
+        **{path: with_tables(path) for path in (ROOT / "README.md", ROOT / "docs" / "one_bit_muon.md")},
     }
 
 

@@ -32,6 +32,21 @@ def test_the_replicas_batches_are_the_joined_batch(kjv):
     assert not torch.equal(parts[0], kjv.batch(seed=2, step=5, rank=0, world_size=4)["tokens"])
 
 
+def test_replicas_with_a_text_of_their_own_never_see_the_others():
+    task = TextTask(TextSettings(sequence=16, batch=8, own_text=True))
+    part = len(task.train_tokens) // 4
+    windows = task.train_tokens.unfold(0, 17, 1)
+    for rank in range(4):
+        own = windows[rank * part : (rank + 1) * part - 16]
+        for step in (1, 2):
+            tokens = task.batch(seed=0, step=step, rank=rank, world_size=4)["tokens"]
+            for row in tokens:
+                assert (own == row).all(dim=1).any()
+    shared = TextTask(TextSettings(sequence=16, batch=8)).batch(seed=0, step=1, rank=0, world_size=1)
+    alone = task.batch(seed=0, step=1, rank=0, world_size=1)
+    assert torch.equal(alone["tokens"], shared["tokens"])
+
+
 def test_evaluation_is_split_over_the_replicas_without_overlap(kjv):
     model = kjv.build_model(seed=0)
     whole, terms = kjv.evaluate(model, rank=0, world_size=1)

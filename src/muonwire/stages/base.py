@@ -5,6 +5,7 @@ the gradients; what the last one returns, times the learning rate, is subtracted
 update it was given; what it returns may alias its own state.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -49,7 +50,9 @@ class Stage(ABC):
     @property
     def name(self) -> str:
         """How a chain names this member by default: the class's name in snake case."""
-        return "".join("_" + c.lower() if c.isupper() else c for c in type(self).__name__).lstrip("_")
+        # A run of capitals is one word: PowerSGD is power_sgd.
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__)
+        return words.lower().lstrip("_")
 
     def init(self, param: Tensor) -> State:
         """The state of one parameter before its first step."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
 
@@ -28,6 +29,12 @@ class Delayed(TalkingStage):
         """The result that waits, zero, and the state of the stage."""
         waiting = torch.zeros_like(param, memory_format=torch.preserve_format)
         return {"waiting": waiting, "through": self.through.init(param)}
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float | None:
+        """Those of ``through``."""
+        return self.through.estimate_bytes(params, layouts, replicas=replicas)
 
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from muonwire.errors import PayloadError, UsageError
 from muonwire.exchange.base import Flag
 from muonwire.stages.base import Context, ExchangeStage, Stage, State
 from muonwire.stages.exchange import round_seed
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
 
 
@@ -47,6 +49,14 @@ class Serve(ExchangeStage):
     def init(self, param: Tensor) -> State:
         """The stage's."""
         return self.stage.init(param)
+
+    def estimate_bytes(
+        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+    ) -> float:
+        """Each tensor once, over the replicas on average; those that own none still send an empty payload."""
+        shapes = [tuple(p.shape) for p in params]
+        by_rank = [self._owned(rank, len(shapes), replicas) for rank in range(replicas)]
+        return fmean(self.codec.estimate_bytes(*(shapes[i] for i in owned)) for owned in by_rank)
 
     def _owned(self, rank: int, count: int, world_size: int) -> range:
         """The tensors of ``rank``."""
