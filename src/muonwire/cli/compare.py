@@ -9,7 +9,8 @@ from muonwire.compare import CompareConfig, compare
 
 EXAMPLES = (
     "muonwire compare --preset quick --out runs/demo",
-    "muonwire compare --recipes muon 'local_muon(interval=10)' --lr-grid 0.006 0.012 --seeds 0 1 2",
+    "muonwire compare --recipes muon 'one_bit_muon(interval=20)' --lr-grid 0.006 0.012 --seeds 0 1 2",
+    "muonwire compare --preset frontier --virtual --compile --out runs/frontier",
     "muonwire compare --text book1.txt book2.txt --link 100mbit/20ms --replicas 2 --steps 500",
 )
 

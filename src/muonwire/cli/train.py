@@ -9,7 +9,7 @@ from muonwire.train import TrainConfig, train
 
 EXAMPLES = (
     "muonwire train --recipe muon --replicas 4 --out runs/muon",
-    "muonwire train --recipe 'local_muon(interval=10, density=0.02)' --lr 0.012 --replicas 4 --out runs/local",
+    "muonwire train --recipe 'one_bit_muon(interval=20)' --lr 0.012 --replicas 4 --out runs/local",
     "muonwire train --recipe muon --replicas 4 --out runs/muon --resume",
     "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",

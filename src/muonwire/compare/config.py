@@ -82,7 +82,7 @@ FRONTIER = (
 
 PRESETS = {
     "quick": Preset(
-        recipes=("adamw", "muon", "distro", "local_muon"),
+        recipes=("adamw", "muon", "distro", "one_bit_muon"),
         replicas=4,
         steps=100,
         lr_grid=(0.001, 0.003, 0.01, 0.03),
@@ -94,7 +94,7 @@ PRESETS = {
         batch=4,
     ),
     "full": Preset(
-        recipes=("adamw", "muon", "distro", "local_muon"),
+        recipes=("adamw", "muon", "distro", "one_bit_muon", "local_muon", "muloco"),
         replicas=4,
         steps=1500,
         lr_grid=(0.001, 0.003, 0.01, 0.03, 0.1),
