@@ -95,7 +95,7 @@ def texts(tmp_path):
         (["compare", "--replicas", "0"], "replicas is 0"),
         (["compare", "--lr-grid", "0"], "lr is 0"),
         (["compare", "--steps", "0"], "at least 1"),
-        (["compare", "--model-size", "huge"], "allowed are nano"),
+        (["compare", "--model-size", "huge"], "allowed are pico"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

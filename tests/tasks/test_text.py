@@ -109,7 +109,7 @@ def test_bad_texts_say_what_is_wrong(tmp_path, content, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model_size": "huge"}, "allowed are nano"),
+        ({"model_size": "huge"}, "allowed are pico"),
         ({"sequence": 0}, "at least 1"),
         ({"batch": 0}, "at least 1"),
     ],
