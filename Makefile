@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test fuzz check format docs evidence clean
+.PHONY: setup demo test fuzz check format docs evidence robustness clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,22 @@ docs: setup
 evidence: setup
 	$(BIN)/muonwire compare --preset frontier --virtual --compile --out runs/frontier
 	cp runs/frontier/summary.json evidence/frontier.json
+	cp runs/frontier/results.parquet evidence/frontier.parquet
+	cp runs/frontier/loss_by_bits.png docs/images/frontier.png
+	cp runs/frontier/loss_by_steps.png docs/images/frontier_by_steps.png
+
+STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
+AGAINST_DENSE := muonwire compare --virtual --compile --model-size pico --batch 8 --steps 1500 --evaluate-every 125 \
+	--recipes muon one_bit_muon --lr-grid 0.007 0.014 --seeds 0
+
+robustness: setup
+	mkdir -p evidence/robustness
+	$(BIN)/$(AGAINST_DENSE) --replicas 2 --out runs/robust/replicas2
+	$(BIN)/$(AGAINST_DENSE) --replicas 8 --out runs/robust/replicas8
+	$(BIN)/$(AGAINST_DENSE) --text $(wildcard $(STDLIB)/*.py) --out runs/robust/python
+	$(BIN)/$(AGAINST_DENSE) --own-text --out runs/robust/own_text
+	$(BIN)/$(AGAINST_DENSE) --model-size nano --out runs/robust/nano
+	for run in runs/robust/*/; do cp $$run/summary.json evidence/robustness/$$(basename $$run).json; done
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SUMMARY = ROOT / "evidence" / "demo" / "summary.json"
+ROBUSTNESS = ROOT / "evidence" / "robustness"
 FRONTIER = ROOT / "evidence" / "frontier.json"
 REPLICAS = 4
 # An entry of a docstring's Args: names, and a meaning that goes on in deeper lines.
@@ -157,7 +158,7 @@ def demo_table() -> str:
 
 
 def frontier_table() -> str:
-    """The recipes of the frontier's evidence by their loss, dense Muon's first seed's rate and all."""
+    """The recipes of the frontier's evidence by their loss."""
     entries = json.loads(FRONTIER.read_text())
     by_recipe: dict[str, list[Any]] = {}
     for e in entries:
@@ -177,6 +178,23 @@ def frontier_table() -> str:
             f"{runs[0]['lr']:g}{'*' * runs[0]['lr_at_grid_edge']} | {len(runs)} |"
         )
     rows += [f"| `{name}` | diverged | | | | | |" for name in by_recipe if name not in finished]
+    return "\n".join(rows) + "\n"
+
+
+def robustness_table() -> str:
+    """The winner against dense Muon in each setting that evidence/robustness holds."""
+    rows = [
+        "| setting | parameters | replicas | dense Muon | one_bit_muon | difference | bit per parameter and step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in sorted(ROBUSTNESS.glob("*.json")):
+        by_recipe = {e["recipe"]: e for e in json.loads(path.read_text())}
+        dense, ours = by_recipe["muon"], by_recipe["one_bit_muon"]
+        gap = 100 * (ours["final_eval_loss"] / dense["final_eval_loss"] - 1)
+        rows.append(
+            f"| {path.stem.replace('_', ' ')} | {ours['num_parameters']:,} | {ours['replicas']} | {dense['final_eval_loss']:.4f} | "
+            f"{ours['final_eval_loss']:.4f} | {gap:+.2f} % | {ours['bits_per_parameter_step']:.3g} |"
+        )
     return "\n".join(rows) + "\n"
 
 
