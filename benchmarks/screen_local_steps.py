@@ -72,6 +72,7 @@ class Variant:
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     average_momentum: bool = False
+    growth: float = 0.0
 
 
 VARIANTS: dict[str, Variant] = {
@@ -97,6 +98,13 @@ VARIANTS: dict[str, Variant] = {
     "H10-signs-o0.9-m0.3": Variant(interval=10, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.3),
     "H50-signs-o1.2": Variant(interval=50, momentum=0.9, decay=0.5, outer_lr=1.2),
     "H50-signs-o0.9-m0.5": Variant(interval=50, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.5),
+    "H55-signs": Variant(interval=55, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.5),
+    "H28-growing": Variant(
+        interval=28, growth=0.0453, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.5
+    ),
+    "H96-shrinking": Variant(
+        interval=96, growth=-0.0453, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.5
+    ),
     "H50-signs-d0.9-o0.9-m0.5": Variant(interval=50, momentum=0.9, outer_lr=0.9, outer_momentum=0.5),
 }
 
@@ -207,7 +215,7 @@ def train(
     inner = Muon(weights, model.hidden, momentum=variant.momentum)
     kept = {n: torch.zeros_like(w) for n, w in weights.items()}
     speed = {n: torch.zeros_like(w) for n, w in shared.items()}
-    bits = 0.0
+    bits, last = 0.0, 0
     for step in range(1, steps + 1):
         factor = lr_factor(step, steps=steps, warmup_steps=max(steps // 20, 1), kind="cosine", floor=0.1)
         all_weights = {n: w.expand(replicas, *w.shape[1:]) for n, w in weights.items()}
@@ -215,8 +223,10 @@ def train(
         if not variant.interval:
             gradients = {n: g.mean(0, keepdim=True) for n, g in gradients.items()}
         inner.step(weights, gradients, lr=lr * factor)
-        if not variant.interval or (step % variant.interval and step < steps):
+        due = step - last >= variant.interval + variant.growth * step or step == steps
+        if not variant.interval or not due:
             continue
+        last = step
         for name, anchor in shared.items():
             signal = kept[name].mul_(variant.decay).add_(anchor - weights[name])
             decoded, spent = (variant.coding if anchor.ndim > 1 else signs)(signal)

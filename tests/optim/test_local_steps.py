@@ -142,3 +142,27 @@ def test_a_group_added_later_is_synchronized_too():
     optimizer.step()
     assert optimizer.synchronized
     assert torch.allclose(second, torch.full((3,), 0.9))
+
+
+def test_an_interval_that_grows_synchronizes_ever_more_rarely_and_resumes_in_step():
+    def synchronizations(optimizer, model, steps, start=0):
+        seen = []
+        for step in range(start, start + steps):
+            train(model, optimizer, 1, start=step)
+            if not optimizer.steps_alone:
+                seen.append(step + 1)
+        return seen
+
+    model = SmallNet()
+    optimizer = recipes.build("local_muon", model, lr=0.01, interval=2, growth=0.25)
+    # Alone for at least 2 + t / 4 steps: at 3 (2.75), 7 (3.75), 12 (5), 19 (6.75), 28 (9).
+    assert synchronizations(optimizer, model, 30) == [3, 7, 12, 19, 28]
+
+    first, resumed = SmallNet(), SmallNet()
+    before = recipes.build("local_muon", first, lr=0.01, interval=2, growth=0.25)
+    assert synchronizations(before, first, 10) == [3, 7]
+    after = recipes.build("local_muon", resumed, lr=0.01, interval=2, growth=0.25)
+    after.load_state_dict(before.state_dict())
+    resumed.load_state_dict(first.state_dict())
+    assert synchronizations(after, resumed, 20, start=10) == [12, 19, 28]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))

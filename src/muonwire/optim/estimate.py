@@ -17,7 +17,7 @@ def estimate_bytes(optimizer: torch.optim.Optimizer, *, replicas: int) -> float 
         replicas: how many would train together; one sends nothing.
 
     Returns:
-        Bytes, or None where a stage that talks has no formula.
+        Bytes, or None where a stage that talks has no formula, or the interval grows.
 
     >>> from muonwire import stages
     >>> weight = torch.nn.Parameter(torch.zeros(4, 8))
@@ -29,7 +29,10 @@ def estimate_bytes(optimizer: torch.optim.Optimizer, *, replicas: int) -> float 
         return 0.0
     if isinstance(optimizer, LocalSteps):
         synchronization = estimate_bytes(optimizer.outer, replicas=replicas)
-        return None if synchronization is None else synchronization / optimizer.interval
+        # Where the interval grows, the average depends on the length of the run.
+        if synchronization is None or optimizer.growth > 0:
+            return None
+        return synchronization / optimizer.interval
     if not isinstance(optimizer, ChainOptimizer):
         inner = getattr(optimizer, "inner", None)
         return None if inner is None else estimate_bytes(inner, replicas=replicas)

@@ -26,11 +26,12 @@ class LocalSteps(KeepsShared):
         outer_groups: dicts with ``params`` (parameters of ``inner``) and ``chain`` (a Stage that exchanges), and the other keys
             of ChainOptimizer's groups. Together they hold every parameter of ``inner`` once.
         interval: H, local steps a synchronization, at least 1.
+        growth: steps by which H grows with every local step, at least 0: after t steps H is interval + growth · t. Default: 0.
         outer_lr: rate of the outer step. Default: 1.
         exchange: the way to the other replicas.
 
     Raises:
-        UsageError: H < 1, or groups that miss or repeat a parameter.
+        UsageError: H < 1, growth < 0, or groups that miss or repeat a parameter.
 
     Source: Douillard et al., "DiLoCo", arXiv 2311.08105, algorithm 1; Stich, "Local SGD", arXiv 1805.09767.
     """
@@ -41,6 +42,7 @@ class LocalSteps(KeepsShared):
         outer_groups: Sequence[dict[str, Any]],
         *,
         interval: int,
+        growth: float = 0.0,
         outer_lr: float = 1.0,
         exchange: Exchange,
     ) -> None:
@@ -49,9 +51,13 @@ class LocalSteps(KeepsShared):
                 f"LocalSteps: interval (H) is {interval}; it must be at least 1 local step a synchronization"
             )
         self.inner = inner
+        if growth < 0:
+            raise UsageError(f"LocalSteps: growth is {growth}; it must be at least 0 steps a local step")
         self.interval = interval
+        self.growth = growth
         self.exchange = exchange
         self.local_step = 0
+        self._synchronized_step = 0
         self._anchors = {}
         groups = [self._with_anchors(group) for group in outer_groups]
         self.outer = ChainOptimizer(groups, lr=outer_lr, exchange=exchange)
@@ -103,10 +109,10 @@ class LocalSteps(KeepsShared):
         self.outer.add_param_group(self._with_anchors({"params": group["params"], "chain": outer_chain}))
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One local step, and a synchronization after every ``interval``-th."""
+        """One local step, and a synchronization where H have passed since the last one."""
         loss = self.inner.step(closure)
         self.local_step += 1
-        if self.local_step % self.interval == 0:
+        if self.steps_alone >= self.interval + self.growth * self.local_step:
             self.synchronize()
         return loss
 
@@ -118,6 +124,11 @@ class LocalSteps(KeepsShared):
     def anchor(self, param: Tensor) -> Tensor:
         """The shared weight that ``param`` departs from, the same on all replicas."""
         return self._anchors[param]
+
+    @property
+    def steps_alone(self) -> int:
+        """Local steps since the last synchronization."""
+        return self.local_step - self._synchronized_step
 
     @torch.no_grad()
     def synchronize(self) -> None:
@@ -132,14 +143,16 @@ class LocalSteps(KeepsShared):
         for param, anchor in self._anchors.items():
             param.copy_(anchor)
             anchor.grad = None
+        self._synchronized_step = self.local_step
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner and outer optimizers' states, the shared weights, and the number of local steps."""
+        """The inner and outer optimizers' states, the shared weights, and the numbers of local steps, in all and alone."""
         return {
             "inner": self.inner.state_dict(),
             "outer": self.outer.state_dict(),
             "anchors": [anchor.detach().clone() for anchor in self._anchors.values()],
             "local_step": self.local_step,
+            "steps_alone": self.steps_alone,
         }
 
     @torch.no_grad()
@@ -151,8 +164,10 @@ class LocalSteps(KeepsShared):
         for anchor, saved in zip(self._anchors.values(), state_dict["anchors"], strict=True):
             anchor.copy_(saved)
         self.local_step = int(state_dict["local_step"])
+        self._synchronized_step = self.local_step - int(state_dict["steps_alone"])
 
     def __repr__(self) -> str:
         inner = str(self.inner).replace("\n", "\n  ")
         outer = str(self.outer).replace("\n", "\n  ")
-        return f"LocalSteps (interval={self.interval})\n  inner: {inner}\n  outer: {outer}"
+        growth = f", growing by {self.growth:g} a step" if self.growth else ""
+        return f"LocalSteps (interval={self.interval}{growth})\n  inner: {inner}\n  outer: {outer}"

@@ -22,6 +22,7 @@ class OuterSettings:
 
     Args:
         interval: H, local steps a synchronization. Default: 5.
+        growth: steps by which H grows with every step of the run. Default: 0.
         density: share of each matrix's entries that is sent, in (0, 1]. Default: 0.1.
         codec: of matrices, in textual form; replaces the default "topk(density=…) | sign(scale=tensor)".
         vector_codec: of biases and norms. Default: "sign(scale=tensor)".
@@ -35,6 +36,7 @@ class OuterSettings:
     """
 
     interval: int = 5
+    growth: float = 0.0
     density: float = 0.1
     codec: str | None = None
     vector_codec: str = "sign(scale=tensor)"
@@ -49,6 +51,8 @@ class OuterSettings:
         """Raise UsageError where an option is not allowed."""
         if self.interval < 1:
             raise UsageError(f"local steps: interval (H) is {self.interval}; it must be at least 1")
+        if self.growth < 0:
+            raise UsageError(f"local steps: growth is {self.growth}; it must be at least 0")
         if self.outer_lr <= 0:
             raise UsageError(f"local steps: outer_lr is {self.outer_lr}; it must be positive")
         self.outer_chain(self.matrix_codec())
@@ -80,6 +84,7 @@ class OuterSettings:
             inner,
             [g for g in groups if g["params"]],
             interval=self.interval,
+            growth=self.growth,
             outer_lr=self.outer_lr,
             exchange=exchange,
         )

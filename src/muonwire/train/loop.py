@@ -264,7 +264,7 @@ class Trainer:
         self.diagnostics.observe(step)
         observed_s = time.perf_counter()
         self.optimizer.step()
-        if step == config.steps and isinstance(self.optimizer, LocalSteps) and step % self.optimizer.interval:
+        if step == config.steps and isinstance(self.optimizer, LocalSteps) and self.optimizer.steps_alone:
             self.optimizer.synchronize()
         self.optimizer.zero_grad()
         optimizer_s = time.perf_counter() - observed_s - (self.exchange.meter.training - traffic).wait_s
