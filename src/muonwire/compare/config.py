@@ -35,7 +35,7 @@ class Preset:
 FINALISTS = (
     "muon",
     "one_bit_muon",
-    "one_bit_muon(interval=55, outer_momentum=0.5)",
+    "one_bit_muon(interval=28, growth=0.045, outer_momentum=0.5)",
     "adamw",
     "muon(momentum=0.9)",
     "muloco",
@@ -75,6 +75,7 @@ FRONTIER = (
     "approach_b(server=True)",
     "psyche(delayed=True)",
     "local_adamw",
+    "one_bit_muon(interval=55, outer_momentum=0.5)",
     "one_bit_muon(interval=33, outer_momentum=0.5)",
     "one_bit_muon(interval=4)",
     "one_bit_muon(interval=1)",
