@@ -16,7 +16,7 @@ class MuLoCoSettings(LocalMuonSettings):
     """Options of muloco: those of local_muon, with MuLoCo's defaults; ``density`` has no use where a codec is given.
 
     Args:
-        interval: H. Default: 30.
+        interval: H, local steps a synchronization. Default: 30.
         codec: of matrices. Default: "codebook(bits=2)", every entry as the nearest of four levels fitted to the tensor.
         vector_codec: of biases and norms. Default: "codebook(bits=2)".
         outer_lr: Default: 0.8.
@@ -35,7 +35,7 @@ class DiLoCoSettings(LocalAdamSettings):
     """Options of diloco: those of local_adamw, with DiLoCo's defaults; ``density`` has no use where a codec is given.
 
     Args:
-        interval: H. Default: 30; the paper's is 500, for runs of tens of thousands of steps.
+        interval: H, local steps a synchronization. Default: 30; the paper's is 500, for runs of tens of thousands of steps.
         codec: of matrices. Default: "float32".
         vector_codec: of biases and norms. Default: "float32".
         feedback: Default: False, since nothing is dropped.
@@ -58,7 +58,7 @@ class SparseLoCoSettings(LocalAdamSettings):
     Error feedback stands in for the outer momentum: what is kept for later rounds decays as a momentum would.
 
     Args:
-        interval: H. Default: 30.
+        interval: H, local steps a synchronization. Default: 30.
         codec: of matrices. Default: 64 entries (1.6 %) of each 64 × 64, two bits each.
         vector_codec: of biases and norms. Default: "codebook(bits=2)"; chunks of 64 entries would be sent whole anyway.
         feedback_decay: Default: 0.95.

@@ -14,8 +14,8 @@ class OneBitMuonSettings(LocalMuonSettings):
     codec is given.
 
     Args:
-        interval: H. Default: 11, which is below 0.1 bit with headers. For 0.02 bit over 1500 steps: 28, with growth=0.045 and
-            outer_momentum=0.5.
+        interval: H, local steps a synchronization. Default: 11, which is below 0.1 bit with headers. For 0.02 bit over 1500
+            steps: 28, with growth=0.045 and outer_momentum=0.5.
         codec: of matrices. Default: "sign(scale=tensor)", the sign of every entry and one mean magnitude a tensor.
         momentum: β of the local steps. Default: 0.9, less than dense Muon's, since the kept residual is momentum too.
         feedback_decay: Default: 0.5; what is older than a few rounds points to where the weights no longer are.
