@@ -204,6 +204,7 @@ def with_tables(path: Path) -> str:
     for name, source, table in (
         ("demo table", SUMMARY, demo_table),
         ("frontier table", FRONTIER, frontier_table),
+        ("robustness table", ROBUSTNESS, robustness_table),
     ):
         pattern = re.compile(MARKS.format(name=name), re.DOTALL)
         if source.exists() and pattern.search(text):

@@ -226,9 +226,13 @@ def test_an_unfinished_comparison_is_summarized_as_far_as_it_went(finished, tmp_
 def test_presets_fill_in_what_is_not_given():
     quick = CompareConfig(steps=7).resolve()
     assert quick.steps == 7
-    assert quick.recipes == ("adamw", "muon", "distro", "local_muon")
+    assert quick.recipes == ("adamw", "muon", "distro", "one_bit_muon")
     assert quick.replicas == 4
     assert Path("runs/compare") == quick.out
+    frontier = CompareConfig(preset="frontier").resolve()
+    assert [frontier.seeds_of(r) for r in ("muon", "sgd")] == [(0, 1, 2), (0,)]
+    # The preset's finalists belong to its own recipes.
+    assert CompareConfig(preset="frontier", recipes=("sgd",)).resolve().seeds_of("sgd") == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +240,9 @@ def test_presets_fill_in_what_is_not_given():
     [
         ({"preset": "huge"}, "allowed are quick, full"),
         ({"seeds": ()}, "at least one"),
+        ({"finalists": ("sgd",)}, "finalists sgd are not among the recipes"),
+        ({"tune_steps": 0}, "between 1 and steps"),
+        ({"jobs": 0}, "at least 1"),
         ({"lr_grid": (0.1, 0.1)}, "each once"),
         ({"link": "slow"}, "does not parse"),
         ({"recipes": ("muon", "nonsense")}, "is unknown"),
