@@ -16,6 +16,7 @@ from muonwire.compare import CompareConfig
 from muonwire.compare.runs import Run, pending, run_folder
 from muonwire.compare.summary import summarize
 from muonwire.errors import UsageError
+from muonwire.recipes import RECIPES as RECIPE_NAMES
 from muonwire.train.metrics import read_metrics
 
 RECIPES = ("adamw", "distro(k=4)", "local_muon(interval=2)")
@@ -153,6 +154,22 @@ def test_rates_may_be_tried_in_shorter_runs(tmp_path):
     assert tried["final_eval_loss"] == summary[0]["tuning"]["0.004"]
     # The best rate with both seeds, and the next lower one with the first.
     assert len(list(tmp_path.glob("runs/*/*"))) == 3
+    config = CompareConfig(
+        recipes=("muon",),
+        lr_grid=(1e-30, 0.004),
+        tune_steps=3,
+        seeds=(0, 1),
+        steps=8,
+        replicas=2,
+        sequence=16,
+        batch=2,
+        evaluate_every=4,
+        link="1mbit/10ms",
+        out=tmp_path,
+    ).resolve()
+    assert [e["steps"] for e in summarize(config)] == [8, 8]
+    shutil.rmtree(tmp_path / "runs")
+    assert summarize(config) == [], "a short run is no result while the full ones are missing"
 
 
 def test_virtual_replicas_reach_the_same_weights_with_the_same_bytes(finished, tmp_path):
@@ -231,6 +248,7 @@ def test_presets_fill_in_what_is_not_given():
     assert Path("runs/compare") == quick.out
     frontier = CompareConfig(preset="frontier").resolve()
     assert [frontier.seeds_of(r) for r in ("muon", "sgd")] == [(0, 1, 2), (0,)]
+    assert {r.partition("(")[0] for r in frontier.recipes} == set(RECIPE_NAMES)
     # The preset's finalists belong to its own recipes.
     assert CompareConfig(preset="frontier", recipes=("sgd",)).resolve().seeds_of("sgd") == (0, 1, 2)
 

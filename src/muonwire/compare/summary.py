@@ -5,7 +5,15 @@ from typing import Any
 import polars as pl
 
 from muonwire.compare.config import Comparison
-from muonwire.compare.runs import Result, Run, best_lr, find_result, run_folder, tuning_losses
+from muonwire.compare.runs import (
+    Result,
+    Run,
+    best_lr,
+    candidates,
+    find_result,
+    run_folder,
+    tuning_losses,
+)
 from muonwire.exchange import Link
 from muonwire.recipes import parse_recipe
 from muonwire.report import CURVE_COLUMNS
@@ -18,10 +26,12 @@ def summarize(config: Comparison) -> list[dict[str, Any]]:
     entries = []
     for recipe in config.recipes:
         lr = best_lr(config, recipe, find)
-        shown = lr if lr is not None else min(config.lr_grid)
+        in_full = candidates(config, recipe, find)
+        # Without a best rate all have diverged; where none was left to run in full, the short runs tell it.
+        shown = lr if lr is not None else min(in_full or config.lr_grid)
         tuning = tuning_losses(config, recipe, find)
         for seed in config.seeds_of(recipe):
-            result = find(Run(recipe, shown, seed)) or find(Run(recipe, shown, seed, lr is None))
+            result = find(Run(recipe, shown, seed, tuning=not in_full))
             if result is not None:
                 entries.append(_entry(recipe, seed, shown, result, link, config) | {"tuning": tuning})
     return entries

@@ -21,7 +21,7 @@ from torch import Tensor
 from muonwire.errors import UsageError
 from muonwire.exchange.base import Exchange
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 KEPT = 2
 
