@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from muonwire.compare import CompareConfig
-from muonwire.compare.runs import Run, pending, run_folder
+from muonwire.compare.runs import Run, pending, run_folder, short_runs
 from muonwire.compare.summary import summarize
 from muonwire.errors import UsageError
 from muonwire.recipes import RECIPES as RECIPE_NAMES
@@ -170,6 +170,39 @@ def test_rates_may_be_tried_in_shorter_runs(tmp_path):
     assert [e["steps"] for e in summarize(config)] == [8, 8]
     shutil.rmtree(tmp_path / "runs")
     assert summarize(config) == [], "a short run is no result while the full ones are missing"
+
+
+@pytest.mark.parametrize(
+    ("losses", "tried"),
+    [
+        ((9, 8, 5, 3, 4, 6), 3),
+        ((1, 2, 3, 4, 5, 6), 5),
+        ((9, 8, 5, 4, 3, 2), 4),
+        ((9, 8, 7, 8, 9, 9), 4),
+        ((1, 2, 3, None, None, None), 5),
+        ((None,) * 6, 5),
+        ((3, 4, 4, 4, 4, 4), 5),
+        ((2, 1), 2),
+        ((1,), 1),
+    ],
+)
+def test_rates_are_tried_from_the_middle_until_the_best_has_neighbours(losses, tried):
+    # The grid may be given in any order; a loss of None is a run that diverged.
+    grid = tuple(0.001 * 2.0**i for i in range(len(losses)))
+    by_rate = dict(zip(grid, losses, strict=True))
+    config = CompareConfig(recipes=("muon",), lr_grid=grid[::-1], tune_steps=3, steps=8).resolve()
+    done: list[Run] = []
+
+    def find(run):
+        return {"final_eval_loss": by_rate[run.lr]} if run in done else None
+
+    while missing := [run for run in short_runs(config, "muon", find) if run not in done]:
+        assert len(missing) == 1 or not done
+        done += missing
+    assert len(done) == tried
+    reached = [loss for loss in losses if loss is not None]
+    if reached:
+        assert grid[losses.index(min(reached))] in {run.lr for run in done}
 
 
 def test_virtual_replicas_reach_the_same_weights_with_the_same_bytes(finished, tmp_path):

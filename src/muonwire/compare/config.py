@@ -111,7 +111,7 @@ PRESETS = {
         finalists=FINALISTS,
         replicas=4,
         steps=1500,
-        lr_grid=(0.00175, 0.0035, 0.007, 0.014, 0.028),
+        lr_grid=(0.000875, 0.00175, 0.0035, 0.007, 0.014, 0.028),
         tune_steps=250,
         seeds=(0, 1, 2),
         link="10mbit/50ms",
@@ -143,8 +143,9 @@ class CompareConfig:
         replicas: processes that train together.
         steps: optimizer steps of each run.
         lr_grid: peak learning rates to try.
-        tune_steps: steps of short runs that try the grid first; the best rate and the next lower one, since longer runs want
-            lower rates, are then run in full, and the better of them with all seeds. Default: the whole grid is run in full.
+        tune_steps: steps of short runs that try rates first, from the middle of the grid outwards until the best one has
+            neighbours; it and the next lower one, since longer runs want lower rates, are then run in full, and the better of them
+            with all seeds. Default: the whole grid is run in full.
         seeds: of start and data; the first also tunes.
         link: rate and latency for the modelled time, such as 10mbit/50ms.
         evaluate_every: steps between evaluations.

@@ -68,14 +68,32 @@ def _losses(find: Find, runs: Sequence[Run]) -> dict[float, float]:
     }
 
 
-def short_runs(config: Comparison, recipe: str) -> list[Run]:
-    """The runs that only try a rate; none where rates are tried in full."""
-    return [Run(recipe, lr, config.seeds[0], True) for lr in config.lr_grid] if config.tune_steps else []
+def short_runs(config: Comparison, recipe: str, find: Find) -> list[Run]:
+    """The runs that only try a rate, as far as they are known by now; none where rates are tried in full.
+
+    First the middle of the grid and its two neighbours. As long as the best rate so far is the lowest or highest that was tried,
+    the next one beyond it follows, so that the best lies between two worse ones or at the grid's edge. Rates that diverge count as
+    the worst, the higher the worse.
+    """
+    if not config.tune_steps:
+        return []
+    grid = [Run(recipe, lr, config.seeds[0], True) for lr in sorted(config.lr_grid)]
+    low, high = max(len(grid) // 2 - 1, 0), min(len(grid) // 2 + 1, len(grid) - 1)
+    while all(find(run) for run in grid[low : high + 1]):
+        losses = _losses(find, grid[low : high + 1])
+        best = min(losses, key=lambda lr: (losses[lr], lr), default=grid[low].lr)
+        if best == grid[low].lr and low > 0:
+            low -= 1
+        elif best == grid[high].lr and high < len(grid) - 1:
+            high += 1
+        else:
+            break
+    return grid[low : high + 1]
 
 
 def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, float]:
     """Final evaluation loss by rate, of the short runs that are done and did not diverge."""
-    return _losses(find, short_runs(config, recipe))
+    return _losses(find, short_runs(config, recipe, find))
 
 
 def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
@@ -114,7 +132,7 @@ def pending(config: Comparison) -> list[Run]:
     find = find_result(config)
     left: list[Run] = []
     for recipe in config.recipes:
-        missing = [run for run in short_runs(config, recipe) if find(run) is None]
+        missing = [run for run in short_runs(config, recipe, find) if find(run) is None]
         if not missing:
             tried = [Run(recipe, lr, config.seeds[0]) for lr in candidates(config, recipe, find)]
             missing = [run for run in tried if find(run) is None]
