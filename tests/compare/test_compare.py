@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from muonwire.compare import CompareConfig
-from muonwire.compare.runs import Run, pending, run_folder, short_runs
+from muonwire.compare.runs import Run, candidates, pending, run_folder, short_runs
 from muonwire.compare.summary import summarize
 from muonwire.errors import UsageError
 from muonwire.recipes import RECIPES as RECIPE_NAMES
@@ -203,6 +203,24 @@ def test_rates_are_tried_from_the_middle_until_the_best_has_neighbours(losses, t
     reached = [loss for loss in losses if loss is not None]
     if reached:
         assert grid[losses.index(min(reached))] in {run.lr for run in done}
+
+
+def test_finalists_seek_their_rate_in_full_and_others_take_the_next_lower_one():
+    config = CompareConfig(
+        recipes=("muon", "adamw"),
+        finalists=("muon",),
+        lr_grid=(0.001, 0.002, 0.004, 0.008),
+        tune_steps=3,
+        steps=8,
+    ).resolve()
+
+    def find(run):
+        return {"final_eval_loss": abs(run.lr - 0.004)}
+
+    assert candidates(config, "muon", find) == [0.004, 0.002, 0.001]
+    assert candidates(config, "adamw", find) == [0.002]
+    assert candidates(config, "adamw", lambda run: {"final_eval_loss": run.lr}) == [0.001]
+    assert candidates(config, "adamw", lambda run: {"final_eval_loss": None}) == []
 
 
 def test_virtual_replicas_reach_the_same_weights_with_the_same_bytes(finished, tmp_path):

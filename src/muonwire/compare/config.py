@@ -43,42 +43,42 @@ FINALISTS = (
 # Every recipe, and the variants that the hypotheses of source 000 ask for.
 FRONTIER = (
     *FINALISTS,
-    "local_muon",
-    "distro",
+    "approach_b",
     "demo",
     "sparseloco",
     "diloco",
-    "approach_b",
-    "approach_d",
-    "approach_a",
-    "dion",
+    "distro",
     "sgd",
+    "signmuon",
+    "approach_a",
+    "approach_d",
+    "dion",
     "pre_polar",
     "approach_c",
     "approach_e",
     "approach_f",
-    "approach_f(period=50)",
     "psyche",
     "ef14_muon",
     "ef21_muon",
-    "signmuon",
     "normuon",
     "powersgd_muon",
     "distro_weight_polar",
+    "local_muon",
+    "approach_b(server=True)",
     "sgd(momentum=0.0)",
     "approach_a(momentum=0.0)",
+    "muon(adam=['mlp'])",
+    "muon(adam=['self_attn'])",
     "dion(fraction=1.0)",
     "dion(fraction=0.5)",
     "dion(fraction=0.125)",
-    "muon(adam=['mlp'])",
-    "muon(adam=['self_attn'])",
-    "approach_b(server=True)",
-    "psyche(delayed=True)",
-    "local_adamw",
-    "one_bit_muon(interval=55, outer_momentum=0.5)",
-    "one_bit_muon(interval=33, outer_momentum=0.5)",
-    "one_bit_muon(interval=4)",
     "one_bit_muon(interval=1)",
+    "one_bit_muon(interval=4)",
+    "one_bit_muon(interval=33, outer_momentum=0.5)",
+    "local_adamw",
+    "approach_f(period=50)",
+    "psyche(delayed=True)",
+    "one_bit_muon(interval=55, outer_momentum=0.5)",
 )
 
 PRESETS = {
@@ -133,7 +133,8 @@ class CompareConfig:
     Args:
         preset: "quick" (minutes on two cores), "full" (hours), or "frontier": every recipe, rates tried in short runs.
         recipes: names, or name(option=value, ...).
-        finalists: those of the recipes that are run with all seeds, the others with the first. Default: all of them.
+        finalists: those of the recipes that are run with all seeds, the others with the first, and whose rate is sought in full
+            where ``tune_steps`` is given. Default: all of them.
         text: files of your own instead of the King James text.
         tokenizer: "bytes", the path of a tokenizer.json, or a hub name.
         own_text: each replica draws from its own part of the training text instead of all of it.
@@ -144,8 +145,8 @@ class CompareConfig:
         steps: optimizer steps of each run.
         lr_grid: peak learning rates to try.
         tune_steps: steps of short runs that try rates first, from the middle of the grid outwards until the best one has
-            neighbours; it and the next lower one, since longer runs want lower rates, are then run in full, and the better of them
-            with all seeds. Default: the whole grid is run in full.
+            neighbours. Longer runs want lower rates: finalists then run it and the two next lower ones in full, and the best of
+            them with all seeds; other recipes run the next lower one. Default: the whole grid is run in full.
         seeds: of start and data; the first also tunes.
         link: rate and latency for the modelled time, such as 10mbit/50ms.
         evaluate_every: steps between evaluations.
@@ -267,7 +268,11 @@ class Comparison:
 
     def seeds_of(self, recipe: str) -> tuple[int, ...]:
         """The seeds that ``recipe`` is run with at its best rate."""
-        return self.seeds if self.finalists is None or recipe in self.finalists else self.seeds[:1]
+        return self.seeds if self.is_finalist(recipe) else self.seeds[:1]
+
+    def is_finalist(self, recipe: str) -> bool:
+        """Whether ``recipe`` is run with all seeds, and its rate sought in full."""
+        return self.finalists is None or recipe in self.finalists
 
     def run_config(self, recipe: str, lr: float, seed: int, *, tuning: bool = False) -> TrainConfig:
         """The settings of one run, which may be one of those that only try a rate."""

@@ -99,7 +99,8 @@ def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, fl
 def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
     """Rates to run in full with the first seed: the grid, or what the short runs leave of it.
 
-    They leave the best rate and the next lower one, because longer runs want lower rates.
+    Longer runs want lower rates than short ones. So finalists run the best short rate and the two next lower ones, and the other
+    recipes only the next lower one.
     """
     if not config.tune_steps:
         return list(config.lr_grid)
@@ -107,7 +108,8 @@ def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
     if not losses:
         return []
     best = min(losses, key=lambda lr: (losses[lr], lr))
-    return [best, *sorted(lr for lr in config.lr_grid if lr < best)[-1:]]
+    falling = sorted((lr for lr in config.lr_grid if lr <= best), reverse=True)
+    return falling[:3] if config.is_finalist(recipe) else falling[:2][-1:]
 
 
 def best_lr(config: Comparison, recipe: str, find: Find) -> float | None:
