@@ -16,6 +16,7 @@ COMMANDS = {
         "muonwire.cli.compare",
         "train several recipes on the same work and report loss against steps, bytes, time",
     ),
+    "lab": ("muonwire.cli.lab", "measure the sources' claims and write the page of their verdicts"),
     "bench": ("muonwire.cli.bench", "measure a room of the library against its peers"),
     "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
 }

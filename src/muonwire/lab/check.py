@@ -1,0 +1,166 @@
+"""Statements that measured rows bear out or not, with confidence intervals over repeated measurements."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+from scipy.stats import t as student
+
+from muonwire.errors import UsageError
+
+Value = float | int | str | bool | None
+Row = Mapping[str, Value]
+
+CONFIDENCE = 0.95
+HOLDS, FAILS, OPEN = "holds", "fails", "open"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over repeats and its confidence interval; the ends equal the mean where there is one repeat.
+
+    Args:
+        mean, low, high: in the unit of the values.
+        repeats: how many values.
+    """
+
+    mean: float
+    low: float
+    high: float
+    repeats: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Interval":
+        """Student's t interval of the mean, 95 %.
+
+        Args:
+            values: one a repeat.
+
+        Raises:
+            UsageError: there is none.
+
+        >>> Interval.of([1.0, 2.0, 3.0])
+        Interval(mean=2.0, low=-0.48..., high=4.48..., repeats=3)
+        """
+        if not values:
+            raise UsageError("interval: there are no values; a measurement gives at least one a seed")
+        mean, count = fmean(values), len(values)
+        if count == 1:
+            return cls(mean=mean, low=mean, high=mean, repeats=1)
+        reach = float(student.ppf(0.5 + CONFIDENCE / 2, count - 1)) * stdev(values) / math.sqrt(count)
+        return cls(mean=mean, low=mean - reach, high=mean + reach, repeats=count)
+
+
+def matches(row: Row, select: Mapping[str, Value]) -> bool:
+    """Whether ``row`` has every value of ``select``."""
+    return all(name in row and row[name] == value for name, value in select.items())
+
+
+def by_seed(rows: Sequence[Row], *, column: str, select: Mapping[str, Value]) -> list[float]:
+    """The mean of a column over the selected rows of each seed, in the order of the seeds.
+
+    Rows without the column, or with a value that is missing or not finite there, are left out.
+    """
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        value = row.get(column)
+        if matches(row, select) and isinstance(value, int | float) and math.isfinite(value):
+            values.setdefault(int(row["seed"] or 0), []).append(float(value))
+    return [fmean(values[seed]) for seed in sorted(values)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One statement about the rows of a measurement: the mean of a column lies in a range.
+
+    It holds where the whole confidence interval lies in the range, fails where none of it does, and is open in between.
+
+    Args:
+        name: the statement in words, as it reads when it holds.
+        setting: where it is measured: "as in the source", "on real gradients", "in training", or other words.
+        column: the measured value.
+        select: the rows that take part, by their values in other columns. Default: all.
+        at_least, at_most: the range that bears the statement out; at least one of them.
+        possible: the values that the column can have at all.
+        unit: of the values, for the page.
+
+    Raises:
+        UsageError: neither bound is given, or every possible value lies in the range, or none: such a check can't tell anything.
+    """
+
+    name: str
+    setting: str
+    column: str
+    select: Mapping[str, Value] = field(default_factory=dict)
+    at_least: float | None = None
+    at_most: float | None = None
+    possible: tuple[float, float] = (-math.inf, math.inf)
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.at_least is None and self.at_most is None:
+            raise UsageError(f"check {self.name!r}: give at_least, at_most, or both")
+        low, high = self.range
+        if low > high or low > self.possible[1] or high < self.possible[0]:
+            raise UsageError(
+                f"check {self.name!r}: no possible value of {self.possible} lies in {low} to {high}"
+            )
+        if low <= self.possible[0] and high >= self.possible[1]:
+            raise UsageError(
+                f"check {self.name!r}: every possible value of {self.possible} lies in {low} to {high}"
+            )
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The values that bear the statement out."""
+        return (
+            -math.inf if self.at_least is None else self.at_least,
+            math.inf if self.at_most is None else self.at_most,
+        )
+
+    @property
+    def wanted(self) -> str:
+        """The range in words."""
+        low, high = self.at_least, self.at_most
+        if low is not None and high is not None:
+            return f"{low:.4g} to {high:.4g}"
+        return f"at least {low:.4g}" if low is not None else f"at most {high:.4g}"
+
+    def evaluate(self, rows: Sequence[Row]) -> "Outcome":
+        """What the rows say of the statement; open where there are no rows."""
+        values = by_seed(rows, column=self.column, select=self.select)
+        if not values:
+            return Outcome(check=self, state=OPEN, interval=None)
+        interval, (low, high) = Interval.of(values), self.range
+        if low <= interval.low and interval.high <= high:
+            state = HOLDS
+        elif interval.high < low or interval.low > high:
+            state = FAILS
+        else:
+            state = OPEN
+        return Outcome(check=self, state=state, interval=interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a measurement says of one check.
+
+    Args:
+        check: the statement.
+        state: "holds", "fails" or "open".
+        interval: of the measured mean; None where nothing was measured.
+    """
+
+    check: Check
+    state: str
+    interval: Interval | None
+
+    @property
+    def figure(self) -> str:
+        """The measured mean and its interval."""
+        if self.interval is None:
+            return "not measured"
+        i, unit = self.interval, f" {self.check.unit}" if self.check.unit else ""
+        spread = f" ({i.low:.4g} to {i.high:.4g})" if i.repeats > 1 else ""
+        return f"{i.mean:.4g}{unit}{spread}"

@@ -1,0 +1,123 @@
+"""A statement of a source, with the measurement that settles it."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from muonwire.errors import UsageError
+from muonwire.lab.check import Check, Row
+from muonwire.lab.inputs import INPUTS
+from muonwire.lab.show import Pivot, Plot
+from muonwire.lab.verdict import VERDICTS, Decision, Rule, unanimous
+
+T = TypeVar("T")
+
+_ID = re.compile(r"[a-zA-Z0-9]+\.[a-zA-Z0-9]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What one measurement of a claim is given.
+
+    Args:
+        seed: of everything random in it.
+        quick: whether sizes and steps are to be as small as a test wants them.
+        folder: of the lab's output, where ``inputs/`` lie.
+        inputs: the prepared inputs that may be read.
+    """
+
+    seed: int
+    quick: bool
+    folder: Path
+    inputs: tuple[str, ...] = ()
+
+    def pick(self, full: T, quick: T) -> T:
+        """One of two sizes."""
+        return quick if self.quick else full
+
+    def generator(self, *, stream: int = 0) -> torch.Generator:
+        """Random numbers of this seed; streams are independent of each other."""
+        return torch.Generator().manual_seed(1_000_003 * (self.seed + 1) + stream)
+
+    def input(self, name: str) -> Path:
+        """The folder of a prepared input; see ``muonwire.lab.inputs``.
+
+        Raises:
+            UsageError: the claim does not declare it.
+        """
+        if name not in self.inputs:
+            raise UsageError(
+                f"claim: it reads the input {name!r}, which its inputs, {self.inputs}, do not name; add it there"
+            )
+        return INPUTS[name].folder(self.folder, quick=self.quick)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One entry of the lab.
+
+    Args:
+        id: such as "conflict.1".
+        source: number of the note, such as "000".
+        says: what the note says, in our words.
+        quoted: its figures by what they are, as it writes them. Default: none.
+        question: what is measured.
+        expected: the outcome that was expected before measuring.
+        measure: one repeat: rows of values, each a mapping of columns; the runner adds ``seed``.
+        checks: the statements that decide.
+        rule: from the outcomes of the checks to a verdict. Default: ``unanimous``.
+        verdicts: what the rule can come to with these checks; tested on made data.
+        meaning: by verdict, what it means for somebody who trains.
+        tables, plots: what the page shows of the rows.
+        inputs: names of prepared inputs that ``measure`` reads. Default: none.
+        repeats: seeds. Default: 5.
+        alone: runs by itself, with all cores, because it measures time. Default: False.
+        version: raise it when ``measure`` changes, and finished measurements are repeated.
+
+    Raises:
+        UsageError: the id is not of the form word.number, an input is unknown, or a verdict lacks its meaning.
+    """
+
+    id: str
+    source: str
+    says: str
+    question: str
+    expected: str
+    measure: Callable[[Setting], Sequence[Row]]
+    checks: tuple[Check, ...]
+    meaning: Mapping[str, str]
+    quoted: Mapping[str, str] = field(default_factory=dict)
+    rule: Rule = unanimous
+    verdicts: tuple[str, ...] = VERDICTS
+    tables: tuple[Pivot, ...] = ()
+    plots: tuple[Plot, ...] = ()
+    inputs: tuple[str, ...] = ()
+    repeats: int = 5
+    alone: bool = False
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise UsageError(f"claim: id is {self.id!r}; it takes a form such as conflict.1")
+        unknown = [name for name in self.inputs if name not in INPUTS]
+        if unknown:
+            raise UsageError(
+                f"claim {self.id}: no input {', '.join(unknown)}; allowed are {', '.join(INPUTS)}"
+            )
+        strangers = [v for v in self.verdicts if v not in VERDICTS]
+        if strangers:
+            raise UsageError(f"claim {self.id}: verdicts {strangers}; allowed are {', '.join(VERDICTS)}")
+        silent = [v for v in self.verdicts if v != "undecided" and v not in self.meaning]
+        if silent:
+            raise UsageError(f"claim {self.id}: meaning lacks {', '.join(silent)}")
+        if not self.checks:
+            raise UsageError(f"claim {self.id}: it has no checks; nothing would decide it")
+
+    def decide(self, rows: Sequence[Row]) -> Decision:
+        """The verdict that the rows of all repeats give."""
+        outcomes = tuple(check.evaluate(rows) for check in self.checks)
+        return Decision(verdict=self.rule(outcomes), outcomes=outcomes)

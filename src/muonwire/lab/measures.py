@@ -1,0 +1,74 @@
+"""What several claims measure: codecs and polar factors applied to a matrix, and how alike two matrices are."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from muonwire import codec
+from muonwire.polar import polar
+
+
+def through(text: str, x: Tensor) -> Tensor:
+    """What a receiver decodes of ``x``, sent through the codec of this text."""
+    chosen = codec.parse(text)
+    return chosen.decode(chosen.encode(x))
+
+
+def polar_factor(x: Tensor) -> Tensor:
+    """The polar factor, to rounding: U Vᵀ by singular value decomposition in double precision."""
+    return polar(x.double(), method="svd").to(x.dtype)
+
+
+def cosine(x: Tensor, y: Tensor) -> float:
+    """⟨x, y⟩/(‖x‖‖y‖), in [−1, 1]; 0 where one of them is zero."""
+    lengths = float(x.norm()) * float(y.norm())
+    return float((x * y).sum()) / lengths if lengths else 0.0
+
+
+def relative_error(y: Tensor, x: Tensor) -> float:
+    """‖y − x‖/‖x‖."""
+    return float((y - x).norm() / x.norm())
+
+
+def error_at_best_scale(y: Tensor, x: Tensor) -> float:
+    """min over s of ‖s y − x‖/‖x‖, which is √(1 − cos²)."""
+    return math.sqrt(max(0.0, 1 - cosine(x, y) ** 2))
+
+
+def sign_agreement(y: Tensor, x: Tensor) -> float:
+    """Share of entries whose signs are the same; a zero agrees with nothing but a zero."""
+    return float((y.sign() == x.sign()).float().mean())
+
+
+def cosine_transform(x: Tensor) -> Tensor:
+    """Orthonormal DCT-II of the whole matrix, along both dimensions: D_m x D_nᵀ."""
+    left, right = _dct_matrix(x.shape[-2], x), _dct_matrix(x.shape[-1], x)
+    return left @ x @ right.mT
+
+
+def energy_of_largest(x: Tensor, share: float) -> float:
+    """Σ of the squares of the largest ``share`` of the entries over Σ of all: what a top-k selection keeps."""
+    squares = x.flatten().double().square().sort(descending=True).values
+    return float(squares[: max(1, round(share * squares.numel()))].sum() / squares.sum())
+
+
+def energy_of_first(x: Tensor, share: float) -> float:
+    """The same of the first entries in row-major order: the lowest frequencies along the rows of a transform."""
+    squares = x.flatten().double().square()
+    return float(squares[: max(1, round(share * squares.numel()))].sum() / squares.sum())
+
+
+def energy_of_lowest(x: Tensor, share: float) -> float:
+    """The same of the entries of lowest frequency, i/m + j/n for entry (i, j)."""
+    m, n = x.shape
+    frequency = (torch.arange(m) / m)[:, None] + torch.arange(n) / n
+    squares = x.flatten().double().square()[frequency.flatten().argsort(stable=True)]
+    return float(squares[: max(1, round(share * squares.numel()))].sum() / squares.sum())
+
+
+def _dct_matrix(size: int, like: Tensor) -> Tensor:
+    k = torch.arange(size, dtype=torch.float64)
+    d = torch.cos(torch.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
+    d[0] /= math.sqrt(2)
+    return d.to(like)

@@ -1,0 +1,80 @@
+"""Every claim: its rule reaches each of its verdicts on made data, and its quick measurement fills what the page shows."""
+
+import itertools
+
+import pytest
+
+from muonwire.lab.catalog import load_claims
+from muonwire.lab.check import Check, by_seed
+from muonwire.lab.claim import Claim
+from muonwire.lab.verdict import VERDICTS
+
+CLAIMS = load_claims()
+
+
+def triples(check: Check) -> list[tuple[float, ...]]:
+    """Made values of three seeds: well inside the range, well outside, and on both sides of a bound."""
+    low, high = check.range
+    possible = (max(check.possible[0], -1e9), min(check.possible[1], 1e9))
+    bounds = [b for b in (low, high) if possible[0] <= b <= possible[1]]
+    points = sorted({*possible, *bounds})
+    between = [(a + b) / 2 for a, b in itertools.pairwise(points)]
+    inside = next((v for v in between if low <= v <= high), bounds[0])
+    outside = next(v for v in between if not low <= v <= high)
+    return [(inside,) * 3, (outside,) * 3, (inside, outside, inside)]
+
+
+def reached(claim: Claim) -> set[str]:
+    """The verdicts over all combinations of made values; checks on the same rows and column share theirs."""
+    keys: dict[tuple[object, ...], list[tuple[float, ...]]] = {}
+    for check in claim.checks:
+        key = (check.column, tuple(sorted(check.select.items(), key=str)))
+        keys.setdefault(key, []).extend(triples(check))
+    found = set()
+    for values in itertools.islice(itertools.product(*keys.values()), 20_000):
+        rows = [
+            {"seed": seed, column: value, **dict(select)}
+            for (column, select), triple in zip(keys, values, strict=True)
+            for seed, value in enumerate(triple)
+        ]
+        found.add(claim.decide(rows).verdict)
+    return found
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+def test_the_rule_reaches_each_verdict_and_no_other(claim):
+    assert reached(claim) == set(claim.verdicts)
+    assert set(claim.meaning) <= set(VERDICTS)
+
+
+@pytest.fixture(scope="module")
+def measured(quick_lab):
+    from muonwire.lab.run import rows_of
+
+    return {c.id: rows_of(c, out=quick_lab, quick=True)[0] for c in CLAIMS.values()}
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+def test_a_quick_measurement_fills_every_check_table_and_plot(claim, measured):
+    from muonwire.lab.figures import pivot_table, plot_chart
+
+    rows = measured[claim.id]
+    for check in claim.checks:
+        values = by_seed(rows, column=check.column, select=check.select)
+        assert values, f"{claim.id}: no rows for {check.name!r} {check.setting}"
+        assert all(check.possible[0] <= v <= check.possible[1] for v in values), check
+    for pivot in claim.tables:
+        table = pivot_table(pivot, rows)
+        assert table.rows, pivot.caption
+        named = {tuple(c.text for c in row[: len(pivot.rows)]) for row in table.rows}
+        for name in pivot.quoted:
+            assert len(name) == len(pivot.rows)
+        if pivot.quoted:
+            shown = [c.text for row in table.rows for c in row]
+            for values in pivot.quoted.values():
+                assert all(v in shown for v in values.values()), (
+                    f"{claim.id}: {values} is not shown beside ours; rows: {named}"
+                )
+    for plot in claim.plots:
+        chart = plot_chart(plot, rows, claim=claim.id)
+        assert chart.spec["data"]["values"], plot.name
