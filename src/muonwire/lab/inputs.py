@@ -228,8 +228,8 @@ INPUTS = {
         ),
         Input(
             name="language-model",
-            about="gradients and momenta of the pretrained SmolLM2-135M-Instruct on the same text, first, middle and last layer, the "
-            "weights held fixed; gradients also of eight batches of 4 × 256 tokens apart",
+            about="gradients and momenta of the pretrained SmolLM2-135M-Instruct on the same text, first, middle and last layer, "
+            "the weights held fixed; gradients also of eight batches of 4 × 256 tokens apart",
             make=_language_model,
         ),
     )

@@ -157,7 +157,11 @@ def _section(claim: Claim, decision: Decision, rows: list[Row], took_s: float, *
         blocks += [pivot_table(p, rows) for p in claim.tables]
         blocks += [plot_chart(p, rows, claim=claim.id) for p in claim.plots]
     return Section(
-        title=f"{claim.id}: {decision.verdict}", anchor=anchor(claim), lead=claim.says, blocks=tuple(blocks)
+        title=f"{claim.id}: {decision.verdict}",
+        anchor=anchor(claim),
+        lead=claim.says,
+        blocks=tuple(blocks),
+        listed=False,
     )
 
 

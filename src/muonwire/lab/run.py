@@ -133,19 +133,28 @@ def run(config: LabConfig, claims: Sequence[Claim], *, say: Say = print) -> dict
         say(f"input {name}")
         INPUTS[name].prepare(out, quick=quick)
     beside = [(c, s) for c, s in missing if not c.alone]
-    jobs = config.jobs or os.cpu_count() or 1
+    jobs = min(config.jobs or os.cpu_count() or 1, len(beside))
+    if jobs > 1:
+        _side_by_side(beside, jobs, config, failures, say)
+    alone = beside if jobs == 1 else []
+    alone += [(c, s) for c, s in missing if c.alone]
+    for claim, seed in alone:
+        _note(claim, seed, lambda c=claim, s=seed: measure(c, s, out=out, quick=quick), failures, say)  # type: ignore[misc]
+    return failures
+
+
+def _side_by_side(
+    repeats: Sequence[tuple[Claim, int]], jobs: int, config: LabConfig, failures: dict[str, str], say: Say
+) -> None:
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures: dict[Future[None], tuple[Claim, int]] = {
-            pool.submit(_measure_in_worker, claim.id, seed, config): (claim, seed) for claim, seed in beside
+            pool.submit(_measure_in_worker, claim.id, seed, config): (claim, seed) for claim, seed in repeats
         }
         while futures:
             done, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in done:
                 claim, seed = futures.pop(future)
                 _note(claim, seed, future.result, failures, say)
-    for claim, seed in ((c, s) for c, s in missing if c.alone):
-        _note(claim, seed, lambda c=claim, s=seed: measure(c, s, out=out, quick=quick), failures, say)  # type: ignore[misc]
-    return failures
 
 
 def _measure_in_worker(claim_id: str, seed: int, config: LabConfig) -> None:

@@ -186,12 +186,13 @@ Block = Chart | Row | Table | Tiles | Points | Listings | Terms
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a page with a heading; ``anchor`` is its address in the page."""
+    """A part of a page with a heading; ``anchor`` is its address in the page, ``listed`` whether the page's head links to it."""
 
     title: str
     anchor: str
     blocks: tuple[Block, ...]
     lead: Text = ""
+    listed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
