@@ -11,7 +11,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -61,9 +61,53 @@ def one_of(x: Tensor, *, m: int) -> tuple[Tensor, float]:
     )
 
 
+def row_signs(x: Tensor) -> tuple[Tensor, float]:
+    """One bit an entry and a mean magnitude a row."""
+    return x.sign() * x.abs().mean(-1, keepdim=True), x[0].numel() + (
+        16.0 * x.shape[1] if x.ndim > 2 else 0.0
+    )
+
+
+def in_cosines(x: Tensor, *, density: float) -> tuple[Tensor, float]:
+    """The largest coefficients of the orthonormal DCT-II of the whole matrix."""
+    left, right = (_dct(size) for size in x.shape[-2:])
+    decoded, bits = largest(left @ x @ right.mT, density=density)
+    return left.mT @ decoded @ right, bits
+
+
+def low_rank_and_largest(x: Tensor, *, rank: int, density: float) -> tuple[Tensor, float]:
+    """The leading singular directions, 8 bits a number of their factors, and the largest entries of what is left."""
+    u, values, v = torch.linalg.svd(x, full_matrices=False)
+    low = u[..., :rank] * values[..., None, :rank] @ v[..., :rank, :]
+    rest, bits = largest(x - low, density=density)
+    return low + rest, bits + 8.0 * rank * sum(x.shape[-2:])
+
+
+def _dct(size: int) -> Tensor:
+    k = torch.arange(size, dtype=torch.float32)
+    d = torch.cos(torch.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
+    d[0] /= math.sqrt(2)
+    return d
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to train; ``interval`` 0 is dense Muon."""
+    """One way to train; ``interval`` 0 is dense Muon.
+
+    Args:
+        interval, growth: H, and by how much it grows a step.
+        coding: of matrices at a synchronization.
+        momentum: of the local steps.
+        decay: of the feedback.
+        outer_lr, outer_momentum: of the shared weights, Nesterov.
+        average_momentum: average the replicas' momentum densely at each synchronization; its bits are not counted.
+        normalize_rows: NorMuon's mean squares of rows, after the polar factor.
+        own_residual: replicas keep what they did not send in their own weights instead of as feedback.
+        inner_adamw: AdamW for the matrices too.
+        dense_last: the last synchronization is exact.
+        rising: the density grows threefold as the rate decays, at its bits.
+        delay: steps that replicas go on with before they get the others' changes.
+    """
 
     interval: int
     coding: Coding = signs
@@ -73,8 +117,16 @@ class Variant:
     outer_momentum: float = 0.0
     average_momentum: bool = False
     growth: float = 0.0
+    normalize_rows: bool = False
+    own_residual: bool = False
+    inner_adamw: bool = False
+    dense_last: bool = False
+    rising: bool = False
+    delay: int = 0
 
 
+ONE_BIT = Variant(interval=11, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.3)
+GROWING = Variant(interval=28, growth=0.0453, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.5)
 VARIANTS: dict[str, Variant] = {
     "dense-0.95": Variant(interval=0),
     "dense-0.9": Variant(interval=0, momentum=0.9),
@@ -106,6 +158,38 @@ VARIANTS: dict[str, Variant] = {
         interval=96, growth=-0.0453, momentum=0.9, decay=0.5, outer_lr=0.9, outer_momentum=0.5
     ),
     "H50-signs-d0.9-o0.9-m0.5": Variant(interval=50, momentum=0.9, outer_lr=0.9, outer_momentum=0.5),
+    "H5-top10%-own-residual": Variant(
+        interval=5, coding=partial(largest, density=0.1), momentum=0.9, own_residual=True
+    ),
+    "H5-top10%-dct": Variant(interval=5, coding=partial(in_cosines, density=0.1), momentum=0.9),
+    "H5-top10%-o0.9-m0.5": Variant(
+        interval=5, coding=partial(largest, density=0.1), momentum=0.9, outer_lr=0.9, outer_momentum=0.5
+    ),
+    "H5-top10%-rising": Variant(interval=5, coding=partial(largest, density=0.06), momentum=0.9, rising=True),
+    "H5-low-rank-and-top5%": Variant(
+        interval=5, coding=partial(low_rank_and_largest, rank=1, density=0.05), momentum=0.9
+    ),
+    "H11": ONE_BIT,
+    "H11-adamw": replace(ONE_BIT, inner_adamw=True),
+    "H11-row-scale": replace(ONE_BIT, coding=row_signs),
+    "H11-dense-last": replace(ONE_BIT, dense_last=True),
+    "H11-own-residual": replace(ONE_BIT, own_residual=True),
+    "H11-delay2": replace(ONE_BIT, delay=2),
+    "H11-delay5": replace(ONE_BIT, delay=5),
+    "H11-normalized-rows": replace(ONE_BIT, normalize_rows=True),
+    "H11-m0.8": replace(ONE_BIT, momentum=0.8),
+    "dense-0.9-normalized-rows": Variant(interval=0, momentum=0.9, normalize_rows=True),
+    "growing": GROWING,
+    "growing-exact": replace(GROWING, coding=exact, decay=0.0),
+    "growing-normalized-rows": replace(GROWING, normalize_rows=True),
+    "growing-m0.95": replace(GROWING, momentum=0.95),
+    "growing-m0.8": replace(GROWING, momentum=0.8),
+    "growing-d0": replace(GROWING, decay=0.0),
+    "growing-om0.65": replace(GROWING, outer_momentum=0.65),
+    "growing-from-12": replace(GROWING, interval=12, growth=0.085),
+    "growing-top10%": replace(
+        GROWING, interval=14, growth=0.0253, coding=partial(largest, density=0.1), decay=0.9
+    ),
 }
 
 
@@ -180,9 +264,12 @@ class Replicas:
 class Muon:
     """Muon and AdamW on weights whose first dimension is the replicas', with the library's defaults."""
 
-    def __init__(self, weights: Tensors, hidden: list[str], *, momentum: float) -> None:
-        self.hidden, self.beta, self.steps = hidden, momentum, 0
+    def __init__(self, weights: Tensors, hidden: list[str], *, variant: Variant) -> None:
+        self.hidden = [] if variant.inner_adamw else hidden
+        self.beta, self.steps, self.normalize_rows = variant.momentum, 0, variant.normalize_rows
+        hidden = self.hidden
         self.mean = {n: torch.zeros_like(w) for n, w in weights.items()}
+        self.rows: Tensors = {}
         self.square = {n: torch.zeros_like(w) for n, w in weights.items() if n not in hidden}
 
     def step(self, weights: Tensors, gradients: Tensors, *, lr: float) -> None:
@@ -193,7 +280,10 @@ class Muon:
             if name in self.hidden:
                 mean.lerp_(g, 1 - self.beta)
                 update = newton_schulz(g.lerp(mean, self.beta), schedule=SCHEDULE, dtype=torch.bfloat16)
-                update = update.float() * shape_scale("rms", *weight.shape[-2:])
+                update = update.float()
+                if self.normalize_rows:
+                    update = self._rows_normalized(name, update)
+                update = update * shape_scale("rms", *weight.shape[-2:])
             else:
                 mean.lerp_(g, 0.1)
                 square = self.square[name].mul_(0.95).addcmul_(g, g, value=0.05)
@@ -202,6 +292,13 @@ class Muon:
             if weight.ndim > 2:
                 weight.mul_(1 - lr * 0.01)
             weight.sub_(update, alpha=lr)
+
+    def _rows_normalized(self, name: str, update: Tensor) -> Tensor:
+        energy = update.square().mean(-1, keepdim=True)
+        rows = self.rows.setdefault(name, torch.zeros_like(energy)).lerp_(energy, 0.05)
+        made = update / (rows / (1 - 0.95**self.steps)).sqrt().add_(1e-8)
+        lengths = [m.flatten(1).norm(dim=1)[:, None, None] for m in (update, made)]
+        return made * (lengths[0] / lengths[1])
 
 
 def train(
@@ -212,10 +309,11 @@ def train(
     copies = replicas if variant.interval else 1
     shared = {n: w.clone() for n, w in model.start.items()}
     weights = {n: w.repeat(copies, *[1] * w.ndim) for n, w in shared.items()}
-    inner = Muon(weights, model.hidden, momentum=variant.momentum)
+    inner = Muon(weights, model.hidden, variant=variant)
     kept = {n: torch.zeros_like(w) for n, w in weights.items()}
     speed = {n: torch.zeros_like(w) for n, w in shared.items()}
-    bits, last = 0.0, 0
+    bits, last, arriving = 0.0, 0, 0
+    moves: dict[str, tuple[Tensor, Tensor]] = {}
     for step in range(1, steps + 1):
         factor = lr_factor(step, steps=steps, warmup_steps=max(steps // 20, 1), kind="cosine", floor=0.1)
         all_weights = {n: w.expand(replicas, *w.shape[1:]) for n, w in weights.items()}
@@ -223,22 +321,32 @@ def train(
         if not variant.interval:
             gradients = {n: g.mean(0, keepdim=True) for n, g in gradients.items()}
         inner.step(weights, gradients, lr=lr * factor)
-        due = step - last >= variant.interval + variant.growth * step or step == steps
-        if not variant.interval or not due:
-            continue
-        last = step
-        for name, anchor in shared.items():
-            signal = kept[name].mul_(variant.decay).add_(anchor - weights[name])
-            decoded, spent = (variant.coding if anchor.ndim > 1 else signs)(signal)
-            bits += spent
-            kept[name].sub_(decoded)
-            move = decoded.mean(0)
-            speed[name].mul_(variant.outer_momentum).add_(move)
-            anchor.sub_(move + variant.outer_momentum * speed[name], alpha=variant.outer_lr)
-            weights[name].copy_(anchor.expand_as(weights[name]))
-        if variant.average_momentum:
-            for name in model.hidden:
-                inner.mean[name].copy_(inner.mean[name].mean(0).expand_as(inner.mean[name]))
+        end = step == steps
+        if variant.interval and (step - last >= variant.interval + variant.growth * step or end):
+            last, arriving = step, steps if end else step + variant.delay
+            density = 1 + 2 * step / steps if variant.rising else 1.0
+            for name, anchor in shared.items():
+                change = anchor - weights[name]
+                signal = change if variant.own_residual else kept[name].mul_(variant.decay).add_(change)
+                coding = variant.coding if anchor.ndim > 1 else signs
+                if variant.rising and isinstance(coding, partial):
+                    coding = partial(coding.func, density=coding.keywords["density"] * density)
+                decoded, spent = exact(signal) if end and variant.dense_last else coding(signal)
+                bits += spent
+                if not variant.own_residual:
+                    kept[name].sub_(decoded)
+                moves[name] = decoded, weights[name].clone()
+        if variant.interval and step == arriving:
+            for name, anchor in shared.items():
+                decoded, at = moves[name]
+                move, before = decoded.mean(0), anchor.clone()
+                speed[name].mul_(variant.outer_momentum).add_(move)
+                anchor.sub_(move + variant.outer_momentum * speed[name], alpha=variant.outer_lr)
+                # What a replica has moved since it sent stays on top of the shared weights.
+                weights[name].add_(anchor - before + decoded if variant.own_residual else anchor - at)
+            if variant.average_momentum:
+                for name in model.hidden:
+                    inner.mean[name].copy_(inner.mean[name].mean(0).expand_as(inner.mean[name]))
     final = shared if variant.interval else {n: w[0] for n, w in weights.items()}
     parameters = sum(w.numel() for w in shared.values())
     return model.evaluate(final), bits / parameters / steps if variant.interval else 32.0
