@@ -72,6 +72,8 @@ FRONTIER = (
     "dion(fraction=1.0)",
     "dion(fraction=0.5)",
     "dion(fraction=0.125)",
+    "one_bit_muon(normalize_rows=False)",
+    "normuon(momentum=0.9)",
     "one_bit_muon(interval=1)",
     "one_bit_muon(interval=4)",
     "one_bit_muon(interval=33, outer_momentum=0.5)",

@@ -162,8 +162,13 @@ class NorMuonSettings(MuonSettings):
 
     def polar_chain(self) -> Chain:
         """Momentum → polar → row_normalize → scale."""
-        rows = RowNormalize(beta2=self.row_beta2)
-        return chain(self.momentum_stage(), self.polar_stage(), rows, self.scale_stage())
+        return normalized_chain(self, row_beta2=self.row_beta2)
+
+
+def normalized_chain(settings: MuonSettings, *, row_beta2: float) -> Chain:
+    """Momentum → polar → row_normalize → scale."""
+    rows = RowNormalize(beta2=row_beta2)
+    return chain(settings.momentum_stage(), settings.polar_stage(), rows, settings.scale_stage())
 
 
 @dataclass(frozen=True, kw_only=True)
