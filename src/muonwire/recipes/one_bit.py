@@ -19,7 +19,7 @@ class OneBitMuonSettings(LocalMuonSettings):
         interval: H, local steps a synchronization. Default: 11, which is below 0.1 bit with headers. For 0.02 bit over 1500
             steps: 28, with growth=0.045 and outer_momentum=0.5.
         codec: of matrices. Default: "sign(scale=tensor)", the sign of every entry and one mean magnitude a tensor.
-        normalize_rows: bring each polar factor's rows to about the same size over the steps, as NorMuon does. Default: True.
+        normalize_rows: bring each polar factor's rows to about the same size over the steps, as NorMuon does. Default: False.
         row_beta2: decay of the rows' mean squares, in [0, 1). Default: 0.95.
         momentum: β of the local steps. Default: 0.9, less than dense Muon's, since the kept residual is momentum too.
         feedback_decay: Default: 0.5; what is older than a few rounds points to where the weights no longer are.
@@ -29,7 +29,7 @@ class OneBitMuonSettings(LocalMuonSettings):
 
     interval: int = 11
     codec: str | None = "sign(scale=tensor)"
-    normalize_rows: bool = True
+    normalize_rows: bool = False
     row_beta2: float = 0.95
     momentum: float = 0.9
     feedback_decay: float = 0.5
@@ -37,7 +37,7 @@ class OneBitMuonSettings(LocalMuonSettings):
     outer_momentum: float = 0.3
 
     def polar_chain(self) -> Chain:
-        """Momentum → polar → row_normalize → scale."""
+        """Momentum → polar → (row_normalize →) scale."""
         if self.normalize_rows:
             return normalized_chain(self, row_beta2=self.row_beta2)
         return super().polar_chain()
@@ -47,6 +47,6 @@ ONE_BIT_MUON = Recipe(
     name="one_bit_muon",
     options=OneBitMuonSettings,
     build=build_local_muon,
-    summary="inner: normuon; every 11 steps: exchange(1-bit, feedback) of the weight change → Nesterov",
+    summary="inner: momentum → polar → scale; every 11 steps: exchange(1-bit, feedback) of the weight change → Nesterov",
     source="muonwire, docs/one_bit_muon.md; after MuLoCo, arXiv 2505.23725, and 1-bit SGD (2014)",
 )
