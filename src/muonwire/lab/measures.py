@@ -67,6 +67,22 @@ def energy_of_lowest(x: Tensor, share: float) -> float:
     return float(squares[: max(1, round(share * squares.numel()))].sum() / squares.sum())
 
 
+def departure(x: Tensor) -> float:
+    """How far the smaller Gram matrix G of x, r by r, is from any multiple of I: √(1 − tr(G)²/(r ‖G‖_F²)), in [0, 1).
+
+    It is min over s of ‖s G − I‖_F/√r: 0 for a multiple of a semi-orthogonal matrix, √(1 − 1/r) for rank 1; 1 for zero.
+    """
+    wide = x.double()
+    gram = wide @ wide.mT if x.shape[-2] <= x.shape[-1] else wide.mT @ wide
+    size = float(gram.square().sum()) * gram.shape[-1]
+    return math.sqrt(max(0.0, 1 - float(gram.trace()) ** 2 / size)) if size else 1.0
+
+
+def condition(values: Tensor) -> float:
+    """σ_max/σ_min of falling singular values, at most 1/ε of float32: below σ_max ε it can't tell a value from zero."""
+    return float(values[0] / values[-1].clamp(min=values[0] * torch.finfo(torch.float32).eps))
+
+
 def _dct_matrix(size: int, like: Tensor) -> Tensor:
     k = torch.arange(size, dtype=torch.float64)
     d = torch.cos(torch.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
