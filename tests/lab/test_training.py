@@ -91,7 +91,7 @@ def test_a_screened_recipe_is_left_out_of_other_seeds_and_any_other_is_refused(f
     first, second = Results(folder, seed=0), Results(folder, seed=1)
     assert [row["recipe"] for row in first.rows({"before": "pre_polar"})] == ["before"]
     assert second.rows({"before": "pre_polar"}) == []
-    with pytest.raises(UsageError, match="no training run of 'adamw'.*muon, distro, approach_a.*RECIPES"):
+    with pytest.raises(UsageError, match=r"no training run of 'adamw'.*muon, distro, approach_a.*RECIPES"):
         second.rows({"none": "adamw"})
 
 

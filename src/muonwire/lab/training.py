@@ -288,7 +288,12 @@ def gain_check(name: str, *, setting: str, change: str, helps: bool = True) -> C
         change: whose gain.
         helps: the gain is at least zero; otherwise at most zero.
     """
-    bound = {"at_least": 0.0} if helps else {"at_most": 0.0}
     return Check(
-        name=name, setting=setting, column="gain", select={"change": change}, unit="nats a token", **bound
+        name=name,
+        setting=setting,
+        column="gain",
+        select={"change": change},
+        at_least=0.0 if helps else None,
+        at_most=None if helps else 0.0,
+        unit="nats a token",
     )

@@ -16,8 +16,7 @@ RECIPES = {
 }
 
 
-def measure(setting: Setting) -> list[Row]:
-    """The residual's size and compressibility on real momentum, and approach C beside DisTrO alone."""
+def _residuals(setting: Setting) -> list[Row]:
     rows: list[Row] = []
     # Another part of the matrices for each seed.
     for one in list(captured(setting.input("text-training"), kind="momentum"))[setting.seed :: len(SEEDS)]:
@@ -35,9 +34,14 @@ def measure(setting: Setting) -> list[Row]:
             for name, r in (("momentum − polar factor", m - u), ("momentum − s · polar factor", scaled))
         ]
         rows.append({"residual": "momentum itself", "size": 1.0, "error": plain})
+    return rows
+
+
+def measure(setting: Setting) -> list[Row]:
+    """The residual's size and compressibility on real momentum, and approach C beside DisTrO alone."""
     runs = Results(setting.input("training"), seed=setting.seed)
     return [
-        *rows,
+        *_residuals(setting),
         *runs.rows(RECIPES),
         gain("C instead of DisTrO alone", of=runs["approach_c"], over=runs["distro"]),
         gain("C instead of B", of=runs["approach_c"], over=runs["approach_b"]),
