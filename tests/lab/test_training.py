@@ -9,8 +9,9 @@ import pytest
 
 from muonwire.compare.comparison import RESULTS, SUMMARY
 from muonwire.errors import UsageError
-from muonwire.lab import training
+from muonwire.lab import load_claims, training
 from muonwire.lab.inputs import ABOUT, INPUTS, Input
+from muonwire.lab.run import identity
 from muonwire.lab.training import RECIPES, SCREENED, SEEDS, Results, share_of_gain
 from muonwire.report import CURVE_COLUMNS
 
@@ -126,3 +127,12 @@ def test_quick_runs_are_there_for_both_seeds(quick_lab):
     for recipe in RECIPES:
         assert first[recipe].curve[-1] == (2, first[recipe].loss)
         assert recipe in SCREENED or second[recipe].loss != first[recipe].loss
+
+
+def test_a_measurement_on_other_training_does_not_count(monkeypatch):
+    claim = load_claims()["approach.A"]
+    before = identity(claim, 0, quick=True)
+    assert before == identity(claim, 0, quick=True)
+    monkeypatch.setattr(training, "RECIPES", RECIPES[:-1])
+    assert identity(claim, 0, quick=True) != before
+    assert "inputs" not in identity(load_claims()["integration.3"], 0, quick=True)

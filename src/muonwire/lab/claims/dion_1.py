@@ -154,7 +154,6 @@ CLAIM = Claim(
             unit="%",
         ),
         _reduction(0.5, 2, "less_than_full", "by bytes beside full rank"),
-        _reduction(0.25, 4, "less_than_full", "by bytes beside full rank"),
         _reduction(0.5, 2, "less_than_dense", "by bytes beside dense Muon"),
         Check(
             name="at a fixed rank Dion’s state grows as the width, to a power of at most 1.5",
@@ -196,7 +195,6 @@ CLAIM = Claim(
                 "less_than_dense": "Less than dense Muon",
             },
             quoted={
-                (1.0,): {"less_than_full": "1x"},
                 (0.5,): {"less_than_full": "2x"},
                 (0.25,): {"less_than_full": "4x"},
             },

@@ -51,13 +51,10 @@ CLAIM = Claim(
     "sign: where the signal is one "
     "step’s gradient, where it is a residual momentum, and where momentum gathers decoded signals over "
     "many steps?",
-    expected="One step’s gradient: no help, as the note says. Residual momentum: a little, since entries "
-    "that were not sent come in "
-    "later steps. Momentum after the exchange: most, for its rank grows with every step. The codec and "
-    "the bits are the same "
-    "in each pair; of the last one only the chain is, since nobody has named momentum after the exchange "
-    "with a sign: DisTrO "
-    "alone stands for it, and embeddings have Adam there.",
+    expected="One step’s gradient: no help, as the note says. Residual momentum: a little, since entries that "
+    "were not sent come in later steps. Momentum after the exchange: most, for its rank grows with every step. "
+    "The codec and the bits are the same in each pair, and in the first two everything but the last stage; for "
+    "momentum after the exchange DisTrO alone stands beside, and the embeddings have Adam there.",
     measure=measure,
     inputs=("training",),
     repeats=len(SEEDS),
