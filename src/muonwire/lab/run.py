@@ -1,5 +1,6 @@
 """Measuring claims: repeats that are kept, side by side up to the cores."""
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -55,7 +56,15 @@ def repeat_file(out: Path, claim: Claim, seed: int) -> Path:
 
 def identity(claim: Claim, seed: int, *, quick: bool) -> dict[str, Any]:
     """What a kept repeat must have been measured with to count."""
-    return {"claim": claim.id, "version": claim.version, "seed": seed, "quick": quick}
+    made = {name: INPUTS[name].made_with(quick) for name in claim.inputs}
+    digests = {name: digest(about) for name, about in made.items() if about}
+    kept = {"claim": claim.id, "version": claim.version, "seed": seed, "quick": quick}
+    return {**kept, "inputs": digests} if digests else kept
+
+
+def digest(about: object) -> str:
+    """Of what an input is made with, so that measurements on another one do not count."""
+    return hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def read_repeat(out: Path, claim: Claim, seed: int, *, quick: bool) -> dict[str, Any] | None:
