@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import fmean, stdev
 
 from scipy.stats import t as student
@@ -48,8 +49,14 @@ class Interval:
         mean, count = fmean(values), len(values)
         if count == 1:
             return cls(mean=mean, low=mean, high=mean, repeats=1)
-        reach = float(student.ppf(0.5 + CONFIDENCE / 2, count - 1)) * stdev(values) / math.sqrt(count)
+        reach = _quantile(count) * stdev(values) / math.sqrt(count)
         return cls(mean=mean, low=mean - reach, high=mean + reach, repeats=count)
+
+
+@lru_cache(maxsize=256)
+def _quantile(count: int) -> float:
+    # Looked up for every figure of the page, and slow to compute.
+    return float(student.ppf(0.5 + CONFIDENCE / 2, count - 1))
 
 
 def matches(row: Row, select: Mapping[str, Value]) -> bool:
