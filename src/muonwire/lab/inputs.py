@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from muonwire import recipes
 from muonwire.errors import UsageError
+from muonwire.lab.vision_training import tune
 from muonwire.tasks.models import build_llama
 from muonwire.tasks.text import TextSettings, TextTask, read_text
 
@@ -217,6 +218,10 @@ def _language_model(folder: Path, quick: bool) -> None:
     write(folder, matrices, {"model": name, "batches": batches, "window": list(window), "layers": layers})
 
 
+def _vision_rates(folder: Path, quick: bool) -> None:
+    (folder / ABOUT).write_text(json.dumps(tune(folder, quick), indent=1))
+
+
 INPUTS = {
     i.name: i
     for i in (
@@ -228,9 +233,15 @@ INPUTS = {
         ),
         Input(
             name="language-model",
-            about="gradients and momenta of the pretrained SmolLM2-135M-Instruct on the same text, first, middle and last layer, the "
-            "weights held fixed; gradients also of eight batches of 4 × 256 tokens apart",
+            about="gradients and momenta of the pretrained SmolLM2-135M-Instruct on the same text, first, middle and last layer, "
+            "the weights held fixed; gradients also of eight batches of 4 × 256 tokens apart",
             make=_language_model,
+        ),
+        Input(
+            name="vision-rates",
+            about="learning rates of the vision methods: each tried at five, a factor 3 apart around what it is usually run with, "
+            "the best by validation loss on a seed of its own",
+            make=_vision_rates,
         ),
     )
 }
