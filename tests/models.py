@@ -15,6 +15,8 @@ RECIPE_OPTIONS = {
 VARIANTS = [
     ("approach_b", {"server": True, "owners": "all"}),
     ("psyche", {"delayed": True}),
+    ("muonfast", {"preconditioner": "before", "polar_at_least": 8, "keep_norm": True}),
+    ("muonfast", {"preconditioner": "after", "rest": "adam"}),
     *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),
 ]
 

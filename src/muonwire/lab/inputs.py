@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.lab import training
+from muonwire.lab.vision_training import tune
 from muonwire.tasks.models import build_llama
 from muonwire.tasks.text import TextSettings, TextTask, read_text
 
@@ -228,6 +229,10 @@ def _training(folder: Path, quick: bool) -> None:
     (folder / ABOUT).write_text(json.dumps(training.identity(quick), indent=1))
 
 
+def _vision_rates(folder: Path, quick: bool) -> None:
+    (folder / ABOUT).write_text(json.dumps(tune(folder, quick), indent=1))
+
+
 INPUTS = {
     i.name: i
     for i in (
@@ -246,5 +251,11 @@ INPUTS = {
             make=_language_model,
         ),
         Input(name="training", about=training.ABOUT, make=_training, made_with=training.identity),
+        Input(
+            name="vision-rates",
+            about="learning rates of the vision methods: each tried at five, a factor 3 apart around what it is usually run with, "
+            "the best by validation loss on a seed of its own",
+            make=_vision_rates,
+        ),
     )
 }

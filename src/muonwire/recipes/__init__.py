@@ -21,9 +21,11 @@ from muonwire.recipes.choose import choose_dense
 from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
 from muonwire.recipes.distro import DEMO, DISTRO, PSYCHE
 from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
+from muonwire.recipes.gda2 import GDA2
 from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
 from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
 from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
+from muonwire.recipes.muonfast import MUONFAST
 from muonwire.recipes.one_bit import ONE_BIT_MUON
 
 RECIPES: dict[str, Recipe] = {
@@ -55,6 +57,8 @@ RECIPES: dict[str, Recipe] = {
         EF14_MUON,
         EF21_MUON,
         SIGNMUON,
+        MUONFAST,
+        GDA2,
     )
 }
 

@@ -1,12 +1,16 @@
 """The stages an update passes through, from gradient to weight, and the chain they make."""
 
 from muonwire.stages.adam import Adam
+from muonwire.stages.anderson import Anderson
 from muonwire.stages.base import Context, ExchangeStage, Stage, State, TalkingStage
+from muonwire.stages.by_rate import ByRate
 from muonwire.stages.chain import Chain, chain, named_chain
 from muonwire.stages.delayed import Delayed
 from muonwire.stages.every import Every
 from muonwire.stages.exchange import Exchange
 from muonwire.stages.feedback import EF14, EF21, Feedback, NoFeedback, ResidualMomentum
+from muonwire.stages.keep_norm import KeepNorm
+from muonwire.stages.large_only import LargeOnly
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.mean import Mean
 from muonwire.stages.momentum import Momentum
@@ -24,6 +28,8 @@ __all__ = [
     "EF14",
     "EF21",
     "Adam",
+    "Anderson",
+    "ByRate",
     "Chain",
     "Context",
     "Delayed",
@@ -32,6 +38,8 @@ __all__ = [
     "Exchange",
     "ExchangeStage",
     "Feedback",
+    "KeepNorm",
+    "LargeOnly",
     "MatrixLayout",
     "Mean",
     "Momentum",

@@ -11,7 +11,7 @@ from muonwire.stages.base import Context, Stage, State
 
 
 def shape_scale(kind: str, num_rows: int, num_columns: int) -> float:
-    """The factor for an m × n matrix: spectral √max(1, m/n), rms 0.2 √max(m, n), none 1.
+    """The factor for an m × n matrix: spectral √max(1, m/n), rms 0.2 √max(m, n), small (min(m, n)/256)², none 1.
 
     >>> shape_scale("rms", 64, 256), shape_scale("spectral", 256, 64)
     (3.2, 2.0)
@@ -20,6 +20,8 @@ def shape_scale(kind: str, num_rows: int, num_columns: int) -> float:
         return math.sqrt(max(1.0, num_rows / num_columns))
     if kind == "rms":
         return 0.2 * math.sqrt(max(num_rows, num_columns))
+    if kind == "small":
+        return (min(num_rows, num_columns) / 256) ** 2
     return 1.0
 
 
@@ -30,6 +32,7 @@ class Scale(Stage):
     "spectral": √max(1, m/n), which bounds the change of the layer's output (Jordan, 2024);
     "rms": 0.2 √max(m, n), which gives a polar factor the size of an Adam update, so that one learning rate serves both
     (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, section 2.2);
+    "small": (min(m, n)/256)², which shrinks the steps of small matrices (source 003's dimension-aware scaling);
     "none": 1, for tensors of any shape.
 
     Args:
@@ -41,8 +44,8 @@ class Scale(Stage):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("spectral", "rms", "none"):
-            raise UsageError(f"scale: kind is {self.kind!r}; allowed are spectral, rms and none")
+        if self.kind not in ("spectral", "rms", "small", "none"):
+            raise UsageError(f"scale: kind is {self.kind!r}; allowed are spectral, rms, small and none")
         if not self.factor > 0:
             raise UsageError(f"scale: factor is {self.factor}; it must be positive")
 

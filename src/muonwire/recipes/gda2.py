@@ -1,0 +1,52 @@
+"""GDA2: AdamW whose steps are mixed after Anderson."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from muonwire.exchange.base import Exchange
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.base import AdamSettings, Recipe
+from muonwire.recipes.dense import by_dimensions, trainable
+from muonwire.stages import Anderson, Mean, chain
+
+
+@dataclass(frozen=True, kw_only=True)
+class GDA2Settings(AdamSettings):
+    """Options of gda2; those of adamw are inherited.
+
+    Args:
+        history: differences that are mixed, at least 1. Default: 3.
+        regularization: of the fit, in mean squares of the differences. Default: 10.
+        decay: of that mean square, in [0, 1). Default: 0.9.
+        cap: largest size of a mixed step over AdamW's. Default: 1.5.
+    """
+
+    history: int = 3
+    regularization: float = 10.0
+    decay: float = 0.9
+    cap: float = 1.5
+
+    def __post_init__(self) -> None:
+        self.anderson_stage()
+
+    def anderson_stage(self) -> Anderson:
+        """The mixing with these settings."""
+        return Anderson(
+            history=self.history, regularization=self.regularization, decay=self.decay, cap=self.cap
+        )
+
+
+def _build(model: nn.Module, lr: float, exchange: Exchange, options: GDA2Settings) -> ChainOptimizer:
+    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
+    stages = chain(Mean(), options.adam_stage(), options.anderson_stage())
+    return ChainOptimizer(groups, chain=stages, lr=lr, exchange=exchange)
+
+
+GDA2 = Recipe(
+    name="gda2",
+    options=GDA2Settings,
+    build=_build,
+    summary="AdamW, its last steps mixed: mean → adam → anderson",
+    source="source 003; Anderson (1965); arXiv 1606.04133",
+)

@@ -1,0 +1,115 @@
+"""Source 003's MuonFast: momentum, orthogonalized; as its text has it, and with each of its fixes."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from muonwire.errors import UsageError
+from muonwire.exchange.base import Exchange
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.base import Recipe
+from muonwire.recipes.dense import MuonSettings, by_dimensions, named_group
+from muonwire.stages import (
+    Adam,
+    ByRate,
+    Chain,
+    KeepNorm,
+    LargeOnly,
+    Mean,
+    Momentum,
+    Scale,
+    Stage,
+    chain,
+)
+
+PRECONDITIONERS = ("none", "before", "after")
+RESTS = ("sgd", "adam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonFastSettings(MuonSettings):
+    """Options of muonfast; those of Muon are inherited.
+
+    Args:
+        rate_inside: multiply by the learning rate before the polar factor instead of after it, as the note's text has it: the rate
+            then cancels, and the step is the polar factor itself. Default: False.
+        preconditioner: fix 1, Adam's denominator: "before" puts Adam in the place of the momentum (β₁ is ``momentum``), "after"
+            divides the polar factor by the root mean square of its entries over the steps, "none" does neither. Default: "none".
+        polar_at_least: fix 2, matrices whose smaller side is less are not orthogonalized; the note names 128. Default: 1.
+        keep_norm: fix 3, the direction of the polar factor at the size of what was orthogonalized. Default: False.
+        rest: what embeddings, head, norms and biases go through: "sgd", as the note describes it, or "adam". Default: "sgd".
+        scale: "none", "small" (its dimension-aware scaling, (min(m, n)/256)²), "rms" or "spectral". Default: "none".
+        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.
+    """
+
+    rate_inside: bool = False
+    preconditioner: str = "none"
+    polar_at_least: int = 1
+    keep_norm: bool = False
+    rest: str = "sgd"
+    scale: str = "none"
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.preconditioner not in PRECONDITIONERS:
+            raise UsageError(
+                f"muonfast: preconditioner is {self.preconditioner!r}; allowed are {', '.join(PRECONDITIONERS)}"
+            )
+        if self.rest not in RESTS:
+            raise UsageError(f"muonfast: rest is {self.rest!r}; allowed are {', '.join(RESTS)}")
+        super().__post_init__()
+
+    def momentum_stage(self) -> Momentum:
+        """The note's velocity, v ← β v + g, or g + β v with Nesterov."""
+        return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
+
+    def polar_chain(self) -> Chain:
+        """Velocity, orthogonalized and scaled, with the fixes that are chosen."""
+        direction: Stage = chain(self.polar_stage(), Scale(kind=self.scale))
+        if self.preconditioner == "after":
+            direction = chain(direction, Adam(beta1=0.0, beta2=self.beta2, eps=self.eps))
+        if self.keep_norm:
+            direction = KeepNorm(stage=direction)
+        if self.polar_at_least > 1:
+            direction = LargeOnly(stage=direction, at_least=self.polar_at_least)
+        first: Stage = (
+            Adam(beta1=self.momentum, beta2=self.beta2, eps=self.eps)
+            if self.preconditioner == "before"
+            else self.momentum_stage()
+        )
+        if self.rate_inside:
+            return chain(first, ByRate(power=1), direction, ByRate(power=-1))
+        return chain(first, direction)
+
+    def rest_stage(self) -> Stage:
+        """What is not orthogonalized goes through this."""
+        return self.adam_stage() if self.rest == "adam" else self.momentum_stage()
+
+
+def _build(model: nn.Module, lr: float, exchange: Exchange, options: MuonFastSettings) -> ChainOptimizer:
+    routing = options.routing(model)
+    hidden = named_group(
+        "hidden",
+        [(r.name, r.param) for r in routing.polar],
+        chain=chain(Mean(), options.polar_chain()),
+        layouts=[str(r.layout) for r in routing.polar],
+        lr=lr,
+        weight_decay=options.weight_decay,
+    )
+    rest = by_dimensions(
+        "other",
+        [(r.name, r.param) for r in routing.adam],
+        weight_decay=options.weight_decay,
+        chain=chain(Mean(), options.rest_stage()),
+        lr=lr * options.adam_lr_ratio,
+    )
+    return ChainOptimizer([hidden, *rest], lr=lr, exchange=exchange)
+
+
+MUONFAST = Recipe(
+    name="muonfast",
+    options=MuonFastSettings,
+    build=_build,
+    summary="mean → momentum → polar for hidden matrices, mean → momentum for the rest; the fixes of source 003 are options",
+    source="source 003",
+)

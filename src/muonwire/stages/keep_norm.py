@@ -1,0 +1,53 @@
+"""A stage's direction at the size of what it was given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Context, Stage, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeepNorm(Stage):
+    """u ← stage(u) · ‖u‖_F / ‖stage(u)‖_F, for each matrix of the parameter's layout.
+
+    The source's fix 3 multiplies the polar factor by ‖u‖_F without dividing by its own norm, √min(m, n); for matrices of one
+    size that is a constant factor on the learning rate.
+
+    Args:
+        stage: whose direction is taken; one that talks to no other replica.
+
+    Raises:
+        UsageError: the stage talks to the other replicas.
+
+    Source: source 003, fix 3.
+    """
+
+    stage: Stage
+
+    def __post_init__(self) -> None:
+        if self.stage.talks:
+            raise UsageError(f"keep_norm: {self.stage} talks to the other replicas; put it before or after")
+
+    def init(self, param: Tensor) -> State:
+        """The stage's."""
+        return self.stage.init(param)
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See Stage.apply."""
+        made = self.stage.apply(updates, params, states, context)
+        results = []
+        for update, result, layout in zip(updates, made, context.layouts, strict=True):
+            matrices = layout.matrices(result)
+            wanted = torch.linalg.vector_norm(layout.matrices(update), dim=(-2, -1), keepdim=True)
+            size = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+            results.append((matrices * (wanted / size.clamp(min=1e-30))).reshape(update.shape))
+        return results
+
+    def __str__(self) -> str:
+        return f"keep_norm({self.stage})"

@@ -1,0 +1,62 @@
+"""A stage for large matrices, which leaves small ones as they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Context, Stage, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeOnly(Stage):
+    """u ← stage(u) where min(m, n) ≥ at_least for the matrices of the parameter's layout; the others pass as they are.
+
+    Args:
+        stage: for the large ones; one that talks to no other replica.
+        at_least: smallest min(m, n) that is large. Default: 128.
+
+    Raises:
+        UsageError: the stage talks to the other replicas, or at_least is under 1.
+
+    Source: source 003, fix 2.
+    """
+
+    stage: Stage
+    at_least: int = 128
+
+    def __post_init__(self) -> None:
+        if self.stage.talks:
+            raise UsageError(f"large_only: {self.stage} talks to the other replicas; put it before or after")
+        if self.at_least < 1:
+            raise UsageError(f"large_only: at_least is {self.at_least}; it must be at least 1")
+
+    def init(self, param: Tensor) -> State:
+        """The stage's."""
+        return self.stage.init(param)
+
+    def apply(
+        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
+    ) -> list[Tensor]:
+        """See Stage.apply."""
+        large = [
+            i
+            for i, (u, layout) in enumerate(zip(updates, context.layouts, strict=True))
+            if min(layout.matrices_shape(tuple(u.shape))[-2:]) >= self.at_least
+        ]
+        inner = replace(
+            context,
+            layouts=[context.layouts[i] for i in large],
+            names=[context.names[i] for i in large] if context.names else (),
+        )
+        results = list(updates)
+        made = self.stage.apply(
+            [updates[i] for i in large], [params[i] for i in large], [states[i] for i in large], inner
+        )
+        for i, result in zip(large, made, strict=True):
+            results[i] = result
+        return results
+
+    def __str__(self) -> str:
+        return f"large_only({self.stage}, at_least={self.at_least})"
