@@ -76,7 +76,7 @@ def command(*args):
 
 def test_a_claim_is_one_file(toy, tmp_path, capsys):
     out = tmp_path / "lab"
-    assert command("run", "toy.1", "--claims-from", toy, "--out", out) == 0
+    assert command("run", "toy.1", "--claims-from", toy, "--out", out, "--jobs", "1") == 0
     assert "toy.1: confirmed" in capsys.readouterr().out
     page = (out / "lab.html").read_text()
     for told in ("a coin falls on either side", "1/2", "Throw it.", "muonwire lab run toy.1"):

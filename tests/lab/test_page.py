@@ -23,7 +23,7 @@ PROBE = """<script>addEventListener('load', () => setTimeout(() => {
 
 @pytest.fixture(scope="module")
 def page(quick_lab):
-    return write_report(list(load_claims().values()), out=quick_lab, quick=True)[0]
+    return write_report(list(load_claims().values()), out=quick_lab, quick=True, images=False)[0]
 
 
 def test_the_page_fetches_nothing(page):

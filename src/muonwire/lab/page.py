@@ -29,13 +29,14 @@ SOURCES = {
 }
 
 
-def write_report(claims: Sequence[Claim], *, out: Path, quick: bool) -> list[Path]:
+def write_report(claims: Sequence[Claim], *, out: Path, quick: bool, images: bool = True) -> list[Path]:
     """Write ``lab.html``, ``verdicts.json``, a PNG of each chart and a Parquet file of each claim's rows.
 
     Args:
         claims: those to show; one that was not measured says so.
         out: the lab's output.
         quick: show the quick measurements.
+        images: write the PNGs.
 
     Returns:
         The paths written, the page first.
@@ -53,6 +54,8 @@ def write_report(claims: Sequence[Claim], *, out: Path, quick: bool) -> list[Pat
             target = out / "rows" / f"{claim.id}.parquet"
             pl.DataFrame(rows, infer_schema_length=None, strict=False).write_parquet(target)
             written.append(target)
+    if not images:
+        return written
     (out / "images").mkdir(exist_ok=True)
     return written + [write_png(chart, out / "images") for chart in page.charts]
 
