@@ -113,8 +113,7 @@ def identity(quick: bool) -> dict[str, Any]:
 
 
 def train(folder: Path, quick: bool) -> None:
-    """Do what is missing of the comparison, and write its tables; a run that was cut off goes on from "
-    "its checkpoint."""
+    """Do what is missing of the comparison, and write its tables; a run that was cut off goes on."""
     config = settings(folder, quick=quick).resolve()
     if pending(config):
         run_virtual(config)
@@ -159,8 +158,7 @@ class Trained:
 
 
 def share_of_gain(part: Trained, *, start: Trained, end: Trained) -> float:
-    """100 · (L(start) − L(part)) / (L(start) − L(end)): percent of a gain that a part of the change "
-    "gives; NaN where there is none."""
+    """100 · (L(start) − L(part)) / (L(start) − L(end)): percent of a gain that a part gives; NaN without a gain."""
     whole = end.below(start)
     return 100 * part.below(start) / whole if whole else math.nan
 
@@ -200,8 +198,7 @@ class Results:
         return recipe in self._runs
 
     def rows(self, recipes: Mapping[str, str]) -> list[Row]:
-        """A row of figures for each recipe, under the name that the page gives it, and one for each "
-        "point of its curve."""
+        """A row of figures for each recipe, under the page's name for it, and one for each point of its curve."""
         muon, distro = self["muon"], self["distro"]
         rows: list[Row] = []
         for name, recipe in recipes.items():

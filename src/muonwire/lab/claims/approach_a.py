@@ -28,15 +28,12 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="approach.A",
     source="000",
-    says="compressing Muon’s momentum without orthogonalizing it keeps the benefit of its smoothing, "
-    "loses that of "
-    "orthogonalization, and might be good enough",
-    question="With DisTrO’s codec and error feedback, does momentum before the codec lower the loss, "
-    "would a polar factor behind it "
-    "lower it further, and does the approach end below DisTrO alone?",
-    expected="Momentum hardly helps, since the error feedback and the sign behind it smooth already; a "
-    "polar factor lowers the loss; "
-    "level with DisTrO alone, whose residual momentum is nearly the same thing.",
+    says="compressing Muon’s momentum without orthogonalizing it keeps the benefit of its smoothing, loses "
+    "that of orthogonalization, and might be good enough",
+    question="With DisTrO’s codec and error feedback, does momentum before the codec lower the loss, would a "
+    "polar factor behind it lower it further, and does the approach end below DisTrO alone?",
+    expected="Momentum hardly helps, since the error feedback and the sign behind it smooth already; a polar "
+    "factor lowers the loss; level with DisTrO alone, whose residual momentum is nearly the same thing.",
     measure=measure,
     inputs=("training",),
     repeats=len(SEEDS),
@@ -62,8 +59,8 @@ CLAIM = Claim(
         "refuted": "Momentum before a compressing exchange with feedback gains nothing, nor does a polar "
         "factor behind it.",
         "depends": "The note’s three expectations of this approach do not hold together: see which of "
-        "momentum, the polar factor and "
-        "the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
+        "momentum, the polar factor and the comparison with DisTrO alone carries the gain before you spend a "
+        "buffer on it.",
     },
     tables=(OUTCOMES, GAINS),
     plots=(CURVES,),

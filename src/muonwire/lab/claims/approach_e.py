@@ -52,7 +52,7 @@ def _structure(setting: Setting) -> list[Row]:
         }
         rows += [{"sent": name, "cosine": value} for name, value in found.items()]
         rows.append(
-            {"sent": "difference", "lead": found["truncated SVD, rank 4"] - found["DCT, top-k"]},
+            {"pair": "SVD beside DCT", "lead": found["truncated SVD, rank 4"] - found["DCT, top-k"]},
         )
     return rows
 
@@ -77,8 +77,7 @@ def _times(setting: Setting) -> list[Row]:
 
 
 def measure(setting: Setting) -> list[Row]:
-    """What low rank and DCT keep of real momentum's polar factor, what they take, and approach E beside "
-    "DisTrO alone."""
+    """What low rank and DCT keep of real momentum's polar factor, their time, and approach E in training."""
     runs = Results(setting.input("training"), seed=setting.seed)
     return [
         *_structure(setting),
@@ -92,18 +91,16 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="approach.E",
     source="000",
-    says="the factors of a truncated singular value decomposition preserve the orthogonal structure that "
-    "DCT destroys, but are "
-    "expensive to find: O(n³) against O(n log n)",
+    says="the factors of a truncated singular value decomposition preserve the orthogonal structure that DCT "
+    "destroys, but are expensive to find: O(n³) against O(n log n)",
     quoted={"work of the SVD": "O(n³)", "work of the DCT": "O(n log n)"},
-    question="At equal bytes, is the polar factor of what was decoded nearer to the momentum’s own after "
-    "a truncated SVD than after DCT "
-    "and top-k; how much longer does it take; and what does the approach come to in training?",
+    question="At equal bytes, is the polar factor of what was decoded nearer to the momentum’s own after a "
+    "truncated SVD than after DCT and top-k; how much longer does it take; and what does the approach come "
+    "to in training?",
     expected="Not nearer: rank 4 gives a polar factor of four directions at most, whose cosine with the "
-    "whole is √(4/n), while top-k "
-    "leaves some of every direction. Slower from a few hundred rows on. In training better than DisTrO "
-    "alone, for its "
-    "feedback brings the other directions in turn, and at many times its bits.",
+    "whole is √(4/n), while top-k leaves some of every direction. Slower from a few hundred rows on. In "
+    "training better than DisTrO alone, for its feedback brings the other directions in turn, and at many "
+    "times its bits.",
     measure=measure,
     inputs=("text-training", "training"),
     repeats=len(SEEDS),
@@ -113,7 +110,7 @@ CLAIM = Claim(
             name="the decoded polar factor is nearer to the momentum’s own than with DCT at equal bytes",
             setting="on real momentum",
             column="lead",
-            select={"sent": "difference"},
+            select={"pair": "SVD beside DCT"},
             at_least=0.0,
             possible=(-2.0, 2.0),
             unit="of cosine",
@@ -134,14 +131,13 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Factors of low rank keep more of the polar factor at equal bytes and train better "
-        "than DisTrO; find them by power "
-        "iteration, which costs two products instead of an SVD.",
-        "refuted": "A truncated SVD keeps less of the polar factor than DCT at equal bytes and gains "
-        "nothing in training.",
+        "confirmed": "Factors of low rank keep more of the polar factor at equal bytes and train better than "
+        "DisTrO; find them by power iteration, which costs two products instead of an SVD.",
+        "refuted": "A truncated SVD keeps less of the polar factor than DCT at equal bytes and gains nothing "
+        "in training.",
         "depends": "Look at what each of the three costs you: the cosine at equal bytes, the time at your "
-        "widths, and the loss at the "
-        "bits in the table. Power iteration (powersgd_muon, dion) finds such factors without an SVD.",
+        "widths, and the loss at the bits in the table. Power iteration (powersgd_muon, dion) finds such "
+        "factors without an SVD.",
     },
     tables=(
         Pivot(

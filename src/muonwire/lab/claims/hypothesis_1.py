@@ -30,8 +30,7 @@ REFERENCES = {"DisTrO alone": "distro", "one_bit_muon": "one_bit_muon", "dense M
 
 
 def measure(setting: Setting) -> list[Row]:
-    """The six approaches ranked by final loss, as described and with options that make them send as much "
-    "as D."""
+    """The six approaches ranked by final loss, as described and with options that make them send as D does."""
     runs = Results(setting.input("training"), seed=setting.seed)
     rows: list[Row] = []
     for group, recipes in GROUPS.items():
@@ -71,11 +70,10 @@ CLAIM = Claim(
     source="000",
     says="of the six approaches D, Muon for attention and DisTrO for the rest, is the most promising",
     question="Which of the approaches ends lowest, each as described and its own bytes, and each with "
-    "options that make it send as "
-    "much as D does?",
-    expected="D is not first: as described E sends fewer bits and orthogonalizes every matrix; at D’s "
-    "bytes A, B and C with a quarter of "
-    "all coefficients in full precision are nearly dense, and B and C orthogonalize every matrix too.",
+    "options that make it send as much as D does?",
+    expected="D is not first: as described E sends fewer bits and orthogonalizes every matrix; at D’s bytes "
+    "A, B and C with a quarter of all coefficients in full precision are nearly dense, and B and C "
+    "orthogonalize every matrix too.",
     measure=measure,
     inputs=("training",),
     repeats=len(SEEDS),
@@ -85,10 +83,10 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Spend your bytes on attention: no other of the six uses them better.",
-        "refuted": "Do not split by layer: another of the six approaches ends lower, at D’s bytes and "
-        "below; the table ranks them.",
-        "depends": "Whether splitting by layer is best hangs on the bytes you compare at: look up your "
-        "own in the table.",
+        "refuted": "Do not split by layer: another of the six approaches ends lower, as described and at D’s "
+        "bytes; the table ranks them.",
+        "depends": "Whether splitting by layer is best hangs on the bytes you compare at: look up your own "
+        "in the table.",
     },
     tables=(
         Pivot(

@@ -16,7 +16,7 @@ SIZE = 64
 DENSITIES = (0.05, 0.1, 0.25)
 # The least growth that the source reports, of 37 to 48,000 times.
 LEAST = 37.0
-PLACES = tuple(i / 20 for i in range(21))
+PLACES = tuple(i / 10 for i in range(11))
 WHOLE = "DCT of the 64×64"
 # What the source may have compressed: (codec, shape that it is given). A vector's chunks are stretches of it.
 DEFINITIONS = {
@@ -131,8 +131,6 @@ CLAIM = Claim(
         _grows("Gaussian 64×64", 0.05, "at 5 % of a Gaussian matrix, the median draw"),
         _grows("Gaussian 64×64", 0.1, "at 10 % of a Gaussian matrix, the median draw"),
         _grows("Gaussian 64×64", 0.25, "at 25 % of a Gaussian matrix, the median draw"),
-        _grows("training momentum", 0.05, "at 5 % of training momentum"),
-        _grows("training momentum", 0.25, "at 25 % of training momentum"),
         _grows("language-model momentum", 0.05, "at 5 % of language-model momentum"),
         _grows("language-model momentum", 0.25, "at 25 % of language-model momentum"),
     ),
