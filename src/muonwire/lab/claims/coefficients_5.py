@@ -31,8 +31,7 @@ GRID = np.concatenate([np.linspace(0, 1.1, 1024), np.linspace(0, 0.1, 512)])
 
 
 def _pattern(schedule: Schedule) -> dict[str, float]:
-    """Whether a falls, b rises and c falls at every step, and the share of the changes that do so; both "
-    "in %."""
+    """Whether a falls, b rises and c falls at every step, and the share of changes that do; both in %."""
     steps = np.array(schedule.coefficients)
     kept = np.diff(steps, axis=0) * np.array([1.0, -1.0, 1.0]) <= TOLERANCE
     return {"keep it": 100.0 * bool(kept.all()), "changes": 100 * float(kept.mean())}
@@ -54,8 +53,7 @@ def _residuals(parameters: Values) -> Values:
 
 
 def _fit(setting: Setting, near: Schedule) -> tuple[Schedule, float]:
-    """Least squares of p(x) − 1 over the grid, from five steps near those of a schedule; and its rms "
-    "there."""
+    """Least squares of p(x) − 1 over the grid, from steps near a schedule's; and the rms there."""
     begun = []
     for step in near.coefficients:
         low, high = _fixed_points(step)
