@@ -1,5 +1,6 @@
 """coefficients.1: tuned coefficients reach a sixth of the standard iteration's orthogonality error."""
 
+import math
 import statistics
 from collections.abc import Callable
 
@@ -78,6 +79,7 @@ def _table(x: Tensor, data: str) -> list[Row]:
                 "n": x.shape[0],
                 "error": errors[name][0],
                 "polar_error": errors[name][1],
+                "schedule": name in SCHEDULES,
                 "time": 1000 * statistics.median(times),
                 "relative time": statistics.median(times) / standard,
             }
@@ -124,7 +126,7 @@ def measure(setting: Setting) -> list[Row]:
                 for name, s in SCHEDULES.items()
             }
             rows += [
-                {"data": REAL, "dtype": "float32", "method": name, "error": error}
+                {"data": REAL, "dtype": "float32", "method": name, "error": error, "schedule": True}
                 for name, error in errors.items()
             ]
             rows.append(
@@ -143,7 +145,7 @@ def _figure(name: str, figure: float, method: str) -> tuple[Check, Check]:
             select={"data": data, "dtype": "bfloat16", "method": method},
             at_least=0.9 * figure,
             at_most=1.1 * figure,
-            possible=(0.0, 10.0),
+            possible=(0.0, math.inf),
         )
         for data in (FIGURES, STATED)
     ]
@@ -157,7 +159,7 @@ def _six(data: str, dtype: str) -> Check:
         column="advantage",
         select={"data": data, "advantage of": dtype},
         at_least=6.0,
-        possible=(0.0, 1e6),
+        possible=(0.0, math.inf),
         unit="times",
     )
 
@@ -263,7 +265,7 @@ CLAIM = Claim(
             y=("error", "‖QQᵀ − I‖_F/√n"),
             series=("data", "Data"),
             mark="bar",
-            select={"dtype": "float32"},
+            select={"dtype": "float32", "schedule": True},
         ),
     ),
 )

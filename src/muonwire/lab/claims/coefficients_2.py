@@ -1,5 +1,7 @@
 """coefficients.2: the error by iteration; five tuned iterations for ten standard ones."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -72,7 +74,7 @@ def _table(data: str, dtype: str, column: str, words: str, bound: float) -> Chec
         column=column,
         select={"data": data, "of": dtype},
         at_most=bound,
-        possible=(0.0, 10.0),
+        possible=(0.0, math.inf),
     )
 
 
@@ -83,7 +85,7 @@ def _halved(data: str, dtype: str) -> Check:
         column="halved",
         select={"data": data, "of": dtype},
         at_most=1.0,
-        possible=(0.0, 1e6),
+        possible=(0.0, math.inf),
         unit="times it",
     )
 

@@ -105,7 +105,6 @@ def _linear(data: str) -> Check:
         select={"data": data, "method": STANDARD},
         at_least=0.9,
         at_most=1.1,
-        possible=(-10.0, 10.0),
     )
 
 
@@ -116,7 +115,6 @@ def _superlinear(data: str) -> Check:
         column="order",
         select={"data": data, "method": TUNED},
         at_least=1.1,
-        possible=(-10.0, 10.0),
     )
 
 

@@ -23,6 +23,11 @@ MOST_STEPS = 30
 STEPS = dict.fromkeys(SCHEDULES, (5,)) | {STANDARD: (5, 10, 15), TUNED: (3, 5, 7, 10)}
 
 
+PAUSED = "tuned, then a pause as long"
+# QR's error of rounding would squeeze the others into one line.
+UNSHOWN = ("QR", "relaxed_cubic", PAUSED)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Timed:
     """One configuration: milliseconds, and the orthogonality error."""
@@ -73,7 +78,7 @@ def _rows(x: Tensor, data: str, turns: int) -> list[Row]:
     steps = min(MOST_STEPS, max(1, fitting))
     equal = orthogonality_by_step(x, schedule=SCHEDULES[STANDARD], steps=steps, dtype=torch.bfloat16)[-1]
     # A pause makes the source's quotient better.
-    paused = Timed(method="tuned, then a pause as long", steps=5, time=2 * tuned.time, error=tuned.error)
+    paused = Timed(method=PAUSED, steps=5, time=2 * tuned.time, error=tuned.error)
     rows: list[Row] = [
         {
             "data": data,
@@ -82,6 +87,7 @@ def _rows(x: Tensor, data: str, turns: int) -> list[Row]:
             "time": t.time,
             "error": t.error,
             "quotient": t.error / t.time,
+            "shown": t.method not in UNSHOWN,
             "front": 100.0 * (not any(o.time <= t.time and o.error < t.error for o in timed)),
         }
         for t in [*timed, paused]
@@ -121,7 +127,7 @@ def _check(name: str, column: str, data: str) -> Check:
         column=column,
         select={"data": data, "of": "tuned"},
         at_least=9.75,
-        possible=(0.0, 1e9),
+        possible=(0.0, math.inf),
         unit="times",
     )
 
@@ -221,14 +227,14 @@ CLAIM = Claim(
             title=f"Error against time, {data}",
             how_to_read="Lower and further left is better; a point with another to its lower left is not "
             "worth taking. Each seed is "
-            "a point of its own.",
+            "a point of its own; QR is in the table.",
             x=("time", "Milliseconds"),
             y=("error", "‖QQᵀ − I‖_F/√n"),
             series=("method", "Method"),
             mark="point",
             log_x=True,
             log_y=True,
-            select={"data": data},
+            select={"data": data, "shown": True},
         )
         for name, data in (("stated", STATED), ("real", REAL))
     ),

@@ -111,7 +111,7 @@ def _check(
         select={"data": data, "method": TUNED},
         at_least=at_least,
         at_most=at_most,
-        possible=(0.0, 1e12) if at_most is None else (0.0, 1.0),
+        possible=(0.0, 1.0 if column == "direction change" else math.inf),
         unit="times" if at_most is None else "",
     )
 
