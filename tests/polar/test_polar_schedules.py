@@ -142,3 +142,13 @@ def test_picture_is_svg():
 def test_bad_input_is_a_usage_error(call):
     with pytest.raises(UsageError):
         call()
+
+
+@pytest.mark.parametrize("degree", [3, 5, 7])
+@pytest.mark.parametrize(("lower", "cushion"), [(0.3, 0.0), (0.01, 0.02), (1e-4, 0.02), (0.01, 0.0)])
+def test_steps_after_convergence_keep_one_fixed(degree, lower, cushion):
+    made = schedules.polar_express(lower=lower, steps=30, degree=degree, cushion=cushion)
+    values = np.linspace(lower, 1, 500)
+    for step in made.coefficients:
+        values = evaluate(step, values)
+    assert np.abs(values - 1).max() < 1e-12

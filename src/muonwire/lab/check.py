@@ -59,11 +59,6 @@ def _quantile(count: int) -> float:
     return float(student.ppf(0.5 + CONFIDENCE / 2, count - 1))
 
 
-@lru_cache(maxsize=64)
-def _quantile(degrees: int) -> float:
-    return float(student.ppf(0.5 + CONFIDENCE / 2, degrees))
-
-
 def matches(row: Row, select: Mapping[str, Value]) -> bool:
     """Whether ``row`` has every value of ``select``."""
     return all(name in row and row[name] == value for name, value in select.items())

@@ -10,6 +10,8 @@ from muonwire.polar.minimax import evaluate, minimax_odd
 from muonwire.polar.schedule import Schedule, Step
 
 DEGREES = (3, 5, 7)
+# A lower end past this counts as this.
+NARROWEST = 1 - 1e-7
 
 
 def polar_express(
@@ -26,7 +28,7 @@ def polar_express(
     On [l, u], from u = 1: p = argmin max |1 − p|, then l ← p(l), u ← 2 − l. No other composition of as many
     polynomials of this degree has a smaller worst error on [lower, 1]. Two guards against rounding change
     that a little: the cushion solves on [max(l, cushion u), u], and where it bites scales p by 2/(p(l) +
-    p(u)) so that its range is centered on 1 again; the safety factor s replaces p(x) by p(x/s) on all
+    max p) so that its range is centered on 1 again; the safety factor s replaces p(x) by p(x/s) on all
     iterations but the last, so that a singular value up to s times too large does no harm.
 
     Args:
@@ -62,15 +64,18 @@ def polar_express(
     steps_made: list[Step] = []
     for index in range(steps):
         start = max(low, cushion * high)
-        step, _ = minimax_odd(lower=start, upper=high, degree=degree)
+        step, error = minimax_odd(lower=start, upper=high, degree=degree)
         if start > low:
-            ends = evaluate(step, np.array([low, high]))
-            step = tuple(2 * c / float(ends.sum()) for c in step)
+            # The largest value, 1 + error, lies at the upper end for degree 5 only.
+            ends = float(evaluate(step, np.array([low]))[0]), 1 + error
+            step = tuple(2 * c / sum(ends) for c in step)
         stretched = (
             step if index == steps - 1 else tuple(c / safety ** (2 * j + 1) for j, c in enumerate(step))
         )
         steps_made.append(stretched)
         low = float(evaluate(stretched if safety_inside else step, np.array([low]))[0])
+        # Once all values are 1 to rounding there is no interval left to solve on.
+        low = min(low, NARROWEST)
         high = 2 - low
     return Schedule(
         name=f"polar_express(lower={lower:g}, steps={steps}, degree={degree})",
