@@ -110,6 +110,6 @@ MUONFAST = Recipe(
     name="muonfast",
     options=MuonFastSettings,
     build=_build,
-    summary="source 003's MuonFast: mean → momentum → polar for hidden matrices, mean → momentum for the rest; its fixes are options",
+    summary="source 003's MuonFast: mean → momentum → polar for hidden matrices, mean → momentum for the rest; fixes as options",
     source="source 003",
 )
