@@ -1,5 +1,4 @@
-"""Training of the small vision models: the methods that claims compare, their rates tuned alike, and "
-"what each step did."""
+"""Training of the small vision models: the methods that claims compare, their rates tuned alike, and what each step did."""
 
 import json
 import math

@@ -44,8 +44,7 @@ def _rows(x: Tensor, data: str, layer: str) -> list[Row]:
 
 
 def measure(setting: Setting) -> list[Row]:
-    """Norms of polar factors of Gaussian matrices of three sizes, and of gradients of a ViT, a ResNet "
-    "and a language model."""
+    """Norms of polar factors of Gaussian matrices of three sizes, and of gradients of a ViT, a ResNet and a language model."""
     rows: list[Row] = []
     generator = setting.generator()
     for m, n in NOTES_SHAPES:

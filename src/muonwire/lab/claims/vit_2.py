@@ -24,8 +24,7 @@ THE_NOTES, TUNED = "the note's rates", "tuned rates"
 
 
 def arithmetic() -> list[Row]:
-    """The examples, recomputed from their own inputs: √min(m, n) · lr · factor over the norm of the "
-    "weight."""
+    """The examples, recomputed from their own inputs: √min(m, n) · lr · factor over the norm of the weight."""
     rows: list[Row] = []
     for name, ((m, n), lr, factor, weight, stated) in EXAMPLES.items():
         found = 100 * math.sqrt(min(m, n)) * lr * factor / weight

@@ -56,8 +56,7 @@ def _loss(task: VisionTask, model: nn.Module, batch: Batch) -> float:
 
 
 def _fresh(task: VisionTask, batch: Batch, seed: int) -> nn.Module:
-    """A model with the gradient of the batch, without dropout, so that its loss is the same before and "
-    "after."""
+    """A model with the gradient of the batch, without dropout, so that its loss is the same before and after."""
     model = task.build_model(seed=seed).eval()
     task.loss(model, batch).backward()  # type: ignore[no-untyped-call]
     return model

@@ -44,8 +44,7 @@ def _step_directions(gradients: dict[str, Tensor]) -> dict[str, dict[str, Tensor
 def _best_decreases(
     task: VisionTask, model: nn.Module, batch: Batch, lengths: tuple[float, ...]
 ) -> list[Row]:
-    """For each direction its alignment with the gradient, and the largest decrease of the batch's loss "
-    "over the lengths."""
+    """For each direction its alignment with the gradient, and the largest decrease of the batch's loss over the lengths."""
     model = copy.deepcopy(model).eval()
     model.zero_grad()
     loss = task.loss(model, batch)
