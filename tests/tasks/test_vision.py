@@ -1,4 +1,5 @@
 import gzip
+import math
 import struct
 
 import pytest
@@ -86,15 +87,18 @@ def test_the_replicas_batches_are_the_joined_batch():
         assert not torch.equal(task.batch(**other, rank=0, world_size=4)["images"], parts[0]["images"])
 
 
-def test_evaluation_is_split_over_the_replicas_and_an_untrained_model_knows_nothing():
+def test_evaluation_is_split_over_the_replicas_and_a_model_that_knows_nothing_is_at_chance():
     task = digits()
     model = task.build_model(seed=0)
     whole, terms = task.evaluate(model, rank=0, world_size=1)
     parts = [task.evaluate(model, rank=r, world_size=3) for r in range(3)]
     assert terms == 40 == sum(t for _, t in parts)
     assert sum(s for s, _ in parts) == pytest.approx(whole, rel=1e-5)
-    assert whole / terms == pytest.approx(2.303, abs=0.2)
     assert model.training
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    ignorant, _ = task.evaluate(model, rank=0, world_size=1)
+    assert ignorant / terms == pytest.approx(math.log(10), abs=1e-4)
 
 
 def test_accuracy_is_the_share_of_images_named_rightly():

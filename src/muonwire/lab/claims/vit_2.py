@@ -24,8 +24,7 @@ THE_NOTES, TUNED = "the note's rates", "tuned rates"
 
 
 def arithmetic() -> list[Row]:
-    """The examples, recomputed from their own inputs: √min(m, n) · lr · factor over the norm of the "
-    "weight."""
+    """The examples, recomputed from their own inputs: √min(m, n) · lr · factor over the norm of the weight."""
     rows: list[Row] = []
     for name, ((m, n), lr, factor, weight, stated) in EXAMPLES.items():
         found = 100 * math.sqrt(min(m, n)) * lr * factor / weight
@@ -81,7 +80,7 @@ CLAIM = Claim(
     "relative to the weights in training?",
     expected="0.0024/15 is 0.00016, which is 0.016 %: the note is off by a hundred there, and right in "
     "its other examples, one of them for "
-    "the same matrix. In training weights of this ViT have a norm near 1.3, not 13 or 15, and Adam's "
+    "the same matrix. In training weights of this ViT have a norm near 4.4, not 13 or 15, and Adam's "
     "steps are per cents of "
     "them, so that MuonFast with the rate outside takes smaller steps than Adam, not larger ones.",
     measure=measure,

@@ -44,8 +44,7 @@ def _step_directions(gradients: dict[str, Tensor]) -> dict[str, dict[str, Tensor
 def _best_decreases(
     task: VisionTask, model: nn.Module, batch: Batch, lengths: tuple[float, ...]
 ) -> list[Row]:
-    """For each direction its alignment with the gradient, and the largest decrease of the batch's loss "
-    "over the lengths."""
+    """For each direction its alignment with the gradient, and the largest decrease of the batch's loss over the lengths."""
     model = copy.deepcopy(model).eval()
     model.zero_grad()
     loss = task.loss(model, batch)
@@ -78,7 +77,7 @@ def measure(setting: Setting) -> list[Row]:
     rows: list[Row] = []
     task, seed = vision_task("vit", quick=setting.quick), setting.seed
     steps = setting.pick(STEPS, 2)
-    points = setting.pick((1, 5, 10, 25, 50, 100, 150, 200), (1, 2))
+    points = setting.pick((1, 5, 10, 25, 50, 100, 140, 180), (1, 2))
     lengths = setting.pick(LENGTHS, LENGTHS[::7])
     decreases: dict[str, float] = {}
     best: dict[str, list[float]] = {}

@@ -5,10 +5,10 @@ from muonwire.lab.claim import Claim, Setting
 from muonwire.lab.show import Pivot, Plot
 from muonwire.lab.vision_training import (
     METHODS,
-    RATE_FACTORS,
     STEPS,
     WORST_LOSS,
     train,
+    tuned_factors,
     tuned_rate,
     vision_task,
 )
@@ -26,7 +26,7 @@ def measure(setting: Setting) -> list[Row]:
     folder = setting.input("vision-rates")
     method = METHODS[SCALED]
     tuned = tuned_rate(folder, "vit", SCALED)
-    rates = [method.centre * factor for factor in setting.pick(RATE_FACTORS, RATE_FACTORS[:1])]
+    rates = [method.centre * factor for factor in tuned_factors(setting.quick)]
     rows: list[Row] = []
     losses: dict[float, float] = {}
     for lr in (NOTES_RATE, *rates):

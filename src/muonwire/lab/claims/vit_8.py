@@ -19,8 +19,7 @@ WORKS = 0.9
 
 
 def resnet50_shapes() -> list[tuple[int, int, int]]:
-    """The distinct convolutions of ResNet-50, small to large: rows and columns as a matrix, and entries "
-    "of a kernel."""
+    """The distinct convolutions of ResNet-50, small to large: rows and columns as a matrix, and entries of a kernel."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     with torch.device("meta"):
