@@ -28,10 +28,10 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="approach.A",
     source="000",
-    says="compressing Muon’s momentum without orthogonalizing it keeps the benefit of its smoothing, loses "
-    "that of orthogonalization, and might be good enough",
-    question="With DisTrO’s codec and error feedback, does momentum before the codec lower the loss, would a "
-    "polar factor behind it lower it further, and does the approach end below DisTrO alone?",
+    says="compressing Muon’s momentum without orthogonalizing it keeps the benefit of its smoothing, loses that of "
+    "orthogonalization, and might be good enough",
+    question="With DisTrO’s codec and error feedback, does momentum before the codec lower the loss, would a polar "
+    "factor behind it lower it further, and does the approach end below DisTrO alone?",
     expected="Momentum hardly helps, since the error feedback and the sign behind it smooth already; a polar "
     "factor lowers the loss; level with DisTrO alone, whose residual momentum is nearly the same thing.",
     measure=measure,
@@ -56,11 +56,10 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Momentum before a compressing exchange pays, and a polar factor behind it pays more.",
-        "refuted": "Momentum before a compressing exchange with feedback gains nothing, nor does a polar "
-        "factor behind it.",
-        "depends": "The note’s three expectations of this approach do not hold together: see which of "
-        "momentum, the polar factor and the comparison with DisTrO alone carries the gain before you spend a "
-        "buffer on it.",
+        "refuted": "Momentum before a compressing exchange with feedback gains nothing, nor does a polar factor "
+        "behind it.",
+        "depends": "The note’s three expectations of this approach do not hold together: see which of momentum, "
+        "the polar factor and the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
     },
     tables=(OUTCOMES, GAINS),
     plots=(CURVES,),

@@ -38,13 +38,13 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="approach.B",
     source="000",
-    says="orthogonalizing what all replicas sent preserves orthogonalization in the final update; a server "
-    "that does it costs more bandwidth, since it has to send the full update back",
-    question="Is the update orthogonal, what does it gain over DisTrO alone, and how much more leaves the "
-    "link of the replica that serves?",
-    expected="The update’s singular values are not all alike, since top-k leaves many directions near zero "
-    "at 0.08 bit; the loss is below DisTrO’s. The server is not needed: every replica decodes the same "
-    "payloads and can orthogonalize alone, and with one, hundreds of times more leaves its link.",
+    says="orthogonalizing what all replicas sent preserves orthogonalization in the final update; a server that "
+    "does it costs more bandwidth, since it has to send the full update back",
+    question="Is the update orthogonal, what does it gain over DisTrO alone, and how much more leaves the link of "
+    "the replica that serves?",
+    expected="The update’s singular values are not all alike, since top-k leaves many directions near zero at 0.08 "
+    "bit; the loss is below DisTrO’s. The server is not needed: every replica decodes the same payloads and can "
+    "orthogonalize alone, and with one, hundreds of times more leaves its link.",
     measure=measure,
     inputs=("training",),
     repeats=len(SEEDS),
@@ -71,19 +71,18 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Orthogonalize what was decoded, on every replica: it helps and adds no byte. Only "
-        "replicas on unlike machines, which round differently, need a server, and it costs what the table "
-        "says.",
+        "confirmed": "Orthogonalize what was decoded, on every replica: it helps and adds no byte. Only replicas "
+        "on unlike machines, which round differently, need a server, and it costs what the table says.",
         "refuted": "Orthogonalizing what was decoded neither makes the update orthogonal nor helps.",
         "depends": "Whether a polar factor behind the codec pays hangs on what the codec leaves of the small "
-        "singular values: compare the effective ranks and the losses below. Leave out the server: every "
-        "replica can decode and orthogonalize by itself.",
+        "singular values: compare the effective ranks and the losses below. Leave out the server: every replica "
+        "can decode and orthogonalize by itself.",
     },
     tables=(
         OUTCOMES,
         Pivot(
-            caption="The change of the weights: effective rank as a share of the smaller dimension, cosine "
-            "with dense Muon’s update, and kB a step that leave the first replica’s link",
+            caption="The change of the weights: effective rank as a share of the smaller dimension, cosine with "
+            "dense Muon’s update, and kB a step that leave the first replica’s link",
             rows={"update": "Recipe"},
             values={"rank": "Effective rank", "cosine": "Cosine", "egress_kb": "Leaves the link"},
         ),

@@ -26,13 +26,13 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="approach.D",
     source="000",
-    says="Muon without compression for attention weights and DisTrO for the others is a practical middle "
-    "ground that trades bandwidth for convergence, since attention is where orthogonality matters most",
-    question="Does it end below DisTrO alone, and which part of the way to dense Muon does it go, in loss "
-    "and in bits?",
-    expected="Below DisTrO alone, but less than half of the way to dense Muon, for a quarter of its bits: "
-    "the MLP holds most of the parameters. “Local Muon” is read as dense Muon: attention weights that nobody "
-    "exchanges would drift apart.",
+    says="Muon without compression for attention weights and DisTrO for the others is a practical middle ground "
+    "that trades bandwidth for convergence, since attention is where orthogonality matters most",
+    question="Does it end below DisTrO alone, and which part of the way to dense Muon does it go, in loss and in "
+    "bits?",
+    expected="Below DisTrO alone, but less than half of the way to dense Muon, for a quarter of its bits: the MLP "
+    "holds most of the parameters. “Local Muon” is read as dense Muon: attention weights that nobody exchanges "
+    "would drift apart.",
     measure=measure,
     inputs=("training",),
     repeats=len(SEEDS),
@@ -50,12 +50,12 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Spending the bytes on attention buys most of Muon’s gain; where the link has room for "
-        "a quarter of dense traffic, it is a fair trade.",
+        "confirmed": "Spending the bytes on attention buys most of Muon’s gain; where the link has room for a "
+        "quarter of dense traffic, it is a fair trade.",
         "refuted": "Dense attention beside a compressed MLP buys nothing; spend the bytes elsewhere.",
-        "depends": "Dense Muon on attention helps, but most of Muon’s gain lies in the other matrices, and "
-        "the bits are a quarter of dense Muon’s: recipes that orthogonalize every matrix and compress "
-        "afterwards or seldom come further with fewer.",
+        "depends": "Dense Muon on attention helps, but most of Muon’s gain lies in the other matrices, and the "
+        "bits are a quarter of dense Muon’s: recipes that orthogonalize every matrix and compress afterwards or "
+        "seldom come further with fewer.",
     },
     tables=(
         OUTCOMES,

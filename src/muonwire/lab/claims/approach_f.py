@@ -36,14 +36,14 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="approach.F",
     source="000",
-    says="DisTrO for nine steps, and at the tenth a full synchronization, orthogonalized, spreads the cost "
-    "of orthogonalization over the steps; how often is enough is open",
+    says="DisTrO for nine steps, and at the tenth a full synchronization, orthogonalized, spreads the cost of "
+    "orthogonalization over the steps; how often is enough is open",
     quoted={"period": "10"},
-    question="With periods of 3, 10 and 50 steps: does it end below DisTrO alone, how far does it go towards "
-    "dense Muon, and is its optimizer faster than one that orthogonalizes every step?",
-    expected="No period helps much: one orthogonal step in ten moves the weights no farther than the nine "
-    "others do, and the bits of a full step every ten are forty times DisTrO’s. The residual momentum is "
-    "sent in full, not the weights, which DisTrO keeps equal on all replicas anyway.",
+    question="With periods of 3, 10 and 50 steps: does it end below DisTrO alone, how far does it go towards dense "
+    "Muon, and is its optimizer faster than one that orthogonalizes every step?",
+    expected="No period helps much: one orthogonal step in ten moves the weights no farther than the nine others "
+    "do, and the bits of a full step every ten are forty times DisTrO’s. The residual momentum is sent in full, "
+    "not the weights, which DisTrO keeps equal on all replicas anyway.",
     measure=measure,
     inputs=("training",),
     repeats=len(SEEDS),
@@ -71,18 +71,18 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "A full orthogonalized step now and then brings DisTrO most of the way to Muon; every "
-        "ten steps is often enough.",
+        "confirmed": "A full orthogonalized step now and then brings DisTrO most of the way to Muon; every ten "
+        "steps is often enough.",
         "refuted": "Full steps among compressed ones buy nothing; leave them out.",
-        "depends": "The table says what each period buys and what it sends: a full step every ten costs a "
-        "tenth of dense Muon’s bits on the hidden matrices, so compare it with recipes that orthogonalize "
-        "every step at DisTrO’s bits.",
+        "depends": "The table says what each period buys and what it sends: a full step every ten costs a tenth of "
+        "dense Muon’s bits on the hidden matrices, so compare it with recipes that orthogonalize every step at "
+        "DisTrO’s bits.",
     },
     tables=(
         OUTCOMES,
         Pivot(
-            caption="By period: part of the way from DisTrO alone to dense Muon in loss, %; bits in % of "
-            "dense Muon’s; optimizer time over approach B’s",
+            caption="By period: part of the way from DisTrO alone to dense Muon in loss, %; bits in % of dense "
+            "Muon’s; optimizer time over approach B’s",
             rows={"period": "Period"},
             values={"loss_share": "Part of the way", "bits_share": "Bits", "time": "Time"},
         ),

@@ -182,27 +182,22 @@ _QUOTED: dict[tuple[Value, ...], dict[str, str]] = {
 CLAIM = Claim(
     id="coefficients.1",
     source="002",
-    says="with five iterations at 4096×4096, the tuned coefficients leave an orthogonality error of a "
-    "sixth of the "
+    says="with five iterations at 4096×4096, the tuned coefficients leave an orthogonality error of a sixth of the "
     "standard Newton-Schulz iteration's, with less variation of the norm, in one and a half times the time",
     quoted={
         "orthogonality error (standard, tuned, its own coefficients, QR)": "0.904, 0.145, 0.322, 0.002",
         "norm CV": "0.000013, 0.000007, 0.000020, 0.000000",
         "time at 4096×4096": "11.9 ms, 18.7 ms, ~18 ms, 32.8 ms",
     },
-    question="Which definition and which input give the source's errors, what are they at the size that "
-    "it states, and "
-    "do they carry over to real momentum?",
-    expected="The error of a Gaussian n×n matrix depends on n, because dividing by the Frobenius norm "
-    "leaves its singular "
-    "values at x/√n, x between 0 and 2. Of the mean, the largest and the spectral norm of |QQᵀ − I| and "
-    "‖QQᵀ − I‖_F/√n, only the "
-    "last gives 0.904, and only at n = 512 (0.948 at 1024, 0.986 at 4096, by the quarter-circle law); "
-    "0.145 and the source's whole table by iteration follow. Its own coefficients, which it does not "
-    "list, have "
-    "the error of Jordan's triple. QR's 0.002 is the rounding of Q to bfloat16, and what it calls the "
-    "norm's CV is the variance over the "
-    "mean. So its errors are of 512×512 and only its times of 4096×4096.",
+    question="Which definition and which input give the source's errors, what are they at the size that it states, "
+    "and do they carry over to real momentum?",
+    expected="The error of a Gaussian n×n matrix depends on n, because dividing by the Frobenius norm leaves its "
+    "singular values at x/√n, x between 0 and 2. Of the mean, the largest and the spectral norm of |QQᵀ − I| and "
+    "‖QQᵀ − I‖_F/√n, only the last gives 0.904, and only at n = 512 (0.948 at 1024, 0.986 at 4096, by the "
+    "quarter-circle law); 0.145 and the source's whole table by iteration follow. Its own coefficients, which it "
+    "does not list, have the error of Jordan's triple. QR's 0.002 is the rounding of Q to bfloat16, and what it "
+    "calls the norm's CV is the variance over the mean. So its errors are of 512×512 and only its times of "
+    "4096×4096.",
     measure=measure,
     inputs=("text-training", "language-model"),
     repeats=3,
@@ -216,18 +211,17 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Take the tuned schedule over the cubic at any size.",
-        "refuted": "The tuned schedule is not six times as accurate as the cubic, at the size that the "
-        "note measured or any other.",
-        "depends": "The figures are those of a small square Gaussian matrix: the larger the matrix, and "
-        "the more uneven its spectrum, "
-        "the less five iterations reach. Judge a schedule on your own momentum; and a small ‖QQᵀ − I‖ is "
-        "not yet the "
-        "polar factor: QR has the smallest, and its Q is another matrix, as the polar error beside it tells.",
+        "refuted": "The tuned schedule is not six times as accurate as the cubic, at the size that the note "
+        "measured or any other.",
+        "depends": "The figures are those of a small square Gaussian matrix: the larger the matrix, and the more "
+        "uneven its spectrum, the less five iterations reach. Judge a schedule on your own momentum; and a small "
+        "‖QQᵀ − I‖ is not yet the polar factor: QR has the smallest, and its Q is another matrix, as the polar "
+        "error beside it tells.",
     },
     tables=(
         Pivot(
-            caption="Five iterations, beside the source's figures. The error is ‖QQᵀ − I‖_F/√n; polar error, "
-            "‖Q − UVᵀ‖_F/√n; time in milliseconds",
+            caption="Five iterations, beside the source's figures. The error is ‖QQᵀ − I‖_F/√n; polar error, ‖Q − "
+            "UVᵀ‖_F/√n; time in milliseconds",
             rows={"data": "Data", "dtype": "Products in", "method": "Method"},
             values={
                 "n": "n",
@@ -239,9 +233,8 @@ CLAIM = Claim(
             quoted=_QUOTED,
         ),
         Pivot(
-            caption="How the result’s norm varies over ten draws: variance over mean, as the source has "
-            "it, and deviation "
-            "over mean, which is the coefficient of variation",
+            caption="How the result’s norm varies over ten draws: variance over mean, as the source has it, and "
+            "deviation over mean, which is the coefficient of variation",
             rows={"dtype": "Products in", "method": "Method"},
             values={"norm variance": "Variance/mean", "norm deviation": "Deviation/mean"},
             select={"data": FIGURES},

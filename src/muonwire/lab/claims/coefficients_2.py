@@ -93,25 +93,20 @@ def _halved(data: str, dtype: str) -> Check:
 CLAIM = Claim(
     id="coefficients.2",
     source="002",
-    says="by iteration, the tuned schedule gains on the standard one from 1.0 times to 13 times; five of "
-    "its iterations do for ten, so "
-    "half the iterations and half the work",
+    says="by iteration, the tuned schedule gains on the standard one from 1.0 times to 13 times; five of its "
+    "iterations do for ten, so half the iterations and half the work",
     quoted={
         "error of the standard iteration after 1, 2, 3, 4, 5, 7, 10": ", ".join(NOTE[STANDARD].values()),
         "error of the tuned schedule": ", ".join(NOTE[TUNED].values()),
         "iterations to an error of 0.15 (standard, tuned)": "~10, 5",
     },
-    question="What is the error after each iteration, and after how many does the standard one reach that "
-    "of five tuned "
-    "ones?",
-    expected="The source’s table to three digits on a 512×512 Gaussian matrix up to the fifth iteration; "
-    "after it the source does not "
-    "say which coefficients it used, and what is left is a handful of small singular values, other ones "
-    "in each draw. "
-    "That ten standard iterations equal five tuned ones contradicts its own table, 0.397 against 0.145: "
-    "about fifteen are needed. And a "
-    "cubic iteration takes two products, a quintic one three, so the work would be 20 products against "
-    "15, not twice.",
+    question="What is the error after each iteration, and after how many does the standard one reach that of five "
+    "tuned ones?",
+    expected="The source’s table to three digits on a 512×512 Gaussian matrix up to the fifth iteration; after it "
+    "the source does not say which coefficients it used, and what is left is a handful of small singular values, "
+    "other ones in each draw. That ten standard iterations equal five tuned ones contradicts its own table, 0.397 "
+    "against 0.145: about fifteen are needed. And a cubic iteration takes two products, a quintic one three, so "
+    "the work would be 20 products against 15, not twice.",
     measure=measure,
     inputs=("text-training", "language-model"),
     repeats=3,
@@ -127,10 +122,9 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Five tuned iterations give what ten standard ones do.",
         "refuted": "Neither the table nor the conclusion stands; do not plan with them.",
-        "depends": "The table is right for a 512×512 Gaussian matrix, and tells nothing about a larger "
-        "one or a gradient; that five "
-        "iterations do for ten does not follow from it. Count products, not iterations, and look at the "
-        "error on your own momentum.",
+        "depends": "The table is right for a 512×512 Gaussian matrix, and tells nothing about a larger one or a "
+        "gradient; that five iterations do for ten does not follow from it. Count products, not iterations, and "
+        "look at the error on your own momentum.",
     },
     tables=(
         *(
@@ -149,8 +143,8 @@ CLAIM = Claim(
             for data, dtype in ((FIGURES, "bfloat16"), (STATED, "bfloat16"), (STATED, "float32"))
         ),
         Pivot(
-            caption="Ten standard iterations against five tuned ones; the iterations that the standard "
-            "one needs are counted up to 60",
+            caption="Ten standard iterations against five tuned ones; the iterations that the standard one needs "
+            "are counted up to 60",
             rows={"data": "Data", "of": "Products in"},
             values={
                 "halved": "Error of ten standard over five tuned",
@@ -162,9 +156,8 @@ CLAIM = Claim(
         Plot(
             name=name,
             title=f"Error by iteration, {data}",
-            how_to_read="Lower is nearer to an orthogonal matrix. A schedule past its own length repeats "
-            "its last coefficients, and "
-            "levels off where these leave singular values beside 1.",
+            how_to_read="Lower is nearer to an orthogonal matrix. A schedule past its own length repeats its last "
+            "coefficients, and levels off where these leave singular values beside 1.",
             x=("iteration", "Iteration"),
             y=("error", "‖QQᵀ − I‖_F/√n"),
             series=("method", "Method"),

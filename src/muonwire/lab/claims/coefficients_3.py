@@ -122,17 +122,13 @@ CLAIM = Claim(
     id="coefficients.3",
     source="002",
     says="the cubic iteration converges linearly, the tuned quintic superlinearly",
-    question="With which order does the error shrink near 1, where the word is defined; how fast do small "
-    "values grow; and "
-    "which order would one read off a table of iterations?",
-    expected="The reverse. With p(1) = 1 and p′(1) = 0 the cubic is quadratic near 1, e → 1.5 e². The "
-    "tuned schedule’s last step "
-    "has p(1) = 0.985 and maps the neighbourhood of 1 beside it: order 0, it does not converge to 1 at "
-    "all. Near 0 every "
-    "iteration multiplies: by 1.5, and by 3.5 in the mean. On a matrix with small singular values the rms "
-    "error falls by a "
-    "constant factor while those are still growing, which looks linear for any schedule: that is what a "
-    "table of iterations shows.",
+    question="With which order does the error shrink near 1, where the word is defined; how fast do small values "
+    "grow; and which order would one read off a table of iterations?",
+    expected="The reverse. With p(1) = 1 and p′(1) = 0 the cubic is quadratic near 1, e → 1.5 e². The tuned "
+    "schedule’s last step has p(1) = 0.985 and maps the neighbourhood of 1 beside it: order 0, it does not "
+    "converge to 1 at all. Near 0 every iteration multiplies: by 1.5, and by 3.5 in the mean. On a matrix with "
+    "small singular values the rms error falls by a constant factor while those are still growing, which looks "
+    "linear for any schedule: that is what a table of iterations shows.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -145,22 +141,19 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "More iterations of the tuned schedule pay more and more, those of the cubic do not.",
-        "refuted": "The words are the wrong way round: the cubic converges to 1, with order 2, and the "
-        "tuned schedule does not. What "
-        "makes the tuned one better in five iterations is its growth of small values, and more iterations "
-        "of it do not help: past the "
-        "fifth, go on with Taylor’s coefficients, or take a schedule made for the number of iterations.",
-        "depends": "What looks linear in a table of iterations is small singular values growing by a "
-        "constant factor. Near 1 the cubic "
-        "converges with order 2, while the tuned schedule stops at an error of 0.02. Its advantage is its "
-        "growth per iteration, not an "
-        "order of convergence: past its fifth iteration, go on with Taylor’s coefficients.",
+        "refuted": "The words are the wrong way round: the cubic converges to 1, with order 2, and the tuned "
+        "schedule does not. What makes the tuned one better in five iterations is its growth of small values, and "
+        "more iterations of it do not help: past the fifth, go on with Taylor’s coefficients, or take a schedule "
+        "made for the number of iterations.",
+        "depends": "What looks linear in a table of iterations is small singular values growing by a constant "
+        "factor. Near 1 the cubic converges with order 2, while the tuned schedule stops at an error of 0.02. Its "
+        "advantage is its growth per iteration, not an order of convergence: past its fifth iteration, go on with "
+        "Taylor’s coefficients.",
     },
     tables=(
         Pivot(
-            caption="Order q of e → C eᑫ: of the last iteration near 1, with what is left at 1 itself; "
-            "and growth per iteration near 0, "
-            "with its order",
+            caption="Order q of e → C eᑫ: of the last iteration near 1, with what is left at 1 itself; and growth "
+            "per iteration near 0, with its order",
             rows={"method": "Method"},
             values={
                 "order": "Order near 1",
@@ -181,8 +174,7 @@ CLAIM = Claim(
         Plot(
             name="near-one",
             title="One iteration near 1",
-            how_to_read="A slope of 2 is quadratic convergence, of 1 linear; a level line does not "
-            "converge to 1.",
+            how_to_read="A slope of 2 is quadratic convergence, of 1 linear; a level line does not converge to 1.",
             x=("before", "Distance from 1 before"),
             y=("after", "Distance after"),
             series=("method", "Method"),

@@ -147,14 +147,12 @@ CLAIM = Claim(
         "tuned, 5 iterations": "0.14 in 18.7 ms, 0.008 err/ms",
         "QR": "0.002 in 32.8 ms, 0.00006 err/ms",
     },
-    question="What do error and time look like side by side, and how much less error does the tuned "
-    "schedule leave in the same "
-    "time?",
-    expected="Error divided by time rewards slowness: a method that waits as long as it computed has half "
-    "the error per "
-    "millisecond, so the quotient says nothing. At equal time the standard iteration has seven or eight "
-    "steps for the five "
-    "tuned ones; at 4096×4096 the quarter-circle law then gives 0.87 against 0.24, four times, not ten.",
+    question="What do error and time look like side by side, and how much less error does the tuned schedule leave "
+    "in the same time?",
+    expected="Error divided by time rewards slowness: a method that waits as long as it computed has half the "
+    "error per millisecond, so the quotient says nothing. At equal time the standard iteration has seven or eight "
+    "steps for the five tuned ones; at 4096×4096 the quarter-circle law then gives 0.87 against 0.24, four times, "
+    "not ten.",
     measure=measure,
     inputs=("language-model",),
     repeats=3,
@@ -167,18 +165,16 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "The tuned schedule leaves a tenth of the error in the same time.",
-        "refuted": "Not ten times, in the source’s quotient or at equal time; and the quotient, error "
-        "over time, improves when a method "
-        "wastes time. Read a chart of error against time, and take a configuration on its front.",
-        "depends": "It is a matter of the matrix and of what is divided by what; error over time improves "
-        "when a method wastes "
-        "time. Read a chart of error against time, and take a configuration on its front.",
+        "refuted": "Not ten times, in the source’s quotient or at equal time; and the quotient, error over time, "
+        "improves when a method wastes time. Read a chart of error against time, and take a configuration on its "
+        "front.",
+        "depends": "It is a matter of the matrix and of what is divided by what; error over time improves when a "
+        "method wastes time. Read a chart of error against time, and take a configuration on its front.",
     },
     tables=(
         Pivot(
-            caption="‖QQᵀ − I‖_F/√n, milliseconds, and error per millisecond, beside the source’s; “on "
-            "the front”: in how many of the "
-            "measurements nothing is both as fast and more accurate",
+            caption="‖QQᵀ − I‖_F/√n, milliseconds, and error per millisecond, beside the source’s; “on the front”: "
+            "in how many of the measurements nothing is both as fast and more accurate",
             rows={"data": "Data", "method": "Method", "iterations": "Iterations"},
             values={
                 "error": "Error",
@@ -225,9 +221,8 @@ CLAIM = Claim(
         Plot(
             name=name,
             title=f"Error against time, {data}",
-            how_to_read="Lower and further left is better; a point with another to its lower left is not "
-            "worth taking. Each seed is "
-            "a point of its own; QR is in the table.",
+            how_to_read="Lower and further left is better; a point with another to its lower left is not worth "
+            "taking. Each seed is a point of its own; QR is in the table.",
             x=("time", "Milliseconds"),
             y=("error", "‖QQᵀ − I‖_F/√n"),
             series=("method", "Method"),

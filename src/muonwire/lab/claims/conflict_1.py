@@ -70,17 +70,14 @@ def _destroyed(data: str, density: float, setting: str) -> Check:
 CLAIM = Claim(
     id="conflict.1",
     source="000",
-    says="orthogonalizing and then compressing by DCT, top-k and 1-bit leaves a matrix that is not "
-    "orthogonal: what the polar factor "
-    "gave is lost",
+    says="orthogonalizing and then compressing by DCT, top-k and 1-bit leaves a matrix that is not orthogonal: "
+    "what the polar factor gave is lost",
     quoted={"its compression": "100-1000x", "what it states": "U_reconstructed @ U_reconstructed.T ≠ I"},
-    question="How far from orthogonal is a decoded polar factor, how well is it still aligned with the "
-    "polar factor, and what does "
-    "a second polar factor after decoding restore?",
-    expected="At a thousandfold compression nothing of the orthogonality is left: the decoded matrix has "
-    "low rank. At 25 % most of it "
-    "is. Orthogonality is cheap to restore, by a second polar factor; the direction is not: what top-k "
-    "dropped stays lost.",
+    question="How far from orthogonal is a decoded polar factor, how well is it still aligned with the polar "
+    "factor, and what does a second polar factor after decoding restore?",
+    expected="At a thousandfold compression nothing of the orthogonality is left: the decoded matrix has low rank. "
+    "At 25 % most of it is. Orthogonality is cheap to restore, by a second polar factor; the direction is not: "
+    "what top-k dropped stays lost.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -92,24 +89,19 @@ CLAIM = Claim(
         _destroyed("language-model momentum", 0.25, "on real momentum, language model"),
     ),
     meaning={
-        "confirmed": "A polar factor before a DCT codec is spent on nothing that arrives: orthogonalize "
-        "after decoding.",
+        "confirmed": "A polar factor before a DCT codec is spent on nothing that arrives: orthogonalize after "
+        "decoding.",
         "refuted": "A polar factor survives a DCT codec well enough to be applied as it is decoded.",
-        "depends": "It is a matter of density, not of principle. At thousandfold compression what arrives "
-        "is no more orthogonal than "
-        "noise; at a quarter of the coefficients it is nearer to orthogonal than a random matrix. Compare "
-        "the alignments in the table: "
-        "a second polar factor makes the step orthogonal again, and what it can't bring back is the "
-        "direction that was not sent, "
-        "which is what feedback is for.",
+        "depends": "It is a matter of density, not of principle. At thousandfold compression what arrives is no "
+        "more orthogonal than noise; at a quarter of the coefficients it is nearer to orthogonal than a random "
+        "matrix. Compare the alignments in the table: a second polar factor makes the step orthogonal again, and "
+        "what it can't bring back is the direction that was not sent, which is what feedback is for.",
     },
     tables=(
         Pivot(
-            caption="Decoded polar factors Û of U: ‖ÛÛᵀ − I‖_F/√m, the same at the best scale (0 "
-            "orthogonal, 1 rank one or zero), its ratio "
-            "to a Gaussian matrix's, ⟨Û, U⟩/‖U‖², and cosines to U: of Û, of the polar factor of Û, and "
-            "of the polar factor "
-            "of the decoded original",
+            caption="Decoded polar factors Û of U: ‖ÛÛᵀ − I‖_F/√m, the same at the best scale (0 orthogonal, 1 "
+            "rank one or zero), its ratio to a Gaussian matrix's, ⟨Û, U⟩/‖U‖², and cosines to U: of Û, of the "
+            "polar factor of Û, and of the polar factor of the decoded original",
             rows={"data": "Data", "values": "Values", "density": "Density"},
             values={
                 "error": "Error",
@@ -126,9 +118,8 @@ CLAIM = Claim(
         Plot(
             name="departure",
             title="Departure of decoded polar factors from orthogonality",
-            how_to_read="0 is a multiple of an orthogonal matrix, 1 a matrix of rank one. A square "
-            "Gaussian matrix has 0.71. "
-            "Values as one bit.",
+            how_to_read="0 is a multiple of an orthogonal matrix, 1 a matrix of rank one. A square Gaussian matrix "
+            "has 0.71. Values as one bit.",
             x=("density", "share of the DCT coefficients that are sent"),
             y=("departure", "departure at the best scale"),
             series=("data", "Data"),
@@ -138,8 +129,8 @@ CLAIM = Claim(
         Plot(
             name="spectra",
             title="Singular values of decoded polar factors of training momentum",
-            how_to_read="All singular values were 1 before compression. 0 on the left is the largest, 1 "
-            "on the right the smallest.",
+            how_to_read="All singular values were 1 before compression. 0 on the left is the largest, 1 on the "
+            "right the smallest.",
             x=("place", "place among the singular values"),
             y=("singular", "singular value"),
             series=("density", "Density"),

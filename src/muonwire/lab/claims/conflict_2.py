@@ -94,15 +94,13 @@ def _unlike(data: str, setting: str) -> Check:
 CLAIM = Claim(
     id="conflict.2",
     source="000",
-    says="the DCT energy of an orthogonal matrix does not concentrate in low frequencies as that of "
-    "natural signals does",
-    question="Which share of the energy lies in the lowest tenth of the frequencies, and in the largest "
-    "tenth of the coefficients, of a "
-    "photograph, white noise, a real gradient, a momentum, and their polar factors?",
-    expected="Polar factors are as flat as white noise. But so are gradients and momenta before them: "
-    "rows and columns of a weight have "
-    "no order in which neighbours are alike, so that it is not orthogonalizing that takes low frequencies "
-    "away.",
+    says="the DCT energy of an orthogonal matrix does not concentrate in low frequencies as that of natural "
+    "signals does",
+    question="Which share of the energy lies in the lowest tenth of the frequencies, and in the largest tenth of "
+    "the coefficients, of a photograph, white noise, a real gradient, a momentum, and their polar factors?",
+    expected="Polar factors are as flat as white noise. But so are gradients and momenta before them: rows and "
+    "columns of a weight have no order in which neighbours are alike, so that it is not orthogonalizing that takes "
+    "low frequencies away.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -111,14 +109,13 @@ CLAIM = Claim(
         _unlike("polar factor of language-model momentum", "on real momentum, language model"),
     ),
     meaning={
-        "confirmed": "Do not count on low frequencies of a polar factor; a codec has to search for the "
-        "largest coefficients and send "
-        "their places. The table shows whether the gradient and the momentum before it would have had them.",
-        "refuted": "A polar factor has the low frequencies of a natural picture: a codec could send those "
-        "and no places.",
-        "depends": "Whether a polar factor has low frequencies is a matter of the data; look at your own "
-        "matrices before "
-        "choosing a transform.",
+        "confirmed": "Do not count on low frequencies of a polar factor; a codec has to search for the largest "
+        "coefficients and send their places. The table shows whether the gradient and the momentum before it would "
+        "have had them.",
+        "refuted": "A polar factor has the low frequencies of a natural picture: a codec could send those and no "
+        "places.",
+        "depends": "Whether a polar factor has low frequencies is a matter of the data; look at your own matrices "
+        "before choosing a transform.",
     },
     tables=(
         Pivot(
@@ -128,9 +125,8 @@ CLAIM = Claim(
             select={"share": 100 * SHARE},
         ),
         Pivot(
-            caption="How many points less than a photograph, and the excess of the low frequencies over "
-            "white noise's as a part of the "
-            "photograph's: 0 as white noise, 1 as the photograph",
+            caption="How many points less than a photograph, and the excess of the low frequencies over white "
+            "noise's as a part of the photograph's: 0 as white noise, 1 as the photograph",
             rows={"beside the photograph": "Data"},
             values={"gap lowest": "Lowest", "gap largest": "Largest", "likeness": "Likeness"},
         ),

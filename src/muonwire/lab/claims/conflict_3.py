@@ -76,8 +76,8 @@ def measure(setting: Setting) -> list[Row]:
 
 def _not_orthogonal(data: str, setting: str) -> Check:
     return Check(
-        name="the mean of eight replicas' polar factors is farther from orthogonal than Muon's own five "
-        "iterations leave a step",
+        name="the mean of eight replicas' polar factors is farther from orthogonal than Muon's own five iterations "
+        "leave a step",
         setting=setting,
         column="against Muon",
         select={"data": data, "replicas": 8},
@@ -92,14 +92,12 @@ CLAIM = Claim(
     source="000",
     says="if every replica's update is orthogonal, their sum is still not",
     quoted={"what it states": "(U1 + U2) @ (U1 + U2).T ≠ I"},
-    question="How far from orthogonal, at its best scale, is the mean of 1 to 8 replicas' polar factors, "
-    "as noise between replicas grows? "
-    "How much shorter is the step? And is the polar factor of the mean nearer to that of the true gradient?",
-    expected="Not orthogonal as soon as replicas differ by more than a fraction of the gradient, and "
-    "shorter by up to the square root of "
-    "the number of replicas. As a direction it may be as good as the polar factor of the mean, or better: "
-    "it is a mean of "
-    "more than the polar factor keeps.",
+    question="How far from orthogonal, at its best scale, is the mean of 1 to 8 replicas' polar factors, as noise "
+    "between replicas grows? How much shorter is the step? And is the polar factor of the mean nearer to that of "
+    "the true gradient?",
+    expected="Not orthogonal as soon as replicas differ by more than a fraction of the gradient, and shorter by up "
+    "to the square root of the number of replicas. As a direction it may be as good as the polar factor of the "
+    "mean, or better: it is a mean of more than the polar factor keeps.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -109,23 +107,19 @@ CLAIM = Claim(
         _not_orthogonal("language-model gradient", "on real gradients, language model"),
     ),
     meaning={
-        "confirmed": "Exchange before orthogonalizing, or orthogonalize the mean once more: otherwise the "
-        "step is neither orthogonal nor of "
-        "the length that the learning rate was tuned for.",
-        "refuted": "Replicas may orthogonalize before they exchange: the mean is as orthogonal as Muon's "
-        "own step.",
-        "depends": "Where replicas agree, the mean of their polar factors is as orthogonal as Muon's own "
-        "step; where their noise is of the "
-        "size of the gradient, as in training, it is not, and it is shorter. Orthogonalize the mean once "
-        "more, or choose the rate "
-        "for the shorter step; the table has the directions side by side.",
+        "confirmed": "Exchange before orthogonalizing, or orthogonalize the mean once more: otherwise the step is "
+        "neither orthogonal nor of the length that the learning rate was tuned for.",
+        "refuted": "Replicas may orthogonalize before they exchange: the mean is as orthogonal as Muon's own step.",
+        "depends": "Where replicas agree, the mean of their polar factors is as orthogonal as Muon's own step; "
+        "where their noise is of the size of the gradient, as in training, it is not, and it is shorter. "
+        "Orthogonalize the mean once more, or choose the rate for the shorter step; the table has the directions "
+        "side by side.",
     },
     tables=(
         Pivot(
-            caption="The mean M of the polar factors: ‖MMᵀ − I‖_F/√m, at the best scale, over the same of "
-            "five Newton-Schulz iterations, its "
-            "length over a polar factor's; and cosines to the polar factor of the true gradient, on real "
-            "ones of that of four other batches",
+            caption="The mean M of the polar factors: ‖MMᵀ − I‖_F/√m, at the best scale, over the same of five "
+            "Newton-Schulz iterations, its length over a polar factor's; and cosines to the polar factor of the "
+            "true gradient, on real ones of that of four other batches",
             rows={"data": "Data", "replicas": "Replicas"},
             values={
                 "error": "Error",
@@ -142,8 +136,8 @@ CLAIM = Claim(
         Plot(
             name="replicas",
             title="Departure of the mean of polar factors from orthogonality",
-            how_to_read="0 is a multiple of an orthogonal matrix. The polar factor of the mean has 0 for "
-            "any number of replicas.",
+            how_to_read="0 is a multiple of an orthogonal matrix. The polar factor of the mean has 0 for any "
+            "number of replicas.",
             x=("replicas", "replicas"),
             y=("departure", "departure at the best scale"),
             series=("data", "Data"),

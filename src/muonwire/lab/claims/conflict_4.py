@@ -83,12 +83,10 @@ CLAIM = Claim(
     source="000",
     says="DisTrO's DCT, top-k and 1-bit compress 100 to 1000 times",
     quoted={"compression": "typically 100-1000x"},
-    question="How many bytes has one message with the momentum of all hidden matrices, by format and by "
-    "the coefficients kept of each "
-    "64×64 chunk, against bfloat16 and float32?",
-    expected="Psyche's format keeps 17 bits a coefficient: 120 times at k=32 and 960 times at k=4, so "
-    "that the figures are k's. "
-    "DeMo as published sends 96 bits a coefficient and reaches 21 times at its own default.",
+    question="How many bytes has one message with the momentum of all hidden matrices, by format and by the "
+    "coefficients kept of each 64×64 chunk, against bfloat16 and float32?",
+    expected="Psyche's format keeps 17 bits a coefficient: 120 times at k=32 and 960 times at k=4, so that the "
+    "figures are k's. DeMo as published sends 96 bits a coefficient and reaches 21 times at its own default.",
     measure=measure,
     inputs=("text-training", "language-model"),
     repeats=1,
@@ -100,21 +98,17 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "A hundredfold is what any of these formats gives; choose k by the loss.",
-        "refuted": "None of these formats gives a hundredfold at its usual setting; count the bytes of "
-        "yours.",
-        "depends": "A ratio belongs to a format and a k, and to whether it is taken against bfloat16 or "
-        "float32, which doubles it. One-bit "
-        "values with packed indices reach a hundredfold at the usual k; int64 indices and float32 values "
-        "do not. The ratio is of "
-        "what a replica sends: with R replicas it receives R − 1 such messages, where a dense mean costs "
-        "two tensors whatever R. "
-        "See the cosines for what is left of the momentum.",
+        "refuted": "None of these formats gives a hundredfold at its usual setting; count the bytes of yours.",
+        "depends": "A ratio belongs to a format and a k, and to whether it is taken against bfloat16 or float32, "
+        "which doubles it. One-bit values with packed indices reach a hundredfold at the usual k; int64 indices "
+        "and float32 values do not. The ratio is of what a replica sends: with R replicas it receives R − 1 such "
+        "messages, where a dense mean costs two tensors whatever R. See the cosines for what is left of the "
+        "momentum.",
     },
     tables=(
         Pivot(
-            caption="One message with the momentum of all hidden matrices: bits an entry, times smaller, "
-            "and the cosine of the decoded to "
-            "the sent",
+            caption="One message with the momentum of all hidden matrices: bits an entry, times smaller, and the "
+            "cosine of the decoded to the sent",
             rows={"data": "Data", "format": "Format", "k": "k of a 64×64 chunk"},
             values={
                 "bits": "Bits",

@@ -153,37 +153,30 @@ _VALUES = {
 CLAIM = Claim(
     id="future.1",
     source="001",
-    says="real gradients of language models may behave differently from the random matrices of the note, "
-    "with heavy tails and a rank "
-    "structure of their own",
-    question="Do tails, rank, DCT concentration, and what orthogonalizing costs before a DCT codec differ "
-    "between gradients and momenta "
-    "of a pretrained language model and Gaussian matrices of the same shapes?",
-    expected="Yes: entries of few rows and columns dominate, the effective rank is a small part of the "
-    "full one, and so top-k keeps more of a "
-    "real gradient, and orthogonalizing, which gives every direction the same weight, takes more away.",
+    says="real gradients of language models may behave differently from the random matrices of the note, with "
+    "heavy tails and a rank structure of their own",
+    question="Do tails, rank, DCT concentration, and what orthogonalizing costs before a DCT codec differ between "
+    "gradients and momenta of a pretrained language model and Gaussian matrices of the same shapes?",
+    expected="Yes: entries of few rows and columns dominate, the effective rank is a small part of the full one, "
+    "and so top-k keeps more of a real gradient, and orthogonalizing, which gives every direction the same weight, "
+    "takes more away.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=_checks("language-model gradient", "gradients of a language model"),
     meaning={
-        "confirmed": "What Gaussian matrices say of a codec or an order of stages does not carry over to "
-        "a language model, in any of the four "
-        "respects. Capture your own gradients and measure on those.",
-        "refuted": "In these respects Gaussian matrices are a fair stand-in for a language model's "
-        "gradients.",
-        "depends": "Gaussian matrices stand in for a language model's gradients in some respects only; "
-        "the checks say in which. "
-        "Capture your own gradients before choosing a codec.",
+        "confirmed": "What Gaussian matrices say of a codec or an order of stages does not carry over to a "
+        "language model, in any of the four respects. Capture your own gradients and measure on those.",
+        "refuted": "In these respects Gaussian matrices are a fair stand-in for a language model's gradients.",
+        "depends": "Gaussian matrices stand in for a language model's gradients in some respects only; the checks "
+        "say in which. Capture your own gradients before choosing a codec.",
     },
     tables=(
         Pivot(
-            caption="Real matrices and Gaussian ones of the same shapes: kurtosis of the entries "
-            "(Gaussian 3), effective rank, condition, cosine "
-            "to the polar factor; energy of the largest 5 % of the DCT coefficients, what it is less for "
-            "the polar factor and more for the "
-            "matrix cut to rank 1, in points; cosine after DCT top-k, what sending the polar factor loses "
-            "of it; growth of the condition, "
-            "powers of ten",
+            caption="Real matrices and Gaussian ones of the same shapes: kurtosis of the entries (Gaussian 3), "
+            "effective rank, condition, cosine to the polar factor; energy of the largest 5 % of the DCT "
+            "coefficients, what it is less for the polar factor and more for the matrix cut to rank 1, in points; "
+            "cosine after DCT top-k, what sending the polar factor loses of it; growth of the condition, powers of "
+            "ten",
             rows={"data": "Data"},
             values=_VALUES,
         ),

@@ -125,16 +125,14 @@ def _structured(data: str, order: str) -> Check:
 CLAIM = Claim(
     id="future.2",
     source="001",
-    says="Muon may work with compressors that keep more of a gradient's structure, such as random "
-    "projection and structured sparsity",
-    question="At equal bytes on the wire, which codec gives the update nearest to the polar factor: "
-    "orthogonalized before sending, and "
-    "orthogonalized after?",
-    expected="Not random projection, which keeps a share of the energy equal to its density where top-k "
-    "keeps several times that. Structured "
-    "sparsity saves bits of positions and loses on what it must take along. Low rank where the gradient's "
-    "rank is low, when "
-    "orthogonalizing comes after: it keeps whole singular directions, which a polar factor then has right.",
+    says="Muon may work with compressors that keep more of a gradient's structure, such as random projection and "
+    "structured sparsity",
+    question="At equal bytes on the wire, which codec gives the update nearest to the polar factor: orthogonalized "
+    "before sending, and orthogonalized after?",
+    expected="Not random projection, which keeps a share of the energy equal to its density where top-k keeps "
+    "several times that. Structured sparsity saves bits of positions and loses on what it must take along. Low "
+    "rank where the gradient's rank is low, when orthogonalizing comes after: it keeps whole singular directions, "
+    "which a polar factor then has right.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -146,23 +144,18 @@ CLAIM = Claim(
         _structured("language-model momentum", "first"),
     ),
     meaning={
-        "confirmed": "At equal bytes a random projection and a structured sparsity serve Muon better than "
-        "DCT and top-k: try "
-        "them first.",
-        "refuted": "At equal bytes neither random projection nor structured sparsity comes as near to "
-        "Muon's update as DCT and top-k; see the "
-        "tables for plain top-k and low rank.",
-        "depends": "Which of them serves Muon better than DCT and top-k at equal bytes depends on the "
-        "codec and on the order; the "
-        "tables have every codec in both orders, plain top-k and low rank among them.",
+        "confirmed": "At equal bytes a random projection and a structured sparsity serve Muon better than DCT and "
+        "top-k: try them first.",
+        "refuted": "At equal bytes neither random projection nor structured sparsity comes as near to Muon's "
+        "update as DCT and top-k; see the tables for plain top-k and low rank.",
+        "depends": "Which of them serves Muon better than DCT and top-k at equal bytes depends on the codec and on "
+        "the order; the tables have every codec in both orders, plain top-k and low rank among them.",
     },
     tables=(
         Pivot(
-            caption="At equal bytes: bits an entry (low rank can't go below rank 1), cosine of the "
-            "decoded to the matrix, and to the polar "
-            "factor: of the polar factor of the decoded, of the decoded polar factor, and of that "
-            "orthogonalized again; departure "
-            "of the decoded polar factor from orthogonality (0 orthogonal)",
+            caption="At equal bytes: bits an entry (low rank can't go below rank 1), cosine of the decoded to the "
+            "matrix, and to the polar factor: of the polar factor of the decoded, of the decoded polar factor, and "
+            "of that orthogonalized again; departure of the decoded polar factor from orthogonality (0 orthogonal)",
             rows={"data": "Data", "budget": "Budget, bits", "codec": "Codec"},
             values={
                 "bits": "Bits",

@@ -114,18 +114,15 @@ _COSINE = "orthogonalizing first gives the lower cosine in at least 19 of 20 cas
 CLAIM = Claim(
     id="integration.1",
     source="001",
-    says="orthogonalizing before DCT and top-k lowers reconstruction quality, sign agreement and cosine, "
-    "in every one of 20 cases",
+    says="orthogonalizing before DCT and top-k lowers reconstruction quality, sign agreement and cosine, in every "
+    "one of 20 cases",
     quoted={"cases helped": "0/20", "error": "53-96% and 93-100%", "signs": "67-82% and 64-81%"},
-    question="Compared with the original at the source's unmatched scale, at matched scale, and with the "
-    "polar factor, which is "
-    "the update that Muon applies: what does sending the polar factor cost?",
-    expected="As the source compares, orthogonalizing first always loses: a matrix of norm √m is held "
-    "against one of norm m. At matched "
-    "scale it still loses, by what the polar factor itself differs from its matrix, which is wanted. Held "
-    "against the polar factor, "
-    "the one that was sent wins. The source's ranges are densities 1 to 25 % for the errors and 5 to 25 % "
-    "for signs and cosine.",
+    question="Compared with the original at the source's unmatched scale, at matched scale, and with the polar "
+    "factor, which is the update that Muon applies: what does sending the polar factor cost?",
+    expected="As the source compares, orthogonalizing first always loses: a matrix of norm √m is held against one "
+    "of norm m. At matched scale it still loses, by what the polar factor itself differs from its matrix, which is "
+    "wanted. Held against the polar factor, the one that was sent wins. The source's ranges are densities 1 to 25 "
+    "% for the errors and 5 to 25 % for signs and cosine.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -151,19 +148,16 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Never orthogonalize before a DCT codec, whatever you want to receive.",
         "refuted": "Orthogonalizing before a DCT codec costs nothing.",
-        "depends": "It depends on what is wanted. To receive the gradient, send the gradient: "
-        "orthogonalizing first loses, and at the "
-        "source's unmatched scale it loses by definition. To receive the update that Muon applies, hold "
-        "what arrives against "
-        "the polar factor: the table has sending the polar factor, sending the matrix, and "
-        "orthogonalizing after decoding side by side. The exact polar factor weighs directions of noise "
-        "as much as any other: "
-        "whether being near it is worth loss is for training to say (integration.5).",
+        "depends": "It depends on what is wanted. To receive the gradient, send the gradient: orthogonalizing "
+        "first loses, and at the source's unmatched scale it loses by definition. To receive the update that Muon "
+        "applies, hold what arrives against the polar factor: the table has sending the polar factor, sending the "
+        "matrix, and orthogonalizing after decoding side by side. The exact polar factor weighs directions of "
+        "noise as much as any other: whether being near it is worth loss is for training to say (integration.5).",
     },
     tables=(
         Pivot(
-            caption="The source's table: the range over five shapes of Gaussian matrices and densities of "
-            "1 (for signs and cosines 5) to 25 %",
+            caption="The source's table: the range over five shapes of Gaussian matrices and densities of 1 (for "
+            "signs and cosines 5) to 25 %",
             rows={"of": "Measure", "sent first": "Sent"},
             values={"from": "From", "to": "To"},
             quoted={
@@ -179,10 +173,9 @@ CLAIM = Claim(
             },
         ),
         Pivot(
-            caption="What is decoded, compared with the original and with its polar factor: relative "
-            "error as the source takes it and at "
-            "matched scale, equal signs, and cosine × 100; the source's ranges run over its cases from 1 "
-            "(5 for signs and cosine) to 25 %",
+            caption="What is decoded, compared with the original and with its polar factor: relative error as the "
+            "source takes it and at matched scale, equal signs, and cosine × 100; the source's ranges run over its "
+            "cases from 1 (5 for signs and cosine) to 25 %",
             rows={"data": "Data", "compared with": "Compared with", "sent": "Sent", "density": "Density"},
             values={
                 "error": "Error, %",

@@ -106,9 +106,8 @@ def _grows(data: str, density: float, setting: str) -> Check:
 CLAIM = Claim(
     id="integration.2",
     source="001",
-    says="compression makes matrices nearly rank-deficient: the condition number grows 37 to 48,000 "
-    "times, and small singular values "
-    "become zero",
+    says="compression makes matrices nearly rank-deficient: the condition number grows 37 to 48,000 times, and "
+    "small singular values become zero",
     quoted={
         "condition before": "101.5",
         "after, 5 %": "4,885,288",
@@ -116,15 +115,12 @@ CLAIM = Claim(
         "after, 25 %": "3,811",
     },
     question="How do the condition number, the numerical rank and the whole spectrum change when the DCT "
-    "coefficients of a matrix are "
-    "cut to the largest 5, 10 and 25 %?",
-    expected="At 5 % some rows or columns of a Gaussian matrix's coefficients are empty: the matrix is "
-    "singular in exact arithmetic, and "
-    "the condition number that is printed is float32's rounding, some millions whatever the matrix. At 10 "
-    "% that happens in a few draws, "
-    "at 25 % in none: the typical condition number does not change at all, and 3,811 is a draw of its "
-    "long tail. "
-    "A real momentum is worse conditioned before, so that there is less to grow.",
+    "coefficients of a matrix are cut to the largest 5, 10 and 25 %?",
+    expected="At 5 % some rows or columns of a Gaussian matrix's coefficients are empty: the matrix is singular in "
+    "exact arithmetic, and the condition number that is printed is float32's rounding, some millions whatever the "
+    "matrix. At 10 % that happens in a few draws, at 25 % in none: the typical condition number does not change at "
+    "all, and 3,811 is a draw of its long tail. A real momentum is worse conditioned before, so that there is less "
+    "to grow.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -135,24 +131,21 @@ CLAIM = Claim(
         _grows("language-model momentum", 0.25, "at 25 % of language-model momentum"),
     ),
     meaning={
-        "confirmed": "What a DCT codec decodes has directions that are rounding only; a polar factor must "
-        "leave them out.",
+        "confirmed": "What a DCT codec decodes has directions that are rounding only; a polar factor must leave "
+        "them out.",
         "refuted": "A DCT codec does not make matrices singular; their condition is no reason against "
         "orthogonalizing after decoding.",
-        "depends": "Directions go missing where so few coefficients are sent that whole rows or columns "
-        "of them are empty; above that "
-        "density the typical condition number stays what it was, and one draw of a Gaussian matrix says "
-        "nothing, as its condition "
-        "number has no finite mean. Orthogonalize what is decoded by a method that leaves out singular "
-        "values below its resolution, "
-        "and add momentum or feedback, whose sum over rounds has the missing directions.",
+        "depends": "Directions go missing where so few coefficients are sent that whole rows or columns of them "
+        "are empty; above that density the typical condition number stays what it was, and one draw of a Gaussian "
+        "matrix says nothing, as its condition number has no finite mean. Orthogonalize what is decoded by a "
+        "method that leaves out singular values below its resolution, and add momentum or feedback, whose sum over "
+        "rounds has the missing directions.",
     },
     tables=(
         Pivot(
-            caption="Condition number in float32, at most 1/ε = 8.4 million (medians over a seed's draws "
-            "for Gaussian matrices), the share of "
-            "singular values that are zero to float32's resolution, and of matrices that have any, or "
-            "grew 37 times or more",
+            caption="Condition number in float32, at most 1/ε = 8.4 million (medians over a seed's draws for "
+            "Gaussian matrices), the share of singular values that are zero to float32's resolution, and of "
+            "matrices that have any, or grew 37 times or more",
             rows={"data": "Data", "definition": "Compressed", "density": "Density"},
             values={
                 "before": "Before",
@@ -173,8 +166,8 @@ CLAIM = Claim(
         Plot(
             name=f"spectrum-{name}",
             title=f"Singular values of {data} before and after",
-            how_to_read="Over the largest one; 0 on the left is the largest, 1 on the right the smallest. "
-            "Density 1 is before compression.",
+            how_to_read="Over the largest one; 0 on the left is the largest, 1 on the right the smallest. Density "
+            "1 is before compression.",
             x=("place", "place among the singular values"),
             y=("singular", "singular value over the largest"),
             series=("density", "Density"),

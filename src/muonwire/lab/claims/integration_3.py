@@ -53,18 +53,15 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="integration.3",
     source="001",
-    says="how a matrix's energy is spread over its DCT coefficients does not depend on its singular "
-    "values: orthogonalizing "
-    "changes the energy (64 times less), not its concentration",
+    says="how a matrix's energy is spread over its DCT coefficients does not depend on its singular values: "
+    "orthogonalizing changes the energy (64 times less), not its concentration",
     quoted={"energy of a Gaussian 64×64": "4148", "of its polar factor": "65"},
-    question="Which share of the energy lies in the largest coefficients (what top-k sends), and in the "
-    "first ones in row-major order, for "
-    "a matrix and its polar factor?",
-    expected="The same for Gaussian matrices, whose polar factor is Haar-distributed and looks Gaussian "
-    "entry by entry; less concentrated "
-    "after orthogonalizing for real momentum, whose rows and columns differ in size. The source's shares "
-    "equal those of the first "
-    "coefficients, not of the largest: top 1 % of Gaussian values carry 8 %, not 1.3 %.",
+    question="Which share of the energy lies in the largest coefficients (what top-k sends), and in the first ones "
+    "in row-major order, for a matrix and its polar factor?",
+    expected="The same for Gaussian matrices, whose polar factor is Haar-distributed and looks Gaussian entry by "
+    "entry; less concentrated after orthogonalizing for real momentum, whose rows and columns differ in size. The "
+    "source's shares equal those of the first coefficients, not of the largest: top 1 % of Gaussian values carry 8 "
+    "%, not 1.3 %.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -90,9 +87,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Orthogonalizing before a DCT codec costs nothing in concentration.",
         "refuted": "Orthogonalizing before a DCT codec changes what top-k keeps, on any matrix.",
-        "depends": "On random matrices the order does not matter to a DCT codec; on real momentum "
-        "orthogonalizing first leaves less for top-k "
-        "to pick, so a test on Gaussian matrices says nothing about your gradients.",
+        "depends": "On random matrices the order does not matter to a DCT codec; on real momentum orthogonalizing "
+        "first leaves less for top-k to pick, so a test on Gaussian matrices says nothing about your gradients.",
     },
     tables=(
         Pivot(
@@ -118,8 +114,8 @@ CLAIM = Claim(
         Plot(
             name="concentration",
             title="Energy in the largest DCT coefficients",
-            how_to_read="Where the two bars of a pair differ, orthogonalizing has changed what top-k "
-            "keeps. Thin lines are 95 % intervals.",
+            how_to_read="Where the two bars of a pair differ, orthogonalizing has changed what top-k keeps. Thin "
+            "lines are 95 % intervals.",
             x=("data", "Data"),
             y=("largest", "% of the energy in the largest 5 %"),
             series=("matrix", "Matrix"),

@@ -112,22 +112,19 @@ NOISY = "Gaussian factors, plus 1 % noise"
 CLAIM = Claim(
     id="integration.4",
     source="001",
-    says="low-rank structure does not make the DCT more compressible; a matrix of rank 1 is less "
-    "concentrated than one of full rank",
+    says="low-rank structure does not make the DCT more compressible; a matrix of rank 1 is less concentrated than "
+    "one of full rank",
     quoted={
         "top 10 %, rank 1": "5.1 % and 11.0 % orthogonalized",
         "top 10 %, rank 64": "11.7 % and 10.9 % orthogonalized",
     },
-    question="Which share of the energy lies in the largest tenth of the DCT coefficients, by rank, over "
-    "many draws? "
-    "And in the first tenth in row-major order, which the source's figures look like?",
-    expected="More at rank 1: its coefficients are products of two Gaussian vectors', whose tails are "
-    "heavier than a Gaussian's. "
-    "The source's figures can't be the largest tenth's, of which even white noise has 44 %; they are of "
-    "the first tenth, 10 % on "
-    "average for any rank, and a single draw of rank 1 is 5 points off. Orthogonalizing a matrix of low "
-    "effective rank gives the noise "
-    "below it the weight of the signal, which is why 5.1 became 11.0.",
+    question="Which share of the energy lies in the largest tenth of the DCT coefficients, by rank, over many "
+    "draws? And in the first tenth in row-major order, which the source's figures look like?",
+    expected="More at rank 1: its coefficients are products of two Gaussian vectors', whose tails are heavier than "
+    "a Gaussian's. The source's figures can't be the largest tenth's, of which even white noise has 44 %; they are "
+    "of the first tenth, 10 % on average for any rank, and a single draw of rank 1 is 5 points off. "
+    "Orthogonalizing a matrix of low effective rank gives the noise below it the weight of the signal, which is "
+    "why 5.1 became 11.0.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -138,15 +135,15 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Low rank is of no use to a DCT codec: use a low-rank codec for it.",
-        "refuted": "Low rank makes top-k's share larger, on made and on real matrices: the source "
-        "measured the first coefficients and "
-        "not the largest. Orthogonalizing undoes it, since it gives every direction the same weight.",
+        "refuted": "Low rank makes top-k's share larger, on made and on real matrices: the source measured the "
+        "first coefficients and not the largest. Orthogonalizing undoes it, since it gives every direction the "
+        "same weight.",
         "depends": "Whether low rank helps a DCT codec is a matter of the data; see the table.",
     },
     tables=(
         Pivot(
-            caption="Share of the DCT energy, %, in a tenth of the coefficients, and the standard "
-            "deviation of the first tenth's over draws",
+            caption="Share of the DCT energy, %, in a tenth of the coefficients, and the standard deviation of the "
+            "first tenth's over draws",
             rows={"data": "Data", "rank": "Rank", "matrix": "Matrix"},
             values={
                 "largest": "In the largest tenth",

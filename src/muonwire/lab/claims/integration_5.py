@@ -44,16 +44,15 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="integration.5",
     source="001",
-    says="orthogonalizing after decompression cannot help: compression leaves most directions dead, and "
-    "making all singular values one amplifies only noise",
-    question="With DisTrO’s codec in training, does a polar factor of the decoded signal end below its sign: "
-    "where the signal is one step’s gradient, where it is a residual momentum, and where momentum gathers "
-    "decoded signals over many steps?",
-    expected="One step’s gradient: no help, as the note says. Residual momentum: a little, since entries "
-    "that were not sent come in later steps. Momentum after the exchange: most, for its rank grows with "
-    "every step. The codec and the bits are the same in each pair, and in the first two everything but the "
-    "last stage; for momentum after the exchange DisTrO alone stands beside, and the embeddings have Adam "
-    "there.",
+    says="orthogonalizing after decompression cannot help: compression leaves most directions dead, and making all "
+    "singular values one amplifies only noise",
+    question="With DisTrO’s codec in training, does a polar factor of the decoded signal end below its sign: where "
+    "the signal is one step’s gradient, where it is a residual momentum, and where momentum gathers decoded "
+    "signals over many steps?",
+    expected="One step’s gradient: no help, as the note says. Residual momentum: a little, since entries that were "
+    "not sent come in later steps. Momentum after the exchange: most, for its rank grows with every step. The "
+    "codec and the bits are the same in each pair, and in the first two everything but the last stage; for "
+    "momentum after the exchange DisTrO alone stands beside, and the embeddings have Adam there.",
     measure=measure,
     inputs=("training",),
     repeats=len(SEEDS),
@@ -65,16 +64,15 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Do not orthogonalize what was decoded; the sign is as good.",
-        "refuted": "Orthogonalize what was decoded: even of one step’s gradient the polar factor trains "
-        "better than its sign.",
-        "depends": "It hangs on what is decoded. Directions that one payload leaves dead can be alive in "
-        "what many payloads add up to: look for the signals below whose gain is above zero, and "
-        "orthogonalize those.",
+        "refuted": "Orthogonalize what was decoded: even of one step’s gradient the polar factor trains better "
+        "than its sign.",
+        "depends": "It hangs on what is decoded. Directions that one payload leaves dead can be alive in what many "
+        "payloads add up to: look for the signals below whose gain is above zero, and orthogonalize those.",
     },
     tables=(
         Pivot(
-            caption="Final loss by what was decoded, nats a token; of the polar recipes also the effective "
-            "rank of the weights’ change and its cosine with dense Muon’s update",
+            caption="Final loss by what was decoded, nats a token; of the polar recipes also the effective rank of "
+            "the weights’ change and its cosine with dense Muon’s update",
             rows={"signal": "Decoded signal"},
             values={
                 "sign_loss": "Its sign",

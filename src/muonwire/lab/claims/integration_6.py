@@ -132,15 +132,13 @@ def _fastest(error: float, setting: str) -> Check:
 CLAIM = Claim(
     id="integration.6",
     source="001",
-    says="the precision follows from the device: float32 on CPUs, float16 on V100, bfloat16 on A100 and "
-    "later",
+    says="the precision follows from the device: float32 on CPUs, float16 on V100, bfloat16 on A100 and later",
     quoted={"rule": "FP32 on CPU, FP16 on V100, BF16 on A100+"},
-    question="At equal polar error, each dtype with as many iterations as it needs: which one is the "
-    "fastest on this device?",
-    expected="On CPUs with bfloat16 products bfloat16, several times, as far as its errors allow, which "
-    "is to a few percent; "
-    "below that float32, as bfloat16 does not get there. float16 is the slowest where it has no products "
-    "of its own.",
+    question="At equal polar error, each dtype with as many iterations as it needs: which one is the fastest on "
+    "this device?",
+    expected="On CPUs with bfloat16 products bfloat16, several times, as far as its errors allow, which is to a "
+    "few percent; below that float32, as bfloat16 does not get there. float16 is the slowest where it has no "
+    "products of its own.",
     measure=measure,
     alone=True,
     repeats=3,
@@ -151,19 +149,16 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "On this device the rule gives the fastest dtype; on another one measure again.",
-        "refuted": "On this device the rule costs time at every error; let the dtype be measured, which "
-        "is polar's default.",
-        "depends": "The fastest dtype is a matter of the processor and of the error that is allowed, not "
-        "of CPU or GPU. Leave the dtype to "
-        "polar, which measures the products of the device once and takes float32 where a smaller error is "
-        "asked for than narrower "
-        "dtypes give.",
+        "refuted": "On this device the rule costs time at every error; let the dtype be measured, which is polar's "
+        "default.",
+        "depends": "The fastest dtype is a matter of the processor and of the error that is allowed, not of CPU or "
+        "GPU. Leave the dtype to polar, which measures the products of the device once and takes float32 where a "
+        "smaller error is asked for than narrower dtypes give.",
     },
     tables=(
         Pivot(
-            caption="Polar factors of Gaussian matrices within a polar error: iterations, time, and how "
-            "many times faster than float32 in the "
-            "same run; a dash where the dtype does not come within the error",
+            caption="Polar factors of Gaussian matrices within a polar error: iterations, time, and how many times "
+            "faster than float32 in the same run; a dash where the dtype does not come within the error",
             rows={"shape": "Shape", "error": "Error", "dtype": "Products in"},
             values={"steps": "Iterations", "ms": "ms", "speed": "× float32"},
         ),
@@ -177,8 +172,7 @@ CLAIM = Claim(
         Plot(
             name="speed",
             title="Speed at equal polar error, against float32 in the same run",
-            how_to_read="Above 1 is faster than float32. A missing bar: the dtype does not come within "
-            "the error.",
+            how_to_read="Above 1 is faster than float32. A missing bar: the dtype does not come within the error.",
             x=("error", "polar error allowed"),
             y=("speed", "times faster than float32"),
             series=("dtype", "Products in"),

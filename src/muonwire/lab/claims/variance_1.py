@@ -126,27 +126,21 @@ _DIRECTION = "the direction variance stays the same to three digits"
 CLAIM = Claim(
     id="variance.1",
     source="002",
-    says="orthogonalizing, by any method, reduces the variance of an element 125 times and the norm’s CV "
-    "55 times and "
-    "leaves the direction variance as it was",
+    says="orthogonalizing, by any method, reduces the variance of an element 125 times and the norm’s CV 55 times "
+    "and leaves the direction variance as it was",
     quoted={
         "element variance, before and after": "0.250, 0.002",
         "norm CV": "0.00055, 0.00001",
         "direction variance": "0.900, 0.900",
     },
-    question="On which input and by which definitions do the figures come out, what is left of them where "
-    "a change of scale "
-    "cannot alter the measure, and what holds for the gradients of real replicas?",
-    expected="The figures are those of ten independent Gaussian 512×512 matrices with element variance "
-    "1/4: 1/512 is 0.002 and "
-    "1 − 1/10 is 0.900, of any ten directions that have nothing in common. The norm’s coefficient of "
-    "variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = 0.0005, the "
-    "source’s figure. Dividing "
-    "each matrix by its norm does the same, so it is a change of scale. Real replicas’ gradients have "
-    "elements "
-    "far smaller than a polar factor’s, so their variance rises; and small singular values, which are the "
-    "noisiest, are raised "
-    "to the level of the others, so relative to the mean the variance rises too.",
+    question="On which input and by which definitions do the figures come out, what is left of them where a change "
+    "of scale cannot alter the measure, and what holds for the gradients of real replicas?",
+    expected="The figures are those of ten independent Gaussian 512×512 matrices with element variance 1/4: 1/512 "
+    "is 0.002 and 1 − 1/10 is 0.900, of any ten directions that have nothing in common. The norm’s coefficient of "
+    "variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = 0.0005, the source’s figure. "
+    "Dividing each matrix by its norm does the same, so it is a change of scale. Real replicas’ gradients have "
+    "elements far smaller than a polar factor’s, so their variance rises; and small singular values, which are the "
+    "noisiest, are raised to the level of the others, so relative to the mean the variance rises too.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
@@ -160,19 +154,17 @@ CLAIM = Claim(
         _check(_DIRECTION, REAL, "direction change", at_most=0.0005),
     ),
     meaning={
-        "confirmed": "Orthogonalizing each replica’s gradient averages away noise: fewer replicas or "
-        "smaller batches do.",
+        "confirmed": "Orthogonalizing each replica’s gradient averages away noise: fewer replicas or smaller "
+        "batches do.",
         "refuted": "Orthogonalizing does not reduce the variance of gradients.",
-        "depends": "The reduction is the scale: dividing by the norm gives it as well, and on small "
-        "gradients it is a rise. "
-        "Measured against the mean, orthogonalizing a replica’s own gradient does not reduce noise; "
-        "average the replicas "
-        "first, or the momentum over time, and orthogonalize the mean.",
+        "depends": "The reduction is the scale: dividing by the norm gives it as well, and on small gradients it "
+        "is a rise. Measured against the mean, orthogonalizing a replica’s own gradient does not reduce noise; "
+        "average the replicas first, or the momentum over time, and orthogonalize the mean.",
     },
     tables=(
         Pivot(
-            caption="Before and after, beside the source’s figures (its “after” is of any method). Norm "
-            "CV as the source has it is variance over mean",
+            caption="Before and after, beside the source’s figures (its “after” is of any method). Norm CV as the "
+            "source has it is variance over mean",
             rows={"data": "Data", "method": "Method"},
             values={
                 "element variance": "Element variance",
@@ -195,8 +187,8 @@ CLAIM = Claim(
             },
         ),
         Pivot(
-            caption="By how much each falls; “over division”: the element variance over what dividing by "
-            "the norm alone leaves",
+            caption="By how much each falls; “over division”: the element variance over what dividing by the norm "
+            "alone leaves",
             rows={"data": "Data", "method": "Method"},
             values={
                 "fall": "Element variance",
@@ -213,8 +205,8 @@ CLAIM = Claim(
         Plot(
             name="relative",
             title="Variance of eight replicas relative to their mean",
-            how_to_read="Bars above the gradient’s mean that the replicas’ results agree less with each "
-            "other than their gradients did.",
+            how_to_read="Bars above the gradient’s mean that the replicas’ results agree less with each other than "
+            "their gradients did.",
             x=("method", "Method"),
             y=("relative variance", "Σ variance/‖mean‖²"),
             mark="bar",

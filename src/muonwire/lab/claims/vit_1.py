@@ -81,15 +81,14 @@ def _check(kind: str, setting: str, method: str) -> Check:
 CLAIM = Claim(
     id="vit.1",
     source="003",
-    says="the Frobenius norm of an orthogonalized update is √min(m, n), about 8 for a ViT's matrices of "
-    "64 × 64, 192 × 64 and 128 × 64, "
-    "no matter how large the gradient is",
+    says="the Frobenius norm of an orthogonalized update is √min(m, n), about 8 for a ViT's matrices of 64 × 64, "
+    "192 × 64 and 128 × 64, no matter how large the gradient is",
     quoted={"64×64": "8.0", "192×64": "8.0", "128×64": "8.0", "512×4608": "22.6"},
-    question="What is the norm of the polar factor, exact and after five of Jordan’s iterations, of each "
-    "layer's gradient?",
-    expected="√min(m, n) for the exact factor of a matrix of full rank. Iterations leave small singular "
-    "values below 1, so that of a "
-    "gradient whose spectrum falls steeply the norm is less; how large the gradient is does not matter.",
+    question="What is the norm of the polar factor, exact and after five of Jordan’s iterations, of each layer's "
+    "gradient?",
+    expected="√min(m, n) for the exact factor of a matrix of full rank. Iterations leave small singular values "
+    "below 1, so that of a gradient whose spectrum falls steeply the norm is less; how large the gradient is does "
+    "not matter.",
     measure=measure,
     inputs=("vision-rates", "language-model"),
     repeats=3,
@@ -103,14 +102,12 @@ CLAIM = Claim(
         for method in ("exact", "five iterations")
     ),
     meaning={
-        "confirmed": "The size of a Muon step comes from the shape and the learning rate alone; choose "
-        "the scale by shape, and the rate as a "
-        "share of the weight.",
+        "confirmed": "The size of a Muon step comes from the shape and the learning rate alone; choose the scale "
+        "by shape, and the rate as a share of the weight.",
         "refuted": "Do not count on √min(m, n): measure the size of your updates.",
-        "depends": "The exact factor has this norm; a few iterations give less where the gradient's "
-        "spectrum falls steeply, so such "
-        "layers take smaller steps than the formula says. More iterations, or a schedule for the measured "
-        "spectrum, close the gap.",
+        "depends": "The exact factor has this norm; a few iterations give less where the gradient's spectrum falls "
+        "steeply, so such layers take smaller steps than the formula says. More iterations, or a schedule for the "
+        "measured spectrum, close the gap.",
     },
     tables=(
         Pivot(

@@ -67,22 +67,20 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="vit.2",
     source="003",
-    says="at a rate of 0.0003 an orthogonalized step of a 64 × 64 matrix is 1.6 % of the weight, 10 to "
-    "100 times what training wants, "
-    "and on ResNet-50 it is a reasonable 0.015 %",
+    says="at a rate of 0.0003 an orthogonalized step of a 64 × 64 matrix is 1.6 % of the weight, 10 to 100 times "
+    "what training wants, and on ResNet-50 it is a reasonable 0.015 %",
     quoted={
         "64×64": "0.0024/15 = 0.016 = 1.6 %",
         "512×4608": "22.6 · 0.001/150 = 0.015 %",
         "wanted": "0.01 % to 0.1 %",
         "too large by": "10 to 100 times",
     },
-    question="What do the note's own inputs come to, and how large are the steps of MuonFast and of Adam "
-    "relative to the weights in training?",
-    expected="0.0024/15 is 0.00016, which is 0.016 %: the note is off by a hundred there, and right in "
-    "its other examples, one of them for "
-    "the same matrix. In training weights of this ViT have a norm near 4.4, not 13 or 15, and Adam's "
-    "steps are per cents of "
-    "them, so that MuonFast with the rate outside takes smaller steps than Adam, not larger ones.",
+    question="What do the note's own inputs come to, and how large are the steps of MuonFast and of Adam relative "
+    "to the weights in training?",
+    expected="0.0024/15 is 0.00016, which is 0.016 %: the note is off by a hundred there, and right in its other "
+    "examples, one of them for the same matrix. In training weights of this ViT have a norm near 4.4, not 13 or "
+    "15, and Adam's steps are per cents of them, so that MuonFast with the rate outside takes smaller steps than "
+    "Adam, not larger ones.",
     measure=measure,
     inputs=("vision-rates",),
     repeats=3,
@@ -122,15 +120,12 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Orthogonalized steps are too large for small matrices at the usual rates; lower the "
-        "rate.",
-        "refuted": "The worked figures do not stand, and the steps are no larger than Adam’s: the size of "
-        "the update at the note’s rate "
-        "can’t be why training failed.",
-        "depends": "The figure of 1.6 % that carries the note’s argument is an arithmetic slip, off by a "
-        "hundred; look at the ratio to Adam "
-        "in training below before lowering a rate because of it. Compare ‖ΔW‖/‖W‖ of your own run with "
-        "that of the Adam run it replaces.",
+        "confirmed": "Orthogonalized steps are too large for small matrices at the usual rates; lower the rate.",
+        "refuted": "The worked figures do not stand, and the steps are no larger than Adam’s: the size of the "
+        "update at the note’s rate can’t be why training failed.",
+        "depends": "The figure of 1.6 % that carries the note’s argument is an arithmetic slip, off by a hundred; "
+        "look at the ratio to Adam in training below before lowering a rate because of it. Compare ‖ΔW‖/‖W‖ of "
+        "your own run with that of the Adam run it replaces.",
     },
     tables=(
         Pivot(
@@ -140,8 +135,8 @@ CLAIM = Claim(
             quoted={(name,): {"percent": f"{given[-1]:g}"} for name, given in EXAMPLES.items()},
         ),
         Pivot(
-            caption="Relative step in training, median over the hidden matrices, %; the weights' norm is "
-            "13 to 15 in the note",
+            caption="Relative step in training, median over the hidden matrices, %; the weights' norm is 13 to 15 "
+            "in the note",
             rows={"rates": "Rates", "method": "Method", "step": "Step"},
             values={"relative": "‖ΔW‖/‖W‖, %", "weight": "‖W‖"},
         ),

@@ -152,16 +152,15 @@ def _stays(trained: str, setting: str) -> Check:
 CLAIM = Claim(
     id="vit.3",
     source="003",
-    says="one step of MuonFast raises the loss of a ViT from 2.83 to 5.21, because orthogonalizing turns "
-    "the update into a wrong direction",
+    says="one step of MuonFast raises the loss of a ViT from 2.83 to 5.21, because orthogonalizing turns the "
+    "update into a wrong direction",
     quoted={"loss before": "2.83", "loss after one step": "5.21"},
-    question="Does the loss of a batch rise after one step on it, and which part of the method makes it "
-    "rise, changing one thing at a time?",
-    expected="It rises as the text describes the method: with the rate inside the polar factor the rate "
-    "cancels, and each matrix moves "
-    "by √min(m, n) = 8, as far as its own norm or farther. Along the gradient's own direction a step of that "
-    "size raises it too, so "
-    "the size does it and not the direction; with the rate outside the loss falls.",
+    question="Does the loss of a batch rise after one step on it, and which part of the method makes it rise, "
+    "changing one thing at a time?",
+    expected="It rises as the text describes the method: with the rate inside the polar factor the rate cancels, "
+    "and each matrix moves by √min(m, n) = 8, as far as its own norm or farther. Along the gradient's own "
+    "direction a step of that size raises it too, so the size does it and not the direction; with the rate outside "
+    "the loss falls.",
     measure=measure,
     inputs=("vision-rates",),
     repeats=5,
@@ -175,17 +174,16 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Do not orthogonalize the updates of a small ViT.",
-        "refuted": "One step does not raise the loss; the note’s failure has another cause than the "
-        "method it describes.",
-        "depends": "Multiply by the learning rate after the polar factor, never before it: inside, the "
-        "rate cancels and any method fails, "
-        "the plain gradient at that size included. With the rate outside the same direction lowers the "
-        "loss and trains.",
+        "refuted": "One step does not raise the loss; the note’s failure has another cause than the method it "
+        "describes.",
+        "depends": "Multiply by the learning rate after the polar factor, never before it: inside, the rate "
+        "cancels and any method fails, the plain gradient at that size included. With the rate outside the same "
+        "direction lowers the loss and trains.",
     },
     tables=(
         Pivot(
-            caption="Loss of the batch before and after one step at the note's rate of 0.0003, one thing "
-            "changed at a time",
+            caption="Loss of the batch before and after one step at the note's rate of 0.0003, one thing changed "
+            "at a time",
             rows={"variant": "Variant"},
             values={
                 "before": "Before",
@@ -205,9 +203,8 @@ CLAIM = Claim(
         Plot(
             name="size",
             title="Change of the loss after one step, by its length and direction",
-            how_to_read="Below zero the step helps. The length is a share of the polar factor’s, √min(m, "
-            "n) for every matrix: at 1 it is "
-            "the step as described, whatever the learning rate.",
+            how_to_read="Below zero the step helps. The length is a share of the polar factor’s, √min(m, n) for "
+            "every matrix: at 1 it is the step as described, whatever the learning rate.",
             x=("share", "length, share of √min(m, n)"),
             y=("rise", "change of the loss"),
             series=("direction", "Direction"),

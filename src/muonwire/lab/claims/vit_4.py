@@ -106,19 +106,15 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="vit.4",
     source="003",
-    says="the gradient and its orthogonalized update align at 0.3 to 0.5, rotated by 40 to 50 degrees, "
-    "where 0.8 to 0.95 is needed for "
-    "good convergence",
+    says="the gradient and its orthogonalized update align at 0.3 to 0.5, rotated by 40 to 50 degrees, where 0.8 "
+    "to 0.95 is needed for good convergence",
     quoted={"alignment": "0.3 to 0.5", "needed": "0.8 to 0.95", "rotation": "40° to 50°"},
-    question="What is the cosine of the gradient and the update, layer by layer through training, and do "
-    "updates that align less lower the "
-    "loss less?",
-    expected="The cosine of a gradient and its polar factor is the mean of its singular values over their "
-    "root mean square, which falls with "
-    "the spectrum’s spread. It says how fast the loss falls for a very short step only; how long a step "
-    "may be counts as much, and "
-    "there the polar factor and the sign gain. A cosine of 0.3 to 0.5 is an angle of 60° to 73°, not of "
-    "40° to 50°.",
+    question="What is the cosine of the gradient and the update, layer by layer through training, and do updates "
+    "that align less lower the loss less?",
+    expected="The cosine of a gradient and its polar factor is the mean of its singular values over their root "
+    "mean square, which falls with the spectrum’s spread. It says how fast the loss falls for a very short step "
+    "only; how long a step may be counts as much, and there the polar factor and the sign gain. A cosine of 0.3 to "
+    "0.5 is an angle of 60° to 73°, not of 40° to 50°.",
     measure=measure,
     inputs=("vision-rates",),
     repeats=3,
@@ -167,26 +163,24 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Watch the cosine of gradient and update; where it is below 0.8, lower the momentum "
-        "or don’t orthogonalize.",
-        "refuted": "The cosine of gradient and update is neither what the note measured nor what decides; "
-        "compare losses.",
-        "depends": "The cosine of gradient and update says nothing about convergence by itself: no method "
-        "that trains has 0.8. Compare "
-        "the loss that a step of the best length reaches instead.",
+        "confirmed": "Watch the cosine of gradient and update; where it is below 0.8, lower the momentum or don’t "
+        "orthogonalize.",
+        "refuted": "The cosine of gradient and update is neither what the note measured nor what decides; compare "
+        "losses.",
+        "depends": "The cosine of gradient and update says nothing about convergence by itself: no method that "
+        "trains has 0.8. Compare the loss that a step of the best length reaches instead.",
     },
     tables=(
         Pivot(
-            caption="Mean alignment of the hidden matrices’ gradients with directions made of them, along "
-            "a run of Muon, and the largest decrease "
-            "of the batch’s loss along each over 15 lengths of step",
+            caption="Mean alignment of the hidden matrices’ gradients with directions made of them, along a run of "
+            "Muon, and the largest decrease of the batch’s loss along each over 15 lengths of step",
             rows={"direction": "Direction"},
             values={"alignment": "Alignment", "best": "Best decrease, nats"},
             quoted={("polar factor",): {"alignment": "0.3 to 0.5"}},
         ),
         Pivot(
-            caption="In training: alignment of gradient and step, and decrease of the training loss per "
-            "step, thousandths of a nat",
+            caption="In training: alignment of gradient and step, and decrease of the training loss per step, "
+            "thousandths of a nat",
             rows={"method": "Method"},
             values={"alignment": "Alignment", "decrease": "Decrease per step"},
             quoted={("Muon",): {"alignment": "0.3 to 0.5"}},

@@ -46,13 +46,12 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="vit.5",
     source="003",
-    says="multiplying the orthogonalized update by (min(m, n)/256)², 0.0625 for this ViT, does not help, "
-    "because the direction is wrong",
+    says="multiplying the orthogonalized update by (min(m, n)/256)², 0.0625 for this ViT, does not help, because "
+    "the direction is wrong",
     quoted={"factor": "0.0625", "relative update": "0.00115 %"},
     question="With this scale, is there a learning rate at which the ViT trains, and how well?",
-    expected="With matrices of one smaller side the scale is a constant, so it only divides the rate by "
-    "16. At 0.0003 nothing moves; at a rate "
-    "16 times that of the plain polar factor it trains just as well.",
+    expected="With matrices of one smaller side the scale is a constant, so it only divides the rate by 16. At "
+    "0.0003 nothing moves; at a rate 16 times that of the plain polar factor it trains just as well.",
     measure=measure,
     inputs=("vision-rates",),
     repeats=3,
@@ -85,9 +84,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "No rate makes this scale work on a small ViT; use another optimizer.",
         "refuted": "The scale does no harm; it only asks for a larger learning rate.",
-        "depends": "The scale divides the rate by a constant and changes nothing else: whether it works "
-        "is a question of the rate. A rate tried "
-        "once says nothing about a direction; sweep it.",
+        "depends": "The scale divides the rate by a constant and changes nothing else: whether it works is a "
+        "question of the rate. A rate tried once says nothing about a direction; sweep it.",
     },
     tables=(
         Pivot(

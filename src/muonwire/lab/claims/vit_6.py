@@ -35,15 +35,13 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="vit.6",
     source="003",
-    says="to work on a ViT, MuonFast needs Adam’s denominator, or to leave matrices under 128 alone, or "
-    "to keep the magnitude of the update",
-    question="How much does each fix, and all together, lower the validation loss below that of MuonFast "
-    "with the rate outside, each at its own "
-    "tuned rate?",
-    expected="Not by much, or not at all: what fails is the rate inside the polar factor. Leaving all "
-    "matrices under 128 alone makes the "
-    "whole of this ViT momentum SGD, and all three together make it Adam with momentum SGD for what is no "
-    "hidden matrix.",
+    says="to work on a ViT, MuonFast needs Adam’s denominator, or to leave matrices under 128 alone, or to keep "
+    "the magnitude of the update",
+    question="How much does each fix, and all together, lower the validation loss below that of MuonFast with the "
+    "rate outside, each at its own tuned rate?",
+    expected="Not by much, or not at all: what fails is the rate inside the polar factor. Leaving all matrices "
+    "under 128 alone makes the whole of this ViT momentum SGD, and all three together make it Adam with momentum "
+    "SGD for what is no hidden matrix.",
     measure=measure,
     inputs=("vision-rates",),
     repeats=3,
@@ -61,10 +59,9 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Apply these fixes to Muon on small transformers.",
-        "refuted": "With the rate outside, Muon on a small ViT needs none of these fixes; each makes it "
-        "worse.",
-        "depends": "With the rate outside, some of these fixes help and some harm; the table says which. "
-        "None is needed to train.",
+        "refuted": "With the rate outside, Muon on a small ViT needs none of these fixes; each makes it worse.",
+        "depends": "With the rate outside, some of these fixes help and some harm; the table says which. None is "
+        "needed to train.",
     },
     tables=(
         Pivot(

@@ -84,18 +84,15 @@ def _works(method: str, setting: str) -> Check:
 CLAIM = Claim(
     id="vit.8",
     source="003",
-    says="MuonFast works on large convolutional networks: on ResNet-50’s 512 × 4608 layers the relative "
-    "update is 0.015 %, close to Adam’s",
+    says="MuonFast works on large convolutional networks: on ResNet-50’s 512 × 4608 layers the relative update is "
+    "0.015 %, close to Adam’s",
     quoted={"√512": "22.6", "norm of the weight": "150", "relative update": "0.015 %"},
-    question="How large is an orthogonalized step of ResNet-50’s layers relative to the weight and to "
-    "Adam’s step, and does MuonFast train a "
-    "ResNet on the same digits, as described and with the rate outside?",
-    expected="With ResNet-50’s own initialization the weight’s norm is √(2 · 512) = 32, not 150, and the "
-    "step at equal rates 1/√4608 of Adam’s. "
-    "The small ResNet trains with the rate outside. As described it may train too: a normalization behind "
-    "a convolution makes "
-    "its output independent of the weight’s length, so that steps too large make the weight grow until "
-    "they are small.",
+    question="How large is an orthogonalized step of ResNet-50’s layers relative to the weight and to Adam’s step, "
+    "and does MuonFast train a ResNet on the same digits, as described and with the rate outside?",
+    expected="With ResNet-50’s own initialization the weight’s norm is √(2 · 512) = 32, not 150, and the step at "
+    "equal rates 1/√4608 of Adam’s. The small ResNet trains with the rate outside. As described it may train too: "
+    "a normalization behind a convolution makes its output independent of the weight’s length, so that steps too "
+    "large make the weight grow until they are small.",
     measure=measure,
     inputs=("vision-rates",),
     repeats=3,
@@ -131,10 +128,9 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Use MuonFast on convolutional networks as it is.",
         "refuted": "MuonFast does not train a convolutional network either.",
-        "depends": "A convolutional network with normalization forgives the size of the steps more than a "
-        "ViT does, not their direction; keep "
-        "the rate outside there too, and scale by shape, since equal rates give steps tens of times "
-        "smaller than Adam’s.",
+        "depends": "A convolutional network with normalization forgives the size of the steps more than a ViT "
+        "does, not their direction; keep the rate outside there too, and scale by shape, since equal rates give "
+        "steps tens of times smaller than Adam’s.",
     },
     tables=(
         Pivot(
