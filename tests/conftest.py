@@ -5,8 +5,10 @@ import torch
 TOGETHER = {"tests/lab/test_claims.py": "lab", "tests/lab/test_page.py": "lab"}
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """With several workers, a file's tests stay on one, so that its fixtures are made once."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     for item in items:
         path = item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group(TOGETHER.get(path, path)))

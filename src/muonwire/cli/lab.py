@@ -134,12 +134,28 @@ def _write(out: Path, ids: Sequence[str], *, quick: bool, claims_from: tuple[Pat
 ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "run": _run, "report": _report}
 
 
+USAGE = "\n".join(
+    [
+        "usage: muonwire lab ACTION [IDS] [options]",
+        "",
+        "  list    the claims: id, source, what the note says",
+        "  run     measure claims and write the page of their verdicts",
+        "  report  write the page again from what is measured",
+        "",
+        "examples:",
+        "  muonwire lab list",
+        "  muonwire lab run --all",
+        "  muonwire lab run conflict.1 vit --out runs/lab",
+        "  muonwire lab run --help",
+    ]
+)
+
+
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    if not args or args[0] not in ACTIONS:
-        wanted = "usage: muonwire lab list|run|report [options]; muonwire lab ACTION --help tells the options, with examples."
-        if args and args[0] not in ("-h", "--help"):
-            raise UsageError(f"lab: {args[0]!r} is not an action; allowed are {', '.join(ACTIONS)}")
-        print(wanted)
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
         return 0 if args else 2
+    if args[0] not in ACTIONS:
+        raise UsageError(f"lab: {args[0]!r} is not an action; allowed are {', '.join(ACTIONS)}")
     return ACTIONS[args[0]](args[1:])

@@ -64,6 +64,8 @@ FRONTIER = (
     "powersgd_muon",
     "distro_weight_polar",
     "local_muon",
+    "muonfast",
+    "gda2",
     "approach_b(server=True)",
     "sgd(momentum=0.0)",
     "approach_a(momentum=0.0)",
