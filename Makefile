@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/muonwire compare --preset quick --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: setup
 	$(BIN)/python -m fuzz.codec --cases 200000 --out runs/fuzz

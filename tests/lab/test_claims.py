@@ -1,8 +1,13 @@
-"""Every claim: its rule reaches each of its verdicts on made data, and its quick measurement fills what the page shows."""
+"""Every claim: its rule reaches each of its verdicts on made data, its quick measurement fills what the page shows, and the page
+needs nothing from outside, draws its charts, has working links and fits narrow screens in a real browser."""
 
 import itertools
+import json
 import math
 import random
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -10,10 +15,20 @@ import pytest
 from muonwire.lab.catalog import load_claims
 from muonwire.lab.check import Check, by_seed
 from muonwire.lab.claim import Claim
+from muonwire.lab.page import write_report
 from muonwire.lab.verdict import VERDICTS
 
 CLAIMS = load_claims()
 MOST_COMBINATIONS = 1_000
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# Told by the page itself once everything is drawn.
+PROBE = """<script>addEventListener('load', () => setTimeout(() => {
+  const links = [...document.querySelectorAll('a[href^="#"]')];
+  const dead = links.filter(a => !document.getElementById(a.getAttribute('href').slice(1)));
+  document.body.dataset.probe = JSON.stringify({
+    width: document.documentElement.scrollWidth, window: innerWidth, dead: dead.length,
+    charts: document.querySelectorAll('svg.marks, canvas.marks').length});
+}, 1500));</script></body>"""
 
 
 def triples(check: Check) -> list[tuple[float, ...]]:
@@ -94,3 +109,51 @@ def test_a_quick_measurement_fills_every_check_table_and_plot(claim, measured):
     for plot in claim.plots:
         chart = plot_chart(plot, rows, claim=claim.id)
         assert chart.spec["data"]["values"], plot.name
+
+
+@pytest.fixture(scope="module")
+def page(quick_lab):
+    return write_report(list(load_claims().values()), out=quick_lab, quick=True, images=False)[0]
+
+
+def test_the_page_fetches_nothing(page):
+    text = page.read_text().replace("http://www.w3.org", "")
+    text = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", text)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(page, width, tmp_path):
+    probed = tmp_path / "probed.html"
+    # The drawing library itself has a </body> inside a string.
+    head, _, tail = page.read_text().rpartition("</body>")
+    probed.write_text(head + PROBE + tail)
+    done = subprocess.run(
+        [
+            str(BROWSER),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},1000",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            probed.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'data-probe="([^"]*)"', done.stdout)
+    assert found, done.stderr[-2000:]
+    told = json.loads(found[1].replace("&quot;", '"'))
+    wanted = sum(len(c.plots) for c in load_claims().values())
+    assert told["charts"] == wanted
+    assert told["dead"] == 0
+    assert told["width"] <= max(told["window"], width)
+    assert "CONSOLE" not in done.stderr or "rror" not in "".join(
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    )
