@@ -15,7 +15,9 @@ import pytest
 from muonwire.lab.catalog import load_claims
 from muonwire.lab.check import Check, by_seed
 from muonwire.lab.claim import Claim
+from muonwire.lab.inputs import INPUTS
 from muonwire.lab.page import write_report
+from muonwire.lab.training import RECIPES, SCREENED, Results
 from muonwire.lab.verdict import VERDICTS
 
 CLAIMS = load_claims()
@@ -157,3 +159,11 @@ def test_the_page_in_a_browser(page, width, tmp_path):
     assert "CONSOLE" not in done.stderr or "rror" not in "".join(
         line for line in done.stderr.splitlines() if "CONSOLE" in line
     )
+
+
+def test_quick_runs_are_there_for_both_seeds(quick_lab):
+    folder = INPUTS["training"].folder(quick_lab, quick=True)
+    first, second = (Results(folder, seed=s) for s in (0, 1))
+    for recipe in RECIPES:
+        assert first[recipe].curve[-1] == (2, first[recipe].loss)
+        assert recipe in SCREENED or second[recipe].loss != first[recipe].loss
