@@ -19,7 +19,7 @@ from muonwire.tasks import Batch, VisionSettings, VisionTask
 from muonwire.train.checkpoint import write_json
 from muonwire.train.schedule import lr_factor
 
-STEPS = 180
+STEPS = 150
 QUICK_STEPS = 2
 # Tuning uses a seed that no claim's repeats use.
 TUNING_SEED = 1000

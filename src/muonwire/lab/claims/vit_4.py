@@ -77,7 +77,7 @@ def measure(setting: Setting) -> list[Row]:
     rows: list[Row] = []
     task, seed = vision_task("vit", quick=setting.quick), setting.seed
     steps = setting.pick(STEPS, 2)
-    points = setting.pick((1, 5, 10, 25, 50, 100, 140, 180), (1, 2))
+    points = setting.pick((1, 5, 10, 25, 50, 75, 100, 150), (1, 2))
     lengths = setting.pick(LENGTHS, LENGTHS[::7])
     decreases: dict[str, float] = {}
     best: dict[str, list[float]] = {}
