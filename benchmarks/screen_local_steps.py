@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from muonwire.codec.transform.dct import cosine_basis
 from muonwire.polar.newton_schulz import newton_schulz
 from muonwire.polar.schedules import find
 from muonwire.stages.scale import shape_scale
@@ -70,7 +71,7 @@ def row_signs(x: Tensor) -> tuple[Tensor, float]:
 
 def in_cosines(x: Tensor, *, density: float) -> tuple[Tensor, float]:
     """The largest coefficients of the orthonormal DCT-II of the whole matrix."""
-    left, right = (_dct(size) for size in x.shape[-2:])
+    left, right = (cosine_basis(size, x.dtype, x.device) for size in x.shape[-2:])
     decoded, bits = largest(left @ x @ right.mT, density=density)
     return left.mT @ decoded @ right, bits
 
@@ -81,13 +82,6 @@ def low_rank_and_largest(x: Tensor, *, rank: int, density: float) -> tuple[Tenso
     low = u[..., :rank] * values[..., None, :rank] @ v[..., :rank, :]
     rest, bits = largest(x - low, density=density)
     return low + rest, bits + 8.0 * rank * sum(x.shape[-2:])
-
-
-def _dct(size: int) -> Tensor:
-    k = torch.arange(size, dtype=torch.float32)
-    d = torch.cos(torch.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
-    d[0] /= math.sqrt(2)
-    return d
 
 
 @dataclass(frozen=True, kw_only=True)

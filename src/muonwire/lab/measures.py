@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from muonwire import codec
-from muonwire.polar import Schedule, polar
+from muonwire.codec.transform.dct import cosine_basis
+from muonwire.polar import Schedule
+from muonwire.polar.quality import exact_factor
 
 
 def through(text: str, x: Tensor) -> Tensor:
@@ -18,8 +20,8 @@ def through(text: str, x: Tensor) -> Tensor:
 
 
 def polar_factor(x: Tensor) -> Tensor:
-    """The polar factor, to rounding: U Vᵀ by singular value decomposition in double precision."""
-    return polar(x.double(), method="svd").to(x.dtype)
+    """U Vᵀ, to rounding, in the dtype of ``x``."""
+    return exact_factor(x).to(x.dtype)
 
 
 def with_steps(schedule: Schedule, steps: int) -> Schedule:
@@ -94,7 +96,7 @@ def sign_agreement(y: Tensor, x: Tensor) -> float:
 
 def cosine_transform(x: Tensor) -> Tensor:
     """Orthonormal DCT-II of the whole matrix, along both dimensions: D_m x D_nᵀ."""
-    left, right = _dct_matrix(x.shape[-2], x), _dct_matrix(x.shape[-1], x)
+    left, right = (cosine_basis(size, x.dtype, x.device) for size in x.shape[-2:])
     return left @ x @ right.mT
 
 
@@ -138,10 +140,3 @@ def _defect(gram: Tensor) -> float:
     wide = gram.to(torch.promote_types(gram.dtype, torch.float32), copy=True)
     wide.diagonal().sub_(1.0)
     return float(wide.norm()) / math.sqrt(gram.shape[0])
-
-
-def _dct_matrix(size: int, like: Tensor) -> Tensor:
-    k = torch.arange(size, dtype=torch.float64)
-    d = torch.cos(torch.pi / size * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / size)
-    d[0] /= math.sqrt(2)
-    return d.to(like)

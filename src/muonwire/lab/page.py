@@ -101,13 +101,13 @@ def lab_page(
             anchor=f"source-{source}",
             blocks=(_overview([c for c in claims if c.source == source], decided),),
         )
-        for source in dict.fromkeys(c.source for c in claims)
+        for source in sorted({c.source for c in claims})
     ]
     sections += [_section(c, decided[c.id], *measured[c.id], quick=quick) for c in claims]
     return Page(
         title="The sources’ claims, measured",
         kicker="muonwire lab",
-        lead=f"{len(claims)} claims of five public notes on Muon and DisTrO, each measured at the note’s own setting and on "
+        lead=f"{len(claims)} claims of public notes on Muon and DisTrO, each measured at the note’s own setting and on "
         f"real gradients or in real training: {told}. Every verdict comes out of a rule over repeated measurements.",
         facts=(machine(), *(["quick settings: no evidence"] if quick else [])),
         sections=tuple(sections),
@@ -126,11 +126,11 @@ def _overview(claims: Sequence[Claim], decided: Mapping[str, Decision]) -> Table
         decision = decided[claim.id]
         link = Markup('<a href="#{}">{}</a>').format(anchor(claim), claim.id)
         rows.append(
-            (Cell(text=link), Cell(text=claim.says), Cell(text=Markup("<b>{}</b>").format(decision.verdict)))
+            (Cell(text=link), Cell(text=Markup("<b>{}</b>").format(decision.verdict)), Cell(text=claim.says))
         )
     return Table(
         caption="What the note says, and what came out",
-        columns=tuple(Column(label=label, numeric=False) for label in ("Claim", "The note says", "Verdict")),
+        columns=tuple(Column(label=label, numeric=False) for label in ("Claim", "Verdict", "The note says")),
         rows=tuple(rows),
     )
 
