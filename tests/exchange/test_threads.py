@@ -90,3 +90,28 @@ def test_threads_compute_with_the_callers_number_of_threads():
         assert run_threads(lambda _, exchange: torch.get_num_threads(), replicas=2) == [1, 1]
     finally:
         torch.set_num_threads(before)
+
+
+def test_one_replica_computes_for_all_and_each_is_counted_its_seconds():
+    computed = []
+
+    def compute():
+        computed.append(time.perf_counter())
+        time.sleep(0.2)
+        return object()
+
+    def worker(rank, make_exchange):
+        exchange = make_exchange()
+        results = []
+        for round_number in range(2):
+            exchange.gather(b"in step")
+            before, start_s = exchange.meter.training.wait_s, time.perf_counter()
+            results.append(exchange.once(("round", round_number), compute))
+            own_s = time.perf_counter() - start_s - (exchange.meter.training.wait_s - before)
+            assert 0.2 <= own_s < 0.3
+        return results
+
+    by_rank = run_threads(worker, replicas=3)
+    assert len(computed) == 2
+    assert all(results == by_rank[0] for results in by_rank)
+    assert by_rank[0][0] is not by_rank[0][1]

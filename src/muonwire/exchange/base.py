@@ -2,11 +2,14 @@
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
 from muonwire.exchange.meter import Meter
+
+Result = TypeVar("Result")
 
 
 class Flag(enum.IntFlag):
@@ -47,6 +50,17 @@ class Exchange(ABC):
         Raises:
             ReplicaLostError: a replica stopped answering.
         """
+
+    def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
+        """What ``compute`` returns, for work that all replicas do alike on what they received; nobody may change the result.
+
+        Replicas of one process may share it; each is counted the time that it took. Here: computed.
+
+        Args:
+            key: everything that the result depends on.
+            compute: without side effects.
+        """
+        return compute()
 
 
 class SingleReplica(Exchange):

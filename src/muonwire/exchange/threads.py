@@ -5,25 +5,29 @@ and two of them never compete for the interpreter. Frames, bytes and results are
 """
 
 import threading
+import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from muonwire.errors import ReplicaLostError
 from muonwire.exchange.frames import FrameExchange
+from muonwire.exchange.meter import Traffic
 
 Result = TypeVar("Result")
 
 
 class _Hub:
-    """What the threads share: whose turn it is, the messages on their way, and who failed."""
+    """What the threads share: whose turn it is, the messages on their way, what one computed for all, and who failed."""
 
     def __init__(self) -> None:
         self.turn = threading.Condition()
         self.messages: defaultdict[tuple[int, int, int], deque[Tensor]] = defaultdict(deque)
+        # By key: the result, the seconds it took, and how many replicas have yet to take it.
+        self.shared: dict[Hashable, tuple[Any, float, int]] = {}
         self.failures: dict[int, BaseException] = {}
 
 
@@ -60,6 +64,25 @@ class ThreadExchange(FrameExchange):
             )
         for peer, box in boxes.items():
             incoming[peer].copy_(box.popleft())
+
+    def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
+        """See Exchange.once: the first replica computes, the others take its result.
+
+        As if each had computed it by itself, its seconds count as the caller's own work: they are taken off its waiting.
+        """
+        hub = self._hub
+        key = (self._number, key)
+        if key not in hub.shared:
+            start_s = time.perf_counter()
+            result = compute()
+            hub.shared[key] = (result, time.perf_counter() - start_s, self.world_size - 1)
+        else:
+            result, seconds, takers = hub.shared[key]
+            hub.shared[key] = (result, seconds, takers - 1)
+            self.meter.add("update", Traffic(wait_s=-seconds))
+        if hub.shared[key][2] == 0:
+            del hub.shared[key]
+        return result
 
 
 def run_threads(

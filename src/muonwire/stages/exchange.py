@@ -1,6 +1,5 @@
 """The compressed exchange, with feedback."""
 
-import contextlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -95,28 +94,50 @@ class Exchange(ExchangeStage):
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """Check every replica's payload and average the tensors."""
-        shapes = [tuple(p.shape) for p in params]
+        shapes = tuple(tuple(p.shape) for p in params)
+        bodies, means = context.exchange.once(
+            (self, shapes, tuple(reply.payloads)), lambda: self._decode(reply.payloads, shapes)
+        )
+        return [
+            self._update(i, bodies[i], means[i], param, state, context)
+            for i, (param, state) in enumerate(zip(params, states, strict=True))
+        ]
+
+    def _decode(
+        self, received: Sequence[bytes], shapes: Sequence[tuple[int, ...]]
+    ) -> tuple[list[list[bytes]], list[Tensor | None]]:
+        """By tensor: the replicas' bodies in rank order, and their mean, None where one of them is damaged."""
         by_rank = []
-        for rank, payload in enumerate(reply.payloads):
+        for rank, payload in enumerate(received):
             try:
                 by_rank.append(payloads.unpack(payload, codec_text=str(self.codec), shapes=shapes))
             except PayloadError as error:
                 raise PayloadError(f"from replica {rank}: {error}") from error
-        return [
-            self._update(i, [entries[i].body for entries in by_rank], param, state, context)
-            for i, (param, state) in enumerate(zip(params, states, strict=True))
-        ]
+        bodies = [[entries[i].body for entries in by_rank] for i in range(len(shapes))]
+        means: list[Tensor | None] = []
+        for of_tensor, shape in zip(bodies, shapes, strict=True):
+            try:
+                means.append(self.codec.mean_bodies(of_tensor, shape, over=self.over))
+            except PayloadError:
+                means.append(None)
+        return bodies, means
 
     def _update(
-        self, index: int, bodies: Sequence[bytes], param: Tensor, state: State, context: Context
+        self,
+        index: int,
+        bodies: Sequence[bytes],
+        mean: Tensor | None,
+        param: Tensor,
+        state: State,
+        context: Context,
     ) -> Tensor:
         """What tensor ``index`` of the group is moved by."""
         name = f" ({context.names[index]})" if context.names else ""
         what = f"tensor {index}{name} of shape {tuple(param.shape)}"
         update = None
-        with contextlib.suppress(PayloadError):
-            mean = self.codec.mean_bodies(bodies, tuple(param.shape), over=self.over)
-            update = self.feedback.restore(mean.to(param.device), state).to(param.dtype)
+        if mean is not None:
+            # A copy: what follows in the chain may change it.
+            update = self.feedback.restore(mean.to(param.device, copy=True), state).to(param.dtype)
         if update is None or not all_finite(update):
             # Only now are the bodies decoded one by one, to say whose is to blame.
             peaks = self._peaks(bodies, param, what)
