@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from muonwire.compare import CompareConfig
+from muonwire.compare import compare as compare_here
 from muonwire.compare.runs import Run, candidates, pending, run_folder, short_runs
 from muonwire.compare.summary import summarize
 from muonwire.errors import UsageError
@@ -302,6 +303,28 @@ def test_presets_fill_in_what_is_not_given():
     assert {r.partition("(")[0] for r in frontier.recipes} == set(RECIPE_NAMES)
     # The preset's finalists belong to its own recipes.
     assert CompareConfig(preset="frontier", recipes=("sgd",)).resolve().seeds_of("sgd") == (0, 1, 2)
+
+
+def test_images_are_compared_like_text(tmp_path):
+    settings = CompareConfig(
+        task="vision",
+        vision_model="vit_pico",
+        recipes=("muon", "one_bit_muon(interval=1)"),
+        batch=8,
+        replicas=1,
+        steps=3,
+        lr_grid=(0.01,),
+        seeds=(0,),
+        out=tmp_path,
+    )
+    summary = compare_here(settings, command="muonwire compare --task vision")
+    assert [entry["recipe"] for entry in summary] == ["muon", "one_bit_muon(interval=1)"]
+    assert all(0 < entry["final_eval_loss"] < 5 for entry in summary)
+    config = json.loads(next(tmp_path.glob("runs/muon/*/config.json")).read_text())
+    assert config["task"] == {"data": None, "model": "vit_pico", "batch": 8, "evaluation_images": 1000}
+    page = (tmp_path / "report.html").read_text()
+    assert "classification of images into 10 classes" in page
+    assert "8 images per step" in page
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from muonwire.errors import UsageError
 from muonwire.optim import route
+from muonwire.tasks import build_vision_model
 from tests.models import SmallNet
 
 
@@ -68,6 +69,16 @@ def test_convolutions_experts_and_vectors():
     assert "frozen.weight" not in got
     shapes = {r.name: r.layout.matrices_shape(tuple(r.param.shape)) for r in route(Mixed()).polar}
     assert shapes == {"conv.weight": (8, 27), "experts": (4, 6, 5)}
+
+
+def test_tokens_and_positions_of_a_vision_transformer_are_embeddings():
+    model = build_vision_model("vit_pico", shape=(28, 28), num_classes=10, seed=0)
+    got = roles(model)
+    assert got["vit.embeddings.cls_token"][:2] == ("embedding", "adam")
+    assert got["vit.embeddings.position_embeddings"][:2] == ("embedding", "adam")
+    assert got["vit.embeddings.patch_embeddings.projection.weight"] == ("hidden", "polar", "conv")
+    chosen = roles(model, polar=["position_embeddings"])
+    assert chosen["vit.embeddings.position_embeddings"] == ("embedding", "polar", "batch")
 
 
 def test_patterns_overrule_roles():

@@ -80,7 +80,7 @@ def make_setting(**changes: Any) -> ReportSetting:
         "model": "Llama, 4 layers of width 128, 1.2 M parameters",
         "replicas": 4,
         "steps": 500,
-        "batch_tokens": 8192,
+        "batch_terms": 8192,
         "lr_grid": {made.recipe: made.lrs for made in FOUR},
         "seeds": (0,),
         "link": "10mbit/50ms",

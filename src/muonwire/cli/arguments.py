@@ -12,8 +12,18 @@ from muonwire.errors import UsageError
 T = TypeVar("T")
 
 
-def parse(settings: type[T], args: Sequence[str], *, command: str, about: str, examples: Sequence[str]) -> T:
+def parse(
+    settings: type[T],
+    args: Sequence[str],
+    *,
+    command: str,
+    about: str,
+    examples: Sequence[str],
+    default: T | None = None,
+) -> T:
     """Read ``args`` into ``settings``; options of nested settings need no prefix.
+
+    Where a nested field may be of several types, ``default`` says which.
 
     Bad input ends the process with exit code 2 and a message that names the option.
     """
@@ -23,7 +33,8 @@ def parse(settings: type[T], args: Sequence[str], *, command: str, about: str, e
         args=list(args),
         prog=f"muonwire {command}",
         description=description,
-        config=(tyro.conf.OmitArgPrefixes,),
+        default=settings() if default is None else default,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
     )
 
 

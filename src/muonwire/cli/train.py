@@ -1,10 +1,12 @@
 """`muonwire train`."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from muonwire.cli.arguments import parse
+from muonwire.tasks import settings_type
 from muonwire.train import TrainConfig, train
 
 EXAMPLES = (
@@ -12,6 +14,7 @@ EXAMPLES = (
     "muonwire train --recipe 'one_bit_muon(interval=20)' --lr 0.012 --replicas 4 --out runs/local",
     "muonwire train --recipe muon --replicas 4 --out runs/muon --resume",
     "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
+    "muonwire train --task vision --recipe muon --model resnet --batch 32 --out runs/digits",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
 )
 
@@ -21,6 +24,7 @@ class TrainCommand:
     """Arguments of `muonwire train`.
 
     Args:
+        task: "text" or "vision"; with --help after it, the options of that task.
         config: the run.
         out: folder for metrics.jsonl, checkpoints, TensorBoard events and result.json.
         replicas: processes to start on this machine; torchrun says it itself.
@@ -29,6 +33,7 @@ class TrainCommand:
         port: of the rendezvous of the replicas. Default: any free one.
     """
 
+    task: str = "text"
     config: TrainConfig = field(default_factory=TrainConfig)
     out: Path = Path("runs/train")
     replicas: int = 1
@@ -37,10 +42,19 @@ class TrainCommand:
     port: int = 0
 
 
+def _task_name(args: Sequence[str]) -> str:
+    """What --task says, which decides what other options there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--task", default="text")
+    return str(parser.parse_known_args(list(args))[0].task)
+
+
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     about = "Train one recipe on one replica or many, with checkpoints, metrics and every byte counted."
-    command = parse(TrainCommand, args, command="train", about=about, examples=EXAMPLES)
+    task = settings_type(_task_name(args))
+    default = TrainCommand(config=TrainConfig(task=task()))
+    command = parse(TrainCommand, args, command="train", about=about, examples=EXAMPLES, default=default)
     train(
         command.config,
         command.out,

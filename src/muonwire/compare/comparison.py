@@ -14,7 +14,7 @@ from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.errors import ExchangeError, StoppedError
 from muonwire.report import ReportSetting, write_compare_report
-from muonwire.tasks.text import TextTask
+from muonwire.tasks import make_task
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import launch
 
@@ -50,8 +50,8 @@ def write_tables(config: Comparison, *, command: str) -> list[dict[str, Any]]:
 
 
 def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) -> ReportSetting:
-    task = TextTask(config.task)
-    about = task.description
+    task = make_task(config.task_settings)
+    about = task.about
     notes = []
     if config.virtual:
         notes.append(
@@ -66,14 +66,12 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
     return ReportSetting(
         title="Recipes compared on the same work",
         command=command,
-        task=(
-            f"next-token prediction on {', '.join(about['data'])} (tokens: {about['tokenizer']}, "
-            f"{about['train_tokens']:,} to train and {about['validation_tokens']:,} to validate on)"
-        ),
-        model=f"Llama, size {about['model_size']}, {summary[0]['num_parameters']:,} trainable parameters",
+        task=about.task,
+        model=f"{about.model}, {summary[0]['num_parameters']:,} trainable parameters",
         replicas=config.replicas,
         steps=config.steps,
-        batch_tokens=task.batch_terms * config.replicas,
+        batch_terms=task.batch_terms * config.replicas,
+        terms=about.terms,
         lr_grid=config.lr_grid,
         seeds=config.seeds,
         link=config.link,
@@ -100,7 +98,7 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
         StoppedError: SIGTERM or Ctrl-C; likewise.
     """
     config = settings.resolve()
-    TextTask(config.task)
+    make_task(config.task_settings)
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         if pending(config):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from muonwire.errors import UsageError
 from muonwire.exchange.link import Link
-from muonwire.tasks.text import BYTES, TextSettings
+from muonwire.tasks import TaskSettings, TextSettings, VisionSettings, settings_type
+from muonwire.tasks.text import BYTES
 from muonwire.train.config import TrainConfig
 
 
@@ -85,6 +86,14 @@ FRONTIER = (
     "one_bit_muon(interval=55, outer_momentum=0.5)",
 )
 
+# Options that mean something to one task only.
+OPTIONS_OF = {
+    "text": ("text", "tokenizer", "own_text", "model_size", "sequence"),
+    "vision": ("images", "vision_model"),
+}
+# Images a replica and step: with four replicas, what source 003 trains with.
+VISION_BATCH = 32
+
 PRESETS = {
     "quick": Preset(
         recipes=("adamw", "muon", "distro", "one_bit_muon"),
@@ -139,12 +148,15 @@ class CompareConfig:
         recipes: names, or name(option=value, ...).
         finalists: those of the recipes that are run with all seeds, the others with the first, and whose rate is sought in full
             where ``tune_steps`` is given. Default: all of them.
+        task: "text", next-token prediction with a Llama, or "vision", classification of small images.
         text: files of your own instead of the King James text.
         tokenizer: "bytes", the path of a tokenizer.json, or a hub name.
         own_text: each replica draws from its own part of the training text instead of all of it.
-        model_size: preset of the model.
+        model_size: preset of the Llama.
         sequence: tokens a sequence.
-        batch: sequences a replica and step.
+        images: folder with MNIST's four IDX files, for the vision task. Default: 5,000 digits of MNIST.
+        vision_model: "vit", "resnet", "vit_pico" or "resnet_pico". Default: "vit".
+        batch: sequences or images a replica and step. Default: the preset's for text, 32 images.
         replicas: processes that train together.
         steps: optimizer steps of each run.
         lr_grid: peak learning rates to try.
@@ -166,11 +178,14 @@ class CompareConfig:
     preset: str = "quick"
     recipes: tuple[str, ...] | None = None
     finalists: tuple[str, ...] | None = None
+    task: str = "text"
     text: tuple[Path, ...] = ()
     tokenizer: str = BYTES
     own_text: bool = False
     model_size: str | None = None
     sequence: int | None = None
+    images: Path | None = None
+    vision_model: str | None = None
     batch: int | None = None
     replicas: int | None = None
     steps: int | None = None
@@ -189,6 +204,13 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UsageError(f"compare: preset is {self.preset!r}; allowed are {', '.join(PRESETS)}")
+        settings_type(self.task)
+        for task, names in OPTIONS_OF.items():
+            given = [n for n in names if getattr(self, n) != getattr(type(self), n)]
+            if given and task != self.task:
+                raise UsageError(
+                    f"compare: {', '.join(given)} belong to --task {task}, but the task is {self.task}; leave them out"
+                )
 
     def resolve(self) -> "Comparison":
         """Everything filled in from the preset, and checked.
@@ -202,6 +224,9 @@ class CompareConfig:
         if self.recipes is not None and self.finalists is None:
             # The preset's finalists belong to its own recipes.
             filled["finalists"] = None
+        if self.task == "vision" and self.batch is None:
+            filled["batch"] = VISION_BATCH
+        filled["vision_model"] = self.vision_model or VisionSettings().model
         return Comparison(**{**given, **filled})
 
 
@@ -215,11 +240,14 @@ class Comparison:
 
     recipes: tuple[str, ...]
     finalists: tuple[str, ...] | None
+    task: str
     text: tuple[Path, ...]
     tokenizer: str
     own_text: bool
     model_size: str
     sequence: int
+    images: Path | None
+    vision_model: str
     batch: int
     replicas: int
     steps: int
@@ -259,8 +287,10 @@ class Comparison:
                 self.run_config(recipe, lr, self.seeds[0])
 
     @property
-    def task(self) -> TextSettings:
+    def task_settings(self) -> TaskSettings:
         """The task of all runs."""
+        if self.task == "vision":
+            return VisionSettings(data=self.images, model=self.vision_model, batch=self.batch)
         return TextSettings(
             text=self.text,
             tokenizer=self.tokenizer,
@@ -292,5 +322,5 @@ class Comparison:
             digest_every=max(steps // 4, 1),
             tensorboard=False,
             compile=self.compile,
-            task=self.task,
+            task=self.task_settings,
         )

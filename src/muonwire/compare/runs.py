@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from muonwire.compare.config import Comparison
 from muonwire.errors import StoppedError, UsageError
 from muonwire.exchange import Exchange
-from muonwire.tasks.text import TextTask
+from muonwire.tasks import Task, make_task
 from muonwire.train.checkpoint import write_json
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import on_stop_signal, process_group, set_threads
@@ -146,7 +146,7 @@ def pending(config: Comparison) -> list[Run]:
     return left
 
 
-def prepare_run(config: Comparison, run: Run, task: TextTask, exchange: Exchange) -> Trainer:
+def prepare_run(config: Comparison, run: Run, task: Task, exchange: Exchange) -> Trainer:
     """The trainer of one run on one of the replicas, where it was cut off or at the start."""
     settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
     folder = run_folder(config.out, *run)
@@ -178,7 +178,7 @@ def stopped(config: Comparison) -> StoppedError:
 
 def worker(config: Comparison) -> None:
     """All pending runs, one after the other, on one of the replicas."""
-    task = TextTask(config.task)
+    task = make_task(config.task_settings)
     with process_group() as make_exchange:
         set_threads(config.replicas, config.threads)
         while runs := pending(config):

@@ -11,7 +11,7 @@ from muonwire.compare.config import Comparison
 from muonwire.compare.runs import Run, finish_run, pending, prepare_run, stopped
 from muonwire.errors import ExchangeError
 from muonwire.exchange import Exchange, run_threads
-from muonwire.tasks.text import TextTask
+from muonwire.tasks import make_task
 from muonwire.train.launch import on_stop_signal, set_threads
 from muonwire.train.loop import Trainer
 
@@ -19,7 +19,7 @@ from muonwire.train.loop import Trainer
 def _one_run(config: Comparison, run: Run) -> bool:
     """What a worker process does for one run; False where it was told to stop."""
     set_threads(os.cpu_count() or 1, config.threads)
-    task = TextTask(config.task)
+    task = make_task(config.task_settings)
     trainers: list[Trainer] = []
 
     def replica(rank: int, make_exchange: Callable[[], Exchange]) -> bool:

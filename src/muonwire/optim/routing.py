@@ -14,6 +14,8 @@ from muonwire.errors import UsageError
 from muonwire.stages.layout import MatrixLayout
 
 HEAD_NAMES = ("lm_head", "head", "classifier", "score", "embed_out", "output_projection")
+# Learned vectors that a module holds as bare parameters: class, mask and register tokens, and positions.
+EMBEDDING_NAMES = re.compile(r"(_tokens?|pos(ition|itional)?_embed(ding)?s?)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,8 @@ def _role(model: nn.Module, owner: tuple[str, str, nn.Module], param: Tensor) ->
     module_name, name, module = owner
     if isinstance(module, nn.Embedding):
         return "embedding", MatrixLayout()
+    if EMBEDDING_NAMES.search(name):
+        return "embedding", MatrixLayout(kind="batch") if param.ndim == 3 else MatrixLayout()
     if "norm" in type(module).__name__.lower():
         return "norm", MatrixLayout()
     if name.endswith("bias"):

@@ -160,8 +160,9 @@ def _setting_blocks(setting: ReportSetting, *, results: Results) -> tuple[Block,
         ("Replicas", str(setting.replicas)),
         ("Steps", count_text(setting.steps)),
     ]
-    if setting.batch_tokens is not None:
-        items.append(("Batch", f"{count_text(setting.batch_tokens)} tokens per step, over all replicas"))
+    if setting.batch_terms is not None:
+        batch = f"{count_text(setting.batch_terms)} {setting.terms} per step, over all replicas"
+        items.append(("Batch", batch))
     grid = setting.lr_grid
     if isinstance(grid, Mapping):
         items += [(f"Learning rates, {recipe}", _rates(rates)) for recipe, rates in grid.items()]

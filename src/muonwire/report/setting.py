@@ -17,7 +17,8 @@ class ReportSetting:
         model: the model in one line.
         replicas: number of replicas.
         steps: optimizer steps of each run.
-        batch_tokens: tokens (or images) per optimizer step over all replicas; ``None`` leaves it out.
+        batch_terms: terms of the loss per optimizer step over all replicas; ``None`` leaves it out.
+        terms: what they are. Default: "tokens".
         lr_grid: the learning rates tried, for all recipes or by recipe.
         seeds: the seeds of each recipe at its chosen rate.
         link: the link that link times are modelled for, such as ``"10mbit/50ms"``.
@@ -43,7 +44,8 @@ class ReportSetting:
     machine: str
     lr_grid: Sequence[float] | Mapping[str, Sequence[float]]
     seeds: Sequence[int]
-    batch_tokens: int | None = None
+    batch_terms: int | None = None
+    terms: str = "tokens"
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     date: str | None = None

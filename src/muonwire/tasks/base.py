@@ -1,12 +1,28 @@
 """The contract of a task: real data, a model and a loss, cut the same way for every recipe and replica."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a report says about a task.
+
+    Args:
+        task: what is learnt from which data, in a sentence's part.
+        model: its kind and size.
+        terms: what the loss is a mean over, such as "tokens".
+    """
+
+    task: str
+    model: str
+    terms: str
 
 
 class Task(ABC):
@@ -16,6 +32,11 @@ class Task(ABC):
     @abstractmethod
     def description(self) -> dict[str, Any]:
         """What identifies the task: data digest, sizes, model. Checkpoints carry it and refuse another."""
+
+    @property
+    @abstractmethod
+    def about(self) -> "About":
+        """What a report says about the task."""
 
     @abstractmethod
     def build_model(self, *, seed: int) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.tasks.base import Batch, Task, step_generator
+from muonwire.tasks.base import About, Batch, Task, step_generator
 from muonwire.tasks.models import MODEL_SIZES, build_llama
 
 # The text is cut into blocks, and every 20th goes to validation: a fixed split that samples the whole text.
@@ -152,6 +152,19 @@ class TextTask(Task):
             "evaluation_sequences": settings.evaluation_sequences,
             **({"own_text": True} if settings.own_text else {}),
         }
+
+    @property
+    def about(self) -> About:
+        """See Task.about."""
+        data = ", ".join(self.description["data"])
+        return About(
+            task=(
+                f"next-token prediction on {data} (tokens: {self.settings.tokenizer}, {len(self.train_tokens):,} to train and "
+                f"{len(self.validation_tokens):,} to validate on)"
+            ),
+            model=f"Llama, size {self.settings.model_size}",
+            terms="tokens",
+        )
 
     @property
     def batch_terms(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.tasks.base import Batch, Task, step_generator
+from muonwire.tasks.base import About, Batch, Task, step_generator
 from muonwire.tasks.idx import read_idx
 from muonwire.tasks.vision_models import VISION_MODELS, build_vision_model
 
@@ -159,6 +159,18 @@ class VisionTask(Task):
             "model": self.settings.model,
             "batch": self.settings.batch,
         }
+
+    @property
+    def about(self) -> About:
+        """See Task.about."""
+        return About(
+            task=(
+                f"classification of images into {self.num_classes} classes, {self.description['data']} "
+                f"({len(self.train_images):,} to train and {len(self.validation_images):,} to validate on)"
+            ),
+            model=self.settings.model,
+            terms="images",
+        )
 
     @property
     def batch_terms(self) -> int:

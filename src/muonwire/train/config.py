@@ -5,7 +5,7 @@ from typing import Any
 
 from muonwire import recipes
 from muonwire.errors import UsageError
-from muonwire.tasks.text import TextSettings
+from muonwire.tasks import TaskSettings, TextSettings
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -28,7 +28,7 @@ class TrainConfig:
         probes: steps at which Diagnostics measures, at equal distances; it keeps one float32 copy of the hidden matrices. 0: none.
         tensorboard: write TensorBoard events beside metrics.jsonl.
         compile: run the model through torch.compile, which needs a C++ compiler on a CPU; the loss rounds differently.
-        task: the text and the model.
+        task: the data and the model.
     """
 
     recipe: str = "muon"
@@ -44,7 +44,7 @@ class TrainConfig:
     probes: int = 4
     tensorboard: bool = True
     compile: bool = False
-    task: TextSettings = field(default_factory=TextSettings)
+    task: TaskSettings = field(default_factory=TextSettings)
 
     def __post_init__(self) -> None:
         name, options = recipes.parse_recipe(self.recipe)
@@ -64,9 +64,12 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What decides the outcome of the run, as JSON has it."""
         settings = asdict(self)
-        settings["task"]["text"] = [str(p) for p in self.task.text]
-        if not self.task.own_text:
-            del settings["task"]["own_text"]
+        if isinstance(self.task, TextSettings):
+            settings["task"]["text"] = [str(p) for p in self.task.text]
+            if not self.task.own_text:
+                del settings["task"]["own_text"]
+        else:
+            settings["task"]["data"] = None if self.task.data is None else str(self.task.data)
         for key in ("checkpoint_every", "digest_every", "probes", "tensorboard"):
             del settings[key]
         if not self.compile:

@@ -6,7 +6,7 @@ from pathlib import Path
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
 from muonwire.exchange import Exchange
-from muonwire.tasks.text import TextTask
+from muonwire.tasks import make_task
 from muonwire.train import checkpoint
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
@@ -32,7 +32,7 @@ def prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
 
 def train_here(config: TrainConfig, folder: Path, exchange: Exchange, *, resume: bool) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
-    trainer = Trainer(config, TextTask(config.task), exchange, folder)
+    trainer = Trainer(config, make_task(config.task), exchange, folder)
     if resume:
         trainer.resume()
     first = exchange.rank == 0
@@ -105,5 +105,5 @@ def train(
     if under_launcher() or replicas == 1:
         _worker(config, folder, resume, threads)
     else:
-        TextTask(config.task)
+        make_task(config.task)
         launch(_worker, (config, folder, resume, threads), replicas=replicas, port=port)

@@ -34,7 +34,7 @@ AS_DESCRIBED = "as described: rate inside, all matrices"
 HIDDEN_ONLY = "hidden matrices only"
 OUTSIDE = "rate outside"
 # The note tells no matrix from another: embeddings and head are orthogonalized too.
-ALL = {"adam": ["cls_token"], "polar": ["classifier.weight"]}
+ALL = {"polar": ["classifier.weight", "position_embeddings"]}
 # One thing is changed at a time.
 VARIANTS: dict[str, dict[str, Any]] = {
     AS_DESCRIBED: {**ALL, "rate_inside": True},
@@ -78,7 +78,7 @@ def _one_step(task: VisionTask, batch: Batch, seed: int, options: dict[str, Any]
 
 
 def _matrices(model: nn.Module) -> list[Route]:
-    return route(model, adam=ALL["adam"], polar=ALL["polar"]).polar
+    return route(model, polar=ALL["polar"]).polar
 
 
 @torch.no_grad()
