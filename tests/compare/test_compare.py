@@ -223,6 +223,11 @@ def test_finalists_seek_their_rate_in_full_and_others_take_the_next_lower_one():
     assert candidates(config, "adamw", lambda run: {"final_eval_loss": run.lr}) == [0.001]
     assert candidates(config, "adamw", lambda run: {"final_eval_loss": None}) == []
 
+    def diverges_in_full(run):
+        return {"final_eval_loss": abs(run.lr - 0.004) if run.tuning else None}
+
+    assert candidates(config, "adamw", diverges_in_full) == [0.002, 0.001]
+
 
 def test_virtual_replicas_reach_the_same_weights_with_the_same_bytes(finished, tmp_path):
     done = compare(tmp_path, "--virtual", "--jobs", "2")
@@ -300,7 +305,7 @@ def test_presets_fill_in_what_is_not_given():
     assert Path("runs/compare") == quick.out
     frontier = CompareConfig(preset="frontier").resolve()
     assert [frontier.seeds_of(r) for r in ("muon", "sgd")] == [(0, 1, 2), (0,)]
-    assert {r.partition("(")[0] for r in frontier.recipes} == set(RECIPE_NAMES)
+    assert {r.partition("(")[0] for r in frontier.recipes} == set(RECIPE_NAMES) - {"muonfast", "gda2"}
     # The preset's finalists belong to its own recipes.
     assert CompareConfig(preset="frontier", recipes=("sgd",)).resolve().seeds_of("sgd") == (0, 1, 2)
 

@@ -100,7 +100,7 @@ def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
     """Rates to run in full with the first seed: the grid, or what the short runs leave of it.
 
     Longer runs want lower rates than short ones. So finalists run the best short rate and the two next lower ones, and the other
-    recipes only the next lower one.
+    recipes only the next lower one. Where all of them diverge, the next lower one follows.
     """
     if not config.tune_steps:
         return list(config.lr_grid)
@@ -109,7 +109,16 @@ def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
         return []
     best = min(losses, key=lambda lr: (losses[lr], lr))
     falling = sorted((lr for lr in config.lr_grid if lr <= best), reverse=True)
-    return falling[:3] if config.is_finalist(recipe) else falling[:2][-1:]
+    chosen = falling[:3] if config.is_finalist(recipe) else falling[:2][-1:]
+    lower = [lr for lr in falling if lr < chosen[-1]]
+
+    def diverged(lr: float) -> bool:
+        result = find(Run(recipe, lr, config.seeds[0]))
+        return result is not None and result["final_eval_loss"] is None
+
+    while lower and all(diverged(lr) for lr in chosen):
+        chosen.append(lower.pop(0))
+    return chosen
 
 
 def best_lr(config: Comparison, recipe: str, find: Find) -> float | None:
