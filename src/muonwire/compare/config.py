@@ -41,7 +41,8 @@ FINALISTS = (
     "muon(momentum=0.9)",
     "muloco",
 )
-# Every recipe but those of source 003, which the lab trains on its images, and the variants that the hypotheses of source 000 ask for.
+# Every recipe but those of source 003, which the lab trains on its images, and the variants that the hypotheses of source 000 ask
+# for.
 FRONTIER = (
     *FINALISTS,
     "approach_b",
