@@ -46,16 +46,16 @@ evidence: setup
 	cp runs/frontier/loss_by_steps.png docs/images/frontier_by_steps.png
 
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
-AGAINST_DENSE := muonwire compare --virtual --compile --model-size pico --batch 8 --steps 1500 --evaluate-every 125 \
+AGAINST_DENSE := muonwire compare --virtual --compile --batch 8 --evaluate-every 125 \
 	--recipes muon one_bit_muon --lr-grid 0.007 0.014 --seeds 0
 
 robustness: setup
 	mkdir -p evidence/robustness
-	$(BIN)/$(AGAINST_DENSE) --replicas 2 --out runs/robust/replicas2
-	$(BIN)/$(AGAINST_DENSE) --replicas 8 --out runs/robust/replicas8
-	$(BIN)/$(AGAINST_DENSE) --text $(wildcard $(STDLIB)/*.py) --out runs/robust/python
-	$(BIN)/$(AGAINST_DENSE) --own-text --out runs/robust/own_text
-	$(BIN)/$(AGAINST_DENSE) --model-size nano --out runs/robust/nano
+	$(BIN)/$(AGAINST_DENSE) --replicas 2 --model-size pico --steps 1500 --out runs/robust/replicas2
+	$(BIN)/$(AGAINST_DENSE) --replicas 8 --model-size pico --steps 1500 --out runs/robust/replicas8
+	$(BIN)/$(AGAINST_DENSE) --text $(wildcard $(STDLIB)/*.py) --model-size pico --steps 1500 --out runs/robust/python
+	$(BIN)/$(AGAINST_DENSE) --own-text --model-size pico --steps 1500 --out runs/robust/own_text
+	$(BIN)/$(AGAINST_DENSE) --model-size nano --steps 750 --out runs/robust/nano
 	for run in runs/robust/*/; do cp $$run/summary.json evidence/robustness/$$(basename $$run).json; done
 
 clean:

@@ -158,6 +158,11 @@ def demo_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def mean_of(runs: list[Any], key: str) -> float:
+    """The mean over a recipe's seeds."""
+    return fmean(e[key] for e in runs)
+
+
 def frontier_table() -> str:
     """The recipes of the frontier's evidence by their loss."""
     entries = json.loads(FRONTIER.read_text())
@@ -166,35 +171,41 @@ def frontier_table() -> str:
         by_recipe.setdefault(e["recipe"], []).append(e)
     reference = fmean(e["final_eval_loss"] for e in by_recipe["muon"])
     rows = [
-        "| recipe | evaluation loss | seeds' range | against dense Muon | bit per parameter and step | rate | seeds |",
-        "|---|---|---|---|---|---|---|",
+        "| recipe | evaluation loss | seeds' range | against dense Muon | bit per parameter and step | kB sent, received a step | "
+        "optimizer and codec, ms | rate | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     finished = {name: runs for name, runs in by_recipe.items() if not any(e["diverged"] for e in runs)}
     for name, runs in sorted(finished.items(), key=lambda item: fmean(e["final_eval_loss"] for e in item[1])):
         losses = [e["final_eval_loss"] for e in runs]
         spread = f"{min(losses):.4f} to {max(losses):.4f}" if len(losses) > 1 else "—"
-        bits = fmean(e["bits_per_parameter_step"] for e in runs)
-        rows.append(
-            f"| `{name}` | {fmean(losses):.4f} | {spread} | {100 * (fmean(losses) / reference - 1):+.2f} % | {bits:.3g} | "
-            f"{runs[0]['lr']:g}{'*' * runs[0]['lr_at_grid_edge']} | {len(runs)} |"
+        gap, rate = (
+            100 * (fmean(losses) / reference - 1),
+            f"{runs[0]['lr']:g}{'*' * runs[0]['lr_at_grid_edge']}",
         )
-    rows += [f"| `{name}` | diverged | | | | | |" for name in by_recipe if name not in finished]
+        sent, received = (mean_of(runs, f"bytes_{way}_per_step") / 1e3 for way in ("sent", "received"))
+        rows.append(
+            f"| `{name}` | {fmean(losses):.4f} | {spread} | {gap:+.2f} % | {mean_of(runs, 'bits_per_parameter_step'):.3g} | "
+            f"{sent:,.1f}, {received:,.1f} | {1e3 * mean_of(runs, 'optimizer_s_per_step'):.1f} | {rate} | {len(runs)} |"
+        )
+    rows += [f"| `{name}` | diverged | | | | | | | |" for name in by_recipe if name not in finished]
     return "\n".join(rows) + "\n"
 
 
 def robustness_table() -> str:
     """The winner against dense Muon in each setting that evidence/robustness holds."""
     rows = [
-        "| setting | parameters | replicas | dense Muon | one_bit_muon | difference | bit per parameter and step |",
-        "|---|---|---|---|---|---|---|",
+        "| setting | parameters | replicas | steps | seeds | dense Muon | one_bit_muon | difference | bit per parameter and step |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for path in sorted(ROBUSTNESS.glob("*.json")):
-        by_recipe = {e["recipe"]: e for e in json.loads(path.read_text())}
-        dense, ours = by_recipe["muon"], by_recipe["one_bit_muon"]
-        gap = 100 * (ours["final_eval_loss"] / dense["final_eval_loss"] - 1)
+        entries = json.loads(path.read_text())
+        dense, ours = ([e for e in entries if e["recipe"] == name] for name in ("muon", "one_bit_muon"))
+        before, after = (mean_of(runs, "final_eval_loss") for runs in (dense, ours))
+        one, bits = ours[0], mean_of(ours, "bits_per_parameter_step")
         rows.append(
-            f"| {path.stem.replace('_', ' ')} | {ours['num_parameters']:,} | {ours['replicas']} | {dense['final_eval_loss']:.4f} | "
-            f"{ours['final_eval_loss']:.4f} | {gap:+.2f} % | {ours['bits_per_parameter_step']:.3g} |"
+            f"| {path.stem.replace('_', ' ')} | {one['num_parameters']:,} | {one['replicas']} | {one['steps']} | {len(ours)} | "
+            f"{before:.4f} | {after:.4f} | {100 * (after / before - 1):+.2f} % | {bits:.3g} |"
         )
     return "\n".join(rows) + "\n"
 
