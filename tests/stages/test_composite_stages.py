@@ -114,6 +114,24 @@ def test_what_is_predicted_need_not_be_sent():
             assert rounds[0][0].tensors[0].norm() != updates[0][0].norm()
 
 
+@pytest.mark.parametrize(("decay", "swings"), [(0.0, False), (1.0, True)])
+def test_a_prediction_and_error_feedback_together_swing_ever_further(decay, swings):
+    """Both add up the same difference, hence approach C's default of no error feedback."""
+    through = stages.Exchange(
+        codec=codec.parse("topk(density=0.05) | sign(scale=tensor)"), feedback=stages.EF14(decay=decay)
+    )
+    stage = stages.Predicted(through=through, direction=stages.Polar(method="svd"))
+    params = [made(16, 16)]
+    states = init(stage, params, 1)
+    lengths = []
+    for step in range(200):
+        updates = [[made(16, 16) + 0.3 * made(16, 16, seed=step + 1)]]
+        results, _ = run_lockstep(stage, updates, params, states, step=step + 1)
+        lengths.append(float(results[0][0].norm()))
+    assert (max(lengths) > 20 * lengths[0]) == swings
+    assert (max(lengths) < 3 * params[0].norm()) != swings
+
+
 def test_rows_get_equal_steps_and_the_norm_stays():
     u = made(6, 40) * torch.logspace(-2, 0, 6)[:, None]
     stage = stages.RowNormalize(beta2=0.0)

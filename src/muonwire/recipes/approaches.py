@@ -77,8 +77,21 @@ def _pre_polar(
     return two_groups(model, lr, exchange, options, hidden=hidden, rest=options.distro())
 
 
+@dataclass(frozen=True, kw_only=True)
+class PredictedSettings(CompressedSettings):
+    """Options of approach_c; those of the compressed recipes are inherited.
+
+    Args:
+        feedback_decay: of error feedback, in [0, 1]. The prediction already adds up what was sent, as EF21's estimate does, and
+            error feedback on top adds up the difference to it once more: with 1 the two swing ever further and overflow after
+            some 1,280 steps at any rate. Default: 0, without it.
+    """
+
+    feedback_decay: float = 0.0
+
+
 def _approach_c(
-    model: nn.Module, lr: float, exchange: Exchange, options: CompressedSettings
+    model: nn.Module, lr: float, exchange: Exchange, options: PredictedSettings
 ) -> ChainOptimizer:
     hidden = chain(
         options.momentum_stage(),
@@ -184,9 +197,9 @@ APPROACH_B = Recipe(
 )
 APPROACH_C = Recipe(
     name="approach_c",
-    options=CompressedSettings,
+    options=PredictedSettings,
     build=_approach_c,
-    summary="momentum → minus a shared polar prediction → exchange(codec, feedback) → plus it → polar → scale",
+    summary="momentum → minus a shared polar prediction → exchange(codec) → plus it → polar → scale",
     source=f"{SOURCE}, approach C",
 )
 APPROACH_D = Recipe(
