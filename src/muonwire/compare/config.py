@@ -75,9 +75,6 @@ FRONTIER = (
     "approach_a(momentum=0.0)",
     "muon(adam=['mlp'])",
     "muon(adam=['self_attn'])",
-    "one_bit_muon(interval=4)",
-    "one_bit_muon(interval=1)",
-    "one_bit_muon(interval=33, outer_momentum=0.5)",
     "one_bit_muon(interval=55, outer_momentum=0.5)",
 )
 
