@@ -44,10 +44,12 @@ evidence: setup
 	cp runs/frontier/results.parquet evidence/frontier.parquet
 	cp runs/frontier/loss_by_bits.png docs/images/frontier.png
 	cp runs/frontier/loss_by_steps.png docs/images/frontier_by_steps.png
+	$(BIN)/$(SMALL) --recipes diloco sparseloco --lr-grid 0.00175 0.0035 --seeds 0 --model-size pico --steps 1500 --out runs/peers
+	cp runs/peers/summary.json evidence/peers.json
 
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
-AGAINST_DENSE := muonwire compare --virtual --compile --batch 8 --evaluate-every 125 \
-	--recipes muon one_bit_muon --lr-grid 0.007 0.014 --seeds 0
+SMALL := muonwire compare --virtual --compile --batch 8 --evaluate-every 125
+AGAINST_DENSE := $(SMALL) --recipes muon one_bit_muon --lr-grid 0.007 0.014 --seeds 0
 
 robustness: setup
 	mkdir -p evidence/robustness

@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SUMMARY = ROOT / "evidence" / "demo" / "summary.json"
+PEERS = ROOT / "evidence" / "peers.json"
 ROBUSTNESS = ROOT / "evidence" / "robustness"
 FRONTIER = ROOT / "evidence" / "frontier.json"
 REPLICAS = 4
@@ -163,13 +164,27 @@ def mean_of(runs: list[Any], key: str) -> float:
     return fmean(e[key] for e in runs)
 
 
+def by_recipe_of(path: Path) -> dict[str, list[Any]]:
+    """The entries of a summary by their recipe."""
+    by_recipe: dict[str, list[Any]] = {}
+    for e in json.loads(path.read_text()):
+        by_recipe.setdefault(e["recipe"], []).append(e)
+    return by_recipe
+
+
 def frontier_table() -> str:
     """The recipes of the frontier's evidence by their loss."""
-    entries = json.loads(FRONTIER.read_text())
-    by_recipe: dict[str, list[Any]] = {}
-    for e in entries:
-        by_recipe.setdefault(e["recipe"], []).append(e)
-    reference = fmean(e["final_eval_loss"] for e in by_recipe["muon"])
+    return loss_table(by_recipe_of(FRONTIER))
+
+
+def peers_table() -> str:
+    """The peers whose rates were sought in full."""
+    return loss_table(by_recipe_of(PEERS))
+
+
+def loss_table(by_recipe: dict[str, list[Any]]) -> str:
+    """Recipes by their loss, against the frontier's dense Muon."""
+    reference = mean_of(by_recipe_of(FRONTIER)["muon"], "final_eval_loss")
     rows = [
         "| recipe | evaluation loss | seeds' range | against dense Muon | bit per parameter and step | kB sent, received a step | "
         "optimizer and codec, ms | rate | seeds |",
@@ -216,6 +231,7 @@ def with_tables(path: Path) -> str:
     for name, source, table in (
         ("demo table", SUMMARY, demo_table),
         ("frontier table", FRONTIER, frontier_table),
+        ("peers table", PEERS, peers_table),
         ("robustness table", ROBUSTNESS, robustness_table),
     ):
         pattern = re.compile(MARKS.format(name=name), re.DOTALL)
