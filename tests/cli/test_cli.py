@@ -75,6 +75,7 @@ def texts(tmp_path):
         (["train", "--replicas", "2", "--port", "70000"], "port: 70000 is not one"),
         (["train", "--steps", "many"], "--steps"),
         (["train", "--no-such-option"], "--no-such-option"),
+        (["train", "--task"], "--task"),
         (["train", "--task", "sound"], "task: 'sound' is unknown; allowed are text, vision"),
         (["train", "--task", "vision", "--sequence", "8"], "--sequence"),
         (["train", "--task", "vision", "--model", "vgg"], "vision model: 'vgg' is unknown; allowed are vit"),

@@ -45,7 +45,8 @@ class TrainCommand:
 def _task_name(args: Sequence[str]) -> str:
     """What --task says, which decides what other options there are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--task", default="text")
+    # Without a value it is tyro that complains.
+    parser.add_argument("--task", default="text", nargs="?", const="text")
     return str(parser.parse_known_args(list(args))[0].task)
 
 

@@ -95,9 +95,9 @@ class Exchange(ExchangeStage):
     ) -> list[Tensor]:
         """Check every replica's payload and average the tensors."""
         shapes = tuple(tuple(p.shape) for p in params)
-        bodies, means = context.exchange.once(
-            (self, shapes, tuple(reply.payloads)), lambda: self._decode(reply.payloads, shapes)
-        )
+        # A payload names its codec.
+        key = (self.over, shapes, tuple(reply.payloads))
+        bodies, means = context.exchange.once(key, lambda: self._decode(reply.payloads, shapes))
         return [
             self._update(i, bodies[i], means[i], param, state, context)
             for i, (param, state) in enumerate(zip(params, states, strict=True))
