@@ -61,7 +61,7 @@ RECIPES = (
 # With the first seed only, and at one rate in full: no check rests on more than their bytes.
 SCREENED = ("approach_b(server=True)", "pre_polar")
 SEEDS = (0, 1, 2)
-STEPS, TUNE_STEPS = 200, 40
+STEPS, TUNE_STEPS = 150, 30
 # From what signs want to what plain gradients want; short runs search it from the middle outwards.
 LR_GRID = tuple(0.016 * 2.0**k for k in range(-8, 9))
 ABOUT = (
@@ -96,7 +96,7 @@ def settings(out: Path, *, quick: bool) -> CompareConfig:
         recipes=RECIPES,
         finalists=tuple(r for r in RECIPES if r not in SCREENED),
         model_size="pico",
-        evaluate_every=2 if quick else 40,
+        evaluate_every=2 if quick else 50,
         link="10mbit/50ms",
         out=out,
         virtual=True,
