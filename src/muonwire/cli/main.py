@@ -17,6 +17,10 @@ COMMANDS = {
         "train several recipes on the same work and report loss against steps, bytes, time",
     ),
     "lab": ("muonwire.cli.lab", "measure the sources' claims and write the page of their verdicts"),
+    "spectra": (
+        "muonwire.cli.spectra",
+        "look at, change and talk to the singular values of trained models",
+    ),
     "bench": ("muonwire.cli.bench", "measure a room of the library against its peers"),
     "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
 }

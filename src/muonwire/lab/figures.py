@@ -4,17 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import altair as alt
-
-from muonwire.errors import UsageError
 from muonwire.lab.check import Interval, Row, Value, by_seed, matches
 from muonwire.lab.show import Pivot, Plot
-from muonwire.report import Cell, Chart, Column, KeyEntry, Swatch, Table
-from muonwire.report.charts.parts import inline, spec_of
-from muonwire.report.theme import series_colour, series_dash
+from muonwire.report import Cell, Chart, Column, Table
+from muonwire.report.charts.series import series_chart
 from muonwire.report.units import digits_text
-
-MARKS = ("line", "point", "bar")
 
 
 def pivot_table(pivot: Pivot, rows: Sequence[Row]) -> Table:
@@ -58,8 +52,6 @@ def plot_chart(plot: Plot, rows: Sequence[Row], *, claim: str) -> Chart:
     Raises:
         UsageError: an unknown mark.
     """
-    if plot.mark not in MARKS:
-        raise UsageError(f"plot {plot.name}: mark is {plot.mark!r}; allowed are {', '.join(MARKS)}")
     (x, x_title), (y, y_title) = plot.x, plot.y
     by = [x] if plot.series is None else [x, plot.series[0]]
     points: list[dict[str, Any]] = []
@@ -71,56 +63,17 @@ def plot_chart(plot: Plot, rows: Sequence[Row], *, claim: str) -> Chart:
         series = y_title if plot.series is None else _text(name[1])
         # On a logarithmic axis an interval that reaches zero ends at its smallest value.
         low = max(interval.low, min(values)) if plot.log_y else interval.low
-        points.append({"x": name[0], "y": interval.mean, "low": low, "high": interval.high, "recipe": series})
-    labels = list(dict.fromkeys(p["recipe"] for p in points))
-    numeric = all(isinstance(p["x"], int | float) for p in points) and plot.mark != "bar"
-    colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=alt.Legend(title=None))
-    x_axis = (
-        alt.X("x:Q", title=x_title, scale=alt.Scale(type="log" if plot.log_x else "linear", zero=False))
-        if numeric
-        else alt.X("x:N", title=x_title, sort=None, axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    )
-    scale = alt.Scale(type="log" if plot.log_y else "linear", zero=plot.mark == "bar")
-    y_axis = alt.Y("y:Q", title=y_title, scale=scale)
-    base = alt.Chart(inline(points))
-    tooltip = [
-        alt.Tooltip("recipe:N", title="series"),
-        alt.Tooltip("x:Q" if numeric else "x:N", title=x_title),
-        alt.Tooltip("y:Q", title=y_title),
-    ]
-    layers: list[Any] = []
-    if plot.mark == "bar":
-        offset = alt.XOffset("recipe:N", sort=None) if len(labels) > 1 else alt.Undefined
-        layers.append(
-            base.mark_bar().encode(x=x_axis, y=y_axis, color=colour, xOffset=offset, tooltip=tooltip)
-        )
-        layers.append(base.mark_rule().encode(x=x_axis, y=alt.Y("low:Q"), y2="high:Q", xOffset=offset))
-    else:
-        if numeric:
-            layers.append(
-                base.mark_area(opacity=0.15).encode(
-                    x=x_axis, y=alt.Y("low:Q", scale=scale, title=y_title), y2="high:Q", color=colour
-                )
-            )
-        if plot.mark == "line":
-            layers.append(
-                base.mark_line(strokeWidth=2).encode(x=x_axis, y=y_axis, color=colour, detail="recipe:N")
-            )
-        layers.append(
-            base.mark_point(filled=True, size=45, opacity=1).encode(
-                x=x_axis, y=y_axis, color=colour, tooltip=tooltip
-            )
-        )
-    key = tuple(
-        KeyEntry(label=label, swatch=Swatch(series=series_colour(i), dash=series_dash(0)), selects=False)
-        for i, label in enumerate(labels)
-    )
-    return Chart(
+        points.append({"x": name[0], "y": interval.mean, "low": low, "high": interval.high, "series": series})
+    return series_chart(
+        points,
         name=f"{claim.replace('.', '-').lower()}-{plot.name}",
         title=plot.title,
         how_to_read=plot.how_to_read,
-        spec=spec_of(layers, height=300),
-        key=key if len(labels) > 1 else (),
+        x_title=x_title,
+        y_title=y_title,
+        mark=plot.mark,
+        log_x=plot.log_x,
+        log_y=plot.log_y,
     )
 
 

@@ -1,0 +1,100 @@
+"""One column against another, a series for each value of a third."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from muonwire.errors import UsageError
+from muonwire.report.blocks import Chart, KeyEntry, Swatch
+from muonwire.report.charts.parts import inline, spec_of
+from muonwire.report.theme import series_colour, series_dash
+
+MARKS = ("line", "point", "bar")
+
+
+def series_chart(
+    points: Sequence[Mapping[str, Any]],
+    *,
+    name: str,
+    title: str,
+    how_to_read: str,
+    x_title: str,
+    y_title: str,
+    mark: str = "line",
+    log_x: bool = False,
+    log_y: bool = False,
+    height: int = 300,
+    dots: bool = True,
+) -> Chart:
+    """A line, point or bar chart.
+
+    Args:
+        points: each with x, y, series, and, for a band or an interval around y, low and high.
+        name, title, how_to_read: of the chart.
+        x_title, y_title: of the axes; x is a number, or a name.
+        mark: "line", "point" or "bar".
+        log_x, log_y: logarithmic axes.
+        height: in pixels.
+        dots: a dot at each point of a line.
+
+    Raises:
+        UsageError: an unknown mark.
+    """
+    if mark not in MARKS:
+        raise UsageError(f"chart {name}: mark is {mark!r}; allowed are {', '.join(MARKS)}")
+    # The page brings out a series by the name "recipe".
+    rows = [{**{k: v for k, v in p.items() if k != "series"}, "recipe": p["series"]} for p in points]
+    labels = list(dict.fromkeys(p["recipe"] for p in rows))
+    numeric = all(isinstance(p["x"], int | float) for p in rows) and mark != "bar"
+    colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=alt.Legend(title=None))
+    x_axis = (
+        alt.X("x:Q", title=x_title, scale=alt.Scale(type="log" if log_x else "linear", zero=False))
+        if numeric
+        else alt.X("x:N", title=x_title, sort=None, axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    )
+    scale = alt.Scale(type="log" if log_y else "linear", zero=mark == "bar" and not log_y)
+    y_axis = alt.Y("y:Q", title=y_title, scale=scale)
+    base = alt.Chart(inline(rows))
+    tooltip = [
+        alt.Tooltip("recipe:N", title="series"),
+        alt.Tooltip("x:Q" if numeric else "x:N", title=x_title),
+        alt.Tooltip("y:Q", title=y_title),
+    ]
+    banded = bool(rows) and "low" in rows[0]
+    layers: list[Any] = []
+    if mark == "bar":
+        offset = alt.XOffset("recipe:N", sort=None) if len(labels) > 1 else alt.Undefined
+        layers.append(
+            base.mark_bar().encode(x=x_axis, y=y_axis, color=colour, xOffset=offset, tooltip=tooltip)
+        )
+        if banded:
+            layers.append(base.mark_rule().encode(x=x_axis, y=alt.Y("low:Q"), y2="high:Q", xOffset=offset))
+    else:
+        if numeric and banded:
+            layers.append(
+                base.mark_area(opacity=0.15).encode(
+                    x=x_axis, y=alt.Y("low:Q", scale=scale, title=y_title), y2="high:Q", color=colour
+                )
+            )
+        if mark == "line":
+            layers.append(
+                base.mark_line(strokeWidth=2).encode(x=x_axis, y=y_axis, color=colour, detail="recipe:N")
+            )
+        if mark == "point" or dots:
+            layers.append(
+                base.mark_point(filled=True, size=45, opacity=1).encode(
+                    x=x_axis, y=y_axis, color=colour, tooltip=tooltip
+                )
+            )
+    key = tuple(
+        KeyEntry(label=label, swatch=Swatch(series=series_colour(i), dash=series_dash(0)), selects=False)
+        for i, label in enumerate(labels)
+    )
+    return Chart(
+        name=name,
+        title=title,
+        how_to_read=how_to_read,
+        spec=spec_of(layers, height=height),
+        key=key if len(labels) > 1 else (),
+    )

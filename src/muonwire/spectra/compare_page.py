@@ -1,0 +1,106 @@
+"""The page of models beside each other: what they predict, and what they say."""
+
+from collections.abc import Sequence
+
+from muonwire.report import Cell, Column, Listing, Listings, Page, Section, Table
+from muonwire.report.units import count_text, digits_text, percent_text
+from muonwire.spectra.likeness import Likeness
+from muonwire.spectra.talk import Answer
+
+
+def compare_page(
+    labels: Sequence[str],
+    likenesses: Sequence[Likeness],
+    answers: Sequence[Sequence[Answer]],
+    *,
+    text: str,
+    facts: Sequence[str] = (),
+) -> Page:
+    """The page.
+
+    Args:
+        labels: of the models, the original first.
+        likenesses: of each.
+        answers: of each, to the same prompts.
+        text: what was predicted, such as "the King James text".
+        facts: short facts about how it was made.
+    """
+    return Page(
+        title=" and ".join((", ".join(labels[:-1]), labels[-1])) if len(labels) > 1 else labels[0],
+        kicker="muonwire spectra compare",
+        lead=f"How well each predicts {text}, how far its next-token distributions are from those of {labels[0]}, and what each "
+        "says to the same prompts with the same random numbers.",
+        facts=tuple(facts),
+        sections=(
+            Section(
+                title="Predicting text",
+                anchor="text",
+                blocks=(likeness_table(labels, likenesses), answers_table(labels, answers)),
+            ),
+            Section(
+                title="Conversations", anchor="conversations", blocks=tuple(conversations(labels, answers))
+            ),
+        ),
+    )
+
+
+def likeness_table(labels: Sequence[str], likenesses: Sequence[Likeness]) -> Table:
+    """Loss, perplexity, KL and agreement of each model."""
+    rows = []
+    for label, one in zip(labels, likenesses, strict=True):
+        cells = [
+            f"{one.loss:.4f}",
+            digits_text(one.perplexity, digits=4),
+            f"{one.kl:.4f}",
+            percent_text(one.agreement),
+        ]
+        rows.append((Cell(text=label), *(Cell(text=text) for text in cells)))
+    return Table(
+        caption=f"On {count_text(likenesses[0].num_tokens)} tokens of real text",
+        columns=(
+            Column(label="Model", numeric=False),
+            Column(label="Loss", unit="nats a token"),
+            Column(label="Perplexity"),
+            Column(label="KL to the first", unit="nats a token"),
+            Column(label="Same most likely token"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def answers_table(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) -> Table:
+    """Length and repetition of what each model says."""
+    rows = []
+    for label, said in zip(labels, answers, strict=True):
+        lengths = [a.num_tokens for a in said]
+        cells = [
+            f"{sum(lengths) / len(lengths):.1f}",
+            f"{min(lengths)} to {max(lengths)}",
+            f"{sum(a.ended for a in said)} of {len(said)}",
+            percent_text(sum(a.repetition for a in said) / len(said)),
+        ]
+        rows.append((Cell(text=label), *(Cell(text=text) for text in cells)))
+    return Table(
+        caption=f"Over {len(answers[0])} answers",
+        columns=(
+            Column(label="Model", numeric=False),
+            Column(label="Tokens, mean"),
+            Column(label="Shortest to longest"),
+            Column(label="Ended by itself"),
+            Column(label="Repeated runs of four tokens"),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def conversations(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) -> list[Listings]:
+    """What each model says to each prompt, side by side."""
+    found = []
+    for place, first in enumerate(answers[0]):
+        listings = []
+        for label, said in zip(labels, answers, strict=True):
+            one = said[place]
+            how = f"{one.num_tokens} tokens{', ended by itself' if one.ended else ', cut off'}"
+            listings.append(Listing(title=label, text=f"> {first.prompt}\n\n{one.text.strip()}", detail=how))
+        found.append(Listings(listings=tuple(listings)))
+    return found

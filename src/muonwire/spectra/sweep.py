@@ -1,0 +1,119 @@
+"""Many edits of one model, each measured against the original."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from muonwire.errors import UsageError
+from muonwire.spectra.edit import chosen_weights, decompose, edited
+from muonwire.spectra.edits import (
+    Clip,
+    Drop,
+    Edit,
+    Factors,
+    Flatten,
+    Keep,
+    Permute,
+    PolarFactor,
+    Rotate,
+    Scale,
+)
+from muonwire.spectra.likeness import Likeness, Reference
+from muonwire.spectra.weights import weights_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """An edit at one strength.
+
+    Args:
+        name: of the edit.
+        strength: what is varied, growing with how much it changes.
+        edit: with that strength.
+    """
+
+    name: str
+    strength: float
+    edit: Edit
+
+
+def _points(name: str, edits: Sequence[tuple[float, Edit]]) -> list[Point]:
+    return [Point(name=name, strength=strength, edit=edit) for strength, edit in edits]
+
+
+# The strength is the share of the singular values that an edit takes, or how far it goes from no change.
+SWEEP: tuple[Point, ...] = (
+    *_points("drop the smallest", [(f, Drop(fraction=f, which="smallest")) for f in (0.1, 0.25, 0.5, 0.75)]),
+    *_points("drop the largest", [(f, Drop(fraction=f)) for f in (0.002, 0.01, 0.05, 0.25)]),
+    *_points("keep the smallest half", [(0.5, Keep(fraction=0.5, which="smallest"))]),
+    *_points("clip from above", [(1 / c, Clip(high=c)) for c in (4.0, 2.0, 1.5, 1.0)]),
+    *_points("raise the smallest", [(c, Clip(low=c)) for c in (0.25, 0.5, 0.75, 1.0)]),
+    *_points("flatten", [(1 - p, Flatten(power=p)) for p in (0.9, 0.75, 0.5, 0.25)]),
+    *_points("sharpen", [(p - 1, Flatten(power=p)) for p in (1.1, 1.25, 1.5, 2.0)]),
+    *_points("double a tenth", [(s, Scale(factor=2.0, start=s, stop=s + 0.1)) for s in (0.0, 0.3, 0.6, 0.9)]),
+    *_points("polar factor", [(1.0, PolarFactor())]),
+    *_points("permute (control)", [(1.0, Permute())]),
+    *_points("rotate (control)", [(1.0, Rotate())]),
+)
+
+
+class Editor:
+    """A model whose edits are tried and undone; each matrix is decomposed once.
+
+    Args:
+        model: it is as it was after each ``tried``.
+        kinds: kinds or groups that are edited; their decompositions take about twice their weights' memory.
+    """
+
+    def __init__(self, model: nn.Module, kinds: Sequence[str]) -> None:
+        self.model = model
+        self._factors: dict[str, Factors] = {}
+        self._originals: dict[str, Tensor] = {}
+        for weight in weights_of(model):
+            if weight.kind in kinds or weight.group in kinds:
+                for name, matrix in weight.matrices():
+                    found = decompose(name, matrix)
+                    self._factors[name] = Factors(*(t.float() for t in found))
+                    self._originals[name] = matrix.clone()
+        if not self._factors:
+            raise UsageError(f"sweep: kinds {', '.join(kinds)} match no weight")
+
+    @torch.no_grad()
+    def tried(self, edit: Edit, measure: Callable[[nn.Module], Likeness]) -> Likeness:
+        """What a measurement says of the edited model, which is undone after it."""
+        changed = []
+        try:
+            for weight, its_edits in chosen_weights(self.model, [edit]):
+                for name, matrix in weight.matrices():
+                    if name not in self._factors:
+                        raise UsageError(
+                            f"sweep: {edit} would change {name}, which is not among the kinds of this sweep"
+                        )
+                    changed.append((name, matrix))
+                    matrix.copy_(edited(name, self._factors[name], its_edits).product)
+            return measure(self.model)
+        finally:
+            for name, matrix in changed:
+                matrix.copy_(self._originals[name])
+
+
+def sweep(
+    model: nn.Module, reference: Reference, *, kinds: Sequence[str], points: Sequence[Point] = SWEEP
+) -> Iterator[tuple[str, Point, Likeness]]:
+    """Every point on every kind of weights.
+
+    Args:
+        model: the original.
+        reference: what it says.
+        kinds: kinds or groups, such as "attention" and "mlp".
+        points: edits and their strengths.
+
+    Yields:
+        the kind, the point, and what came out.
+    """
+    editor = Editor(model, kinds)
+    for kind in kinds:
+        for point in points:
+            yield kind, point, editor.tried(replace(point.edit, kind=kind), reference.compare)

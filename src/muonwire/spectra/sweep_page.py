@@ -1,0 +1,117 @@
+"""The page of a sweep: loss against strength, by kind of weights."""
+
+from collections.abc import Sequence
+
+from muonwire.report import Block, Cell, Chart, Column, Page, Section, Table
+from muonwire.report.charts.series import series_chart
+from muonwire.report.units import digits_text, percent_text
+from muonwire.spectra.compare_page import answers_table, conversations
+from muonwire.spectra.likeness import Likeness
+from muonwire.spectra.sweep import Point
+from muonwire.spectra.talk import Answer
+
+Outcome = tuple[str, Point, Likeness]
+
+
+def sweep_page(
+    label: str,
+    original: Likeness,
+    outcomes: Sequence[Outcome],
+    *,
+    talked: Sequence[str] = (),
+    answers: Sequence[Sequence[Answer]] = (),
+    facts: Sequence[str] = (),
+) -> Page:
+    """The page.
+
+    Args:
+        label: of the model.
+        original: what it comes to unchanged.
+        outcomes: of the sweep.
+        talked: the edits that were talked to, the original first.
+        answers: of each of them, to the same prompts.
+        facts: short facts about how it was made.
+    """
+    kinds = list(dict.fromkeys(kind for kind, _, _ in outcomes))
+    sections = [
+        Section(
+            title="Loss against strength",
+            anchor="strength",
+            lead="How much worse the model predicts real text, by edit; the strength is the share of the singular values that an "
+            "edit takes, or how far it goes from no change.",
+            blocks=tuple(sweep_charts(original, outcomes)),
+        ),
+        Section(title="Every edit", anchor="edits", blocks=tuple(_tables(original, outcomes, kinds))),
+    ]
+    if answers:
+        sections.append(
+            Section(
+                title="Conversations",
+                anchor="conversations",
+                blocks=(answers_table(talked, answers), *conversations(talked, answers)),
+            )
+        )
+    return Page(
+        title=f"{label} with other singular values",
+        kicker="muonwire spectra sweep",
+        lead=f"{len(outcomes)} edits of the weights’ singular values, each measured against the original, whose loss is "
+        f"{original.loss:.4f} nats a token (perplexity {digits_text(original.perplexity, digits=4)}).",
+        facts=tuple(facts),
+        sections=tuple(sections),
+    )
+
+
+def sweep_charts(original: Likeness, outcomes: Sequence[Outcome]) -> list[Chart]:
+    """Loss above the original's against strength, a chart for each kind; both axes logarithmic."""
+    charts = []
+    for kind in dict.fromkeys(kind for kind, _, _ in outcomes):
+        points = [
+            {"x": p.strength, "y": max(found.loss - original.loss, 1e-4), "series": p.name}
+            for k, p, found in outcomes
+            if k == kind and found.loss != float("inf")
+        ]
+        charts.append(
+            series_chart(
+                points,
+                name=f"strength-{''.join(c if c.isalnum() else '-' for c in kind)}",
+                title=f"Edits of {kind} weights",
+                how_to_read="Nats a token above the original; what is not above it by 0.0001 stands at 0.0001.",
+                x_title="Strength",
+                y_title="Loss above the original",
+                log_x=True,
+                log_y=True,
+            )
+        )
+    return charts
+
+
+def _tables(original: Likeness, outcomes: Sequence[Outcome], kinds: Sequence[str]) -> list[Block]:
+    tables: list[Block] = []
+    for kind in kinds:
+        rows = []
+        for _, point, found in (o for o in outcomes if o[0] == kind):
+            cells = (
+                Cell(text=str(point.edit)),
+                Cell(text=digits_text(point.strength)),
+                Cell(text=digits_text(found.perplexity, digits=4)),
+                Cell(text=f"{found.loss - original.loss:+.4f}"),
+                Cell(text=digits_text(found.kl)),
+                Cell(text=percent_text(found.agreement)),
+            )
+            rows.append((Cell(text=point.name), *cells))
+        tables.append(
+            Table(
+                caption=f"Edits of {kind} weights",
+                columns=(
+                    Column(label="Edit", numeric=False),
+                    Column(label="As text", numeric=False),
+                    Column(label="Strength"),
+                    Column(label="Perplexity"),
+                    Column(label="Loss above the original"),
+                    Column(label="KL to it"),
+                    Column(label="Same most likely token"),
+                ),
+                rows=tuple(rows),
+            )
+        )
+    return tables
