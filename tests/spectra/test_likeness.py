@@ -45,7 +45,7 @@ def test_loss_and_kl_are_those_of_torch(kind: str) -> None:
     assert found.perplexity == pytest.approx(math.exp(found.loss))
     want = float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="batchmean"))
     assert found.kl == pytest.approx(want, rel=0.02)
-    assert found.agreement == float((p.argmax(1) == q.argmax(1)).float().mean())
+    assert found.agreement == float((p.argmax(1) == q.argmax(1)).double().mean())
 
 
 def test_windows_are_spread_over_the_text() -> None:

@@ -11,7 +11,7 @@ import torch
 from muonwire.errors import UsageError
 from muonwire.lab.check import Check, Row
 from muonwire.lab.inputs import INPUTS
-from muonwire.lab.show import Pivot, Plot
+from muonwire.lab.show import Excerpts, Pivot, Plot
 from muonwire.lab.verdict import VERDICTS, Decision, Rule, unanimous
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class Claim:
         rule: from the outcomes of the checks to a verdict. Default: ``unanimous``.
         verdicts: what the rule can come to with these checks; tested on made data.
         meaning: by verdict, what it means for somebody who trains.
-        tables, plots: what the page shows of the rows.
+        tables, plots, excerpts: what the page shows of the rows.
         inputs: names of prepared inputs that ``measure`` reads. Default: none.
         repeats: seeds. Default: 5.
         alone: runs by itself, with all cores, because it measures time. Default: False.
@@ -95,6 +95,7 @@ class Claim:
     verdicts: tuple[str, ...] = VERDICTS
     tables: tuple[Pivot, ...] = ()
     plots: tuple[Plot, ...] = ()
+    excerpts: tuple[Excerpts, ...] = ()
     inputs: tuple[str, ...] = ()
     repeats: int = 5
     alone: bool = False

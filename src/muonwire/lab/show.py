@@ -26,6 +26,21 @@ class Pivot:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Excerpts:
+    """Texts side by side, of the first seed.
+
+    Args:
+        title, detail, text: columns: what stands above a text, below its title, and the text.
+        group: column whose equal values are shown side by side.
+    """
+
+    title: str
+    detail: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot:
     """A chart of one measured column against another, a series for each value of a third.
 

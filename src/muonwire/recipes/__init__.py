@@ -27,6 +27,7 @@ from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
 from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
 from muonwire.recipes.muonfast import MUONFAST
 from muonwire.recipes.one_bit import ONE_BIT_MUON
+from muonwire.recipes.weight_polar import SGD_WEIGHT_POLAR
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -53,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
         APPROACH_F,
         PRE_POLAR,
         DISTRO_WEIGHT_POLAR,
+        SGD_WEIGHT_POLAR,
         DION,
         EF14_MUON,
         EF21_MUON,
