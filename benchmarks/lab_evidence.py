@@ -1,0 +1,54 @@
+"""Keeps what a run of the lab measured: the repeats, the verdicts and the charts, without the inputs they were measured on.
+
+python benchmarks/lab_evidence.py runs/lab     # writes evidence/lab/ and docs/images/lab/
+
+`muonwire lab report --out evidence/lab` makes the page again from it.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from muonwire.lab.inputs import ABOUT, INPUTS
+
+ROOT = Path(__file__).resolve().parents[1]
+# What a page in the documentation shows; the whole page has every chart.
+SHOWN = (
+    "conflict-1-*",
+    "coefficients-2-*",
+    "vit-7-*",
+    "hypothesis-1-*",
+    "topdown-4-*",
+    "topdown-6-*",
+    "topdown-7-*",
+)
+
+
+def main() -> None:
+    """Copy the measurements of a lab's folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder of the lab's output")
+    out = parser.parse_args().out
+    kept, images = ROOT / "evidence" / "lab", ROOT / "docs" / "images" / "lab"
+    for folder in (kept, images):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for path in sorted(out.glob("claims/*/seed=*.json")):
+        target = kept / path.relative_to(out)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # One line each: indented, the rows of all claims are ten times as many lines.
+        target.write_text(json.dumps(json.loads(path.read_text())) + "\n")
+    for name in INPUTS:
+        about = out / "inputs" / name / ABOUT
+        if about.exists():
+            (kept / "inputs" / name).mkdir(parents=True)
+            shutil.copy(about, kept / "inputs" / name / ABOUT)
+    shutil.copy(out / "verdicts.json", kept / "verdicts.json")
+    for pattern in SHOWN:
+        for path in sorted((out / "images").glob(f"{pattern}.png")):
+            shutil.copy(path, images / path.name)
+
+
+if __name__ == "__main__":
+    main()
