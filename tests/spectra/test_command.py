@@ -78,7 +78,7 @@ def test_sweep_writes_its_page_and_table(saved: Callable[[str], Path], tmp_path:
     assert (table["kl"] >= 0).all()
     page = (tmp_path / "s/sweep.html").read_text()
     assert "Edits of attention weights" in page
-    assert "(kind=&#39;attention&#39;)" in page
+    assert "kind=&#39;attention&#39;)" in page
     assert (tmp_path / "s/strength-attention.png").exists()
 
 

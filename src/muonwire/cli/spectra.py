@@ -244,7 +244,7 @@ def _print_summary(measured: Sequence[object]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from muonwire.report.units import digits_text
+    from muonwire.report.units import number_text
     from muonwire.spectra.measure import Measured
     from muonwire.spectra.show_page import TITLES, summary_rows
 
@@ -254,7 +254,7 @@ def _print_summary(measured: Sequence[object]) -> None:
         table.add_column(label, justify="left" if label in ("Kind", "Model") else "right")
     labels = [m.label for m in all_of]
     for kind, label, count, medians in summary_rows(pl.concat([m.matrices for m in all_of]), labels):
-        table.add_row(kind, label, str(count), *(digits_text(v) for v in medians.values()))
+        table.add_row(kind, label, str(count), *(number_text(v) for v in medians.values()))
     Console().print(table)
 
 

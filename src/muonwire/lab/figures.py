@@ -8,7 +8,7 @@ from muonwire.lab.check import Interval, Row, Value, by_seed, matches
 from muonwire.lab.show import Excerpts, Pivot, Plot
 from muonwire.report import Cell, Chart, Column, Listing, Listings, Table
 from muonwire.report.charts.series import series_chart
-from muonwire.report.units import digits_text
+from muonwire.report.units import number_text
 
 
 def pivot_table(pivot: Pivot, rows: Sequence[Row]) -> Table:
@@ -52,13 +52,8 @@ def mean_cell(values: Sequence[float]) -> Cell:
     if not values:
         return Cell(text="—")
     interval = Interval.of(values)
-    spread = "" if interval.repeats == 1 else f"{number(interval.low)} to {number(interval.high)}"
-    return Cell(text=number(interval.mean), detail=spread if interval.low != interval.high else "")
-
-
-def number(value: float) -> str:
-    """Three digits; powers of ten from a million on."""
-    return f"{value:.2e}" if abs(value) >= 1e6 else digits_text(value)
+    spread = "" if interval.repeats == 1 else f"{number_text(interval.low)} to {number_text(interval.high)}"
+    return Cell(text=number_text(interval.mean), detail=spread if interval.low != interval.high else "")
 
 
 def plot_chart(plot: Plot, rows: Sequence[Row], *, claim: str) -> Chart:

@@ -18,6 +18,11 @@ def digits_text(value: float, *, digits: int = 3) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def number_text(value: float) -> str:
+    """Three digits; powers of ten from a million on."""
+    return f"{value:.2e}" if abs(value) >= 1e6 else digits_text(value)
+
+
 def bytes_text(num_bytes: float) -> str:
     """``1230000`` as ``1.23 MB`` (powers of 1000)."""
     value = float(num_bytes)

@@ -8,7 +8,7 @@ import polars as pl
 
 from muonwire.report import Block, Cell, Chart, Column, Page, Row, Section, Table
 from muonwire.report.charts.series import series_chart
-from muonwire.report.units import count_text, digits_text
+from muonwire.report.units import count_text, number_text
 from muonwire.spectra.measure import MEASURES, Measured
 
 TITLES = {
@@ -84,7 +84,7 @@ def _summary(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
             *([Cell(text=label)] if len(labels) > 1 else []),
             Cell(text=count_text(count)),
         ]
-        cells += [Cell(text=digits_text(value)) for value in medians.values()]
+        cells += [Cell(text=number_text(value)) for value in medians.values()]
         body.append(tuple(cells))
     columns = [Column(label="Kind", numeric=False)]
     columns += [Column(label="Model", numeric=False)] if len(labels) > 1 else []
@@ -175,8 +175,8 @@ def _every(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
     for row in matrices.iter_rows(named=True):
         cells = [Cell(text=row["name"])] + ([Cell(text=row["model"])] if several else [])
         cells += [Cell(text=f"{row['rows']}×{row['columns']}"), Cell(text=count_text(row["rank"]))]
-        cells += [Cell(text=digits_text(row["largest"])), Cell(text=digits_text(row["smallest"]))]
-        cells += [Cell(text=digits_text(row[name])) for name in MEASURES]
+        cells += [Cell(text=number_text(row["largest"])), Cell(text=number_text(row["smallest"]))]
+        cells += [Cell(text=number_text(row[name])) for name in MEASURES]
         body.append(tuple(cells))
     columns = [Column(label="Matrix", numeric=False)] + (
         [Column(label="Model", numeric=False)] if several else []

@@ -111,9 +111,10 @@ def sweep(
         points: edits and their strengths.
 
     Yields:
-        the kind, the point, and what came out.
+        the kind, the point with its edit on that kind, and what came out.
     """
     editor = Editor(model, kinds)
     for kind in kinds:
         for point in points:
-            yield kind, point, editor.tried(replace(point.edit, kind=kind), reference.compare)
+            there = replace(point, edit=replace(point.edit, kind=kind))
+            yield kind, there, editor.tried(there.edit, reference.compare)

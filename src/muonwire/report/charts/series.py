@@ -47,9 +47,17 @@ def series_chart(
     rows = [{**{k: v for k, v in p.items() if k != "series"}, "recipe": p["series"]} for p in points]
     labels = list(dict.fromkeys(p["recipe"] for p in rows))
     numeric = all(isinstance(p["x"], int | float) for p in rows) and mark != "bar"
+    # Counts, such as layers, have no halves.
+    whole = numeric and all(isinstance(p["x"], int) for p in rows)
+    x_axis_style = alt.Axis(tickMinStep=1) if whole else alt.Undefined
     colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=alt.Legend(title=None))
     x_axis = (
-        alt.X("x:Q", title=x_title, scale=alt.Scale(type="log" if log_x else "linear", zero=False))
+        alt.X(
+            "x:Q",
+            title=x_title,
+            axis=x_axis_style,
+            scale=alt.Scale(type="log" if log_x else "linear", zero=False),
+        )
         if numeric
         else alt.X("x:N", title=x_title, sort=None, axis=alt.Axis(labelAngle=0, labelOverlap=True))
     )
