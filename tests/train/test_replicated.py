@@ -38,19 +38,23 @@ def run(args, **options):
     return subprocess.run(args, capture_output=True, text=True, timeout=180, check=False, **options)
 
 
-def replicas_of(process):
-    """Process ids of the launcher's replicas, in rank order."""
-    found = []
+def children_of(pid):
+    """Ids of the processes that it started, with their command lines, in the order of their ids."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            started_by_spawn = b"spawn_main" in (path / "cmdline").read_bytes()
+            if parent == pid:
+                found[int(path.name)] = (path / "cmdline").read_bytes()
         except (OSError, ValueError):
             continue
-        if parent == process.pid and started_by_spawn:
-            found.append(int(path.name))
-    # The launcher starts them one after the other.
-    return sorted(found)
+    return dict(sorted(found.items()))
+
+
+def replicas_of(process):
+    """Process ids of the launcher's replicas, in rank order: forked by its server, one after the other."""
+    (server,) = (pid for pid, line in children_of(process.pid).items() if b"forkserver" in line)
+    return list(children_of(server))
 
 
 def wait_for_step(out, step):

@@ -12,7 +12,7 @@ from muonwire.compare.runs import Run, finish_run, pending, prepare_run, stopped
 from muonwire.errors import ExchangeError
 from muonwire.exchange import Exchange, run_threads
 from muonwire.tasks import make_task
-from muonwire.train.launch import on_stop_signal, set_threads
+from muonwire.train.launch import on_stop_signal, set_threads, start_method
 from muonwire.train.loop import Trainer
 
 
@@ -54,7 +54,7 @@ def run_virtual(config: Comparison) -> None:
                 os.kill(child.pid, signal.SIGTERM)
 
     jobs = config.jobs or os.cpu_count() or 1
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context(start_method())
     running: dict[Future[bool], Run] = {}
     with ProcessPoolExecutor(jobs, mp_context=context) as pool, on_stop_signal(stop):
         while True:

@@ -19,6 +19,7 @@ from muonwire.exchange import Exchange, SingleReplica, run_threads
 from muonwire.optim import shared_weights
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train.checkpoint import write_json
+from muonwire.train.launch import start_method
 from muonwire.train.schedule import lr_factor
 
 ADAM, MUON, ONE_BIT = "Adam", "Muon", "one-bit Muon"
@@ -177,7 +178,7 @@ def _all(
         return dict(zip(cases, map(run, cases), strict=True))
     with ProcessPoolExecutor(
         os.cpu_count(),
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=multiprocessing.get_context(start_method()),
         initializer=torch.set_num_threads,
         initargs=(1,),
     ) as pool:

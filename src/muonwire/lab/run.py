@@ -22,6 +22,7 @@ from muonwire.lab.check import Row
 from muonwire.lab.claim import Claim, Setting
 from muonwire.lab.inputs import INPUTS
 from muonwire.train.checkpoint import write_json
+from muonwire.train.launch import start_method
 
 Say = Callable[[str], None]
 
@@ -155,7 +156,7 @@ def run(config: LabConfig, claims: Sequence[Claim], *, say: Say = print) -> dict
 def _side_by_side(
     repeats: Sequence[tuple[Claim, int]], jobs: int, config: LabConfig, failures: dict[str, str], say: Say
 ) -> None:
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context(start_method())) as pool:
         futures: dict[Future[None], tuple[Claim, int]] = {
             pool.submit(_measure_in_worker, claim.id, seed, config): (claim, seed) for claim, seed in repeats
         }

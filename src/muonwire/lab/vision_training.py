@@ -17,6 +17,7 @@ from muonwire import recipes
 from muonwire.optim import Route, route
 from muonwire.tasks import Batch, VisionSettings, VisionTask
 from muonwire.train.checkpoint import write_json
+from muonwire.train.launch import start_method
 from muonwire.train.schedule import lr_factor
 
 STEPS = 150
@@ -239,7 +240,7 @@ def tune(folder: Path, quick: bool) -> dict[str, object]:
     else:
         with ProcessPoolExecutor(
             os.cpu_count(),
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=multiprocessing.get_context(start_method()),
             initializer=torch.set_num_threads,
             initargs=(1,),
         ) as pool:

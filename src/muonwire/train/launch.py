@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -25,6 +26,9 @@ from muonwire.exchange import Exchange, ProcessGroupExchange, SingleReplica
 # A replica that lost another one stays this long, so that its own end is not taken for the cause of the failure.
 LINGER_S = 3.0
 EXCHANGE_TIMEOUT_S = 600.0
+
+# What a replica needs before it starts; imported only, so that the server has no threads when it forks.
+PRELOADED = ["muonwire.train.loop", "transformers.models.llama.modeling_llama"]
 
 # What the launcher tells in a line; anything else is a bug and comes with its traceback.
 _TOLD = (UsageError, ExchangeError, PayloadError, StoppedError, SystemExit, KeyboardInterrupt)
@@ -90,6 +94,17 @@ def set_threads(replicas: int, threads: int | None) -> None:
     torch.set_num_threads(threads or max((os.cpu_count() or 1) // replicas, 1))
 
 
+def start_method() -> str:
+    """How worker processes start: from a server that has imported the libraries once, where the system has one.
+
+    Importing torch and transformers takes seconds of a core; starting each replica afresh pays them for every one.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    return "forkserver"
+
+
 def _enter(worker: Worker, args: Sequence[Any], errors_folder: str) -> None:
     """What each replica's process runs: the worker, its failure written where the launcher finds it."""
     rank = int(os.environ["RANK"])
@@ -149,7 +164,7 @@ def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0)
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
-        start_method="spawn",
+        start_method=start_method(),
     )
     folder = tempfile.mkdtemp(prefix="muonwire-errors-")
     try:
