@@ -125,7 +125,7 @@ def _chain_rows(setting: Setting) -> list[Row]:
                 )
                 points.setdefault((kind, position), []).append((condition, found))
     for (kind, position), pairs in points.items():
-        rows.append({"exponent in": kind, "block": position, "exponent": fitted_power(pairs)})
+        rows.append({"exponent in": kind, "block": position, "exponent": round(fitted_power(pairs), 9)})
     return rows
 
 

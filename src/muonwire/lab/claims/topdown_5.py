@@ -359,9 +359,9 @@ CLAIM = Claim(
             },
         ),
         Pivot(
-            caption="Five steps of Polar Express: which part of the nonzero singular values ends above a "
-            "half, the least of them, and the largest of those that were zero",
-            rows={"iterated": "Matrix", "products": "Products in"},
+            caption="Five steps of Polar Express, and polar’s default: which part of the nonzero singular "
+            "values ends above a half, the least of them, and the largest of those that were zero",
+            rows={"iterated": "Matrix", "method": "Method"},
             values={"within": "Above a half, %", "least": "Least", "largest zero": "Largest that was zero"},
         ),
     ),
