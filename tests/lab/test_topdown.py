@@ -11,6 +11,7 @@ import torch
 from scipy.integrate import quad
 
 from muonwire.lab.catalog import load_claims
+from muonwire.lab.chains import steps_to_target
 from muonwire.lab.claim import Setting
 from muonwire.lab.claims import topdown_2, topdown_3, topdown_5
 from muonwire.lab.gauss_newton import (
@@ -184,9 +185,7 @@ def test_a_layers_own_condition_does_not_slow_it_and_its_neighbours_do():
     rates = torch.logspace(-4, 1, 6, base=2.0, dtype=torch.float64)
     made = {"rates": rates, "most": 60}
     for course, slowed in ((own, False), (below, True)):
-        easy, hard = topdown_2.steps_to_target(
-            course, (1.0, 10.0), generator=torch.Generator().manual_seed(0), **made
-        )
+        easy, hard = steps_to_target(course, (1.0, 10.0), generator=torch.Generator().manual_seed(0), **made)
         assert (hard > 2 * easy) == slowed
 
 

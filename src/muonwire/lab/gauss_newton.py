@@ -44,9 +44,13 @@ def condition_of(block: Tensor) -> float:
 
 
 def largest_over(block: Tensor, quantile: float) -> float:
-    """λ_max over the quantile of the eigenvalues: a condition that rank-deficient blocks have too."""
+    """λ_max over the quantile of the eigenvalues: a condition that rank-deficient blocks have too.
+
+    A float32 Jacobian moves the root of an eigenvalue by ε √λ_max, so λ is told from 0 down to ε² λ_max, the resolution of the
+    float64 block as well; below that the resolution is taken.
+    """
     values = torch.linalg.eigvalsh(block)
-    resolution = float(values[-1]) * len(values) * torch.finfo(torch.float32).eps
+    resolution = float(values[-1]) * len(values) * torch.finfo(values.dtype).eps
     return float(values[-1]) / max(float(values.quantile(quantile)), resolution)
 
 

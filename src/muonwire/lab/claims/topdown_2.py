@@ -1,5 +1,4 @@
-"""topdown.2: ill-conditioned weights slow training, by way of the layer Jacobians and the Gauss-Newton "
-"blocks.
+"""topdown.2: ill-conditioned weights slow training, by way of layer Jacobians and Gauss-Newton blocks.
 
 The derivation is in docs/conditioning.md.
 """
@@ -7,7 +6,6 @@ The derivation is in docs/conditioning.md.
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,12 +13,27 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from muonwire import recipes
+from muonwire.lab.chains import (
+    ALL,
+    BENT,
+    DEPTH,
+    MIDDLE,
+    ONE,
+    POLAR,
+    STRAIGHT,
+    TARGET,
+    WIDTH,
+    Course,
+    chain,
+    chain_blocks,
+    rotation,
+    steps_to_target,
+)
 from muonwire.lab.check import Check, Row
 from muonwire.lab.claim import Claim, Setting
 from muonwire.lab.gauss_newton import (
     condition_of,
     derived_blocks,
-    gauss_newton,
     largest_over,
     measured_block,
     with_condition,
@@ -29,21 +42,13 @@ from muonwire.lab.gauss_newton import (
 from muonwire.lab.inputs import hidden_matrices
 from muonwire.lab.measures import fitted_power
 from muonwire.lab.show import Pivot, Plot
-from muonwire.polar import polar
 from muonwire.tasks.text import TextSettings, TextTask
 
-# A chain of three layers of this width; the middle weight's condition is set, the others' is 1.
-WIDTH, DEPTH, MIDDLE = 8, 3, 1
 POSITIONS = {0: "the layer below", MIDDLE: "its own", 2: "the layer above"}
 CONDITIONS = (1.0, 3.0, 10.0, 30.0)
 QUICK_CONDITIONS = (1.0, 10.0)
-STRAIGHT, BENT = "linear", "tanh"
-# Trained once the loss is this part of the loss of predicting zero.
-TARGET = 0.01
-ONE, ALL = "the middle weight", "all three weights"
-GRADIENT, POLAR = "gradient", "polar factor"
 # Powers that singular values of the real model's weights are raised to, the Frobenius norm kept.
-POWERS = (0.0, 1.0, 2.0, 3.0)
+POWERS = (0.0, 1.0, 3.0)
 STEEP = 3.0
 CHANGED = "layers.0.self_attn.v_proj"
 BLOCKS = {
@@ -56,43 +61,6 @@ RATES = {"sgd": (0.03, 0.1, 0.3), "adamw": (0.0035, 0.007, 0.014), "muon": (0.00
 SMOOTHED = 10
 # Slower means a tenth more steps, or a tenth more condition.
 MORE = 1.1
-
-
-def rotation(generator: torch.Generator) -> Tensor:
-    """A random orthogonal matrix of the chain's width."""
-    made: Tensor = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64)).Q
-    return made
-
-
-def chain(weights: Sequence[Tensor], x: Tensor, *, kind: str) -> Tensor:
-    """W₃ W₂ W₁ x, with tanh between the layers or without; x is (..., samples, width)."""
-    for index, weight in enumerate(weights):
-        x = x @ weight.mT
-        if kind == BENT and index < len(weights) - 1:
-            x = torch.tanh(x)
-    return x
-
-
-def _chain_blocks(weights: list[Tensor], inputs: Tensor, kind: str, layer: int) -> tuple[Tensor, Tensor]:
-    """The measured Gauss-Newton block of a layer, and E[x xᵀ] ⊗ E[Jᵀ J] with vec row by row: E[Jᵀ J] ⊗ "
-    "E[x xᵀ]."""
-
-    def outputs(weight: Tensor, x: Tensor) -> Tensor:
-        return chain([*weights[:layer], weight, *weights[layer + 1 :]], x, kind=kind)
-
-    by_weight = vmap(jacrev(outputs), in_dims=(None, 0))(weights[layer], inputs)
-    measured = gauss_newton(by_weight.flatten(2))
-    reached = inputs
-    for below in weights[:layer]:
-        reached = torch.tanh(reached @ below.mT) if kind == BENT else reached @ below.mT
-
-    def above(y: Tensor) -> Tensor:
-        last = layer == len(weights) - 1
-        return chain(weights[layer + 1 :], torch.tanh(y) if kind == BENT and not last else y, kind=kind)
-
-    by_output = vmap(jacrev(above))(reached @ weights[layer].mT)
-    second_moment = reached.mT @ reached / len(reached)
-    return measured, torch.kron(gauss_newton(by_output), second_moment)
 
 
 def _chain_rows(setting: Setting) -> list[Row]:
@@ -109,7 +77,7 @@ def _chain_rows(setting: Setting) -> list[Row]:
             through = vmap(jacrev(lambda x, w=weights, k=kind: chain(w, x, kind=k)))(inputs)
             whole = float(torch.linalg.cond(through).mean())
             for layer, position in POSITIONS.items():
-                measured, derived = _chain_blocks(weights, inputs, kind, layer)
+                measured, derived = chain_blocks(weights, inputs, kind=kind, layer=layer)
                 found = condition_of(measured)
                 rows.append(
                     {
@@ -129,25 +97,6 @@ def _chain_rows(setting: Setting) -> list[Row]:
     return rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Course:
-    """One way of training the chain.
-
-    Args:
-        name: for the page.
-        kind: "linear" or "tanh".
-        changed: whose condition is set.
-        trained: which layers learn.
-        step: "gradient", or "polar factor" of the gradient.
-    """
-
-    name: str
-    kind: str
-    changed: str
-    trained: tuple[int, ...]
-    step: str = GRADIENT
-
-
 COURSES = (
     Course(name="only the layer below", kind=STRAIGHT, changed=ONE, trained=(0,)),
     Course(name="only the layer above", kind=STRAIGHT, changed=ONE, trained=(2,)),
@@ -157,43 +106,6 @@ COURSES = (
     Course(name="all layers", kind=STRAIGHT, changed=ALL, trained=(0, 1, 2)),
     Course(name="all layers", kind=STRAIGHT, changed=ALL, trained=(0, 1, 2), step=POLAR),
 )
-
-
-def steps_to_target(
-    course: Course, conditions: Sequence[float], *, rates: Tensor, most: int, generator: torch.Generator
-) -> list[int]:
-    """Steps until the loss is ``TARGET`` of predicting zero's, at the best of the rates, for each "
-    "condition; ``most`` at most.
-
-    All conditions and rates are trained at once, from the same singular vectors towards the same network of orthogonal weights.
-    """
-    base, wanted = ([rotation(generator) for _ in range(DEPTH)] for _ in range(2))
-    inputs = math.sqrt(WIDTH) * torch.eye(WIDTH, dtype=torch.float64)
-    answer = chain(wanted, inputs, kind=course.kind)
-    weights = []
-    for index, weight in enumerate(base):
-        set_ones = course.changed == ALL or index == MIDDLE
-        made = [with_condition(weight, c) if set_ones else weight for c in conditions]
-        weights.append(torch.stack(made)[:, None].repeat(1, len(rates), 1, 1))
-    for index in course.trained:
-        weights[index].requires_grad_()
-    learned = [weights[index] for index in course.trained]
-    reached = torch.full((len(conditions),), most)
-    size = answer.square().sum()
-    for step in range(most):
-        loss = (chain(weights, inputs, kind=course.kind) - answer).square().sum(dim=(-2, -1)) / (2 * WIDTH)
-        done = (loss.detach() <= TARGET * size / (2 * WIDTH)).any(dim=1)
-        reached = torch.where(done & (reached == most), step, reached)
-        if bool((reached < most).all()):
-            break
-        gradients = torch.autograd.grad(loss.sum(), learned)
-        with torch.no_grad():
-            for weight, gradient in zip(learned, gradients, strict=True):
-                taken = (
-                    polar(gradient, method="svd", nonfinite="propagate") if course.step == POLAR else gradient
-                )
-                weight -= rates[:, None, None] * taken
-    return [max(1, int(r)) for r in reached]
 
 
 def _course_rows(setting: Setting) -> list[Row]:
@@ -310,8 +222,7 @@ def _power_rows(model: nn.Module, layer: str, tokens: Tensor, *, powers: Sequenc
 
 
 def steps_needed(curves: Mapping[float, Sequence[Sequence[float]]]) -> dict[float, int]:
-    """For each start: steps until the smoothed loss is where the slowest start's best run ends, at the "
-    "best rate for it.
+    """For each start: steps until the smoothed loss is where the slowest start's best run ends, at the best rate for it.
 
     Args:
         curves: by start, the losses of one run for each rate.
@@ -365,8 +276,7 @@ def _training_rows(setting: Setting) -> list[Row]:
 
 
 def measure(setting: Setting) -> list[Row]:
-    """Conditions and steps on made chains, the derivation on a real model, and training from starts of "
-    "other conditions."""
+    """Conditions and steps on made chains, the derivation on a real model, and training from starts of other conditions."""
     return _chain_rows(setting) + _course_rows(setting) + _real_rows(setting) + _training_rows(setting)
 
 

@@ -1,5 +1,4 @@
-"""topdown.3: what Gram-Schmidt and Newton-Schulz cost, and how near to the nearest orthogonal matrix "
-"they come."""
+"""topdown.3: what Gram-Schmidt and Newton-Schulz cost, and how near to the nearest orthogonal matrix they come."""
 
 import math
 import statistics
@@ -46,8 +45,7 @@ NEAR = 0.3
 
 
 def conditioned(n: int, condition: float, generator: torch.Generator) -> Tensor:
-    """n×n, float64: singular values from 1 to 1/condition, evenly spaced on a logarithmic scale, between "
-    "random rotations."""
+    """n×n, float64: singular values from 1 to 1/condition, evenly spaced on a logarithmic scale, between random rotations."""
     left, right = (
         torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for _ in range(2)
     )
@@ -185,8 +183,7 @@ def _losses(setting: Setting) -> list[Row]:
 
 
 def measure(setting: Setting) -> list[Row]:
-    """Times and errors against n, on an ill-conditioned matrix and on real momentum, and the loss "
-    "against the condition."""
+    """Times and errors against n, on an ill-conditioned matrix and on real momentum, and the loss against the condition."""
     sizes = setting.pick(SIZES, QUICK_SIZES)
     # Threads and libraries start on something small.
     _timed(_slow(torch.eye(8)) | _fast(torch.eye(8)), 1)

@@ -61,8 +61,7 @@ def is_singular(signs: Tensor) -> Tensor:
 
 
 def all_signs(n: int) -> Tensor:
-    """All n×n matrices of entries ±1 whose first row and column are +1: turning signs of rows and "
-    "columns keeps the rank."""
+    """All n×n matrices of entries ±1 whose first row and column are +1: turning signs of rows and columns keeps the rank."""
     free = (n - 1) ** 2
     bits = (torch.arange(2**free)[:, None] >> torch.arange(free)) & 1
     made = torch.ones(2**free, n, n)
@@ -71,8 +70,7 @@ def all_signs(n: int) -> Tensor:
 
 
 def rounding_norm(x: Tensor, generator: torch.Generator) -> float:
-    """‖E‖₂ of errors as rounding to bfloat16 makes them: independent, uniform in half a spacing to "
-    "either side of each entry.
+    """‖E‖₂ of errors as rounding to bfloat16 makes them: independent, uniform in half a spacing to either side of each entry.
 
     Drawn rather than taken, because matrices that are kept in bfloat16 have no error of their own left.
     """
@@ -83,8 +81,7 @@ def rounding_norm(x: Tensor, generator: torch.Generator) -> float:
 
 
 def full_rank(values: Tensor, *, size: int, dtype: torch.dtype) -> Tensor:
-    """Whether σ_min > σ_max · size · ε, the usual rule of numerical rank, of falling singular values "
-    "(..., r)."""
+    """Whether σ_min > σ_max · size · ε, the usual rule of numerical rank, of falling singular values (..., r)."""
     return values[..., -1] > values[..., 0] * size * torch.finfo(dtype).eps
 
 
@@ -178,8 +175,7 @@ def _real_rows(setting: Setting) -> list[Row]:
 
 
 def _iterated_rows(setting: Setting) -> list[Row]:
-    """What five iterations make of a Gaussian matrix and of one of half its rank, whose other singular "
-    "values are zero."""
+    """What five iterations make of a Gaussian matrix and of one of half its rank, whose other singular values are zero."""
     n = setting.pick(256, 16)
     left, right = (gaussian(setting, n, n // 2, stream=300 + i).double() for i in range(2))
     made = {
@@ -208,8 +204,7 @@ def _iterated_rows(setting: Setting) -> list[Row]:
 
 
 def measure(setting: Setting) -> list[Row]:
-    """Smallest singular values of Gaussian matrices against the law, singular ±1 matrices, and real "
-    "momenta and weights."""
+    """Smallest singular values of Gaussian matrices against the law, singular ±1 matrices, and real momenta and weights."""
     return _gaussian_rows(setting) + _sign_rows(setting) + _real_rows(setting) + _iterated_rows(setting)
 
 
