@@ -208,12 +208,12 @@ def _power_rows(model: nn.Module, layer: str, tokens: Tensor, *, powers: Sequenc
                 "power": power,
                 "of the weight": float(torch.linalg.cond(weight.detach().double())),
                 "over the median": largest_over(block, 0.5),
-                "over the lowest tenth": largest_over(block, 0.1),
+                "over the upper quartile": largest_over(block, 0.75),
             }
         )
     weight.data = original
     flat = {row["power"]: row for row in rows}
-    for column in ("over the median", "over the lowest tenth"):
+    for column in ("over the median", "over the upper quartile"):
         steep, level = flat[STEEP][column], flat[0.0][column]
         assert isinstance(steep, float)
         assert isinstance(level, float)
@@ -394,7 +394,7 @@ CLAIM = Claim(
             values={
                 "of the weight": "Weight’s condition",
                 "over the median": "λ_max/median",
-                "over the lowest tenth": "λ_max/lowest tenth",
+                "over the upper quartile": "λ_max/upper quartile",
             },
         ),
         Pivot(
