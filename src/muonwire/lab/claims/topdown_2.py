@@ -325,7 +325,7 @@ CLAIM = Claim(
     quoted={"why it does": "it does because of the math"},
     question="Where does the condition of a weight enter: the layer Jacobians, and the Gauss–Newton block of "
     "which layer? And how many more steps does training take?",
-    expected="The Gauss–Newton block of y = Wx is E[xxᵀ ⊗ JᵀHJ], J the derivative of the logits by y. W "
+    expected="The Gauss–Newton block of y = Wx is E[JᵀHJ ⊗ xxᵀ], J the derivative of the logits by y. W "
     "itself is in neither factor; x holds the weights below, J those above. So in a linear chain of which "
     "one weight has the condition κ, the blocks of all other layers have κ², and its own keeps 1: training "
     "the neighbours while it is held fixed takes steps like κ², training it alone no more than before, and "

@@ -264,7 +264,7 @@ CLAIM = Claim(
     "the nearest such matrix: it keeps the first column’s direction, whatever is spent. Classical "
     "Gram–Schmidt loses orthogonality as κ² ε (Giraud et al. 2005), modified as κ ε (Björck 1967), "
     "Householder as ε. Five Newton–Schulz steps carry singular values to about 1 from 1/500 of ‖X‖_F on, and "
-    "leave smaller ones where they are.",
+    "leave smaller ones small.",
     measure=measure,
     inputs=("language-model",),
     repeats=3,

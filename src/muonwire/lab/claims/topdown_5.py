@@ -233,10 +233,10 @@ CLAIM = Claim(
     "are the zeros of a polynomial, a set of measure zero. Only for discrete entries a large n is needed: of "
     "±1 matrices two thirds are singular at n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not "
     "mean far from dependent: σ_min falls as 1/√n, by Edelman’s law, while the norm of rounding to bfloat16 "
-    "grows as 0.0033 √n, so that from n ≈ 170 on most Gaussian matrices have a singular one within the reach "
+    "grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a singular one within the reach "
     "of rounding. Rounding does not go there: to first order it moves σ_min by uᵀEv, which does not grow "
-    "with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient "
-    "has at most the rank of its tokens, and its small singular values end in rounding.",
+    "with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s "
+    "rank is at most the number of its tokens, and its small singular values end in rounding.",
     measure=measure,
     inputs=("text-training", "language-model"),
     checks=(
