@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,6 +135,12 @@ def departure(x: Tensor) -> float:
 def condition(values: Tensor) -> float:
     """σ_max/σ_min of falling singular values, at most 1/ε of float32: below σ_max ε it can't tell a value from zero."""
     return float(values[0] / values[-1].clamp(min=values[0] * torch.finfo(torch.float32).eps))
+
+
+def fitted_power(points: Sequence[tuple[float, float]]) -> float:
+    """The power p of the least-squares fit y = c xᵖ on logarithmic axes to points (x, y), all above zero."""
+    x, y = np.log(np.asarray(points, dtype=np.float64)).T
+    return float(np.polyfit(x, y, 1)[0])
 
 
 def _defect(gram: Tensor) -> float:
