@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd
 
+from muonwire.spectra.edit import decompose, edited
+from muonwire.spectra.edits import Flatten
+
 
 def with_power(weight: Tensor, power: float) -> Tensor:
     """U Sᵖ Vᵀ at the Frobenius norm of U S Vᵀ: power 0 is a multiple of the polar factor, 1 the weight itself."""
-    left, values, right = torch.linalg.svd(weight, full_matrices=False)
-    raised = values**power
-    changed: Tensor = (left * (raised * (values.norm() / raised.norm()))) @ right
-    return changed
+    return edited("weight", decompose("weight", weight), [Flatten(power=power)]).product.to(weight)
 
 
 def with_condition(weight: Tensor, condition: float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from muonwire.errors import UsageError
 from muonwire.spectra.edits import Edit, Factors
 from muonwire.spectra.models import HubTokens, Opened
-from muonwire.spectra.weights import Weight, check_finite, weights_of
+from muonwire.spectra.weights import Weight, check_finite, doubled, weights_of
 from muonwire.train.checkpoint import write_json
 
 RECORD = "spectra_edit.json"
@@ -48,7 +48,7 @@ def decompose(name: str, matrix: Tensor) -> Factors:
         UsageError: the matrix holds NaN or infinity.
     """
     check_finite(name, matrix)
-    return Factors(*torch.linalg.svd(matrix.double(), full_matrices=False))
+    return Factors(*torch.linalg.svd(doubled(matrix), full_matrices=False))
 
 
 def chosen_weights(model: nn.Module, edits: Sequence[Edit]) -> list[tuple[Weight, list[Edit]]]:
@@ -88,7 +88,7 @@ def edit_model(model: nn.Module, edits: Sequence[Edit], *, step: Progress | None
         before = decompose(name, matrix)
         factors = edited(name, before, its_edits)
         new = factors.product
-        moved = float((new - matrix.double()).norm() / matrix.double().norm().clamp(min=1e-300))
+        moved = float((new - doubled(matrix)).norm() / before.s.norm().clamp(min=1e-300))
         matrix.copy_(new)
         wanted = factors.s.sort(descending=True).values
         done.append(Edited(name=name, before=before.s.cpu(), wanted=wanted.cpu(), moved=moved))
@@ -150,8 +150,13 @@ def write_model(
         write_json(partial / RECORD, record)
         partial.chmod(0o755)
         if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+            # The old model goes only once the new one has its name.
+            replaced = partial.with_name(partial.name + ".old")
+            out.rename(replaced)
+            partial.rename(out)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             raise UsageError(

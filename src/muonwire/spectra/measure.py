@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from muonwire.spectra.weights import Weight, check_finite, weights_of
+from muonwire.spectra.weights import Weight, check_finite, doubled, weights_of
 
 TAIL = 0.5
 MEASURES = {
@@ -101,7 +101,7 @@ def singular_values(name: str, matrix: Tensor) -> Tensor:
     """
     check_finite(name, matrix)
     # A tall matrix has the singular values of the R of its QR decomposition, at a fraction of the time.
-    x = matrix.double() if matrix.device.type != "mps" else matrix.cpu().double()
+    x = doubled(matrix)
     tall = x if x.shape[0] >= x.shape[1] else x.mT
     if tall.shape[0] > 2 * tall.shape[1]:
         tall = torch.linalg.qr(tall, mode="r").R

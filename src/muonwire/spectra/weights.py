@@ -145,6 +145,11 @@ class Choice:
         )
 
 
+def doubled(matrix: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has no such numbers."""
+    return matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
+
+
 def check_finite(name: str, matrix: Tensor) -> None:
     """Raise UsageError where a matrix holds NaN or infinity."""
     bad = int((~torch.isfinite(matrix)).sum())
