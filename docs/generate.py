@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SUMMARY = ROOT / "evidence" / "demo" / "summary.json"
 PEERS = ROOT / "evidence" / "peers.json"
 ROBUSTNESS = ROOT / "evidence" / "robustness"
+LAB = ROOT / "evidence" / "lab" / "verdicts.json"
 FRONTIER = ROOT / "evidence" / "frontier.json"
+TABLED = (ROOT / "README.md", ROOT / "docs" / "one_bit_muon.md", ROOT / "docs" / "lab.md")
 REPLICAS = 4
 # An entry of a docstring's Args: names, and a meaning that goes on in deeper lines.
 ARGUMENT = re.compile(r"^    ([\w, ]+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
@@ -227,6 +229,18 @@ def robustness_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def lab_table() -> str:
+    """Every measured claim: what the note says, its verdict, and how its checks came out."""
+    rows = ["| claim | the note says | verdict | checks |", "|---|---|---|---|"]
+    for claim, entry in json.loads(LAB.read_text()).items():
+        states = [c["state"] for c in entry["checks"]]
+        if all(c["mean"] is None for c in entry["checks"]):
+            continue
+        told = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        rows.append(f"| {claim} | {cell(entry['says'])} | **{entry['verdict']}** | {told} |")
+    return "\n".join(rows) + "\n"
+
+
 def with_tables(path: Path) -> str:
     """The page with its marked tables made anew; one whose evidence is not recorded stays as it is."""
     text = path.read_text()
@@ -235,6 +249,7 @@ def with_tables(path: Path) -> str:
         ("frontier table", FRONTIER, frontier_table),
         ("peers table", PEERS, peers_table),
         ("robustness table", ROBUSTNESS, robustness_table),
+        ("lab table", LAB, lab_table),
     ):
         pattern = re.compile(MARKS.format(name=name), re.DOTALL)
         if source.exists() and pattern.search(text):
@@ -248,7 +263,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "cli.md": cli_page(),
         ROOT / "docs" / "recipes.md": recipes_page(),
-        **{path: with_tables(path) for path in (ROOT / "README.md", ROOT / "docs" / "one_bit_muon.md")},
+        **{path: with_tables(path) for path in TABLED},
     }
 
 

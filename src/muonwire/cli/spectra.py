@@ -15,8 +15,8 @@ from muonwire.errors import UsageError
 from muonwire.spectra.models import Opened, open_model
 from muonwire.spectra.talk import PROMPTS, Sampling
 
-Models = Annotated[tuple[str, ...], tyro.conf.Positional]
-Model = Annotated[str, tyro.conf.Positional]
+Models = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
