@@ -254,3 +254,23 @@ def test_families_are_chosen_by_their_word():
     assert next(iter(choose(claims, ["integration.3", "integration"]))).id == "integration.3"
     with pytest.raises(UsageError, match="allowed are"):
         choose(claims, ["integration.99"])
+
+
+def test_a_verdict_says_how_many_statements_hold_and_where():
+    from muonwire.lab.verdict import Decision
+
+    checks = [
+        Check(name="it is large", setting=setting, column="x", select={"at": setting}, at_least=1.0)
+        for setting in ("here", "there", "nowhere")
+    ]
+    rows = [{"seed": s, "at": at, "x": x} for s in (0, 1) for at, x in (("here", 2.0), ("there", 0.5))]
+    decision = Decision(verdict="depends", outcomes=tuple(c.evaluate(rows) for c in checks))
+    assert decision.summary == (
+        "1 statement holds here; 1 statement fails there; 1 statement is open nowhere"
+    )
+    many = [
+        Check(name="it is large", setting=f"place {i}", column="x", select={"at": "here"}, at_least=1.0)
+        for i in range(4)
+    ]
+    decision = Decision(verdict="confirmed", outcomes=tuple(c.evaluate(rows) for c in many))
+    assert decision.summary == "4 statements hold"

@@ -130,7 +130,11 @@ def _overview(claims: Sequence[Claim], decided: Mapping[str, Decision]) -> Table
         )
     return Table(
         caption="What the note says, and what came out",
-        columns=tuple(Column(label=label, numeric=False) for label in ("Claim", "Verdict", "The note says")),
+        columns=(
+            Column(label="Claim", numeric=False),
+            Column(label="Verdict", numeric=False),
+            Column(label="The note says", numeric=False, words=True),
+        ),
         rows=tuple(rows),
     )
 
@@ -141,7 +145,7 @@ def _section(claim: Claim, decision: Decision, rows: list[Row], took_s: float, *
     terms: list[tuple[str | Markup, str | Markup]] = [
         ("Question", claim.question),
         ("Expected", claim.expected),
-        ("Verdict", Markup("<b>{}</b>").format(decision.text)),
+        ("Verdict", Markup("<b>{}</b>: {}").format(decision.verdict, decision.summary)),
     ]
     if decision.verdict in claim.meaning:
         terms.append(("If you train", claim.meaning[decision.verdict]))
@@ -173,8 +177,8 @@ def _checks(decision: Decision) -> Table:
     return Table(
         caption="What decides",
         columns=(
-            Column(label="Statement", numeric=False),
-            Column(label="Where", numeric=False),
+            Column(label="Statement", numeric=False, words=True),
+            Column(label="Where", numeric=False, words=True),
             Column(label="Wanted"),
             Column(label="Measured"),
             Column(label="It", numeric=False),

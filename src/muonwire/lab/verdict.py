@@ -8,6 +8,9 @@ from muonwire.lab.check import FAILS, HOLDS, OPEN, Outcome
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
 VERDICTS = (CONFIRMED, REFUTED, DEPENDS, UNDECIDED)
 
+# More settings than these are not named in a sentence.
+MOST_NAMED = 3
+
 Rule = Callable[[Sequence[Outcome]], str]
 
 
@@ -24,17 +27,21 @@ class Decision:
     outcomes: tuple[Outcome, ...]
 
     @property
-    def text(self) -> str:
-        """The verdict in words, with the figures."""
-        parts = [f"{o.check.setting}: {o.check.name} {o.state}, {o.figure}" for o in self.outcomes]
-        if self.verdict == DEPENDS:
-            where = {
-                s: _listing([o.check.setting for o in self.outcomes if o.state == s]) for s in (HOLDS, FAILS)
-            }
-            head = f"depends: it holds {where[HOLDS]} and fails {where[FAILS]}"
-        else:
-            head = self.verdict
-        return f"{head}. " + "; ".join(parts) + "."
+    def summary(self) -> str:
+        """How many statements hold, fail or are open, and where they do."""
+        where = {
+            s: list(dict.fromkeys(o.check.setting for o in self.outcomes if o.state == s))
+            for s in (HOLDS, FAILS, OPEN)
+        }
+        counts = {s: sum(o.state == s for o in self.outcomes) for s in where}
+        words = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), OPEN: ("is open", "are open")}
+        parts = []
+        for state, settings in where.items():
+            if settings:
+                told = f"{counts[state]} {'statement' if counts[state] == 1 else 'statements'} {words[state][counts[state] > 1]}"
+                # Many settings are a table's matter, which stands below.
+                parts.append(f"{told} {_listing(settings)}" if len(settings) <= MOST_NAMED else told)
+        return "; ".join(parts)
 
 
 def unanimous(outcomes: Sequence[Outcome]) -> str:

@@ -84,11 +84,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table; ``unit`` goes below its label, and ``numeric`` aligns it to the right."""
+    """A column of a table.
+
+    Args:
+        label: its heading.
+        unit: goes below it.
+        numeric: aligned to the right.
+        words: holds sentences, which wrap to the width that there is.
+    """
 
     label: str
     unit: str = ""
     numeric: bool = True
+    words: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
