@@ -142,4 +142,4 @@ def repetition(ids: Sequence[int]) -> float:
     0.2
     """
     runs = [tuple(ids[i : i + GRAM]) for i in range(len(ids) - GRAM + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    return (len(runs) - len(set(runs))) / len(runs) if runs else 0.0
