@@ -188,3 +188,11 @@ def test_the_page_holds_the_three_answers():
     for number in (1, 2, 3):
         assert f"hypothesis.{number}: " in page
     assert "<b>Confirmed.</b>" in page
+
+
+def test_momentum_that_makes_it_worse_is_told_without_a_share():
+    endings = {"sgd(momentum=0.0)": (4.0, 32.0, {"momentum": 0.0}), "sgd": (4.4, 32.0), "muon": (3.2, 32.0)}
+    verdict, text, _ = answer(momentum_share, endings)
+    assert verdict == "Refuted"
+    assert "Dense: momentum alone makes it worse, on the way from" in text
+    assert "%" not in text.partition(";")[0]

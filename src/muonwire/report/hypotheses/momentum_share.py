@@ -71,9 +71,14 @@ def momentum_share(results: Results) -> Answer:
             if len(shares) > 1
             else ""
         )
+        # A share below zero is no part of the way.
+        does = (
+            f"alone brings {percent_text(mean)}{spread} of the way"
+            if mean >= 0
+            else "alone makes it worse, on the way"
+        )
         texts.append(
-            f"{kind.capitalize()}: momentum alone brings {percent_text(mean)}{spread} of the way from {ended(plain)} to "
-            f"{ended(muon)}; {ended(momentum)}."
+            f"{kind.capitalize()}: momentum {does} from {ended(plain)} to {ended(muon)}; {ended(momentum)}."
         )
         sides.append(True if min(shares) > 0.5 else False if max(shares) < 0.5 else None)
     if not sides:
