@@ -250,11 +250,14 @@ def _print_summary(measured: Sequence[object]) -> None:
 
     all_of = [m for m in measured if isinstance(m, Measured)]
     table = Table(box=SIMPLE_HEAD, title="Medians over the layers", title_justify="left")
-    for label in ("Kind", "Model", "Matrices", *TITLES.values()):
-        table.add_column(label, justify="left" if label in ("Kind", "Model") else "right")
     labels = [m.label for m in all_of]
+    names = ("Kind", "Model") if len(labels) > 1 else ("Kind",)
+    for label in (*names, "Number", *TITLES.values()):
+        left = label in names
+        table.add_column(label, justify="left" if left else "right", overflow="fold", no_wrap=left)
     for kind, label, count, medians in summary_rows(pl.concat([m.matrices for m in all_of]), labels):
-        table.add_row(kind, label, str(count), *(number_text(v) for v in medians.values()))
+        named = (kind, label)[: len(names)]
+        table.add_row(*named, str(count), *(number_text(v) for v in medians.values()))
     Console().print(table)
 
 

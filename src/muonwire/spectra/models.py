@@ -1,10 +1,13 @@
 """Opening a trained model, wherever it lies: the hub, a folder, a GGUF file, or a checkpoint of ours."""
 
 import importlib.util
+import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,10 +63,19 @@ class ByteTokens:
 
 
 class HubTokens:
-    """A tokenizer of ``transformers``."""
+    """A tokenizer of ``transformers``.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
+    Args:
+        load: gives it, when it is first needed.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer itself."""
+        return self._load()
 
     @property
     def end(self) -> int | None:
@@ -188,8 +200,11 @@ def _pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     more = {} if gguf is None else {"gguf_file": gguf}
+    # The bar of decoding a GGUF file has no switch of its own.
+    quiet = nullcontext() if gguf is None else redirect_stderr(io.StringIO())
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", **more)
+        with quiet:
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", **more)
     except Exception as error:
         # A damaged file raises whatever its reader stumbles over. The messages run over many lines; the first tells what is wrong.
         told = str(error).strip().splitlines()
@@ -197,12 +212,16 @@ def _pretrained(
             f"model: {name} cannot be opened ({told[0] if told else type(error).__name__}); wanted is {FORMS}"
         ) from error
     tokens: Tokens | None = None
-    try:
-        tokens = HubTokens(AutoTokenizer.from_pretrained(place, **more))
-    except (
-        Exception
-    ):  # its absence has no error of its own: whatever goes wrong, the weights can still be looked at
-        logging.getLogger(__name__).debug("no tokenizer in %s", place, exc_info=True)
+    if gguf is not None:
+        # Making one out of a GGUF file takes as long as all the weights, and it is always there.
+        tokens = HubTokens(lambda: AutoTokenizer.from_pretrained(place, **more))
+    else:
+        try:
+            found = AutoTokenizer.from_pretrained(place)
+            tokens = HubTokens(lambda: found)
+        except Exception:
+            # Its absence has no error of its own: whatever goes wrong, the weights can still be looked at.
+            logging.getLogger(__name__).debug("no tokenizer in %s", place, exc_info=True)
     if tokens is None and model.config.get_text_config().vocab_size == 256:
         tokens = ByteTokens()
     source = place if isinstance(place, Path) else None
@@ -242,8 +261,9 @@ def _text_tokens(tokenizer: str) -> Tokens | None:
     from transformers import PreTrainedTokenizerFast
 
     if Path(tokenizer).is_file():
-        return HubTokens(PreTrainedTokenizerFast(tokenizer_file=tokenizer))
+        return HubTokens(lambda: PreTrainedTokenizerFast(tokenizer_file=tokenizer))
     try:
-        return HubTokens(PreTrainedTokenizerFast.from_pretrained(tokenizer))
+        loaded = PreTrainedTokenizerFast.from_pretrained(tokenizer)
+        return HubTokens(lambda: loaded)
     except OSError as error:
         raise UsageError(f"model: its tokenizer {tokenizer!r} cannot be opened ({error})") from error
