@@ -230,11 +230,11 @@ def robustness_table() -> str:
 
 
 def lab_table() -> str:
-    """Every measured claim: what the note says, its verdict, and how its checks came out."""
+    """Every claim that is measured with all its seeds: what the note says, its verdict, and how its checks came out."""
     rows = ["| claim | the note says | verdict | checks |", "|---|---|---|---|"]
     for claim, entry in json.loads(LAB.read_text()).items():
         states = [c["state"] for c in entry["checks"]]
-        if all(c["mean"] is None for c in entry["checks"]):
+        if entry["seeds"] < entry["seeds_wanted"]:
             continue
         told = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         rows.append(f"| {claim} | {cell(entry['says'])} | **{entry['verdict']}** | {told} |")

@@ -189,3 +189,18 @@ def test_a_folder_with_a_tokenizer_keeps_it(saved: Callable[[str], Path], tmp_pa
     tokens = open_model(str(written), device="cpu").tokens
     assert isinstance(tokens, HubTokens)
     assert tokens.encode("be light") == [2, 1]
+
+
+def test_a_model_that_overflows_has_a_place_on_the_pages() -> None:
+    """Infinite loss, perplexity and divergence are shown as such."""
+    from muonwire.report import render_page
+    from muonwire.spectra.compare_page import likeness_table
+    from muonwire.spectra.likeness import Likeness
+    from muonwire.spectra.sweep_page import sweep_page
+
+    whole = Likeness(loss=2.0, kl=0.0, agreement=1.0, num_tokens=8)
+    broken = Likeness(loss=math.inf, kl=math.inf, agreement=0.0, num_tokens=8)
+    assert [c.text for c in likeness_table(("a", "b"), (whole, broken)).rows[1]][1:4] == ["inf"] * 3
+    point = Point(name="polar", strength=1.0, edit=PolarFactor())
+    page = render_page(sweep_page("a", whole, [("*_Proj", point, whole), ("*_Proj", point, broken)]))
+    assert "inf" in page

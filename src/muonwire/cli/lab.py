@@ -1,13 +1,14 @@
 """`muonwire lab`."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from muonwire.cli.actions import Action, dispatch
 from muonwire.cli.arguments import parse
 from muonwire.errors import UsageError
 from muonwire.lab.catalog import choose, load_claims
@@ -131,7 +132,7 @@ def _write(out: Path, ids: Sequence[str], *, quick: bool, claims_from: tuple[Pat
     print(f"page: {out / PAGE_NAME}")
 
 
-ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "run": _run, "report": _report}
+ACTIONS: dict[str, Action] = {"list": _list, "run": _run, "report": _report}
 
 
 USAGE = "\n".join(
@@ -153,9 +154,4 @@ USAGE = "\n".join(
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if args else 2
-    if args[0] not in ACTIONS:
-        raise UsageError(f"lab: {args[0]!r} is not an action; allowed are {', '.join(ACTIONS)}")
-    return ACTIONS[args[0]](args[1:])
+    return dispatch(args, ACTIONS, command="lab", usage=USAGE)

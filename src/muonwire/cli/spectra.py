@@ -1,19 +1,23 @@
 """`muonwire spectra`."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from muonwire.cli.actions import Action, dispatch
 from muonwire.cli.arguments import parse
 from muonwire.cli.progress import bench_bar
 from muonwire.errors import UsageError
 from muonwire.spectra.models import Opened, open_model
 from muonwire.spectra.talk import PROMPTS, Sampling
+
+if TYPE_CHECKING:
+    from muonwire.report import Page
+    from muonwire.spectra.measure import Measured
 
 Models = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -192,12 +196,6 @@ def _at_least(models: Sequence[str], count: int, command: str) -> None:
         )
 
 
-@contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[str], None]]:
-    with bench_bar(label, total=total) as step:
-        yield step
-
-
 def _show(args: Sequence[str]) -> int:
     settings = parse(
         SpectraShow,
@@ -212,7 +210,6 @@ def _show(args: Sequence[str]) -> int:
         ),
     )
     _at_least(settings.models, 1, "show")
-    from muonwire.report import render_page, write_png
     from muonwire.spectra.measure import Measured, measure, num_matrices, write_measured
     from muonwire.spectra.show_page import show_page
 
@@ -221,7 +218,7 @@ def _show(args: Sequence[str]) -> int:
     for name in settings.models:
         opened = settings.place.open(name)
         count = num_matrices(opened.model)
-        with _bar(opened.label, count) as step:
+        with bench_bar(opened.label, total=count) as step:
             label = opened.label if opened.label not in [m.label for m in measured] else name
             measured.append(measure(opened.model, label=label, step=step))
         facts.append(f"{label}: {name}, {count} matrices, {next(opened.model.parameters()).dtype}")
@@ -230,32 +227,38 @@ def _show(args: Sequence[str]) -> int:
     paths = write_measured(measured, settings.out)
     page = show_page(measured, facts=[*facts, "muonwire spectra show " + " ".join(settings.models)])
     path = settings.out / "show.html"
-    path.write_text(render_page(page), encoding="utf-8")
-    for chart in page.charts:
-        write_png(chart, settings.out)
+    _write_page(page, path)
     _print_summary(measured)
     print(f"page: {path}; tables: {', '.join(str(p) for p in paths)}")
     return 0
 
 
-def _print_summary(measured: Sequence[object]) -> None:
+def _write_page(page: "Page", path: Path) -> None:
+    """The page, and each of its charts as a PNG beside it."""
+    from muonwire.report import render_page, write_png
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render_page(page), encoding="utf-8")
+    for chart in page.charts:
+        write_png(chart, path.parent)
+
+
+def _print_summary(measured: Sequence["Measured"]) -> None:
     import polars as pl
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     from muonwire.report.units import number_text
-    from muonwire.spectra.measure import Measured
     from muonwire.spectra.show_page import TITLES, summary_rows
 
-    all_of = [m for m in measured if isinstance(m, Measured)]
     table = Table(box=SIMPLE_HEAD, title="Medians over the layers", title_justify="left")
-    labels = [m.label for m in all_of]
+    labels = [m.label for m in measured]
     names = ("Kind", "Model") if len(labels) > 1 else ("Kind",)
     for label in (*names, "Number", *TITLES.values()):
         left = label in names
         table.add_column(label, justify="left" if left else "right", overflow="fold", no_wrap=left)
-    for kind, label, count, medians in summary_rows(pl.concat([m.matrices for m in all_of]), labels):
+    for kind, label, count, medians in summary_rows(pl.concat([m.matrices for m in measured]), labels):
         named = (kind, label)[: len(names)]
         table.add_row(*named, str(count), *(number_text(v) for v in medians.values()))
     Console().print(table)
@@ -281,7 +284,7 @@ def _edit(args: Sequence[str]) -> int:
     edits = parse_edits(settings.edit)
     opened = settings.place.open(settings.model)
     check_target(opened, settings.out, overwrite=settings.overwrite)
-    with _bar(opened.label, num_edited(opened.model, edits)) as step:
+    with bench_bar(opened.label, total=num_edited(opened.model, edits)) as step:
         done = edit_model(opened.model, edits, step=step)
     path = write_model(opened, settings.out, edits=edits, edited=done, overwrite=settings.overwrite)
     moved = sorted(done, key=lambda e: -e.moved)
@@ -306,17 +309,17 @@ def _compare(args: Sequence[str]) -> int:
     _at_least(settings.models, 2, "compare")
     from dataclasses import asdict
 
-    from muonwire.report import render_page
     from muonwire.spectra.compare_page import compare_page
     from muonwire.spectra.likeness import losses, text_windows
     from muonwire.spectra.talk import answer
     from muonwire.train.checkpoint import write_json
+    from muonwire.train.metrics import finite_or_none
 
     opened = [settings.place.open(name) for name in settings.models]
     text = settings.text
     windows = text_windows(opened[0], text.read(), windows=text.windows, length=text.length)
     likenesses = losses(opened, windows)
-    with _bar("answers", len(opened) * len(text.prompts)) as step:
+    with bench_bar("answers", total=len(opened) * len(text.prompts)) as step:
         answers = []
         for one in opened:
             said = []
@@ -326,14 +329,13 @@ def _compare(args: Sequence[str]) -> int:
             answers.append(said)
     labels = _labels(opened)
     page = compare_page(labels, likenesses, answers, text=text.about, facts=_facts(settings.sampling, text))
-    settings.out.mkdir(parents=True, exist_ok=True)
     path = settings.out / "compare.html"
-    path.write_text(render_page(page), encoding="utf-8")
+    _write_page(page, path)
     record = [
         {
             "model": one.name,
-            "perplexity": _finite(like.perplexity),
-            **{k: _finite(v) for k, v in asdict(like).items()},
+            "perplexity": finite_or_none(like.perplexity),
+            **{k: finite_or_none(v) for k, v in asdict(like).items()},
             "answers": [asdict(a) for a in said],
         }
         for one, like, said in zip(opened, likenesses, answers, strict=True)
@@ -361,12 +363,6 @@ def _facts(sampling: Sampling, text: TextChoice) -> list[str]:
     ]
 
 
-def _finite(value: float) -> float | None:
-    import math
-
-    return value if math.isfinite(value) else None
-
-
 def _sweep(args: Sequence[str]) -> int:
     settings = parse(
         SpectraSweep,
@@ -381,7 +377,6 @@ def _sweep(args: Sequence[str]) -> int:
     _at_least([settings.model] if settings.model else [], 1, "sweep")
     import polars as pl
 
-    from muonwire.report import render_page, write_png
     from muonwire.spectra.edit import edit_model
     from muonwire.spectra.edits import parse_edits
     from muonwire.spectra.likeness import Reference, text_windows
@@ -393,7 +388,7 @@ def _sweep(args: Sequence[str]) -> int:
     opened = settings.place.open(settings.model)
     reference = Reference(opened, text_windows(opened, text.read(), windows=text.windows, length=text.length))
     outcomes = []
-    with _bar(opened.label, len(SWEEP) * len(settings.kinds)) as step:
+    with bench_bar(opened.label, total=len(SWEEP) * len(settings.kinds)) as step:
         for outcome in sweep(opened.model, reference, kinds=settings.kinds):
             step(f"{outcome[0]}: {outcome[1].edit}")
             outcomes.append(outcome)
@@ -409,9 +404,8 @@ def _sweep(args: Sequence[str]) -> int:
         answers=answers,
         facts=_facts(settings.sampling, text),
     )
-    settings.out.mkdir(parents=True, exist_ok=True)
     path = settings.out / "sweep.html"
-    path.write_text(render_page(page), encoding="utf-8")
+    _write_page(page, path)
     rows = [
         {
             "kind": kind,
@@ -426,8 +420,6 @@ def _sweep(args: Sequence[str]) -> int:
         for kind, point, found in outcomes
     ]
     pl.DataFrame(rows).write_parquet(settings.out / "sweep.parquet")
-    for chart in page.charts:
-        write_png(chart, settings.out)
     print(f"{len(rows)} edits; page: {path}; table: {settings.out / 'sweep.parquet'}")
     return 0
 
@@ -451,7 +443,7 @@ def _chat(args: Sequence[str]) -> int:
     return 0
 
 
-ACTIONS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+ACTIONS: dict[str, tuple[Action, str]] = {
     "show": (_show, "singular values of every weight matrix, of one model or of several"),
     "edit": (_edit, "change singular values and write the model"),
     "compare": (_compare, "perplexity, KL and answers of models beside each other"),
@@ -477,9 +469,5 @@ USAGE = "\n".join(
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    if not args or args[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if args else 2
-    if args[0] not in ACTIONS:
-        raise UsageError(f"spectra: {args[0]!r} is not an action; allowed are {', '.join(ACTIONS)}")
-    return ACTIONS[args[0]][0](args[1:])
+    actions = {name: run for name, (run, _) in ACTIONS.items()}
+    return dispatch(args, actions, command="spectra", usage=USAGE)

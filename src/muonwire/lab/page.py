@@ -46,7 +46,7 @@ def write_report(claims: Sequence[Claim], *, out: Path, quick: bool, images: boo
     out.mkdir(parents=True, exist_ok=True)
     path = out / PAGE_NAME
     path.write_text(render_page(page), encoding="utf-8")
-    written = [path, write_verdicts(claims, measured, out=out)]
+    written = [path, write_verdicts(claims, measured, out=out, quick=quick)]
     (out / "rows").mkdir(exist_ok=True)
     for claim in claims:
         rows = measured[claim.id][0]
@@ -61,7 +61,7 @@ def write_report(claims: Sequence[Claim], *, out: Path, quick: bool, images: boo
 
 
 def write_verdicts(
-    claims: Sequence[Claim], measured: Mapping[str, tuple[list[Row], float]], *, out: Path
+    claims: Sequence[Claim], measured: Mapping[str, tuple[list[Row], float]], *, out: Path, quick: bool
 ) -> Path:
     """The verdicts with the figures they follow from, for machines."""
     table: dict[str, Any] = {}
@@ -70,6 +70,8 @@ def write_verdicts(
         table[claim.id] = {
             "verdict": decision.verdict,
             "says": claim.says,
+            "seeds": len({row["seed"] for row in measured[claim.id][0]}),
+            "seeds_wanted": len(repeats_of(claim, quick=quick)),
             "checks": [
                 {
                     "statement": o.check.name,

@@ -102,23 +102,36 @@ def muon_groups(
     model: nn.Module, lr: float, settings: MuonSettings, *, exchange_first: Sequence[Stage]
 ) -> list[dict[str, Any]]:
     """The groups of Muon: hidden matrices through momentum → polar → scale, the rest through Adam."""
+    return routed_groups(
+        model,
+        lr,
+        settings,
+        hidden=chain(*exchange_first, settings.polar_chain()),
+        rest=chain(*exchange_first, settings.adam_stage()),
+    )
+
+
+def routed_groups(
+    model: nn.Module, lr: float, settings: MuonSettings, *, hidden: Stage, rest: Stage
+) -> list[dict[str, Any]]:
+    """The groups of hidden matrices and of everything else, each with a chain and a learning rate of its own."""
     routing = settings.routing(model)
-    hidden = named_group(
+    matrices = named_group(
         "hidden",
         [(r.name, r.param) for r in routing.polar],
-        chain=chain(*exchange_first, settings.polar_chain()),
+        chain=hidden,
         layouts=[str(r.layout) for r in routing.polar],
         lr=lr,
         weight_decay=settings.weight_decay,
     )
-    rest = by_dimensions(
+    others = by_dimensions(
         "other",
         [(r.name, r.param) for r in routing.adam],
         weight_decay=settings.weight_decay,
-        chain=chain(*exchange_first, settings.adam_stage()),
+        chain=rest,
         lr=lr * settings.adam_lr_ratio,
     )
-    return [hidden, *rest]
+    return [matrices, *others]
 
 
 def _build_adamw(model: nn.Module, lr: float, exchange: Exchange, options: AdamSettings) -> ChainOptimizer:

@@ -8,7 +8,7 @@ from muonwire.errors import UsageError
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
-from muonwire.recipes.dense import MuonSettings, by_dimensions, named_group
+from muonwire.recipes.dense import MuonSettings, routed_groups
 from muonwire.stages import (
     Adam,
     ByRate,
@@ -87,23 +87,14 @@ class MuonFastSettings(MuonSettings):
 
 
 def _build(model: nn.Module, lr: float, exchange: Exchange, options: MuonFastSettings) -> ChainOptimizer:
-    routing = options.routing(model)
-    hidden = named_group(
-        "hidden",
-        [(r.name, r.param) for r in routing.polar],
-        chain=chain(Mean(), options.polar_chain()),
-        layouts=[str(r.layout) for r in routing.polar],
-        lr=lr,
-        weight_decay=options.weight_decay,
+    groups = routed_groups(
+        model,
+        lr,
+        options,
+        hidden=chain(Mean(), options.polar_chain()),
+        rest=chain(Mean(), options.rest_stage()),
     )
-    rest = by_dimensions(
-        "other",
-        [(r.name, r.param) for r in routing.adam],
-        weight_decay=options.weight_decay,
-        chain=chain(Mean(), options.rest_stage()),
-        lr=lr * options.adam_lr_ratio,
-    )
-    return ChainOptimizer([hidden, *rest], lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, lr=lr, exchange=exchange)
 
 
 MUONFAST = Recipe(

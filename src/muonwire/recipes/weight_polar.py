@@ -7,7 +7,7 @@ from torch import nn
 from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
-from muonwire.recipes.dense import MuonSettings, by_dimensions, named_group
+from muonwire.recipes.dense import MuonSettings, routed_groups
 from muonwire.stages import Mean, Momentum, Stage, WeightPolar, chain
 
 
@@ -34,23 +34,14 @@ class SGDWeightPolarSettings(MuonSettings):
 def _build(
     model: nn.Module, lr: float, exchange: Exchange, options: SGDWeightPolarSettings
 ) -> ChainOptimizer:
-    routing = options.routing(model)
-    hidden = named_group(
-        "hidden",
-        [(r.name, r.param) for r in routing.polar],
-        chain=chain(Mean(), *options.hidden_stages()),
-        layouts=[str(r.layout) for r in routing.polar],
-        lr=lr,
-        weight_decay=options.weight_decay,
+    groups = routed_groups(
+        model,
+        lr,
+        options,
+        hidden=chain(Mean(), *options.hidden_stages()),
+        rest=chain(Mean(), options.adam_stage()),
     )
-    rest = by_dimensions(
-        "other",
-        [(r.name, r.param) for r in routing.adam],
-        weight_decay=options.weight_decay,
-        chain=chain(Mean(), options.adam_stage()),
-        lr=lr * options.adam_lr_ratio,
-    )
-    return ChainOptimizer([hidden, *rest], lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, lr=lr, exchange=exchange)
 
 
 SGD_WEIGHT_POLAR = Recipe(

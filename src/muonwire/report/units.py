@@ -92,3 +92,12 @@ def percent_text(share: float) -> str:
     """``0.0123`` as ``1.2 %``, ``0.41`` as ``41 %``."""
     percent = 100 * share
     return f"{percent:.0f}{NBSP}%" if abs(percent) >= 10 else f"{digits_text(percent, digits=2)}{NBSP}%"
+
+
+def file_slug(text: str) -> str:
+    """``text`` as a part of a plain file name.
+
+    >>> file_slug("*_Proj")
+    'proj'
+    """
+    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-") or "all"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from muonwire.report import Cell, Column, Listing, Listings, Page, Section, Table
-from muonwire.report.units import count_text, digits_text, percent_text
+from muonwire.report.units import count_text, number_text, percent_text
 from muonwire.spectra.likeness import Likeness
 from muonwire.spectra.talk import Answer
 
@@ -50,7 +50,7 @@ def likeness_table(labels: Sequence[str], likenesses: Sequence[Likeness]) -> Tab
     for label, one in zip(labels, likenesses, strict=True):
         cells = [
             f"{one.loss:.4f}",
-            digits_text(one.perplexity, digits=4),
+            number_text(one.perplexity),
             f"{one.kl:.4f}",
             percent_text(one.agreement),
         ]

@@ -8,7 +8,7 @@ import polars as pl
 
 from muonwire.report import Block, Cell, Chart, Column, Page, Row, Section, Table
 from muonwire.report.charts.series import series_chart
-from muonwire.report.units import count_text, number_text
+from muonwire.report.units import count_text, file_slug, number_text
 from muonwire.spectra.measure import MEASURES, Measured
 
 TITLES = {
@@ -147,7 +147,7 @@ def _spectra(values: pl.DataFrame, kind: str, labels: Sequence[str]) -> Chart | 
         return None
     return series_chart(
         points,
-        name=f"spectrum-{_slug(kind)}",
+        name=f"spectrum-{file_slug(kind)}",
         title=kind,
         how_to_read="Mean over the matrices of each model." if several else "Some of the layers.",
         x_title="Place by size, share of r",
@@ -189,7 +189,3 @@ def _every(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
         rows=tuple(body),
     )
     return Section(title="Every matrix", anchor="matrices", blocks=(table,))
-
-
-def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.lower()).strip("-") or "matrix"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from muonwire.report import Block, Cell, Chart, Column, Page, Section, Table
 from muonwire.report.charts.series import series_chart
-from muonwire.report.units import digits_text, percent_text
+from muonwire.report.units import digits_text, file_slug, number_text, percent_text
 from muonwire.spectra.compare_page import answers_table, conversations
 from muonwire.spectra.likeness import Likeness
 from muonwire.spectra.sweep import Point
@@ -73,7 +73,7 @@ def sweep_charts(original: Likeness, outcomes: Sequence[Outcome]) -> list[Chart]
         charts.append(
             series_chart(
                 points,
-                name=f"strength-{''.join(c if c.isalnum() else '-' for c in kind)}",
+                name=f"strength-{file_slug(kind)}",
                 title=f"Edits of {kind} weights",
                 how_to_read="Nats a token above the original; what is not above it by 0.0001 stands at 0.0001.",
                 x_title="Strength",
@@ -93,9 +93,9 @@ def _tables(original: Likeness, outcomes: Sequence[Outcome], kinds: Sequence[str
             cells = (
                 Cell(text=str(point.edit)),
                 Cell(text=digits_text(point.strength)),
-                Cell(text=digits_text(found.perplexity, digits=4)),
+                Cell(text=number_text(found.perplexity)),
                 Cell(text=f"{found.loss - original.loss:+.4f}"),
-                Cell(text=digits_text(found.kl)),
+                Cell(text=number_text(found.kl)),
                 Cell(text=percent_text(found.agreement)),
             )
             rows.append((Cell(text=point.name), *cells))

@@ -67,13 +67,13 @@ def stream(opened: Opened, ids: Sequence[int], sampling: Sampling) -> Iterator[i
     longest = getattr(opened.model.config, "max_position_embeddings", None)
     context, cache = list(ids), None
     fed = torch.tensor([context[-longest:] if longest else context], device=opened.device)
+    ends = _end_tokens(opened)
     for _ in range(sampling.max_tokens):
         with torch.no_grad():
             out = opened.model(input_ids=fed, past_key_values=cache, use_cache=True)
         # Uniform numbers instead of torch.multinomial: two models that agree in distribution then agree in tokens.
         token = _chosen(out.logits[0, -1].float().cpu(), sampling, float(torch.rand((), generator=generator)))
-        ends = getattr(opened.model, "generation_config", None)
-        if token in _end_tokens(opened, ends):
+        if token in ends:
             return
         yield token
         context.append(token)
@@ -84,9 +84,9 @@ def stream(opened: Opened, ids: Sequence[int], sampling: Sampling) -> Iterator[i
             cache, fed = out.past_key_values, torch.tensor([[token]], device=opened.device)
 
 
-def _end_tokens(opened: Opened, settings: object) -> set[int]:
+def _end_tokens(opened: Opened) -> set[int]:
     found = {opened.tokens.end} if opened.tokens is not None else set()
-    more = getattr(settings, "eos_token_id", None)
+    more = getattr(getattr(opened.model, "generation_config", None), "eos_token_id", None)
     found |= set(more) if isinstance(more, list) else {more}
     return {t for t in found if t is not None}
 
