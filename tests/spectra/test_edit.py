@@ -22,7 +22,7 @@ from muonwire.spectra.edits import parse_edits
 from muonwire.spectra.measure import singular_values
 from muonwire.spectra.models import Opened, open_model
 from muonwire.spectra.weights import weights_of
-from tests.spectra.conftest import KINDS, build_small
+from tests.spectra.conftest import KINDS, build_small, write_gguf
 
 IDS = torch.arange(40)[None] % 256
 
@@ -63,6 +63,24 @@ def test_what_is_read_back_has_the_wanted_spectrum(
     record = read_record(folder)
     assert record["edits"] == [str(e) for e in edits]
     assert set(record["matrices"]) == set(done)
+
+
+def test_a_gguf_file_is_edited_and_written(tmp_path: Path) -> None:
+    """Its blocks become matrices; what is written opens as a folder, with its tokenizer, and says the same."""
+    pytest.importorskip("gguf")
+    write_gguf(tmp_path / "tiny.gguf")
+    opened = open_model(str(tmp_path / "tiny.gguf"), device="cpu")
+    ids = torch.arange(20)[None]
+    copy = open_model(str(write_model(opened, tmp_path / "copy")), device="cpu")
+    assert torch.equal(copy.model(input_ids=ids).logits, opened.model(input_ids=ids).logits)
+    assert copy.tokens is not None
+    assert opened.tokens is not None
+    assert copy.tokens.encode("Hallo") == opened.tokens.encode("Hallo")
+    (done,) = edit_model(opened.model, parse_edits(["clip(high=1.0, kind='down_proj')"]))
+    folder = write_model(opened, tmp_path / "edited", edited=[done])
+    matrix = open_model(str(folder), device="cpu").model.model.layers[0].mlp.down_proj.weight.detach()
+    s = torch.linalg.svdvals(matrix.double())
+    assert torch.allclose(s, done.wanted, atol=float(1e-7 * matrix.norm()))
 
 
 def test_only_the_chosen_weights_change() -> None:

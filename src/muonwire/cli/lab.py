@@ -14,6 +14,7 @@ from muonwire.errors import UsageError
 from muonwire.lab.catalog import choose, load_claims
 from muonwire.lab.page import PAGE_NAME, read_verdicts, write_report
 from muonwire.lab.run import LabConfig, run
+from muonwire.spectra.models import PACKAGED
 
 Ids = Annotated[tuple[str, ...], tyro.conf.Positional]
 
@@ -29,6 +30,8 @@ class LabRun:
         quick: sizes and steps as small as a test wants them; no evidence.
         jobs: measurements side by side. Default: the number of cores.
         claims_from: Python files with claims of your own.
+        language_model: the pretrained model whose gradients are measured: a folder of transformers, a GGUF file, a hub name, or
+            smollm2.
     """
 
     ids: Ids = ()
@@ -37,6 +40,7 @@ class LabRun:
     quick: bool = False
     jobs: int | None = None
     claims_from: tuple[Path, ...] = ()
+    language_model: str = PACKAGED
 
     @property
     def config(self) -> LabConfig:
@@ -44,7 +48,12 @@ class LabRun:
         if self.all and self.ids:
             raise UsageError(f"lab: --all and {', '.join(self.ids)} are both given; leave out one of them")
         return LabConfig(
-            ids=self.ids, out=self.out, quick=self.quick, jobs=self.jobs, claims_from=self.claims_from
+            ids=self.ids,
+            out=self.out,
+            quick=self.quick,
+            jobs=self.jobs,
+            claims_from=self.claims_from,
+            language_model=self.language_model,
         )
 
 
@@ -88,6 +97,7 @@ def _run(args: Sequence[str]) -> int:
             "muonwire lab run --all",
             "muonwire lab run conflict.1 integration --jobs 2",
             "muonwire lab run --quick",
+            "muonwire lab run future.1 --language-model HuggingFaceTB/SmolLM2-360M --out runs/lab360m",
         ),
     )
     config = settings.config

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 Models = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+# The heads of the summary, short enough for a terminal of 80 columns.
+SUMMARY = {
+    "condition": "Condition",
+    "stable_rank": "Stable rank",
+    "effective_rank": "Eff. rank",
+    "entropy": "Entropy",
+    "tail": "Tail exp.",
+}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -153,7 +161,7 @@ class SpectraSweep:
         model: folder, GGUF file, run or checkpoint of ours, hub name, or smollm2.
         kinds: kinds or groups of weights that are edited, each by itself.
         talk: edits that are also talked to; the original always is.
-        out: folder of the page, its charts and sweep.parquet.
+        out: folder of the page, its charts and sweep.parquet; a sweep that was stopped goes on there.
         text: what is predicted and asked.
         sampling: how answers are chosen.
         place: where to compute.
@@ -250,17 +258,18 @@ def _print_summary(measured: Sequence["Measured"]) -> None:
     from rich.table import Table
 
     from muonwire.report.units import number_text
-    from muonwire.spectra.show_page import TITLES, summary_rows
+    from muonwire.spectra.show_page import summary_rows
 
-    table = Table(box=SIMPLE_HEAD, title="Medians over the layers", title_justify="left")
+    title = "Medians over the layers; ranks as shares of r"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
     labels = [m.label for m in measured]
     names = ("Kind", "Model") if len(labels) > 1 else ("Kind",)
-    for label in (*names, "Number", *TITLES.values()):
+    for label in (*names, "Number", *SUMMARY.values()):
         left = label in names
         table.add_column(label, justify="left" if left else "right", overflow="fold", no_wrap=left)
     for kind, label, count, medians in summary_rows(pl.concat([m.matrices for m in measured]), labels):
         named = (kind, label)[: len(names)]
-        table.add_row(*named, str(count), *(number_text(v) for v in medians.values()))
+        table.add_row(*named, str(count), *(number_text(medians[name]) for name in SUMMARY))
     Console().print(table)
 
 
@@ -380,22 +389,34 @@ def _sweep(args: Sequence[str]) -> int:
     from muonwire.spectra.edit import edit_model
     from muonwire.spectra.edits import parse_edits
     from muonwire.spectra.likeness import Reference, text_windows
-    from muonwire.spectra.sweep import SWEEP, sweep
+    from muonwire.spectra.sweep import SWEEP, Journal, sweep
     from muonwire.spectra.sweep_page import sweep_page
     from muonwire.spectra.talk import answer
 
     text, talk = settings.text, parse_edits(settings.talk)
     opened = settings.place.open(settings.model)
     reference = Reference(opened, text_windows(opened, text.read(), windows=text.windows, length=text.length))
+    journal = Journal(settings.out, settings.model, reference)
+    known = dict(journal.found)
     outcomes = []
     with bench_bar(opened.label, total=len(SWEEP) * len(settings.kinds)) as step:
-        for outcome in sweep(opened.model, reference, kinds=settings.kinds):
-            step(f"{outcome[0]}: {outcome[1].edit}")
-            outcomes.append(outcome)
-    talked = [opened, *(settings.place.open(settings.model) for _ in talk)]
-    for edit, copy in zip(talk, talked[1:], strict=True):
-        edit_model(copy.model, [edit])
-    answers = [[answer(one, prompt, settings.sampling) for prompt in text.prompts] for one in talked]
+        for kind, point, found in sweep(opened.model, reference, kinds=settings.kinds, known=known):
+            step(f"{kind}: {point.edit}")
+            if str(point.edit) not in known:
+                journal.write(point.edit, found)
+            outcomes.append((kind, point, found))
+    answers = []
+    with bench_bar("answers", total=(1 + len(talk)) * len(text.prompts)) as step:
+        for edit in (None, *talk):
+            # One copy at a time in memory.
+            one = opened if edit is None else settings.place.open(settings.model)
+            if edit is not None:
+                edit_model(one.model, [edit])
+            said = []
+            for prompt in text.prompts:
+                step(f"{edit or opened.label}: {prompt}")
+                said.append(answer(one, prompt, settings.sampling))
+            answers.append(said)
     page = sweep_page(
         opened.label,
         reference.itself,
@@ -413,6 +434,7 @@ def _sweep(args: Sequence[str]) -> int:
             "strength": point.strength,
             "text": str(point.edit),
             "loss": found.loss,
+            "above": found.loss - reference.itself.loss,
             "perplexity": found.perplexity,
             "kl": found.kl,
             "agreement": found.agreement,

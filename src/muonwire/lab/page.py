@@ -42,7 +42,8 @@ def write_report(claims: Sequence[Claim], *, out: Path, quick: bool, images: boo
         The paths written, the page first.
     """
     measured = {c.id: rows_of(c, out=out, quick=quick) for c in claims}
-    page = lab_page(claims, measured, quick=quick)
+    told = {name: one.told(out, quick=quick) for name, one in INPUTS.items()}
+    page = lab_page(claims, measured, quick=quick, inputs=told)
     out.mkdir(parents=True, exist_ok=True)
     path = out / PAGE_NAME
     path.write_text(render_page(page), encoding="utf-8")
@@ -91,9 +92,20 @@ def write_verdicts(
 
 
 def lab_page(
-    claims: Sequence[Claim], measured: Mapping[str, tuple[list[Row], float]], *, quick: bool
+    claims: Sequence[Claim],
+    measured: Mapping[str, tuple[list[Row], float]],
+    *,
+    quick: bool,
+    inputs: Mapping[str, str],
 ) -> Page:
-    """The page of these claims."""
+    """The page of these claims.
+
+    Args:
+        claims: in order.
+        measured: the rows of each, and the seconds that they took.
+        quick: whether they are quick measurements.
+        inputs: what each input is, by its name.
+    """
     decided = {c.id: c.decide(measured[c.id][0]) for c in claims}
     counts = [d.verdict for d in decided.values()]
     told = ", ".join(f"{counts.count(v)} {v}" for v in dict.fromkeys(counts))
@@ -105,7 +117,7 @@ def lab_page(
         )
         for source in sorted({c.source for c in claims})
     ]
-    sections += [_section(c, decided[c.id], *measured[c.id], quick=quick) for c in claims]
+    sections += [_section(c, decided[c.id], *measured[c.id], quick=quick, inputs=inputs) for c in claims]
     return Page(
         title="The sources’ claims, measured",
         kicker="muonwire lab",
@@ -141,7 +153,15 @@ def _overview(claims: Sequence[Claim], decided: Mapping[str, Decision]) -> Table
     )
 
 
-def _section(claim: Claim, decision: Decision, rows: list[Row], took_s: float, *, quick: bool) -> Section:
+def _section(
+    claim: Claim,
+    decision: Decision,
+    rows: list[Row],
+    took_s: float,
+    *,
+    quick: bool,
+    inputs: Mapping[str, str],
+) -> Section:
     seeds = repeats_of(claim, quick=quick)
     measured = sorted({int(r["seed"] or 0) for r in rows})
     terms: list[tuple[str | Markup, str | Markup]] = [
@@ -156,7 +176,7 @@ def _section(claim: Claim, decision: Decision, rows: list[Row], took_s: float, *
             ("The note’s figures", "; ".join(f"{what}: {value}" for what, value in claim.quoted.items()))
         )
     if claim.inputs:
-        terms.append(("Measured on", "; ".join(INPUTS[name].about for name in claim.inputs)))
+        terms.append(("Measured on", "; ".join(inputs[name] for name in claim.inputs)))
     told = f"seeds {', '.join(map(str, measured))} of {len(seeds)}" if measured else "not measured yet"
     terms.append(("Setting", f"{told}; {seconds_text(took_s)} in all"))
     command = f"muonwire lab run {claim.id}{' --quick' if quick else ''}"

@@ -21,6 +21,7 @@ from muonwire.lab.catalog import load_claims
 from muonwire.lab.check import Row
 from muonwire.lab.claim import Claim, Setting
 from muonwire.lab.inputs import INPUTS
+from muonwire.spectra.models import PACKAGED
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import start_method
 
@@ -37,6 +38,7 @@ class LabConfig:
         quick: sizes and steps as small as a test wants them; no evidence.
         jobs: measurements side by side. Default: the number of cores.
         claims_from: Python files with claims of your own.
+        language_model: the pretrained model whose gradients are measured; see ``spectra.models.open_model``.
     """
 
     ids: tuple[str, ...] = ()
@@ -44,6 +46,7 @@ class LabConfig:
     quick: bool = False
     jobs: int | None = None
     claims_from: tuple[Path, ...] = ()
+    language_model: str = PACKAGED
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
@@ -141,7 +144,7 @@ def run(config: LabConfig, claims: Sequence[Claim], *, say: Say = print) -> dict
     failures: dict[str, str] = {}
     for name in dict.fromkeys(name for claim, _ in missing for name in claim.inputs):
         say(f"input {name}")
-        INPUTS[name].prepare(out, quick=quick)
+        INPUTS[name].prepare(out, quick=quick, model=config.language_model)
     beside = [(c, s) for c, s in missing if not c.alone]
     jobs = min(config.jobs or os.cpu_count() or 1, len(beside))
     if jobs > 1:

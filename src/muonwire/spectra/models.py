@@ -199,12 +199,14 @@ def _pretrained(
 ) -> Opened:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    more = {} if gguf is None else {"gguf_file": gguf}
+    more: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
+    # Dense weights: blocks are neither matrices nor can they be written.
+    dense: dict[str, Any] = {} if gguf is None else {"quantization_config": _dequantized()}
     # The bar of decoding a GGUF file has no switch of its own.
     quiet = nullcontext() if gguf is None else redirect_stderr(io.StringIO())
     try:
         with quiet:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", **more)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", **more, **dense)
     except Exception as error:
         # A damaged file raises whatever its reader stumbles over. The messages run over many lines; the first tells what is wrong.
         told = str(error).strip().splitlines()
@@ -218,7 +220,8 @@ def _pretrained(
     else:
         try:
             found = AutoTokenizer.from_pretrained(place)
-            tokens = HubTokens(lambda: found)
+            # Where a folder has no vocabulary, some kinds come with an empty one.
+            tokens = HubTokens(lambda: found) if found("a")["input_ids"] else None
         except Exception:
             # Its absence has no error of its own: whatever goes wrong, the weights can still be looked at.
             logging.getLogger(__name__).debug("no tokenizer in %s", place, exc_info=True)
@@ -226,6 +229,12 @@ def _pretrained(
         tokens = ByteTokens()
     source = place if isinstance(place, Path) else None
     return Opened(name=name, model=model, tokens=tokens, source=source, gguf=gguf)
+
+
+def _dequantized() -> Any:
+    from transformers.utils.quantization_config import GgufConfig
+
+    return GgufConfig(dequantize=True)
 
 
 def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:

@@ -1,7 +1,11 @@
 """Many edits of one model, each measured against the original."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +26,9 @@ from muonwire.spectra.edits import (
 )
 from muonwire.spectra.likeness import Likeness, Reference
 from muonwire.spectra.weights import weights_of
+from muonwire.train.metrics import finite_or_none, read_lines
+
+JOURNAL = "sweep.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +106,41 @@ class Editor:
                 matrix.copy_(self._originals[name])
 
 
+class Journal:
+    """What a sweep has measured, a line each, so that one that was stopped goes on.
+
+    Args:
+        folder: of the sweep.
+        name: of the model.
+        reference: the original; lines of another model, or on other text, do not count.
+    """
+
+    def __init__(self, folder: Path, name: str, reference: Reference) -> None:
+        self._path = folder / JOURNAL
+        windows = hashlib.blake2b(reference.windows.numpy().tobytes(), digest_size=8).hexdigest()
+        self._made_with = {"model": name, "windows": windows, "original": reference.itself.loss}
+        self.found: dict[str, Likeness] = {
+            line["edit"]: Likeness(**{k: float("inf") if v is None else v for k, v in line["found"].items()})
+            for line in read_lines(self._path)
+            if line.get("made_with") == self._made_with
+        }
+
+    def write(self, edit: Edit, found: Likeness) -> None:
+        """Keep what came out of one edit."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {k: finite_or_none(v) for k, v in asdict(found).items()}
+        line: dict[str, Any] = {"made_with": self._made_with, "edit": str(edit), "found": kept}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
 def sweep(
-    model: nn.Module, reference: Reference, *, kinds: Sequence[str], points: Sequence[Point] = SWEEP
+    model: nn.Module,
+    reference: Reference,
+    *,
+    kinds: Sequence[str],
+    points: Sequence[Point] = SWEEP,
+    known: Mapping[str, Likeness] | None = None,
 ) -> Iterator[tuple[str, Point, Likeness]]:
     """Every point on every kind of weights.
 
@@ -109,12 +149,18 @@ def sweep(
         reference: what it says.
         kinds: kinds or groups, such as "attention" and "mlp".
         points: edits and their strengths.
+        known: what came out before, by the edit's text; it is not measured again.
 
     Yields:
         the kind, the point with its edit on that kind, and what came out.
     """
-    editor = Editor(model, kinds)
-    for kind in kinds:
-        for point in points:
-            there = replace(point, edit=replace(point.edit, kind=kind))
-            yield kind, there, editor.tried(there.edit, reference.compare)
+    known = known or {}
+    cases = [(kind, replace(p, edit=replace(p.edit, kind=kind))) for kind in kinds for p in points]
+    missing = {kind for kind, point in cases if str(point.edit) not in known}
+    editor = Editor(model, [k for k in kinds if k in missing]) if missing else None
+    for kind, point in cases:
+        found = known.get(str(point.edit))
+        if found is None:
+            assert editor is not None
+            found = editor.tried(point.edit, reference.compare)
+        yield kind, point, found

@@ -16,8 +16,12 @@ def finite_or_none(value: float | None) -> float | None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All complete lines of a run's metrics; a line that a killed run left half written is passed over."""
-    path = folder / METRICS
+    """All complete lines of a run's metrics; see ``read_lines``."""
+    return read_lines(folder / METRICS)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a file of JSON objects, none without a file; what a killed run left half written is passed over."""
     if not path.exists():
         return []
     records = []

@@ -1,5 +1,7 @@
 """One column against another, a series for each value of a third."""
 
+import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,8 @@ from muonwire.report.charts.parts import inline, spec_of
 from muonwire.report.theme import series_colour, series_dash
 
 MARKS = ("line", "point", "bar")
+# Characters that the names below a chart's bars have together in a line, in the width of an image.
+NAMES_WIDTH = 110
 
 
 def series_chart(
@@ -50,7 +54,16 @@ def series_chart(
     # Counts, such as layers, have no halves.
     whole = numeric and all(isinstance(p["x"], int) for p in rows)
     x_axis_style = alt.Axis(tickMinStep=1) if whole else alt.Undefined
-    colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=alt.Legend(title=None))
+    # In a band's faint colour the legend could not be told apart.
+    legend = alt.Legend(title=None, symbolOpacity=1) if len(labels) > 1 else None
+    colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=legend)
+    dashes = [list(series_dash(i)) for i in range(len(labels))]
+    # More series than colours: the next round of them is dashed.
+    dash = (
+        alt.StrokeDash("recipe:N", scale=alt.Scale(domain=labels, range=dashes), legend=legend)
+        if dashes != dashes[:1] * len(dashes)
+        else alt.Undefined
+    )
     x_axis = (
         alt.X(
             "x:Q",
@@ -59,7 +72,7 @@ def series_chart(
             scale=alt.Scale(type="log" if log_x else "linear", zero=False),
         )
         if numeric
-        else alt.X("x:N", title=x_title, sort=None, axis=alt.Axis(labelAngle=0, labelOverlap=True))
+        else alt.X("x:N", title=x_title, sort=None, axis=_names_axis([str(p["x"]) for p in rows]))
     )
     scale = alt.Scale(type="log" if log_y else "linear", zero=mark == "bar" and not log_y)
     y_axis = alt.Y("y:Q", title=y_title, scale=scale)
@@ -87,7 +100,9 @@ def series_chart(
             )
         if mark == "line":
             layers.append(
-                base.mark_line(strokeWidth=2).encode(x=x_axis, y=y_axis, color=colour, detail="recipe:N")
+                base.mark_line(strokeWidth=2).encode(
+                    x=x_axis, y=y_axis, color=colour, strokeDash=dash, detail="recipe:N"
+                )
             )
         if mark == "point" or dots:
             layers.append(
@@ -96,7 +111,7 @@ def series_chart(
                 )
             )
     key = tuple(
-        KeyEntry(label=label, swatch=Swatch(series=series_colour(i), dash=series_dash(0)), selects=False)
+        KeyEntry(label=label, swatch=Swatch(series=series_colour(i), dash=series_dash(i)), selects=False)
         for i, label in enumerate(labels)
     )
     return Chart(
@@ -106,3 +121,11 @@ def series_chart(
         spec=spec_of(layers, height=height),
         key=key if len(labels) > 1 else (),
     )
+
+
+def _names_axis(names: Sequence[str]) -> alt.Axis:
+    """An axis of names, each in as many lines as it needs to stand beside the others."""
+    different = list(dict.fromkeys(names))
+    width = max(NAMES_WIDTH // max(len(different), 1), 8)
+    lines = {name: textwrap.wrap(name, width, break_long_words=False) or [name] for name in different}
+    return alt.Axis(labelAngle=0, labelOverlap=True, labelExpr=f"({json.dumps(lines)})[datum.label]")
