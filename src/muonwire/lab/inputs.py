@@ -191,7 +191,7 @@ def _language_model(folder: Path, quick: bool, chosen: str) -> None:
     if quick:
         name, batches, window = "untrained", 1, (2, 32)
         model: nn.Module = build_llama("pico", vocabulary=256, sequence=32, seed=1)
-        ids = list(read_text(())[:100_000])
+        encoded = list(read_text(())[:100_000])
     else:
         opened = open_model(chosen, dtype=torch.float32)
         if opened.tokens is None:
@@ -201,14 +201,14 @@ def _language_model(folder: Path, quick: bool, chosen: str) -> None:
         model = opened.model
         longest = getattr(model.config, "max_position_embeddings", None) or 256
         name, batches, window = opened.gguf or opened.label, 8, (4, min(256, longest))
-        ids = opened.tokens.encode(read_text(())[:400_000].decode())
-    text = torch.tensor(ids, device=next(model.parameters()).device)
+        encoded = opened.tokens.encode(read_text(())[:400_000].decode())
+    text = torch.tensor(encoded, device=next(model.parameters()).device)
     weights = [w for w in weights_of(model) if w.route.role == "hidden" and w.route.param.ndim == 2]
     numbers = sorted({w.layer for w in weights if w.layer is not None})
     taken = numbers if quick else (numbers[0], numbers[len(numbers) // 2], numbers[-1])
     hidden = {_short(w.name): w.route.param for w in weights if w.layer in taken}
-    for p in model.parameters():
-        p.requires_grad_(False)
+    for param in model.parameters():
+        param.requires_grad_(False)
     for p in hidden.values():
         p.requires_grad_(True)
     momentum = {n: torch.zeros_like(p) for n, p in hidden.items()}

@@ -120,7 +120,7 @@ class Journal:
         windows = hashlib.blake2b(reference.windows.numpy().tobytes(), digest_size=8).hexdigest()
         self._made_with = {"model": name, "windows": windows, "original": reference.itself.loss}
         self.found: dict[str, Likeness] = {
-            line["edit"]: Likeness(**{k: float("inf") if v is None else v for k, v in line["found"].items()})
+            line["edit"]: _likeness(line["found"])
             for line in read_lines(self._path)
             if line.get("made_with") == self._made_with
         }
@@ -132,6 +132,11 @@ class Journal:
         line: dict[str, Any] = {"made_with": self._made_with, "edit": str(edit), "found": kept}
         with self._path.open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def _likeness(kept: dict[str, Any]) -> Likeness:
+    values: dict[str, Any] = {k: float("inf") if v is None else v for k, v in kept.items()}
+    return Likeness(**values)
 
 
 def sweep(
