@@ -13,15 +13,14 @@ from pathlib import Path
 from muonwire.lab.inputs import ABOUT, INPUTS
 
 ROOT = Path(__file__).resolve().parents[1]
-# What a page in the documentation shows; the whole page has every chart.
+# What the pages of docs/ show; the whole page has every chart.
 SHOWN = (
-    "conflict-1-*",
-    "coefficients-2-*",
-    "vit-7-*",
-    "hypothesis-1-*",
-    "topdown-4-*",
-    "topdown-6-*",
-    "topdown-7-*",
+    "conflict-1-departure",
+    "coefficients-1-errors",
+    "hypothesis-1-rank",
+    "vit-7-methods",
+    "topdown-4-effective-rank",
+    "topdown-7-kept",
 )
 
 
@@ -45,9 +44,8 @@ def main() -> None:
             (kept / "inputs" / name).mkdir(parents=True)
             shutil.copy(about, kept / "inputs" / name / ABOUT)
     shutil.copy(out / "verdicts.json", kept / "verdicts.json")
-    for pattern in SHOWN:
-        for path in sorted((out / "images").glob(f"{pattern}.png")):
-            shutil.copy(path, images / path.name)
+    for name in SHOWN:
+        shutil.copy(out / "images" / f"{name}.png", images)
 
 
 if __name__ == "__main__":

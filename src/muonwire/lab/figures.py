@@ -66,6 +66,8 @@ def plot_chart(plot: Plot, rows: Sequence[Row], *, claim: str) -> Chart:
     by = [x] if plot.series is None else [x, plot.series[0]]
     points: list[dict[str, Any]] = []
     for name in _distinct(rows, by, plot.select):
+        if name[-1] in plot.left_out:
+            continue
         values = by_seed(rows, column=y, select={**plot.select, **dict(zip(by, name, strict=True))})
         if not values or (plot.log_y and min(values) <= 0):
             continue

@@ -53,6 +53,7 @@ class Plot:
         mark: "line", "point" or "bar".
         log_x, log_y: logarithmic axes. Default: linear.
         select: the rows that take part. Default: all.
+        left_out: series that are not drawn, such as the reference that the others are measured against. Default: none.
     """
 
     name: str
@@ -65,3 +66,4 @@ class Plot:
     log_x: bool = False
     log_y: bool = False
     select: Mapping[str, Value] = field(default_factory=dict)
+    left_out: tuple[Value, ...] = ()

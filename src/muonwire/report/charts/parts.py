@@ -34,15 +34,20 @@ def recipe_key(recipes: Iterable[RecipeResult]) -> tuple[KeyEntry, ...]:
     return tuple(KeyEntry(label=recipe.recipe, swatch=swatch(recipe)) for recipe in recipes)
 
 
-def recipe_colour(results: Results, *, line: bool = True) -> alt.Color:
-    """Colour by recipe, keyed by a ``line`` or a point; the palette is the configuration's."""
+def legend(*, line: bool) -> alt.Legend:
+    """A legend of line samples, or of points; never as faint as a band."""
     symbol = (
         {"symbolType": "stroke", "symbolStrokeWidth": 3, "symbolSize": 260} if line else {"symbolSize": 90}
     )
+    return alt.Legend(title=None, symbolOpacity=1, **symbol)
+
+
+def recipe_colour(results: Results, *, line: bool = True) -> alt.Color:
+    """Colour by recipe, keyed by a ``line`` or a point; the palette is the configuration's."""
     return alt.Color(
         "recipe:N",
         scale=alt.Scale(domain=[r.recipe for r in results.recipes]),
-        legend=alt.Legend(title=None, symbolOpacity=1, **symbol),
+        legend=legend(line=line),
     )
 
 

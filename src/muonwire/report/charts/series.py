@@ -9,7 +9,7 @@ import altair as alt
 
 from muonwire.errors import UsageError
 from muonwire.report.blocks import Chart, KeyEntry, Swatch
-from muonwire.report.charts.parts import inline, spec_of
+from muonwire.report.charts.parts import inline, legend, spec_of
 from muonwire.report.theme import series_colour, series_dash
 
 MARKS = ("line", "point", "bar")
@@ -54,13 +54,12 @@ def series_chart(
     # Counts, such as layers, have no halves.
     whole = numeric and all(isinstance(p["x"], int) for p in rows)
     x_axis_style = alt.Axis(tickMinStep=1) if whole else alt.Undefined
-    # In a band's faint colour the legend could not be told apart.
-    legend = alt.Legend(title=None, symbolOpacity=1) if len(labels) > 1 else None
-    colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=legend)
+    samples = legend(line=mark == "line") if len(labels) > 1 else None
+    colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=samples)
     dashes = [list(series_dash(i)) for i in range(len(labels))]
     # More series than colours: the next round of them is dashed.
     dash = (
-        alt.StrokeDash("recipe:N", scale=alt.Scale(domain=labels, range=dashes), legend=legend)
+        alt.StrokeDash("recipe:N", scale=alt.Scale(domain=labels, range=dashes), legend=samples)
         if dashes != dashes[:1] * len(dashes)
         else alt.Undefined
     )
@@ -69,12 +68,12 @@ def series_chart(
             "x:Q",
             title=x_title,
             axis=x_axis_style,
-            scale=alt.Scale(type="log" if log_x else "linear", zero=False),
+            scale=_log() if log_x else alt.Scale(type="linear", zero=False),
         )
         if numeric
         else alt.X("x:N", title=x_title, sort=None, axis=_names_axis([str(p["x"]) for p in rows]))
     )
-    scale = alt.Scale(type="log" if log_y else "linear", zero=mark == "bar" and not log_y)
+    scale = _log() if log_y else alt.Scale(type="linear", zero=mark == "bar")
     y_axis = alt.Y("y:Q", title=y_title, scale=scale)
     base = alt.Chart(inline(rows))
     tooltip = [
@@ -121,6 +120,11 @@ def series_chart(
         spec=spec_of(layers, height=height),
         key=key if len(labels) > 1 else (),
     )
+
+
+def _log() -> alt.Scale:
+    # Rounded to powers of ten, the axis can be twice as long as what it shows.
+    return alt.Scale(type="log", nice=False, padding=12)
 
 
 def _names_axis(names: Sequence[str]) -> alt.Axis:
