@@ -2,7 +2,7 @@
 
 python benchmarks/spectra_smollm2.py            # on a quiet machine; writes evidence/spectra/ and docs/images/spectra/
 
-The sweep is in runs/spectra/sweep; what is measured there is not measured again.
+Everything it writes is in runs/spectra; what the sweep there has measured is not measured again.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from muonwire.tasks.text import read_text
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT, IMAGES = ROOT / "evidence" / "spectra", ROOT / "docs" / "images" / "spectra"
+RUNS = ROOT / "runs" / "spectra"
 EDITED = "flatten(power=0.5)"
 
 
@@ -81,25 +81,22 @@ def main() -> None:
     args = parser.parse_args()
     KEPT.mkdir(parents=True, exist_ok=True)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        show = timed("show", PACKAGED, "--out", str(folder / "show"))
-        edit = timed("edit", PACKAGED, "--edit", EDITED, "--out", str(folder / "edited"))
-        timed("edit", PACKAGED, "--out", str(folder / "copy"))
-        record = {
-            "machine": machine(),
-            "show": {**show, "command": f"muonwire spectra show {PACKAGED}"},
-            "edit": {**edit, "command": f"muonwire spectra edit {PACKAGED} --edit '{EDITED}'"},
-            "empty_edit": empty_edit(folder / "copy"),
-            "read_back": read_back(folder / "edited"),
-        }
-        (KEPT / "smollm2.json").write_text(json.dumps(record, indent=1) + "\n")
-        shutil.copy(folder / "show" / "matrices.parquet", KEPT / "matrices.parquet")
+    show = timed("show", PACKAGED, "--out", str(RUNS / "show"))
+    edit = timed("edit", PACKAGED, "--edit", EDITED, "--overwrite", "--out", str(RUNS / "edited"))
+    timed("edit", PACKAGED, "--overwrite", "--out", str(RUNS / "copy"))
+    record = {
+        "machine": machine(),
+        "show": {**show, "command": f"muonwire spectra show {PACKAGED}"},
+        "edit": {**edit, "command": f"muonwire spectra edit {PACKAGED} --edit '{EDITED}'"},
+        "empty_edit": empty_edit(RUNS / "copy"),
+        "read_back": read_back(RUNS / "edited"),
+    }
+    (KEPT / "smollm2.json").write_text(json.dumps(record, indent=1) + "\n")
+    shutil.copy(RUNS / "show" / "matrices.parquet", KEPT / "matrices.parquet")
     if not args.skip_sweep:
-        sweep = ROOT / "runs" / "spectra" / "sweep"
-        timed("sweep", PACKAGED, "--out", str(sweep))
-        shutil.copy(sweep / "sweep.parquet", KEPT / "sweep.parquet")
-        for path in sorted(sweep.glob("*.png")):
+        timed("sweep", PACKAGED, "--out", str(RUNS / "sweep"))
+        shutil.copy(RUNS / "sweep" / "sweep.parquet", KEPT / "sweep.parquet")
+        for path in sorted((RUNS / "sweep").glob("*.png")):
             shutil.copy(path, IMAGES / path.name)
     print(json.dumps(record, indent=1))
 
