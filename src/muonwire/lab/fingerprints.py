@@ -59,7 +59,7 @@ class Trainer:
 
 
 TRAINERS = {
-    ADAM: Trainer(recipe="adamw", rates=(0.00175, 0.0035, 0.007, 0.014)),
+    ADAM: Trainer(recipe="adamw", rates=(0.000438, 0.000875, 0.00175, 0.0035)),
     MUON: Trainer(recipe="muon", rates=(0.0035, 0.007, 0.014, 0.028)),
     ONE_BIT: Trainer(recipe="one_bit_muon", rates=(0.0035, 0.007, 0.014, 0.028), replicas=4),
     SGD: Trainer(recipe="sgd_weight_polar(period=0)", rates=(0.03, 0.1, 0.3, 1.0), rest=True),
