@@ -235,13 +235,18 @@ def robustness_table() -> str:
 def lab_table() -> str:
     """Every claim that is measured with all its seeds: what the note says, its verdict, and how its checks came out."""
     rows = ["| claim | the note says | verdict | checks |", "|---|---|---|---|"]
+    verdicts = []
     for claim, entry in json.loads(LAB.read_text()).items():
         states = [c["state"] for c in entry["checks"]]
         if entry["seeds"] < entry["seeds_wanted"]:
             continue
         told = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        verdicts.append(entry["verdict"])
         rows.append(f"| {claim} | {cell(entry['says'])} | **{entry['verdict']}** | {told} |")
-    return "\n".join(rows) + "\n"
+    counts = ", ".join(
+        f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts), key=verdicts.count, reverse=True)
+    )
+    return f"{len(verdicts)} claims: {counts}.\n\n" + "\n".join(rows) + "\n"
 
 
 def spectra_table() -> str:

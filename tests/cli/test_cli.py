@@ -2,6 +2,8 @@
 
 import re
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -142,3 +144,17 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(capsys, monkeypatch, tmp_p
     assert code == 2
     assert "holds a run already; continue it with --resume" in err
     assert call(capsys, *args, "--resume")[0] == 0
+
+
+def test_a_reader_that_has_gone_is_no_traceback():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "muonwire", "lab", "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    told = process.stderr.read()
+    assert process.wait() == 141
+    assert "Traceback" not in told
+    assert "BrokenPipe" not in told

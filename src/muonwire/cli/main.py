@@ -1,9 +1,11 @@
 """`muonwire COMMAND ...`: finds the command, runs it, and turns its errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a replica or an exchange failed, 2 bad input, 130 interrupted, 143 stopped on request with a checkpoint.
+Exit codes: 0 done, 1 a replica or an exchange failed, 2 bad input, 130 interrupted, 141 its reader has gone, 143 stopped on request
+with a checkpoint.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -53,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_fail(f"muonwire: {args[0]!r} is not a command; allowed are {', '.join(COMMANDS)}", 2))
     try:
         command = importlib.import_module(COMMANDS[args[0]][0])
-        sys.exit(command.main(args[1:]))
+        code = command.main(args[1:])
+        sys.stdout.flush()
+        sys.exit(code)
     except UsageError as error:
         sys.exit(_fail(f"error: {error}", 2))
     except (ExchangeError, PayloadError) as error:
@@ -66,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_fail(f"error: {error.name} is not installed; pip install 'muonwire[all]'", 1))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has gone. Python would complain again when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 def _fail(message: str, code: int) -> int:

@@ -24,10 +24,10 @@ Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 # The heads of the summary, short enough for a terminal of 80 columns.
 SUMMARY = {
     "condition": "Condition",
-    "stable_rank": "Stable rank",
-    "effective_rank": "Eff. rank",
+    "stable_rank": "Stable",
+    "effective_rank": "Effective",
     "entropy": "Entropy",
-    "tail": "Tail exp.",
+    "tail": "Tail",
 }
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -260,16 +260,19 @@ def _print_summary(measured: Sequence["Measured"]) -> None:
     from muonwire.report.units import number_text
     from muonwire.spectra.show_page import summary_rows
 
-    title = "Medians over the layers; ranks as shares of r"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    title = "Medians over the layers; stable and effective rank as shares of r"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
     labels = [m.label for m in measured]
-    names = ("Kind", "Model") if len(labels) > 1 else ("Kind",)
-    for label in (*names, "Number", *SUMMARY.values()):
-        left = label in names
-        table.add_column(label, justify="left" if left else "right", overflow="fold", no_wrap=left)
+    several = len(labels) > 1
+    names = ("Kind", "Model") if several else ("Kind", "Number")
+    for label in names:
+        # Where it is tight, a model's name folds; a figure never does.
+        table.add_column(label, overflow="fold", no_wrap=label != "Model", min_width=12)
+    for label in SUMMARY.values():
+        table.add_column(label, justify="right", no_wrap=True)
     for kind, label, count, medians in summary_rows(pl.concat([m.matrices for m in measured]), labels):
-        named = (kind, label)[: len(names)]
-        table.add_row(*named, str(count), *(number_text(medians[name]) for name in SUMMARY))
+        named = (kind, label if several else str(count))
+        table.add_row(*named, *(number_text(medians[name]) for name in SUMMARY))
     Console().print(table)
 
 

@@ -132,7 +132,8 @@ class Opened:
         """A short name for tables and charts."""
         path = Path(self.name)
         if path.name.startswith("step_"):
-            return f"{path.parent.parent.name} step {int(path.name.removeprefix('step_'))}"
+            run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+            return f"{run.name} step {int(path.name.removeprefix('step_'))}"
         return path.stem if path.suffix == ".gguf" else path.name
 
 

@@ -15,6 +15,8 @@ from muonwire.report.theme import series_colour, series_dash
 MARKS = ("line", "point", "bar")
 # Characters that the names below a chart's bars have together in a line, in the width of an image.
 NAMES_WIDTH = 110
+# So many whole numbers have a tick each.
+FEW_TICKS = 6
 
 
 def series_chart(
@@ -53,7 +55,11 @@ def series_chart(
     numeric = all(isinstance(p["x"], int | float) for p in rows) and mark != "bar"
     # Counts, such as layers, have no halves.
     whole = numeric and all(isinstance(p["x"], int) for p in rows)
-    x_axis_style = alt.Axis(tickMinStep=1) if whole else alt.Undefined
+    different = sorted({p["x"] for p in rows}) if whole else []
+    few = 0 < len(different) <= FEW_TICKS and not log_x
+    x_axis_style = (
+        alt.Axis(values=different, format="d") if few else alt.Axis(tickMinStep=1) if whole else alt.Undefined
+    )
     samples = legend(line=mark == "line") if len(labels) > 1 else None
     colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=samples)
     dashes = [list(series_dash(i)) for i in range(len(labels))]
