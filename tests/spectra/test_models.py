@@ -105,5 +105,6 @@ def test_the_label_of_a_model() -> None:
     """Short, and telling steps apart."""
     model = build_small("llama")
     assert Opened(name="runs/adam/checkpoints/step_00000120", model=model).label == "adam step 120"
+    assert Opened(name="x/adam_seed_0/step_00330", model=model).label == "adam_seed_0 step 330"
     assert Opened(name="org/Name-1B", model=model).label == "Name-1B"
     assert Opened(name="a/Model.Q4_1.gguf", model=model).label == "Model.Q4_1"

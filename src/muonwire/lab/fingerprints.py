@@ -26,7 +26,7 @@ ADAM, MUON, ONE_BIT = "Adam", "Muon", "one-bit Muon"
 SGD, WEIGHTS = "SGD", "SGD, weights orthogonalized"
 # One-bit Muon synchronizes every eleven steps.
 POINTS, QUICK_POINTS = (0, 33, 110, 330), (0, 2)
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 TUNING_SEED = 1000
 BATCH = 32
 RESULTS = "results.json"

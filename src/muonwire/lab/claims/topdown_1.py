@@ -4,7 +4,7 @@ import statistics
 
 from muonwire.lab.check import Check, Row
 from muonwire.lab.claim import Claim, Setting
-from muonwire.lab.fingerprints import ADAM, MUON, SGD, TRAINERS, WEIGHTS, final_loss, trained
+from muonwire.lab.fingerprints import ADAM, MUON, SEEDS, SGD, TRAINERS, WEIGHTS, final_loss, trained
 from muonwire.lab.show import Pivot
 from muonwire.spectra.measure import measure as measure_spectra
 
@@ -44,7 +44,7 @@ CLAIM = Claim(
     "every singular value equal, so that a layer can turn but not choose; it trains worse than Muon.",
     measure=measure,
     inputs=("optimizers",),
-    repeats=3,
+    repeats=len(SEEDS),
     checks=(
         Check(
             name="orthogonalizing the weights after every step comes within 1 % of Muon’s loss",

@@ -6,7 +6,7 @@ import torch
 
 from muonwire.lab.check import Check, Row
 from muonwire.lab.claim import Claim, Setting
-from muonwire.lab.fingerprints import ADAM, MUON, ONE_BIT, final_loss, trained
+from muonwire.lab.fingerprints import ADAM, MUON, ONE_BIT, SEEDS, final_loss, trained
 from muonwire.lab.show import Pivot, Plot
 from muonwire.spectra.measure import measure as measure_spectra
 from muonwire.spectra.measure import singular_values, spectrum
@@ -65,7 +65,7 @@ CLAIM = Claim(
     "and no higher loss.",
     measure=measure,
     inputs=("optimizers",),
-    repeats=3,
+    repeats=len(SEEDS),
     checks=(
         Check(
             name="Muon’s loss is not above Adam’s",

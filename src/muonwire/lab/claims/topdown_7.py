@@ -5,7 +5,7 @@ from torch import nn
 
 from muonwire.lab.check import Check, Row
 from muonwire.lab.claim import Claim, Setting
-from muonwire.lab.fingerprints import ADAM, MUON, ONE_BIT, points, task, trained
+from muonwire.lab.fingerprints import ADAM, MUON, ONE_BIT, SEEDS, points, task, trained
 from muonwire.lab.show import Pivot, Plot
 from muonwire.spectra.edit import edit_model
 from muonwire.spectra.edits import Keep
@@ -79,7 +79,7 @@ CLAIM = Claim(
     "rank; whether they are better at that rank depends on where they start from.",
     measure=measure,
     inputs=("optimizers",),
-    repeats=3,
+    repeats=len(SEEDS),
     checks=(_check(HALF), _check(QUARTER)),
     meaning={
         "confirmed": "Weights trained by Muon can be cut to a lower rank at less cost than Adam’s.",
