@@ -13,12 +13,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from muonwire.lab.run import machine
 from muonwire.spectra.edit import read_record
+from muonwire.spectra.inputs import input_energy
 from muonwire.spectra.likeness import log_probabilities, text_windows
 from muonwire.spectra.measure import singular_values
 from muonwire.spectra.models import PACKAGED, open_model
@@ -59,6 +61,21 @@ def empty_edit(copy: Path) -> dict[str, float]:
     return {"largest_difference_of_log_probabilities": max(apart), "tokens": ids.numel()}
 
 
+def inputs() -> list[dict[str, Any]]:
+    """By kind of weights, the median over the layers of where their inputs lie on the King James text."""
+    opened = open_model(PACKAGED, device="cpu")
+    found = input_energy(opened.model, text_windows(opened, read_text(()).decode(), windows=8, length=128))
+    rows: list[dict[str, Any]] = []
+    for kind in dict.fromkeys(e.kind for e in found):
+        its = [e for e in found if e.kind == kind]
+        medians = {
+            what: median(getattr(e, what) for e in its)
+            for what in ("largest", "smallest", "output", "weight")
+        }
+        rows.append({"kind": kind, "layers": len(its), **medians})
+    return rows
+
+
 def read_back(folder: Path) -> dict[str, Any]:
     """The largest distance of a singular value that is read back from the wanted one, over the bound eps/2 · ‖W‖_F."""
     opened, wanted = open_model(str(folder), device="cpu"), read_record(folder)["matrices"]
@@ -90,6 +107,7 @@ def main() -> None:
         "edit": {**edit, "command": f"muonwire spectra edit {PACKAGED} --edit '{EDITED}'"},
         "empty_edit": empty_edit(RUNS / "copy"),
         "read_back": read_back(RUNS / "edited"),
+        "inputs": inputs(),
     }
     (KEPT / "smollm2.json").write_text(json.dumps(record, indent=1) + "\n")
     shutil.copy(RUNS / "show" / "matrices.parquet", KEPT / "matrices.parquet")

@@ -282,6 +282,21 @@ def spectra_cost_table() -> str:
     return "\n".join(rows) + f"\n\n{told}\n"
 
 
+def spectra_inputs_table() -> str:
+    """Where in the spectra of SmolLM2's weights their inputs lie."""
+    rows = [
+        "| kind | input energy along the largest tenth | along the smallest tenth | output energy of the smallest tenth | "
+        "‖W‖²_F of the smallest tenth |",
+        "|---|---|---|---|---|",
+    ]
+    for row in json.loads((SPECTRA / "smollm2.json").read_text())["inputs"]:
+        shares = " | ".join(
+            f"{100 * row[what]:.1f} %" for what in ("largest", "smallest", "output", "weight")
+        )
+        rows.append(f"| `{row['kind']}` | {shares} |")
+    return "\n".join(rows) + "\n"
+
+
 def spectra_sweep_table() -> str:
     """The sweep over SmolLM2: loss above the original and KL, of attention and of MLP weights."""
     import polars as pl
@@ -310,6 +325,7 @@ def with_tables(path: Path) -> str:
         ("lab table", LAB, lab_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
+        ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),
         ("spectra sweep table", SPECTRA / "sweep.parquet", spectra_sweep_table),
     ):
         pattern = re.compile(MARKS.format(name=name), re.DOTALL)
