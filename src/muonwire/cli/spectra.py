@@ -170,10 +170,12 @@ class SpectraSweep:
     model: Model = ""
     kinds: tuple[str, ...] = ("attention", "mlp")
     talk: tuple[str, ...] = (
-        "drop(fraction=0.5, which='smallest', kind='mlp')",
+        "clip(high=4.0)",
+        "flatten(power=0.9)",
+        "flatten(power=1.25)",
+        "drop(fraction=0.1, which='smallest', kind='q_proj')",
+        "drop(fraction=0.1, which='smallest', kind='v_proj')",
         "drop(fraction=0.01, kind='mlp')",
-        "flatten(power=0.75)",
-        "polar(kind='attention')",
     )
     out: Path = Path("runs/spectra/sweep")
     text: TextChoice = TextChoice()
@@ -408,13 +410,14 @@ def _sweep(args: Sequence[str]) -> int:
             if str(point.edit) not in known:
                 journal.write(point.edit, found)
             outcomes.append((kind, point, found))
-    answers = []
+    answers, likenesses = [], [reference.itself]
     with bench_bar("answers", total=(1 + len(talk)) * len(text.prompts)) as step:
         for edit in (None, *talk):
             # One copy at a time in memory.
             one = opened if edit is None else settings.place.open(settings.model)
             if edit is not None:
                 edit_model(one.model, [edit])
+                likenesses.append(reference.compare(one.model))
             said = []
             for prompt in text.prompts:
                 step(f"{edit or opened.label}: {prompt}")
@@ -425,6 +428,7 @@ def _sweep(args: Sequence[str]) -> int:
         reference.itself,
         outcomes,
         talked=[opened.label, *(str(e) for e in talk)],
+        likenesses=likenesses,
         answers=answers,
         facts=_facts(settings.sampling, text),
     )

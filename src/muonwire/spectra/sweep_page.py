@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from muonwire.report import Block, Cell, Chart, Column, Page, Section, Table
 from muonwire.report.charts.series import series_chart
 from muonwire.report.units import digits_text, file_slug, number_text, percent_text
-from muonwire.spectra.compare_page import answers_table, conversations
+from muonwire.spectra.compare_page import answers_table, conversations, likeness_table
 from muonwire.spectra.likeness import Likeness
 from muonwire.spectra.sweep import Point
 from muonwire.spectra.talk import Answer
@@ -19,6 +19,7 @@ def sweep_page(
     outcomes: Sequence[Outcome],
     *,
     talked: Sequence[str] = (),
+    likenesses: Sequence[Likeness] = (),
     answers: Sequence[Sequence[Answer]] = (),
     facts: Sequence[str] = (),
 ) -> Page:
@@ -29,6 +30,7 @@ def sweep_page(
         original: what it comes to unchanged.
         outcomes: of the sweep.
         talked: the edits that were talked to, the original first.
+        likenesses: of each of them.
         answers: of each of them, to the same prompts.
         facts: short facts about how it was made.
     """
@@ -48,7 +50,11 @@ def sweep_page(
             Section(
                 title="Conversations",
                 anchor="conversations",
-                blocks=(answers_table(talked, answers), *conversations(talked, answers)),
+                blocks=(
+                    likeness_table(talked, likenesses),
+                    answers_table(talked, answers),
+                    *conversations(talked, answers),
+                ),
             )
         )
     return Page(
