@@ -60,6 +60,11 @@ def test_a_logarithmic_axis_ends_where_its_points_do():
         assert all(e["scale"]["nice"] is False for e in _encodings(_chart(["a"], log=True), channel))
 
 
+def test_a_logarithmic_axis_has_no_point_at_zero():
+    values = _chart(["a"], log=True, x=(0.0, 0.5, 1.0)).spec["data"]["values"]
+    assert [v["x"] for v in values] == [0.5, 1.0]
+
+
 def test_an_unknown_mark_is_told():
     with pytest.raises(UsageError, match="mark is 'pie'; allowed are line, point, bar"):
         _chart(["a"], mark="pie")

@@ -50,7 +50,8 @@ def _points(name: str, edits: Sequence[tuple[float, Edit]]) -> list[Point]:
     return [Point(name=name, strength=strength, edit=edit) for strength, edit in edits]
 
 
-# The strength is the share of the singular values that an edit takes, or how far it goes from no change.
+# The strength is the share of the singular values that an edit takes, or how far it goes from no change; where a tenth is
+# doubled, the place that it ends at.
 SWEEP: tuple[Point, ...] = (
     *_points("drop the smallest", [(f, Drop(fraction=f, which="smallest")) for f in (0.1, 0.25, 0.5, 0.75)]),
     *_points("drop the largest", [(f, Drop(fraction=f)) for f in (0.002, 0.01, 0.05, 0.25)]),
@@ -59,7 +60,10 @@ SWEEP: tuple[Point, ...] = (
     *_points("raise the smallest", [(c, Clip(low=c)) for c in (0.25, 0.5, 0.75, 1.0)]),
     *_points("flatten", [(1 - p, Flatten(power=p)) for p in (0.9, 0.75, 0.5, 0.25)]),
     *_points("sharpen", [(p - 1, Flatten(power=p)) for p in (1.1, 1.25, 1.5, 2.0)]),
-    *_points("double a tenth", [(s, Scale(factor=2.0, start=s, stop=s + 0.1)) for s in (0.0, 0.3, 0.6, 0.9)]),
+    *_points(
+        "double a tenth",
+        [(round(s + 0.1, 1), Scale(factor=2.0, start=s, stop=s + 0.1)) for s in (0.0, 0.3, 0.6, 0.9)],
+    ),
     *_points("polar factor", [(1.0, PolarFactor())]),
     *_points("permute (control)", [(1.0, Permute())]),
     *_points("rotate (control)", [(1.0, Rotate())]),

@@ -40,7 +40,7 @@ def sweep_page(
             title="Loss against strength",
             anchor="strength",
             lead="How much worse the model predicts real text, by edit; the strength is the share of the singular values that an "
-            "edit takes, or how far it goes from no change.",
+            "edit takes, how far it goes from no change, or, where a tenth is doubled, the place that it ends at.",
             blocks=tuple(sweep_charts(original, outcomes)),
         ),
         Section(title="Every edit", anchor="edits", blocks=tuple(_tables(original, outcomes, kinds))),

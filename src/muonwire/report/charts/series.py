@@ -40,7 +40,7 @@ def series_chart(
         name, title, how_to_read: of the chart.
         x_title, y_title: of the axes; x is a number, or a name.
         mark: "line", "point" or "bar".
-        log_x, log_y: logarithmic axes.
+        log_x, log_y: logarithmic axes; points that are not above zero there are left out.
         height: in pixels.
         dots: a dot at each point of a line.
 
@@ -50,7 +50,12 @@ def series_chart(
     if mark not in MARKS:
         raise UsageError(f"chart {name}: mark is {mark!r}; allowed are {', '.join(MARKS)}")
     # The page brings out a series by the name "recipe".
-    rows = [{**{k: v for k, v in p.items() if k != "series"}, "recipe": p["series"]} for p in points]
+    rows = [
+        {**{k: v for k, v in p.items() if k != "series"}, "recipe": p["series"]}
+        for p in points
+        # One point at zero would take all of a logarithmic axis.
+        if not (log_x and p["x"] <= 0) and not (log_y and p["y"] <= 0)
+    ]
     labels = list(dict.fromkeys(p["recipe"] for p in rows))
     numeric = all(isinstance(p["x"], int | float) for p in rows) and mark != "bar"
     # Counts, such as layers, have no halves.
