@@ -17,18 +17,9 @@ from muonwire.spectra.talk import PROMPTS, Sampling
 
 if TYPE_CHECKING:
     from muonwire.report import Page
-    from muonwire.spectra.measure import Measured
 
 Models = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-# The heads of the summary, short enough for a terminal of 80 columns.
-SUMMARY = {
-    "condition": "Condition",
-    "stable_rank": "Stable",
-    "effective_rank": "Effective",
-    "entropy": "Entropy",
-    "tail": "Tail",
-}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -220,6 +211,7 @@ def _show(args: Sequence[str]) -> int:
         ),
     )
     _at_least(settings.models, 1, "show")
+    from muonwire.cli.spectra_summary import print_summary
     from muonwire.spectra.measure import Measured, measure, num_matrices, write_measured
     from muonwire.spectra.show_page import show_page
 
@@ -238,7 +230,7 @@ def _show(args: Sequence[str]) -> int:
     page = show_page(measured, facts=[*facts, "muonwire spectra show " + " ".join(settings.models)])
     path = settings.out / "show.html"
     _write_page(page, path)
-    _print_summary(measured)
+    print_summary(measured)
     print(f"page: {path}; tables: {', '.join(str(p) for p in paths)}")
     return 0
 
@@ -251,31 +243,6 @@ def _write_page(page: "Page", path: Path) -> None:
     path.write_text(render_page(page), encoding="utf-8")
     for chart in page.charts:
         write_png(chart, path.parent)
-
-
-def _print_summary(measured: Sequence["Measured"]) -> None:
-    import polars as pl
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    from muonwire.report.units import number_text
-    from muonwire.spectra.show_page import summary_rows
-
-    title = "Medians over the layers; stable and effective rank as shares of r"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0))
-    labels = [m.label for m in measured]
-    several = len(labels) > 1
-    names = ("Kind", "Model") if several else ("Kind", "Number")
-    for label in names:
-        # Where it is tight, a model's name folds; a figure never does.
-        table.add_column(label, overflow="fold", no_wrap=label != "Model", min_width=12)
-    for label in SUMMARY.values():
-        table.add_column(label, justify="right", no_wrap=True)
-    for kind, label, count, medians in summary_rows(pl.concat([m.matrices for m in measured]), labels):
-        named = (kind, label if several else str(count))
-        table.add_row(*named, *(number_text(medians[name]) for name in SUMMARY))
-    Console().print(table)
 
 
 def _edit(args: Sequence[str]) -> int:
