@@ -291,4 +291,6 @@ def test_gradients_are_of_the_language_model_that_is_named(kind, tmp_path):
     assert f"pretrained small-{kind} " in one.told(out, quick=False)
     with pytest.raises(UsageError, match=r"not from smollm2; give the measurements of another model.*--out"):
         one.prepare(out, quick=False)
+    with pytest.raises(UsageError, match="not from smollm2"):
+        run(LabConfig(ids=("future.1",), out=out), choose(load_claims(()), ("future.1",)))
     assert one.prepare(out, quick=False, model=str(place)) == folder

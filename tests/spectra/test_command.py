@@ -99,7 +99,7 @@ def test_a_stopped_sweep_goes_on(
     first = pl.read_parquet(tmp_path / "s/sweep.parquet")
     journal = tmp_path / "s/sweep.jsonl"
     lines = journal.read_text().splitlines()
-    journal.write_text("\n".join([*lines[:-2], lines[-2][:40]]) + "\n")
+    journal.write_text("\n".join([*lines[:-2], lines[-2][:40]]))
     tried.clear()
     assert main(["sweep", str(saved("tied")), *args]) == 0
     assert tried == [str(json.loads(line)["edit"]) for line in lines[-2:]]

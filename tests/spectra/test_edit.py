@@ -67,7 +67,6 @@ def test_what_is_read_back_has_the_wanted_spectrum(
 
 def test_a_gguf_file_is_edited_and_written(tmp_path: Path) -> None:
     """Its blocks become matrices; what is written opens as a folder, with its tokenizer, and says the same."""
-    pytest.importorskip("gguf")
     write_gguf(tmp_path / "tiny.gguf")
     opened = open_model(str(tmp_path / "tiny.gguf"), device="cpu")
     ids = torch.arange(20)[None]

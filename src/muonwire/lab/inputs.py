@@ -48,12 +48,8 @@ class Input:
         """Where it lies in a lab's output."""
         return out / "inputs" / (f"{self.name}-quick" if quick else self.name)
 
-    def prepare(self, out: Path, *, quick: bool, model: str = PACKAGED) -> Path:
-        """Make it unless it is there, complete and made with what it is made with now.
-
-        Raises:
-            UsageError: it is there, made from another model, which other measurements in ``out`` rest on.
-        """
+    def check_model(self, out: Path, *, quick: bool, model: str) -> None:
+        """Raise UsageError where it was made from another model, which other measurements in ``out`` rest on."""
         folder = self.folder(out, quick=quick)
         kept = self._kept(folder)
         if kept is not None and self.of_model and not quick and kept.get("of", PACKAGED) != model:
@@ -61,6 +57,16 @@ class Input:
                 f"lab: {folder} was made from {kept.get('of', PACKAGED)}, not from {model}; give the measurements of another "
                 "model a folder of their own with --out"
             )
+
+    def prepare(self, out: Path, *, quick: bool, model: str = PACKAGED) -> Path:
+        """Make it unless it is there, complete and made with what it is made with now.
+
+        Raises:
+            UsageError: see ``check_model``.
+        """
+        self.check_model(out, quick=quick, model=model)
+        folder = self.folder(out, quick=quick)
+        kept = self._kept(folder)
         if kept is None or not self.made_with(quick).items() <= kept.items():
             folder.mkdir(parents=True, exist_ok=True)
             self.make(folder, quick, *([model] if self.of_model else []))

@@ -133,8 +133,14 @@ def run(config: LabConfig, claims: Sequence[Claim], *, say: Say = print) -> dict
 
     Returns:
         The failures: by claim, the error with its place.
+
+    Raises:
+        UsageError: ``out`` holds measurements of another language model.
     """
     out, quick = config.out, config.quick
+    # Also where every repeat is kept: it would be shown as if it were the other model's.
+    for name in dict.fromkeys(name for claim in claims for name in claim.inputs):
+        INPUTS[name].check_model(out, quick=quick, model=config.language_model)
     missing = [
         (c, seed)
         for c in claims

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -134,8 +135,16 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = {k: finite_or_none(v) for k, v in asdict(found).items()}
         line: dict[str, Any] = {"made_with": self._made_with, "edit": str(edit), "found": kept}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        with self._path.open("a+b") as file:
+            # A run that was killed may have left half a line, which must not spoil this one.
+            if file.tell() and not _ends_a_line(file):
+                file.write(b"\n")
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def _likeness(kept: dict[str, Any]) -> Likeness:
