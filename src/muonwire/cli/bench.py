@@ -7,6 +7,10 @@ from muonwire.errors import UsageError
 
 ROOMS = {
     "polar": ("muonwire.cli.bench_polar", "every polar method against torch.optim.Muon's own function"),
+    "processor": (
+        "muonwire.cli.bench_processor",
+        "what this processor multiplies fast, and what follows from it",
+    ),
     "codec": (
         "muonwire.cli.bench_codec",
         "every codec: bits against error, and speed against DeMo's own scheme",

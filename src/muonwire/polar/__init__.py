@@ -12,16 +12,18 @@ from muonwire.polar.auto import METHODS, Explanation, adaptive, explain, polar, 
 from muonwire.polar.buffers import clear_buffers
 from muonwire.polar.orthonormal import BASES, orthonormal_basis
 from muonwire.polar.power import PowerFactors, initial_state, power_iteration
-from muonwire.polar.precision import product_dtype, set_product_dtype
+from muonwire.polar.processor import PROCESSORS, Processor, find_processor, set_processor
 from muonwire.polar.products import ProductCount, count_products
 from muonwire.polar.schedules import SCHEDULES, Schedule
 
 __all__ = [
     "BASES",
     "METHODS",
+    "PROCESSORS",
     "SCHEDULES",
     "Explanation",
     "PowerFactors",
+    "Processor",
     "ProductCount",
     "Report",
     "Schedule",
@@ -29,13 +31,13 @@ __all__ = [
     "clear_buffers",
     "count_products",
     "explain",
+    "find_processor",
     "initial_state",
     "orthonormal_basis",
     "polar",
     "polar_list",
     "power_iteration",
-    "product_dtype",
     "quality",
     "schedules",
-    "set_product_dtype",
+    "set_processor",
 ]

@@ -1,5 +1,6 @@
 """The front door: one polar factor, many, or an explanation of how it would be made."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ from muonwire.polar.device import device_polar
 from muonwire.polar.exact import eigh_polar, svd_polar
 from muonwire.polar.newton import scaled_newton
 from muonwire.polar.newton_schulz import gram_newton_schulz, newton_schulz
-from muonwire.polar.precision import measure_speed, product_dtype
 from muonwire.polar.prepare import NONFINITE, nonfinite_message, prepare
+from muonwire.polar.processor import Processor, find_processor
 from muonwire.polar.products import plain_flops
 from muonwire.polar.qdwh import qdwh
 from muonwire.polar.reference import reference_flops
@@ -27,10 +28,6 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
 }
 METHODS = ("auto", "adaptive", "newton_schulz", "gram", *EXACT)
 DEFAULT_ERROR = 0.02
-# Below this min(m, n) measuring the spectrum takes longer than the products that it saves.
-SMALLEST_MEASURED = 192
-# Up to this m²n several matrices of one shape take less time as one batch of plain iterations in half precision: about 384×1024.
-LARGEST_STACKED = 1.5e8
 # Where the dtype is not given, a request below this is computed in float32 from the start.
 SMALLEST_HALF_ERROR = 0.01
 
@@ -42,6 +39,7 @@ def polar(
     schedule: Schedule | str | None = None,
     dtype: torch.dtype | None = None,
     nonfinite: str | None = None,
+    processor: Processor | None = None,
 ) -> Tensor:
     """Polar factor U Vᵀ of each matrix X = U S Vᵀ of ``x``: the nearest semi-orthogonal matrix.
 
@@ -52,11 +50,12 @@ def polar(
             "newton_schulz": the plain iteration of a schedule, scaled by ‖X‖_F; "gram": the same in the Gram
             form; "svd", "eigh", "newton", "qdwh": exact, slow.
         schedule: coefficients for newton_schulz and gram, or their name. Default: "polar_express".
-        dtype: dtype of the products. Default: the fastest as measured for auto and adaptive, bfloat16 for
-            newton_schulz and gram, float32 (or x's, if wider) for the exact methods.
+        dtype: dtype of the products. Default: what the processor multiplies fastest at this size, see ``Processor``;
+            float32 (or x's, if wider) for the exact methods.
         nonfinite: "raise", or "propagate" to get NaN for each matrix with a value that is not finite.
             Default: "raise" on CPU; "propagate" on accelerators, where raising would have to wait for the
                 device.
+        processor: the class whose dtype and sizes are followed. Default: that of x's device.
 
     Returns:
         (..., m, n), in the dtype of ``x``.
@@ -77,16 +76,27 @@ def polar(
     policy = nonfinite or ("raise" if x.device.type == "cpu" else "propagate")
     if method in EXACT:
         return _exact(x, method=method, dtype=dtype, policy=policy)
+    row = processor or find_processor(x.device)
+    shape, count = (x.shape[-2], x.shape[-1]), math.prod(x.shape[:-2])
     if method in ("newton_schulz", "gram"):
         run = newton_schulz if method == "newton_schulz" else gram_newton_schulz
-        result = run(x, schedule=find(schedule, operation="polar"), dtype=dtype or torch.bfloat16).to(x.dtype)
+        chosen = dtype or row.dtype_of(shape, count=count)
+        result = run(x, schedule=find(schedule, operation="polar"), dtype=chosen).to(x.dtype)
         return _guard(x, result, policy=policy)
     if x.device.type != "cpu":
-        return _guard(x, device_polar(x, dtype=dtype or product_dtype(x.device)).to(x.dtype), policy=policy)
+        return _guard(x, device_polar(x, dtype=dtype or row.dtype).to(x.dtype), policy=policy)
+    if method == "auto" and (row.stacks(shape) if count > 1 else not row.measures(shape)):
+        chosen = dtype or row.dtype_of(shape, count=count)
+        made = newton_schulz(x, schedule=POLAR_EXPRESS, dtype=chosen)
+        return _guard(x, made if made.dtype == x.dtype else made.to(x.dtype), policy=policy)
+    if method == "auto" and not row.measures(shape):
+        matrices = x.reshape(-1, *shape).unbind()
+        return torch.stack(
+            [polar(m, dtype=dtype, nonfinite=policy, processor=row) for m in matrices]
+        ).reshape(x.shape)
     error = None if method == "auto" else DEFAULT_ERROR
-    if error is None and min(x.shape[-2:]) < SMALLEST_MEASURED:
-        return _guard(x, _small(x, dtype=dtype).to(x.dtype), policy=policy)
-    results = [_one(m, error=error, dtype=dtype, policy=policy)[0] for m in x.reshape(-1, *x.shape[-2:])]
+    wide = dtype or row.dtype
+    results = [_one(m, error=error, dtype=dtype, wide=wide, policy=policy)[0] for m in x.reshape(-1, *shape)]
     return results[0].reshape(x.shape) if len(results) == 1 else torch.stack(results).reshape(x.shape)
 
 
@@ -97,13 +107,13 @@ def polar_list(
     schedule: Schedule | str | None = None,
     dtype: torch.dtype | None = None,
     nonfinite: str | None = None,
+    processor: Processor | None = None,
 ) -> list[Tensor]:
     """Polar factors of a list of tensors of mixed shapes, in its order.
 
-    On accelerators, and for small matrices, those of one shape (or its transpose), dtype and device are stacked into one call;
-    larger ones on CPU run one after another in the same buffers, which stay in the cache. With "auto" in half precision several
-    matrices of one shape are stacked up to m²n = 1.5·10⁸, n the longer side, and iterated plainly: on CPUs with half-precision
-    products a batch is faster than measuring each spectrum, which takes a time of its own.
+    Those of one shape (or its transpose), dtype and device are stacked into one call on accelerators, and on CPUs up to the size
+    to which that is faster there (see ``Processor``): a stack is iterated plainly, without a look at each spectrum. Larger ones
+    on CPUs run one after another in the same buffers, which stay in the cache.
 
     Args:
         xs: tensors as ``polar`` takes them.
@@ -111,6 +121,7 @@ def polar_list(
         schedule: as for ``polar``.
         dtype: as for ``polar``.
         nonfinite: as for ``polar``.
+        processor: as for ``polar``.
 
     Raises:
         UsageError: as for ``polar``.
@@ -124,15 +135,13 @@ def polar_list(
     results: list[Tensor | None] = [None] * len(xs)
     for members in groups.values():
         first = xs[members[0]]
-        named, coefficients = method, schedule
         stacked = len(members) > 1 and first.numel() > 0 and first.ndim >= 2
-        if stacked and not _is_small(first):
-            stacked = method == "auto" and _batch_pays(first, dtype)
-            if stacked:
-                named, coefficients = "newton_schulz", POLAR_EXPRESS
+        if stacked and first.device.type == "cpu":
+            stacked = (processor or find_processor(first.device)).stacks((first.shape[-2], first.shape[-1]))
         calls = [torch.stack([_wide(xs[i]) for i in members])] if stacked else [xs[i] for i in members]
         made = [
-            polar(x, method=named, schedule=coefficients, dtype=dtype, nonfinite=nonfinite) for x in calls
+            polar(x, method=method, schedule=schedule, dtype=dtype, nonfinite=nonfinite, processor=processor)
+            for x in calls
         ]
         for index, result in zip(members, made[0].unbind() if stacked else made, strict=True):
             results[index] = result if result.shape == xs[index].shape else result.mT
@@ -142,15 +151,6 @@ def polar_list(
 
 def _wide(x: Tensor) -> Tensor:
     return x.mT if x.ndim >= 2 and x.shape[-2] > x.shape[-1] else x
-
-
-def _is_small(x: Tensor) -> bool:
-    return x.device.type != "cpu" or min(x.shape[-2:]) < SMALLEST_MEASURED
-
-
-def _batch_pays(x: Tensor, dtype: torch.dtype | None) -> bool:
-    short, long = sorted(x.shape[-2:])
-    return dtype in (torch.bfloat16, torch.float16) and short * short * long <= LARGEST_STACKED
 
 
 def adaptive(
@@ -166,7 +166,7 @@ def adaptive(
     Args:
         x: (..., m, n), floating, on any device; numbers are read back to the host.
         error: polar error ‖P − U Vᵀ‖_F/‖U Vᵀ‖_F. Default: 0.02.
-        dtype: of the products. Default: the fastest as measured where its rounding allows the error, else
+        dtype: of the products. Default: the processor's fastest where its rounding allows the error, else
             float32.
         nonfinite: as for ``polar``.
 
@@ -185,8 +185,10 @@ def adaptive(
         raise UsageError(f"adaptive: error is {error!r}; a polar error is positive, such as 0.02")
     if x.numel() == 0:
         return x.clone(), []
+    wide = dtype or find_processor(x.device).dtype
     pairs = [
-        _one(m, error=error, dtype=dtype, policy=nonfinite or "raise") for m in x.reshape(-1, *x.shape[-2:])
+        _one(m, error=error, dtype=dtype, wide=wide, policy=nonfinite or "raise")
+        for m in x.reshape(-1, *x.shape[-2:])
     ]
     return torch.stack([q for q, _ in pairs]).reshape(x.shape), [r for _, r in pairs if r is not None]
 
@@ -196,7 +198,7 @@ class Explanation:
     """What ``polar(x)`` does for one matrix, and why.
 
     Args:
-        method: "adaptive", "device", "newton_schulz", "gram" or "zero".
+        method: "adaptive", "device", "newton_schulz" or "zero".
         dtype: of the products.
         reason: in words.
         report: the adaptive report, where the spectrum was measured.
@@ -231,20 +233,21 @@ def explain(x: Tensor, *, dtype: torch.dtype | None = None) -> Explanation:
         raise UsageError(f"explain: x is empty, of shape {tuple(x.shape)}; it takes at least one matrix")
     matrix = x.reshape(-1, *x.shape[-2:])[0]
     shape = (matrix.shape[0], matrix.shape[1])
-    chosen = dtype or product_dtype(x.device)
-    if dtype is None:
-        speeds = measure_speed(x.device).gflops
-        why = "fastest dtype here: " + ", ".join(f"{str(d)[6:]} {g:.0f} GF/s" for d, g in speeds.items())
-    else:
-        why = "dtype as asked"
+    row = find_processor(x.device)
+    why = (
+        f"dtype as asked, processor class {row.name}"
+        if dtype
+        else f"dtype of processor class {row.name} ({row.has})"
+    )
     if x.device.type != "cpu":
         text = "fixed number of iterations, coefficients gathered on the device by the measured spectrum"
-        return Explanation(method="device", dtype=chosen, reason=f"{text}; {why}", report=None)
-    if min(shape) < SMALLEST_MEASURED:
-        method = _small_method(shape)
-        text = f"min(m, n) < {SMALLEST_MEASURED}, where measuring costs more than it saves: polar_express"
-        return Explanation(method=method, dtype=dtype or torch.bfloat16, reason=f"{text}; {why}", report=None)
-    _, report = _one(matrix, error=None, dtype=chosen, policy="raise")
+        return Explanation(method="device", dtype=dtype or row.dtype, reason=f"{text}; {why}", report=None)
+    if not row.measures(shape):
+        text = "so small that measuring the spectrum costs more than it saves: polar_express"
+        chosen = dtype or row.dtype_of(shape)
+        return Explanation(method="newton_schulz", dtype=chosen, reason=f"{text}; {why}", report=None)
+    chosen = dtype or row.dtype
+    _, report = _one(matrix, error=None, dtype=dtype, wide=chosen, policy="raise")
     if report is None:
         return Explanation(method="zero", dtype=chosen, reason="the matrix is zero", report=None)
     steps = " then ".join(f"{p.schedule.name} restarting before steps {p.restarts}" for p in report.plans)
@@ -274,9 +277,9 @@ def _check(x: Tensor, *, method: str, schedule: Schedule | str | None, nonfinite
 
 
 def _one(
-    matrix: Tensor, *, error: float | None, dtype: torch.dtype | None, policy: str
+    matrix: Tensor, *, error: float | None, dtype: torch.dtype | None, wide: torch.dtype, policy: str
 ) -> tuple[Tensor, Report | None]:
-    wide = dtype or product_dtype(matrix.device)
+    # ``wide`` is what the products run in; where no dtype was asked for, a request too fine for it goes to float32.
     if (
         dtype is None
         and error is not None
@@ -293,20 +296,11 @@ def _one(
     if narrow and error is not None:
         shape = (matrix.shape[0], matrix.shape[1])
         if not resolves(ready.gram, shape, error=error):
-            return _one(matrix, error=error, dtype=torch.float32, policy=policy)
+            return _one(matrix, error=error, dtype=dtype, wide=torch.float32, policy=policy)
     result, report = adapt(ready.y, error=error, gram=ready.gram)
     if narrow and not report.reached:
-        return _one(matrix, error=error, dtype=torch.float32, policy=policy)
+        return _one(matrix, error=error, dtype=dtype, wide=torch.float32, policy=policy)
     return result.to(matrix.dtype), report
-
-
-def _small_method(shape: tuple[int, int]) -> str:
-    # The Gram form takes several times as many calls, and those cost more than products this small.
-    return "gram" if max(shape) >= 8 * min(shape) else "newton_schulz"
-
-
-def _small(x: Tensor, *, dtype: torch.dtype | None) -> Tensor:
-    return newton_schulz(x, schedule=POLAR_EXPRESS, dtype=dtype or torch.bfloat16)
 
 
 def _exact(x: Tensor, *, method: str, dtype: torch.dtype | None, policy: str) -> Tensor:
@@ -326,7 +320,7 @@ def _exact(x: Tensor, *, method: str, dtype: torch.dtype | None, policy: str) ->
 
 
 def _guard(x: Tensor, result: Tensor, *, policy: str) -> Tensor:
-    if policy == "raise" and not bool(torch.isfinite(result.sum())) and not bool(torch.isfinite(x).all()):
+    if policy == "raise" and not math.isfinite(result.sum()) and not bool(torch.isfinite(x).all()):
         raise UsageError(nonfinite_message(x, operation="polar"))
     return result
 

@@ -35,19 +35,19 @@ def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tenso
     Returns:
         (..., m, n) in ``dtype``; zeros for a zero matrix.
     """
-    tall = x.size(-2) > x.size(-1)
+    tall = x.shape[-2] > x.shape[-1]
     y = _normalized(x, schedule=schedule, dtype=dtype)
     y = y.mT if tall else y
     batched = y.ndim > 3
     y = y.flatten(0, -3) if batched else y
+    multiply, add = (torch.mm, torch.addmm) if y.ndim == 2 else (torch.bmm, torch.baddbmm)
     for step in schedule.coefficients:
-        gram = y @ y.mT
+        gram = multiply(y, y.mT)
         # A product times 0 is no shortcut: PyTorch 2.13's addmm in bfloat16 takes sixty times as long with alpha=0.
         step = step[:2] if len(step) == 3 and step[2] == 0 else step
         if len(step) == 3:
             # The operations and their order are those of torch.optim.Muon, so that parity is bit-exact.
             a, b, c = step
-            add = torch.addmm if y.ndim == 2 else torch.baddbmm
             y = add(y, add(gram, gram, gram, beta=b, alpha=c), y, beta=a)
         else:
             y = step[0] * y + _weight(gram, step) @ y
@@ -96,6 +96,13 @@ def _margin(schedule: Schedule, roundoff: float) -> float:
 
 
 def _normalized(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:
+    margin = _margin(schedule, torch.finfo(dtype).eps / 2)
+    if x.ndim == 2 and x.device.type == "cpu" and dtype != torch.float16:
+        # One usual matrix, as an optimizer's: few operations, each of which costs microseconds.
+        y = x.to(dtype)
+        norm = torch.linalg.vector_norm(y)
+        if SMALLEST_NORM <= norm.item() <= LARGEST_NORM:
+            return y / (norm if margin == 1 else norm * margin)
     y = x.to(dtype, copy=True)
     norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
     # Compared as float32, since the limit rounds to infinity in float16, whose own range is always too small.
@@ -111,7 +118,6 @@ def _normalized(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:
             wide = wide / torch.where(length == 0, 1.0, length)
         y = wide.to(dtype)
         norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
-    margin = _margin(schedule, torch.finfo(dtype).eps / 2)
     # Multiplied by 1 the norm keeps its bits, on which parity with torch.optim.Muon rests.
     return y.div_(norm.clamp(min=SMALLEST_NORM) * margin)
 
