@@ -9,14 +9,11 @@ from muonwire.polar import (
     orthonormal_basis,
     polar,
     power_iteration,
-    product_dtype,
     quality,
-    set_product_dtype,
 )
 from muonwire.polar.qdwh import qdwh
 
 SHAPES = [(40, 40), (40, 90), (90, 40), (2, 3, 12, 7)]
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("method", ["svd", "eigh", "newton", "qdwh"])
@@ -103,14 +100,6 @@ def test_quality_of_the_exact_factor():
     assert found.largest == pytest.approx(1, abs=1e-5)
 
 
-def test_product_dtype_is_measured_cached_and_overridable():
-    assert product_dtype(CPU) == product_dtype(CPU)
-    set_product_dtype(torch.float32, device=CPU)
-    assert product_dtype(CPU) == torch.float32
-    set_product_dtype(None, device=CPU)
-    assert product_dtype(CPU) in (torch.bfloat16, torch.float16, torch.float32)
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -118,7 +107,6 @@ def test_product_dtype_is_measured_cached_and_overridable():
         lambda: initial_state(torch.eye(2), rank=3),
         lambda: power_iteration(torch.eye(3), torch.eye(2)),
         lambda: quality.polar_error(torch.eye(2), torch.eye(3)),
-        lambda: set_product_dtype(torch.int8, device=CPU),
     ],
 )
 def test_bad_input_is_a_usage_error(call):

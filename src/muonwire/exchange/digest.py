@@ -47,17 +47,28 @@ def check_replicas(named_tensors: Iterable[tuple[str, Tensor]], exchange: Exchan
     raise DivergedReplicasError(f"replicas diverged in their number of parameters: this one has {len(named)}")
 
 
-def check_agreement(text: str, exchange: Exchange, *, what: str) -> None:
-    """Make sure that all replicas have the same ``text``, at 8 bytes a replica.
+def check_agreement(text: str, exchange: Exchange, *, what: str, note: str = "") -> list[str]:
+    """Make sure that all replicas have the same ``text``, at 8 bytes a replica, and tell each other a note on the way.
+
+    Args:
+        text: what must be the same.
+        exchange: between the replicas.
+        what: what the text describes, for the message.
+        note: what may differ. Default: nothing.
+
+    Returns:
+        the replicas' notes, in rank order.
 
     Raises:
         ExchangeError: names the replicas whose ``what`` is not that of replica 0.
     """
     own = hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
-    seen = exchange.gather(own, purpose="control")
+    told = exchange.gather(own + note.encode(), purpose="control")
+    seen = [message[:DIGEST_BYTES] for message in told]
     differing = [rank for rank, d in enumerate(seen) if d != seen[0]]
     if differing:
         raise ExchangeError(
             f"the {what} of replica(s) {', '.join(map(str, differing))} differ from those of replica 0; this is replica "
             f"{exchange.rank}, with: {text[:300]}"
         )
+    return [message[DIGEST_BYTES:].decode() for message in told]

@@ -1,5 +1,6 @@
 """ChainOptimizer: a torch optimizer whose parameter groups each pass through a chain of stages."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor
 from muonwire.errors import NonFiniteUpdateError, UsageError
 from muonwire.exchange.base import Exchange, Flag, SingleReplica
 from muonwire.exchange.digest import check_agreement
+from muonwire.polar import Processor, find_processor
+from muonwire.polar.processor import named_processor, slowest
 from muonwire.stages.base import Context, Stage, State, Watch
 from muonwire.stages.chain import Chain, chain
 from muonwire.stages.layout import MatrixLayout
@@ -57,8 +60,8 @@ class ChainOptimizer(torch.optim.Optimizer):
     >>> from muonwire import stages
     >>> weight = torch.nn.Parameter(torch.eye(2))
     >>> optimizer = ChainOptimizer([weight], chain=stages.chain(stages.Momentum(), stages.Polar()), lr=0.1)
-    >>> print(optimizer)
-    ChainOptimizer (1 replica)
+    >>> print(optimizer)  # doctest: +ELLIPSIS
+    ChainOptimizer (1 replica; polar factors as on ... processors: ...)
       group 0: 1 tensor, 4 parameters, lr=0.1, weight_decay=0: momentum(beta=0.95, nesterov=True, form=ema) → polar(auto)
     """
 
@@ -100,7 +103,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         group.setdefault("name", f"group {index}")
         group.setdefault("layouts", ["matrix"] * len(params))
         group.setdefault("names", [f"{group['name']}[{i}]" for i in range(len(params))])
-        group.update(chain=str(members), step=0)
+        group.update(chain=str(members), step=0, processor=None)
         for key in ("lr", "weight_decay"):
             value = group.get(key, self.defaults[key])
             if not isinstance(value, Tensor) and value < 0:
@@ -146,8 +149,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if not self._replicas_agree:
-            check_agreement(self._layout(), self.exchange, what="optimizer groups")
-            self._replicas_agree = True
+            self._agree()
         passes = [p for i in range(len(self.param_groups)) if (p := self._begin(i)) is not None]
         updates = drive([p.rounds for p in passes], self.exchange)
         if Flag.DIVERGED in self.exchange.agreed:
@@ -158,6 +160,32 @@ class ChainOptimizer(torch.optim.Optimizer):
         for group_pass, moved in zip(passes, updates, strict=True):
             group_pass.move_weights(moved)
         return loss
+
+    @property
+    def processor(self) -> Processor:
+        """The class that polar factors follow: what the replicas agreed on, else that of the parameters' device."""
+        for group in self.param_groups:
+            if group.get("processor") is not None:
+                return named_processor(group["processor"])
+        return find_processor(next(p.device for group in self.param_groups for p in group["params"]))
+
+    def _agree(self) -> None:
+        """Make sure that all replicas have the same groups, and take the slowest replica's processor class for all."""
+        names = check_agreement(
+            self._layout(), self.exchange, what="optimizer groups", note=self.processor.name
+        )
+        agreed = slowest(names).name
+        orthogonalizes = any(members.orthogonalizes for members in self._chains)
+        if orthogonalizes and len(set(names)) > 1:
+            warnings.warn(
+                f"ChainOptimizer: the replicas' processors are of different classes ({', '.join(names)} by rank); polar factors "
+                f"follow {agreed} on all of them. Products of different machines may round differently all the same: compare "
+                "the weights with check_replicas, or use a recipe with local steps or approach_b(server=True)",
+                stacklevel=3,
+            )
+        for group in self.param_groups:
+            group["processor"] = agreed
+        self._replicas_agree = True
 
     def _layout(self) -> str:
         return "; ".join(
@@ -190,6 +218,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             layouts=[MatrixLayout.parse(layout) for _, layout, _ in chosen],
             names=[name for _, _, name in chosen],
             watch=self.watch,
+            processor=self.processor,
         )
         params = [p for p, _, _ in chosen]
         states = [self.state[p] for p in params]
@@ -213,6 +242,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                     f"this optimizer has {mine['chain']!r}; build it with the recipe and options it was saved with"
                 )
         super().load_state_dict(state_dict)
+        self._replicas_agree = False
         # torch casts floating states to the parameter's dtype, which would round a wider state.
         ordered = [p for group in self.param_groups for p in group["params"]]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
@@ -231,7 +261,12 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         replicas = self.exchange.world_size
-        lines = [f"{type(self).__name__} ({replicas} replica{'s' * (replicas != 1)})"]
+        about = f"{replicas} replica{'s' * (replicas != 1)}"
+        if any(members.orthogonalizes for members in self._chains):
+            about += (
+                f"; polar factors as on {self.processor.name} processors: {str(self.processor.dtype)[6:]}"
+            )
+        lines = [f"{type(self).__name__} ({about})"]
         for group in self.param_groups:
             count, numel = len(group["params"]), sum(p.numel() for p in group["params"])
             lines.append(

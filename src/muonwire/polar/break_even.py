@@ -141,7 +141,12 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
     for kind, aspect in (("wide", WIDE), ("square", 1)):
         say(f"measured_{kind}")
         pairs = {
-            r: _pair(r, aspect * r, lambda x: polar(x, processor=always), lambda x: polar(x, processor=row))
+            r: _pair(
+                r,
+                aspect * r,
+                lambda x: polar(x, processor=always),
+                lambda x, row=row: polar(x, processor=row),
+            )
             for r in SHORT_EDGES
         }
         times[f"measured_{kind}"] = _labelled(pairs)

@@ -112,7 +112,7 @@ AMX = Processor(
     measured="two cores of an Intel Xeon with AMX",
     smallest_half=6e6,
     measured_wide=160,
-    measured_square=384,
+    measured_square=256,
     stacked_wide=2.9e7,
     stacked_square=1.4e8,
 )

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from muonwire.exchange.base import Exchange
+from muonwire.polar import Processor
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request, Rounds, drive
 
@@ -34,6 +35,8 @@ class Context:
         layouts: how each parameter is seen as matrices, in the order of the parameters.
         names: of the parameters, in the same order, for messages. Default: none are known.
         watch: told by stages with feedback what they keep of each tensor. Default: nobody watches.
+        processor: the class whose dtype and sizes polar factors follow, the same on all replicas that must round alike.
+            Default: that of the tensors' device.
     """
 
     lr: float
@@ -42,6 +45,7 @@ class Context:
     layouts: Sequence[MatrixLayout]
     names: Sequence[str] = ()
     watch: Watch | None = None
+    processor: Processor | None = None
 
 
 class Stage(ABC):
@@ -61,6 +65,11 @@ class Stage(ABC):
     @property
     def talks(self) -> bool:
         """Whether the stage talks to the other replicas."""
+        return False
+
+    @property
+    def orthogonalizes(self) -> bool:
+        """Whether every replica computes polar factors in this stage, whose rounding follows from the processor."""
         return False
 
     def estimate_bytes(

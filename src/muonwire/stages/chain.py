@@ -42,6 +42,11 @@ class Chain(Stage):
         """Whether any member talks to the other replicas."""
         return any(stage.talks for _, stage in self.members)
 
+    @property
+    def orthogonalizes(self) -> bool:
+        """Whether any member does."""
+        return any(stage.orthogonalizes for _, stage in self.members)
+
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:

@@ -39,6 +39,11 @@ class Every(TalkingStage):
         """Whether either chain does."""
         return self.full.talks or self.otherwise.talks
 
+    @property
+    def orthogonalizes(self) -> bool:
+        """Whether either chain does."""
+        return self.full.orthogonalizes or self.otherwise.orthogonalizes
+
     def init(self, param: Tensor) -> State:
         """The states of both chains."""
         full, otherwise = self.full.init(param), self.otherwise.init(param)

@@ -32,6 +32,11 @@ class KeepNorm(Stage):
         if self.stage.talks:
             raise UsageError(f"keep_norm: {self.stage} talks to the other replicas; put it before or after")
 
+    @property
+    def orthogonalizes(self) -> bool:
+        """Whether the stage does."""
+        return self.stage.orthogonalizes
+
     def init(self, param: Tensor) -> State:
         """The stage's."""
         return self.stage.init(param)

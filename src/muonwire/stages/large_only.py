@@ -32,6 +32,11 @@ class LargeOnly(Stage):
         if self.at_least < 1:
             raise UsageError(f"large_only: at_least is {self.at_least}; it must be at least 1")
 
+    @property
+    def orthogonalizes(self) -> bool:
+        """Whether the stage does."""
+        return self.stage.orthogonalizes
+
     def init(self, param: Tensor) -> State:
         """The stage's."""
         return self.stage.init(param)

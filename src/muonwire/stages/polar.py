@@ -10,8 +10,6 @@ from muonwire.errors import UsageError
 from muonwire.polar import METHODS, SCHEDULES, polar_list
 from muonwire.stages.base import Context, Stage, State
 
-ITERATIVE = ("auto", "adaptive", "newton_schulz", "gram")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Polar(Stage):
@@ -20,8 +18,8 @@ class Polar(Stage):
     Args:
         method: as ``muonwire.polar.polar`` takes it. Default: "auto".
         schedule: name of a schedule of coefficients. Default: the method's own.
-        dtype: dtype of the products. Default: bfloat16 for iterations, whatever is fastest here, since replicas that
-            measured and chose differently would drift apart; float32 for the exact methods.
+        dtype: dtype of the products. Default: what the processor multiplies fastest, on which the optimizer's replicas agree
+            where they must round alike; float32 for the exact methods.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
@@ -40,19 +38,23 @@ class Polar(Stage):
                 f"polar: dtype is {self.dtype!r}; allowed are bfloat16, float16, float32 and float64"
             )
 
+    @property
+    def orthogonalizes(self) -> bool:
+        """It does."""
+        return True
+
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """See Stage.apply."""
-        name = self.dtype or ("bfloat16" if self.method in ITERATIVE else None)
-        dtype = None if name is None else getattr(torch, name)
         factors = polar_list(
             [layout.matrices(u) for u, layout in zip(updates, context.layouts, strict=True)],
             method=self.method,
             schedule=self.schedule,
-            dtype=dtype,
+            dtype=None if self.dtype is None else getattr(torch, self.dtype),
             # A training loop sees what is not finite in the loss, on all replicas in the same step.
             nonfinite="propagate",
+            processor=context.processor,
         )
         return [factor.reshape(u.shape) for factor, u in zip(factors, updates, strict=True)]
 

@@ -36,6 +36,11 @@ class WeightPolar(Stage):
                 "strength in (0, 1] are wanted"
             )
 
+    @property
+    def orthogonalizes(self) -> bool:
+        """It does."""
+        return True
+
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:

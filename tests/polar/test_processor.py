@@ -1,0 +1,143 @@
+"""The classes of processors: how they are recognized, what follows from them, and that what follows is never much slower."""
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from polar_inputs import gaussian
+
+from muonwire.errors import UsageError
+from muonwire.polar import PROCESSORS, explain, find_processor, polar, polar_list, set_processor
+from muonwire.polar.break_even import measure_rates
+from muonwire.polar.processor import slowest
+
+CPU = torch.device("cpu")
+ORDER = list(PROCESSORS)
+
+
+@pytest.fixture(autouse=True)
+def recognized():
+    yield
+    set_processor(None)
+
+
+def found(**variables):
+    code = "import torch; from muonwire.polar import find_processor; print(find_processor(torch.device('cpu')).name)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout.strip() or run.stderr.strip().splitlines()[-1]
+
+
+def test_the_same_machine_always_decides_alike():
+    assert found() == found() == find_processor(CPU).name
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "avx2"),
+        ({"ONEDNN_MAX_CPU_ISA": "avx512_core"}, "avx512"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "avx512_bf16"),
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, "avx2"),
+        ({"ATEN_CPU_CAPABILITY": "default"}, "generic"),
+    ],
+)
+def test_a_limit_of_instruction_sets_lowers_the_class(variables, wanted):
+    limited = slowest([wanted, find_processor(CPU).name])
+    assert found(**variables) == limited.name
+
+
+def test_overridden_by_variable_and_by_call():
+    assert found(MUONWIRE_PROCESSOR="gpu_fp16") == "gpu_fp16"
+    assert "UsageError: processor: 'zen3' is no class; allowed are generic, avx2" in found(
+        MUONWIRE_PROCESSOR="zen3"
+    )
+    set_processor("avx2")
+    assert find_processor(CPU) is PROCESSORS["avx2"]
+    set_processor(None)
+    assert find_processor(CPU).name == found()
+    with pytest.raises(UsageError, match="allowed are generic, avx2"):
+        set_processor("zen3")
+
+
+def test_the_slowest_of_several_classes_decides():
+    for a, b in itertools.product(ORDER, ORDER):
+        assert slowest([a, b]).name == ORDER[min(ORDER.index(a), ORDER.index(b))]
+    assert slowest(["amx", "avx2", "gpu_bf16"]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (64, 176), (192, 192), (256, 1024), (512, 512), (4, 16, 16)])
+@pytest.mark.parametrize("name", ["avx2", "avx512", "amx"])
+def test_products_run_in_the_dtype_of_the_class_at_every_size(name, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    row = PROCESSORS[name]
+    count = 1 if x.ndim == 2 else shape[0]
+    dtype = row.dtype_of(shape[-2:], count=count)
+    assert dtype == (torch.bfloat16 if name == "amx" and shape[-2] > 64 else torch.float32)
+    set_processor(name)
+    assert torch.equal(polar(x), polar(x, dtype=dtype))
+    assert explain(x).dtype == (dtype if x.ndim == 2 else row.dtype_of(shape[-2:]))
+    if x.ndim == 2:
+        assert torch.equal(polar(x, processor=row), polar_list([x], processor=row)[0])
+    # A result from products in bfloat16 holds numbers of eight bits.
+    assert torch.equal(polar(x), polar(x).bfloat16().float()) == (dtype == torch.bfloat16)
+
+
+def test_a_list_is_stacked_as_the_class_has_it():
+    xs = [gaussian(96, 96, seed) for seed in range(3)]
+    for row in (PROCESSORS["avx2"], PROCESSORS["amx"]):
+        assert row.stacks((96, 96))
+        whole = polar(torch.stack(xs), processor=row)
+        for q, wanted in zip(polar_list(xs, processor=row), whole, strict=True):
+            assert torch.equal(q, wanted)
+    large = [gaussian(192, 768, seed) for seed in range(2)]
+    assert not PROCESSORS["avx2"].stacks((192, 768))
+    for q, x in zip(polar_list(large, processor=PROCESSORS["avx2"]), large, strict=True):
+        assert torch.equal(q, polar(x, processor=PROCESSORS["avx2"]))
+
+
+def medians(calls, *, turns):
+    times = [[] for _ in calls]
+    for turn in range(turns + 1):
+        for spent, call in zip(times, calls, strict=True):
+            start = time.perf_counter()
+            call()
+            if turn:
+                spent.append(time.perf_counter() - start)
+    return [statistics.median(t) for t in times]
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (32, 32), (64, 176), (128, 128), (192, 192), (192, 768), (512, 512), (384, 1536)]
+)
+def test_the_choice_is_never_much_slower_than_the_best_way(shape):
+    """Than plain or Gram form, in float32 or the class's dtype; 1.6 and two more tries leave room for a busy machine."""
+    x = gaussian(*shape)
+    row = find_processor(CPU)
+    ways = [lambda: polar(x)]
+    for dtype in {row.dtype, torch.float32}:
+        ways.append(lambda dtype=dtype: polar(x, method="newton_schulz", dtype=dtype))
+        ways.append(lambda dtype=dtype: polar(x, method="gram", dtype=dtype))
+    turns = 15 if min(shape) < 200 else 5
+    assert any(_ratio(medians(ways, turns=turns)) < 1.6 for _ in range(3))
+
+
+def _ratio(times):
+    return times[0] / min(times[1:])
+
+
+def test_a_class_takes_the_dtype_that_this_machine_multiplies_fastest():
+    """On the machine that runs the tests; the others' rows are measured on theirs, by `muonwire bench processor`."""
+    rates = {dtype: speeds[256] for dtype, speeds in measure_rates(CPU).gflops.items()}
+    # Twice leaves room for neighbours on the machine, and for processors near the border.
+    assert rates[find_processor(CPU).dtype] > max(rates.values()) / 2
