@@ -64,9 +64,12 @@ def cli_page() -> str:
 def recipes_page() -> str:
     """The recipes: a table, then each recipe's chain on a small Llama, then the options."""
     from muonwire.optim.estimate import estimate_bytes
+    from muonwire.polar import set_processor
     from muonwire.recipes import RECIPES, build
     from muonwire.tasks import build_llama
 
+    # What a chain prints of its dtype depends on the processor; the page is the same wherever it is made.
+    set_processor("amx")
     model = build_llama("nano", vocabulary=256, sequence=64, seed=0)
     num_parameters = sum(p.numel() for p in model.parameters())
     measured = measured_bits()

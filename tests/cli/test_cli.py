@@ -92,7 +92,7 @@ def texts(tmp_path):
         ),
         (["compare", "--task", "sound"], "task: 'sound' is unknown"),
         (["compare", "--recipes", "muon", "lion"], "recipe: 'lion' is unknown"),
-        (["bench", "sound"], "'sound' is not a room with a bench; allowed are polar, codec"),
+        (["bench", "sound"], "'sound' is not a room with a bench; allowed are polar, processor, codec"),
         (["bench", "codec", "--shapes", "8x0"], "shape is '8x0'; it takes ROWSxCOLUMNS"),
         (["bench", "codec", "--codecs", "gzip"], "'gzip' is not a part; allowed are rows"),
         (

@@ -48,7 +48,9 @@ def test_blocks_are_counted_and_right():
         with count_products() as count:
             gram = symmetric_gram(x, out=torch.empty(520, 520))
         assert count.flops == symmetric_flops(520, 1040, blocks=True)
-        assert torch.equal(gram, gram.mT)
+        # Off the diagonal blocks one half is a copy of the other; within them the product's own rounding is left.
+        assert torch.equal(gram[:130, 130:], gram[130:, :130].mT)
+        torch.testing.assert_close(gram, gram.mT, rtol=1e-5, atol=1e-3)
         torch.testing.assert_close(gram, y @ y.mT, rtol=1e-4, atol=1e-3)
     schedule = schedules.polar_express(lower=0.1, steps=2)
     with count_products() as count:
@@ -77,7 +79,8 @@ def test_auto_takes_what_its_report_says_and_no_more_than_torch(name):
 
 @pytest.mark.parametrize("shape", list(SAVINGS))
 def test_savings_on_gaussian_input(shape):
-    report = explain(gaussian(*shape), dtype=torch.bfloat16).report
+    # In the dtype that is used here: another one may take minutes on a processor that lacks it.
+    report = explain(gaussian(*shape)).report
     assert report.reference_flops / report.flops >= SAVINGS[shape]
 
 

@@ -64,19 +64,20 @@ class BreakEven:
     times: dict[str, dict[str, tuple[float, float]]]
 
 
-def measure_rates(device: torch.device) -> Rates:
+def measure_rates(device: torch.device, *, sizes: Sequence[int] = RATE_SIZES) -> Rates:
     """Time square products in each dtype.
 
     Args:
         device: where.
+        sizes: edges of the products. Default: 64, 256 and 1024.
 
-    >>> sorted(str(d) for d in measure_rates(torch.device("cpu")).gflops)
+    >>> sorted(str(d) for d in measure_rates(torch.device("cpu"), sizes=(16,)).gflops)
     ['torch.bfloat16', 'torch.float16', 'torch.float32']
     """
     rates: dict[torch.dtype, dict[int, float]] = {}
     for dtype in DTYPES:
         rates[dtype] = {}
-        for size in RATE_SIZES:
+        for size in sizes:
             a = torch.ones(size, size, dtype=dtype, device=device)
             (seconds,) = take_turns({"": lambda a=a: _waited(torch.mm(a, a))}).values()  # type: ignore[misc]
             rates[dtype][size] = 2 * size**3 / seconds / 1e9
@@ -144,8 +145,8 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
             r: _pair(
                 r,
                 aspect * r,
-                lambda x: polar(x, processor=always),
-                lambda x, row=row: polar(x, processor=row),
+                _by_class(always),
+                _by_class(row),
             )
             for r in SHORT_EDGES
         }
@@ -173,6 +174,10 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
 
 def _in_float32(row: Processor) -> Callable[[Tensor], Tensor]:
     return lambda x: polar(x, dtype=torch.float32, processor=row)
+
+
+def _by_class(row: Processor) -> Callable[[Tensor], Tensor]:
+    return lambda x: polar(x, processor=row)
 
 
 def _pair(

@@ -102,7 +102,8 @@ def _normalized(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:
         y = x.to(dtype)
         norm = torch.linalg.vector_norm(y)
         if SMALLEST_NORM <= norm.item() <= LARGEST_NORM:
-            return y / (norm if margin == 1 else norm * margin)
+            # Multiplied by 1 the norm keeps its bits, on which parity with torch.optim.Muon rests.
+            return torch.div(y, norm if margin == 1 else norm * margin)
     y = x.to(dtype, copy=True)
     norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
     # Compared as float32, since the limit rounds to infinity in float16, whose own range is always too small.

@@ -211,7 +211,7 @@ def _cuda(capability: tuple[int, int]) -> Processor:
 
 def _cpu(limit: str) -> Processor:
     """By what the processor has, oneDNN is built for and the system lets it use."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch._C._has_mkldnn:
         return GENERIC
     found = _arm() if platform.machine().lower() in ("arm64", "aarch64") else _x86()
     return slowest([found.name, _LIMITED.get(limit, found.name)])

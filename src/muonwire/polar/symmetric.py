@@ -40,7 +40,7 @@ def symmetric_flops(r: int, s: int, *, blocks: bool) -> int:
 
 
 def symmetric_gram(y: Tensor, *, out: Tensor) -> Tensor:
-    """The smaller of Y Yᵀ and Yᵀ Y for one matrix, by blocks; exactly symmetric.
+    """The smaller of Y Yᵀ and Yᵀ Y for one matrix, by blocks; as symmetric as a product of one block.
 
     Args:
         y: (m, n).

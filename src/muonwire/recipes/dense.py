@@ -23,7 +23,7 @@ class MuonSettings(AdamSettings):
         nesterov: look ahead. Default: True.
         method: of the polar factor; see ``muonwire.polar.polar``. Default: "auto".
         schedule: name of its coefficients. Default: the method's own.
-        dtype: of its products. Default: bfloat16 for iterations, float32 for exact methods.
+        dtype: of its products. Default: what the slowest replica's processor multiplies fastest.
         scale: "rms" (one learning rate serves polar and Adam), "spectral" or "none". Default: "rms".
         adam_lr_ratio: learning rate of the Adam part over that of the polar part. Default: 1.
         polar, adam: regular expressions for parameter names to treat otherwise than routing would.
