@@ -127,7 +127,7 @@ def test_the_report_and_the_charts_are_there(finished):
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (out / "loss_by_steps.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "loss_by_bytes.png").stat().st_size > 10_000
-    assert "bit/param" in done.stdout
+    assert "bit per" in done.stdout
     assert not list(out.glob("runs/*/*/checkpoints"))
 
 
