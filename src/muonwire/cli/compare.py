@@ -24,12 +24,16 @@ COLUMN_GAP = "  "
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     about = (
-        "Train several recipes on the same work: same start, same batches in the same order, same grid of learning rates. "
+        "Train several recipes on the same work: same start, same batches in the same order, as many learning rates. "
         "Writes summary.json, results.parquet, report.html and charts into --out. Finished runs are kept and not repeated."
     )
     config = parse(CompareConfig, args, command="compare", about=about, examples=EXAMPLES)
     summary = compare(config, command=shlex.join(["muonwire", "compare", *args]))
     _print_table(summary)
+    comparison = config.resolve()
+    if comparison.known_rates:
+        searched = ", ".join(f"{lr:g}" for lr in comparison.lr_grid)
+        print(f"rates: the best of an earlier search of {searched}; --lr-grid tries others")
     print(f"report: {config.out / 'report.html'}")
     return 0
 

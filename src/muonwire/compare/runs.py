@@ -97,13 +97,13 @@ def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, fl
 
 
 def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
-    """Rates to run in full with the first seed: the grid, or what the short runs leave of it.
+    """Rates to run in full with the first seed: the recipe's rates, or what the short runs leave of the grid.
 
     Longer runs want lower rates than short ones. So finalists run the best short rate and the two next lower ones, and the other
     recipes only the next lower one. Where all of them diverge, the next lower one follows.
     """
     if not config.tune_steps:
-        return list(config.lr_grid)
+        return list(config.rates_of(recipe))
     losses = tuning_losses(config, recipe, find)
     if not losses:
         return []
