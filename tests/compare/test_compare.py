@@ -128,6 +128,8 @@ def test_the_report_and_the_charts_are_there(finished):
     assert (out / "loss_by_steps.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "loss_by_bytes.png").stat().st_size > 10_000
     assert "bit per" in done.stdout
+    assert "adamw lr=0.004 seed=0: loss" in done.stdout
+    assert "(9 of 9 runs)" in done.stdout
     assert not list(out.glob("runs/*/*/checkpoints"))
 
 

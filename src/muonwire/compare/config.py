@@ -342,9 +342,13 @@ class Comparison:
             return True
         return recipe in self.known_rates and lr != tried[0] and lr in (min(tried), max(tried))
 
+    def steps_of(self, *, tuning: bool) -> int:
+        """The steps of a run, which may be one of those that only try a rate."""
+        return self.tune_steps if tuning and self.tune_steps else self.steps
+
     def run_config(self, recipe: str, lr: float, seed: int, *, tuning: bool = False) -> TrainConfig:
         """The settings of one run, which may be one of those that only try a rate."""
-        steps = self.tune_steps if tuning and self.tune_steps else self.steps
+        steps = self.steps_of(tuning=tuning)
         return TrainConfig(
             recipe=recipe,
             lr=lr,
