@@ -12,7 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from muonwire.compare import CompareConfig
+from muonwire.compare import PRESETS, CompareConfig
 from muonwire.compare import compare as compare_here
 from muonwire.compare.runs import Run, candidates, pending, run_folder, short_runs
 from muonwire.compare.summary import summarize
@@ -127,7 +127,9 @@ def test_the_report_and_the_charts_are_there(finished):
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (out / "loss_by_steps.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "loss_by_bytes.png").stat().st_size > 10_000
-    assert "bit/param" in done.stdout
+    assert "bit per" in done.stdout
+    assert "adamw lr=0.004 seed=0: loss" in done.stdout
+    assert "(9 of 9 runs)" in done.stdout
     assert not list(out.glob("runs/*/*/checkpoints"))
 
 
@@ -312,6 +314,60 @@ def test_presets_fill_in_what_is_not_given():
     }
     # The preset's finalists belong to its own recipes.
     assert CompareConfig(preset="frontier", recipes=("sgd",)).resolve().seeds_of("sgd") == (0, 1, 2)
+
+
+def quick(**changes):
+    return CompareConfig(preset="quick", **changes).resolve()
+
+
+def test_the_rates_that_quick_knows_are_the_best_of_the_kept_search():
+    kept = pl.read_parquet(Path(__file__).parents[2] / "evidence" / "demo" / "results.parquet")
+    last = kept.filter(pl.col("step") == PRESETS["quick"].steps)
+    grid = sorted(PRESETS["quick"].lr_grid)
+    assert quick().known_rates
+    for recipe in quick().recipes:
+        losses = dict(last.filter(pl.col("recipe") == recipe).select("lr", "eval_loss").iter_rows())
+        assert sorted(losses) == grid
+        best = min(grid, key=losses.__getitem__)
+        neighbours = [lr for lr in grid if abs(grid.index(lr) - grid.index(best)) == 1]
+        assert quick().rates_of(recipe) == (best, min(neighbours, key=losses.__getitem__))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_grid": (0.001, 0.003, 0.01, 0.03)},
+        {"steps": 200},
+        {"batch": 8},
+        {"task": "vision"},
+        {"text": (Path("book.txt"),)},
+        {"own_text": True},
+        {"replicas": 2},
+        {"seeds": (1,)},
+        {"tune_steps": 20},
+        {"recipes": ("muon", "sgd")},
+        {"recipes": ("muon(momentum=0.9)",)},
+    ],
+    ids=str,
+)
+def test_known_rates_hold_for_the_settings_that_were_searched_only(changes):
+    changed = quick(**changes)
+    assert changed.known_rates == {}
+    assert all(changed.rates_of(recipe) == changed.lr_grid for recipe in changed.recipes)
+
+
+def test_what_decides_no_rate_keeps_the_known_ones():
+    kept = quick(recipes=("muon", "distro"), seeds=(0, 1), link="1mbit/9ms", virtual=True, steps=100)
+    assert kept.known_rates == {"muon": (0.01, 0.03), "distro": (0.01, 0.003)}
+    assert pending(kept)[:2] == [Run("muon", 0.01, 0), Run("muon", 0.03, 0)]
+
+
+def test_a_rate_is_at_the_edge_where_those_beyond_it_are_unknown():
+    searched = quick(lr_grid=(0.001, 0.003, 0.01, 0.03))
+    assert [searched.at_edge("distro", lr) for lr in searched.lr_grid] == [True, False, False, True]
+    # The best one of the search has two neighbours that were worse; of the other one that is not known here.
+    assert [quick().at_edge("distro", lr) for lr in (0.01, 0.003)] == [False, True]
+    assert quick().at_edge("one_bit_muon", 0.03)
 
 
 def test_images_are_compared_like_text(tmp_path):

@@ -73,6 +73,18 @@ def written(tmp_path_factory):
     return write_compare_report(folder, setting=make_setting(), summary=summary, curves=curves)
 
 
+def test_a_page_with_the_best_rates_of_an_earlier_search_says_so():
+    before = "Learning rates searched before"
+    searched = render_page(page_of(lr_searched=(0.001, 0.003, 0.01, 0.03)))
+    assert before in searched
+    assert "it covered 0.001, 0.003, 0.01, 0.03" in searched
+    assert "the grid that was searched before" in searched
+    assert "the grid may be too narrow" not in searched
+    plain = render_page(page_of())
+    assert before not in plain
+    assert "the grid may be too narrow" in plain
+
+
 def test_everything_is_written(written):
     assert [path.name for path in written] == ["report.html", *(f"{name}.png" for name in NAMES)]
     for path in written[1:]:

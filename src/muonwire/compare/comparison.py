@@ -9,9 +9,10 @@ import torch
 
 from muonwire import __version__
 from muonwire.compare.config import CompareConfig, Comparison
-from muonwire.compare.runs import pending, worker
+from muonwire.compare.runs import pending
 from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
+from muonwire.compare.worker import worker
 from muonwire.errors import ExchangeError, StoppedError
 from muonwire.report import ReportSetting, write_compare_report
 from muonwire.tasks import make_task
@@ -72,7 +73,8 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
         steps=config.steps,
         batch_terms=task.batch_terms * config.replicas,
         terms=about.terms,
-        lr_grid=config.lr_grid,
+        lr_grid=config.known_rates or config.lr_grid,
+        lr_searched=config.lr_grid if config.known_rates else (),
         seeds=config.seeds,
         link=config.link,
         machine=machine(),

@@ -1,6 +1,7 @@
 """The settings of a comparison, and the presets that fill in what is not given."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from muonwire.errors import UsageError
@@ -17,6 +18,8 @@ class Preset:
     Args:
         recipes, finalists, replicas, steps, lr_grid, tune_steps, seeds, link, evaluate_every, model_size, sequence, batch: as in
             CompareConfig.
+        known_rates: by recipe, what an earlier search of the whole lr_grid with exactly this preset found: the best rate, then
+            others, as many for each recipe. Only these are tried. Default: none, the grid is searched.
     """
 
     recipes: tuple[str, ...]
@@ -31,6 +34,7 @@ class Preset:
     batch: int
     finalists: tuple[str, ...] | None = None
     tune_steps: int | None = None
+    known_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 FINALISTS = (
@@ -85,6 +89,11 @@ OPTIONS_OF = {
 }
 # Images a replica and step: with four replicas, what source 003 trains with.
 VISION_BATCH = 32
+# What the best rate depends on, beside the recipe and the seed that tunes.
+DECIDES_RATES = (
+    *("task", "text", "tokenizer", "own_text", "model_size", "sequence", "batch"),
+    *("replicas", "steps", "tune_steps"),
+)
 
 PRESETS = {
     "quick": Preset(
@@ -92,6 +101,13 @@ PRESETS = {
         replicas=4,
         steps=100,
         lr_grid=(0.001, 0.003, 0.01, 0.03),
+        # The best and the better of its neighbours in evidence/demo/results.parquet.
+        known_rates={
+            "adamw": (0.003, 0.001),
+            "muon": (0.01, 0.03),
+            "distro": (0.01, 0.003),
+            "one_bit_muon": (0.03, 0.01),
+        },
         seeds=(0,),
         link="10mbit/50ms",
         evaluate_every=25,
@@ -132,8 +148,8 @@ PRESETS = {
 class CompareConfig:
     """A comparison of recipes on the same work.
 
-    Every recipe gets the same start, the same batches in the same order and the same grid of learning rates. The grid is searched
-    with the first seed; the best rate is then run with the others. What is not given comes from the preset.
+    Every recipe gets the same start, the same batches in the same order and as many learning rates, from the same grid. The
+    rates are tried with the first seed; the best one is then run with the others. What is not given comes from the preset.
 
     Args:
         preset: "quick" (minutes on two cores), "full" (hours), or "frontier": every recipe, rates tried in short runs.
@@ -151,7 +167,8 @@ class CompareConfig:
         batch: sequences or images a replica and step. Default: the preset's for text, 32 images.
         replicas: processes that train together.
         steps: optimizer steps of each run.
-        lr_grid: peak learning rates to try.
+        lr_grid: peak learning rates to try. Default: the preset's; of its grid, which was searched before, "quick" tries two for
+            each recipe as long as nothing that decides the rate is changed.
         tune_steps: steps of short runs that try rates first, from the middle of the grid outwards until the best one has
             neighbours. Longer runs want lower rates: finalists then run it and the two next lower ones in full, and the best of
             them with all seeds; other recipes run the next lower one. Default: the whole grid is run in full.
@@ -212,19 +229,32 @@ class CompareConfig:
         """
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
         preset = PRESETS[self.preset]
-        filled = {f.name: getattr(preset, f.name) for f in fields(preset) if given[f.name] is None}
+        filled = {
+            f.name: getattr(preset, f.name)
+            for f in fields(preset)
+            if f.name in given and given[f.name] is None
+        }
         if self.recipes is not None and self.finalists is None:
             # The preset's finalists belong to its own recipes.
             filled["finalists"] = None
         if self.task == "vision" and self.batch is None:
             filled["batch"] = VISION_BATCH
         filled["vision_model"] = self.vision_model or VisionSettings().model
-        return Comparison(**{**given, **filled})
+        comparison = Comparison(**{**given, **filled})
+        as_searched = self.lr_grid is None and all(
+            getattr(comparison, name) == getattr(preset, name, getattr(type(self), name))
+            for name in DECIDES_RATES
+        )
+        known = {r: preset.known_rates[r] for r in comparison.recipes if r in preset.known_rates}
+        # Where the rates of one recipe are not known, all get the whole grid: as many tries for each.
+        if not as_searched or comparison.seeds[0] != preset.seeds[0] or len(known) < len(comparison.recipes):
+            return comparison
+        return replace(comparison, known_rates=known)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A comparison with everything said; the fields are those of CompareConfig.
+    """A comparison with everything said; the fields are those of CompareConfig, and ``known_rates`` as in Preset.
 
     Raises:
         UsageError: an empty or repeating list, no replica, a link that does not parse, or a run that is not allowed.
@@ -254,6 +284,7 @@ class Comparison:
     virtual: bool
     jobs: int | None
     compile: bool
+    known_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("recipes", "lr_grid", "seeds"):
@@ -300,9 +331,24 @@ class Comparison:
         """Whether ``recipe`` is run with all seeds, and its rate sought in full."""
         return self.finalists is None or recipe in self.finalists
 
+    def rates_of(self, recipe: str) -> tuple[float, ...]:
+        """The rates that are tried for ``recipe``: the grid, or what an earlier search left of it."""
+        return self.known_rates.get(recipe, self.lr_grid)
+
+    def at_edge(self, recipe: str, lr: float) -> bool:
+        """Whether better rates may lie beyond ``lr``, the best one that was tried, since no search showed them to be worse."""
+        tried = self.rates_of(recipe)
+        if len(self.lr_grid) > 1 and lr in (min(self.lr_grid), max(self.lr_grid)):
+            return True
+        return recipe in self.known_rates and lr != tried[0] and lr in (min(tried), max(tried))
+
+    def steps_of(self, *, tuning: bool) -> int:
+        """The steps of a run, which may be one of those that only try a rate."""
+        return self.tune_steps if tuning and self.tune_steps else self.steps
+
     def run_config(self, recipe: str, lr: float, seed: int, *, tuning: bool = False) -> TrainConfig:
         """The settings of one run, which may be one of those that only try a rate."""
-        steps = self.tune_steps if tuning and self.tune_steps else self.steps
+        steps = self.steps_of(tuning=tuning)
         return TrainConfig(
             recipe=recipe,
             lr=lr,

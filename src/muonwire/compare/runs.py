@@ -1,5 +1,6 @@
-"""The runs of a comparison: where each lives, which are done, and the worker that does the others."""
+"""The runs of a comparison: where each lives, which are done, and what is left to do."""
 
+import functools
 import hashlib
 import json
 import re
@@ -11,15 +12,15 @@ from typing import Any, NamedTuple
 from muonwire.compare.config import Comparison
 from muonwire.errors import StoppedError, UsageError
 from muonwire.exchange import Exchange
-from muonwire.tasks import Task, make_task
+from muonwire.tasks import Task
 from muonwire.train.checkpoint import write_json
 from muonwire.train.config import TrainConfig
-from muonwire.train.launch import on_stop_signal, process_group, set_threads
 from muonwire.train.loop import RESULT, RunResult, Trainer
-from muonwire.train.progress import progress_bar
 from muonwire.train.single import CONFIG
 
 Result = dict[str, Any]
+# Rates of a finalist that are run in full after the short runs: the best one and the next lower ones.
+MOST_IN_FULL = 3
 
 
 class Run(NamedTuple):
@@ -97,19 +98,19 @@ def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, fl
 
 
 def candidates(config: Comparison, recipe: str, find: Find) -> list[float]:
-    """Rates to run in full with the first seed: the grid, or what the short runs leave of it.
+    """Rates to run in full with the first seed: the recipe's rates, or what the short runs leave of the grid.
 
     Longer runs want lower rates than short ones. So finalists run the best short rate and the two next lower ones, and the other
     recipes only the next lower one. Where all of them diverge, the next lower one follows.
     """
     if not config.tune_steps:
-        return list(config.lr_grid)
+        return list(config.rates_of(recipe))
     losses = tuning_losses(config, recipe, find)
     if not losses:
         return []
     best = min(losses, key=lambda lr: (losses[lr], lr))
     falling = sorted((lr for lr in config.lr_grid if lr <= best), reverse=True)
-    chosen = falling[:3] if config.is_finalist(recipe) else falling[:2][-1:]
+    chosen = falling[:MOST_IN_FULL] if config.is_finalist(recipe) else falling[:2][-1:]
     lower = [lr for lr in falling if lr < chosen[-1]]
 
     def diverged(lr: float) -> bool:
@@ -155,6 +156,31 @@ def pending(config: Comparison) -> list[Run]:
     return left
 
 
+def plan(config: Comparison) -> tuple[list[int], list[int]]:
+    """The steps of each finished run, and of each run that is left, where a rate is still sought as many as there may be."""
+    find = functools.cache(find_result(config))
+    done: list[int] = []
+    left: list[int] = []
+    for recipe in config.recipes:
+        first, *others = config.seeds_of(recipe)
+        runs = short_runs(config, recipe, find)
+        if any(find(run) is None for run in runs):
+            num_later = min(MOST_IN_FULL if config.is_finalist(recipe) else 1, len(config.lr_grid)) + len(
+                others
+            )
+        else:
+            in_full = [Run(recipe, lr, first) for lr in candidates(config, recipe, find)]
+            best = best_lr(config, recipe, find)
+            sought = any(find(run) is None for run in in_full)
+            num_later = len(others) if sought else 0
+            runs += in_full
+            runs += [Run(recipe, best, seed) for seed in others] if best is not None and not sought else []
+        for run in runs:
+            (left if find(run) is None else done).append(config.steps_of(tuning=run.tuning))
+        left += [config.steps] * num_later
+    return done, left
+
+
 def prepare_run(config: Comparison, run: Run, task: Task, exchange: Exchange) -> Trainer:
     """The trainer of one run on one of the replicas, where it was cut off or at the start."""
     settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
@@ -171,36 +197,12 @@ def prepare_run(config: Comparison, run: Run, task: Task, exchange: Exchange) ->
     return trainer
 
 
-def finish_run(run: Run, trainer: Trainer, result: RunResult) -> None:
-    """What the first replica does after the last step: drop the checkpoints, tell the outcome."""
-    if not result.finished or trainer.exchange.rank:
-        return
-    shutil.rmtree(trainer.folder / "checkpoints", ignore_errors=True)
-    loss = "diverged" if result.final_eval_loss is None else f"evaluation loss {result.final_eval_loss:.4f}"
-    print(f"{run}: {loss}, {result.bits_per_parameter_step:.3g} bit per parameter and step", flush=True)
+def finish_run(trainer: Trainer, result: RunResult) -> None:
+    """What the first replica does after the last step: drop the checkpoints."""
+    if result.finished and trainer.exchange.rank == 0:
+        shutil.rmtree(trainer.folder / "checkpoints", ignore_errors=True)
 
 
 def stopped(config: Comparison) -> StoppedError:
     """What a comparison that was told to stop raises."""
     return StoppedError(f"stopped; the same command goes on from {config.out}")
-
-
-def worker(config: Comparison) -> None:
-    """All pending runs, one after the other, on one of the replicas."""
-    task = make_task(config.task_settings)
-    with process_group() as make_exchange:
-        set_threads(config.replicas, config.threads)
-        while runs := pending(config):
-            for run in runs:
-                trainer = prepare_run(config, run, task, make_exchange())
-                first = trainer.exchange.rank == 0
-                with (
-                    on_stop_signal(trainer.request_stop),
-                    progress_bar(str(run), enabled=first, lines=False) as show,
-                ):
-                    result = trainer.run(show)
-                finish_run(run, trainer, result)
-                if not result.finished:
-                    raise stopped(config)
-            # Everyone has seen the last result before anyone looks at what is left.
-            make_exchange().gather(b"done", purpose="control")

@@ -66,7 +66,7 @@ def _entry(
             num_messages=result["messages_per_step"],
         ),
         "options": parse_recipe(recipe)[1],
-        "lr_at_grid_edge": len(config.lr_grid) > 1 and lr in (min(config.lr_grid), max(config.lr_grid)),
+        "lr_at_grid_edge": config.at_edge(recipe, lr),
         "chain": result["optimizer"],
         "weights_digest": result["weights_digest"],
         "diagnostics": result.get("diagnostics", {}),
@@ -84,7 +84,7 @@ def curves(config: Comparison) -> pl.DataFrame:
     for recipe in config.recipes:
         best = best_lr(config, recipe, find)
         for seed in config.seeds_of(recipe):
-            for lr in config.lr_grid:
+            for lr in config.rates_of(recipe):
                 result = find(Run(recipe, lr, seed))
                 if result is None:
                     continue

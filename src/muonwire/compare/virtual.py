@@ -3,21 +3,35 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from muonwire.compare.config import Comparison
+from muonwire.compare.progress import comparison_progress
 from muonwire.compare.runs import Run, finish_run, pending, prepare_run, stopped
 from muonwire.errors import ExchangeError
 from muonwire.exchange import Exchange, run_threads
 from muonwire.tasks import make_task
 from muonwire.train.launch import on_stop_signal, set_threads, start_method
-from muonwire.train.loop import Trainer
+from muonwire.train.loop import Progress, Trainer
+
+# How often the bar learns of the steps of the runs.
+POLL_S = 0.5
+# In the shared memory: the run that it is for has no trainer yet.
+NOT_BEGUN = -1
+
+# In a worker process: the steps that each of the runs side by side has come to, in memory that it shares with the others.
+_steps: MutableSequence[int] = []
 
 
-def _one_run(config: Comparison, run: Run) -> bool:
-    """What a worker process does for one run; False where it was told to stop."""
+def _share(steps: MutableSequence[int]) -> None:
+    global _steps
+    _steps = steps
+
+
+def _one_run(config: Comparison, run: Run, place: int) -> bool:
+    """What a worker process does for one run, whose steps it writes to its ``place``; False where it was told to stop."""
     set_threads(os.cpu_count() or 1, config.threads)
     task = make_task(config.task_settings)
     trainers: list[Trainer] = []
@@ -25,9 +39,14 @@ def _one_run(config: Comparison, run: Run) -> bool:
     def replica(rank: int, make_exchange: Callable[[], Exchange]) -> bool:
         trainer = prepare_run(config, run, task, make_exchange())
         trainers.append(trainer)
-        result = trainer.run()
-        finish_run(run, trainer, result)
+        if rank == 0:
+            _steps[place] = trainer.step
+        result = trainer.run(note if rank == 0 else None)
+        finish_run(trainer, result)
         return result.finished
+
+    def note(progress: Progress) -> None:
+        _steps[place] = progress.step
 
     def stop() -> None:
         for trainer in trainers:
@@ -55,18 +74,32 @@ def run_virtual(config: Comparison) -> None:
 
     jobs = config.jobs or os.cpu_count() or 1
     context = multiprocessing.get_context(start_method())
-    running: dict[Future[bool], Run] = {}
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool, on_stop_signal(stop):
+    steps = context.RawArray("q", [NOT_BEGUN] * jobs)
+    running: dict[Future[bool], tuple[Run, int]] = {}
+    with (
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_share, initargs=(steps,)) as pool,
+        on_stop_signal(stop),
+        comparison_progress(config) as shown,
+    ):
         while True:
             # What is left grows as rates are found, so that a recipe is done before the next one begins.
-            left = [run for run in pending(config) if run not in running.values()]
-            for run in left[: jobs - len(running)]:
-                running[pool.submit(_one_run, config, run)] = run
+            begun = {run for run, _ in running.values()}
+            free = set(range(jobs)) - {place for _, place in running.values()}
+            for run, place in zip(
+                (run for run in pending(config) if run not in begun), sorted(free), strict=False
+            ):
+                steps[place] = NOT_BEGUN
+                running[pool.submit(_one_run, config, run, place)] = (run, place)
             if not running:
                 return
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            done: set[Future[bool]] = set()
+            while not done:
+                done, _ = wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED)
+                for run, place in running.values():
+                    if steps[place] != NOT_BEGUN:
+                        shown.at(run, steps[place])
             for future in done:
-                run = running.pop(future)
+                run, _ = running.pop(future)
                 try:
                     finished = future.result()
                 except BrokenProcessPool as error:
@@ -78,3 +111,4 @@ def run_virtual(config: Comparison) -> None:
                 if stopping or not finished:
                     stop()
                     raise stopped(config)
+                shown.finish(run)

@@ -91,7 +91,7 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
             *_side_by_side(time_at_link(results, link=setting.link), time_measured(results)),
             costs_table(results),
         ),
-        *_section("Learning rates", "rates", loss_by_rate(results)),
+        *_section("Learning rates", "rates", loss_by_rate(results, searched=setting.lr_searched)),
         Section(
             title="Recipes",
             anchor="recipes",
@@ -165,9 +165,11 @@ def _setting_blocks(setting: ReportSetting, *, results: Results) -> tuple[Block,
         items.append(("Batch", batch))
     grid = setting.lr_grid
     if isinstance(grid, Mapping):
-        items += [(f"Learning rates, {recipe}", _rates(rates)) for recipe, rates in grid.items()]
+        items += [(f"Learning rates, {recipe}", _rates(sorted(rates))) for recipe, rates in grid.items()]
     else:
         items.append(("Learning rates", _rates(grid)))
+    if setting.lr_searched:
+        items.append(("Learning rates searched before", _rates(setting.lr_searched)))
     items += [
         ("Seeds", ", ".join(str(seed) for seed in setting.seeds)),
         ("Link", setting.link),

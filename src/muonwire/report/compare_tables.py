@@ -98,6 +98,9 @@ def results_table(results: Results, *, setting: ReportSetting, target: Target | 
     if any(s.lr_at_grid_edge for r in results.recipes for s in r.seeds):
         notes.append(
             "“Edge”: the best rate is the lowest or highest of the grid, so a wider grid may do better."
+            if not setting.lr_searched
+            else "“Edge”: the best rate is the lowest or highest of the grid that was searched before, or not the one that was "
+            "best then; other rates may do better."
         )
     return _table("Results by recipe, lowest loss first", recipes, columns, notes=notes)
 

@@ -20,6 +20,8 @@ class ReportSetting:
         batch_terms: terms of the loss per optimizer step over all replicas; ``None`` leaves it out.
         terms: what they are. Default: "tokens".
         lr_grid: the learning rates tried, for all recipes or by recipe.
+        lr_searched: the grid that an earlier search tried with this setting, where ``lr_grid`` holds only what it found best.
+            Default: none.
         seeds: the seeds of each recipe at its chosen rate.
         link: the link that link times are modelled for, such as ``"10mbit/50ms"``.
         machine: the machine in one line.
@@ -44,6 +46,7 @@ class ReportSetting:
     machine: str
     lr_grid: Sequence[float] | Mapping[str, Sequence[float]]
     seeds: Sequence[int]
+    lr_searched: Sequence[float] = ()
     batch_terms: int | None = None
     terms: str = "tokens"
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """The learning-rate sweep: final loss by rate, with the rate each recipe ended up with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -22,8 +23,13 @@ from muonwire.report.units import loss_text, lr_text
 _MOST_TICKS = 10
 
 
-def loss_by_rate(results: Results) -> Chart | None:
-    """Final loss against learning rate, or ``None`` if no recipe tried more than one rate above zero."""
+def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart | None:
+    """Final loss against learning rate, or ``None`` if no recipe tried more than one rate above zero.
+
+    Args:
+        results: of the comparison.
+        searched: the grid of an earlier search, whose best rates alone were tried.
+    """
     rates = _rates(results)
     if rates.is_empty() or rates.group_by("recipe").len()["len"].max() == 1:
         return None
@@ -45,13 +51,20 @@ def loss_by_rate(results: Results) -> Chart | None:
     if finished.height < rates.height:
         notes.append("A cross at the upper edge is a rate at which a run diverged.")
     drawn = set(rates["recipe"])
+    if searched:
+        reading = (
+            "Only the best rates of an earlier search with the same setting were tried; it covered "
+            f"{', '.join(lr_text(lr) for lr in searched)}. A ring at the lowest or highest of these means they may be too narrow."
+        )
+    else:
+        reading = (
+            "A flat valley means the recipe forgives a badly chosen rate; a ring at the end of its line means the grid may be "
+            "too narrow."
+        )
     return Chart(
         name="loss_by_rate",
         title="Loss by learning rate",
-        how_to_read="Each recipe is compared at its own best rate, which the larger ring marks. A flat "
-        "valley means the "
-        "recipe forgives a badly chosen rate; a ring at the end of its line means the grid may be too "
-        "narrow.",
+        how_to_read=f"Each recipe is compared at its own best rate, which the larger ring marks. {reading}",
         spec=spec_of(_layers(results, rows=_rows(rates, top=top), low=low, top=top)),
         key=recipe_key(r for r in results.ordered if r.recipe in drawn),
         notes=tuple(notes),

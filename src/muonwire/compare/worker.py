@@ -1,0 +1,29 @@
+"""The worker: all runs of a comparison that are left, one after the other, on one of the replicas."""
+
+import os
+
+from muonwire.compare.config import Comparison
+from muonwire.compare.progress import comparison_progress
+from muonwire.compare.runs import finish_run, pending, prepare_run, stopped
+from muonwire.tasks import make_task
+from muonwire.train.launch import on_stop_signal, process_group, set_threads
+
+
+def worker(config: Comparison) -> None:
+    """All pending runs, one after the other, on one of the replicas."""
+    task = make_task(config.task_settings)
+    first = os.environ.get("RANK", "0") == "0"
+    with process_group() as make_exchange, comparison_progress(config, enabled=first) as shown:
+        set_threads(config.replicas, config.threads)
+        while runs := pending(config):
+            for run in runs:
+                trainer = prepare_run(config, run, task, make_exchange())
+                shown.at(run, trainer.step)
+                with on_stop_signal(trainer.request_stop):
+                    result = trainer.run(lambda progress, run=run: shown.at(run, progress.step))  # type: ignore[misc]
+                finish_run(trainer, result)
+                if not result.finished:
+                    raise stopped(config)
+                shown.finish(run)
+            # Everyone has seen the last result before anyone looks at what is left.
+            make_exchange().gather(b"done", purpose="control")
