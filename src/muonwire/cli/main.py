@@ -24,6 +24,7 @@ COMMANDS = {
         "look at, change and talk to the singular values of trained models",
     ),
     "bench": ("muonwire.cli.bench", "measure a room of the library against its peers"),
+    "env": ("muonwire.cli.env", "tell versions, processor and network, for a bug report"),
     "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
 }
 
