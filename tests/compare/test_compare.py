@@ -1,5 +1,6 @@
 """`muonwire compare` with two real processes, end to end."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -320,17 +321,20 @@ def quick(**changes):
     return CompareConfig(preset="quick", **changes).resolve()
 
 
-def test_the_rates_that_quick_knows_are_the_best_of_the_kept_search():
-    kept = pl.read_parquet(Path(__file__).parents[2] / "evidence" / "demo" / "results.parquet")
-    last = kept.filter(pl.col("step") == PRESETS["quick"].steps)
-    grid = sorted(PRESETS["quick"].lr_grid)
+def test_the_rates_that_quick_knows_are_the_best_that_both_processor_classes_agree_on():
+    kept = Path(__file__).parents[2] / "evidence" / "demo"
+    preset = PRESETS["quick"]
     assert quick().known_rates
     for recipe in quick().recipes:
-        losses = dict(last.filter(pl.col("recipe") == recipe).select("lr", "eval_loss").iter_rows())
-        assert sorted(losses) == grid
-        best = min(grid, key=losses.__getitem__)
-        neighbours = [lr for lr in grid if abs(grid.index(lr) - grid.index(best)) == 1]
-        assert quick().rates_of(recipe) == (best, min(neighbours, key=losses.__getitem__))
+        ends = []
+        for path in (kept / "search_amx.parquet", kept / "search_avx2.parquet"):
+            chosen = pl.read_parquet(path).filter(pl.col("step") == preset.steps, pl.col("recipe") == recipe)
+            ends.append(dict(chosen.select("lr", "eval_loss").iter_rows()))
+        assert all(sorted(losses) == sorted(preset.lr_grid) for losses in ends)
+        apart = [lr for lr in preset.lr_grid if abs(ends[0][lr] - ends[1][lr]) > 0.1]
+        alike = [lr for lr in preset.lr_grid if lr < min(apart, default=math.inf)]
+        by_loss = sorted(alike, key=lambda lr: ends[0][lr] + ends[1][lr])
+        assert quick().rates_of(recipe) == tuple(by_loss[:2])
 
 
 @pytest.mark.parametrize(
@@ -358,16 +362,19 @@ def test_known_rates_hold_for_the_settings_that_were_searched_only(changes):
 
 def test_what_decides_no_rate_keeps_the_known_ones():
     kept = quick(recipes=("muon", "distro"), seeds=(0, 1), link="1mbit/9ms", virtual=True, steps=100)
-    assert kept.known_rates == {"muon": (0.01, 0.03), "distro": (0.01, 0.003)}
-    assert pending(kept)[:2] == [Run("muon", 0.01, 0), Run("muon", 0.03, 0)]
+    assert kept.known_rates == {r: PRESETS["quick"].known_rates[r] for r in ("muon", "distro")}
+    assert pending(kept)[:2] == [Run("muon", lr, 0) for lr in kept.known_rates["muon"]]
 
 
 def test_a_rate_is_at_the_edge_where_those_beyond_it_are_unknown():
     searched = quick(lr_grid=(0.001, 0.003, 0.01, 0.03))
     assert [searched.at_edge("distro", lr) for lr in searched.lr_grid] == [True, False, False, True]
-    # The best one of the search has two neighbours that were worse; of the other one that is not known here.
-    assert [quick().at_edge("distro", lr) for lr in (0.01, 0.003)] == [False, True]
-    assert quick().at_edge("one_bit_muon", 0.03)
+    # Beyond the best one of the search lie rates that were worse; of the other one that is not known here.
+    best, other = quick().rates_of("distro")
+    assert [quick().at_edge("distro", lr) for lr in (best, other)] == [False, True]
+    edge = max(searched.lr_grid)
+    known = dataclasses.replace(quick(), known_rates={"muon": (edge, other)})
+    assert known.at_edge("muon", edge)
 
 
 def test_images_are_compared_like_text(tmp_path):

@@ -16,11 +16,14 @@ def test_measures_every_method_in_turns(monkeypatch):
     order = []
     table = {"a": lambda x: order.append("a") or bench.torch_muon(x), "b": lambda x: order.append("b") or x}
     rows = bench.measure({"g": gaussian(8, 16)}, table, rounds=2, warmup=0)
-    assert order == ["a", "b", "a", "b", "a", "b"]
-    assert [r.method for r in rows] == [bench.REFERENCE, "a", "b"]
-    assert rows[0].ratio == 1
-    assert rows[0].gflop == rows[1].gflop > 0
-    assert rows[2].polar_error > rows[0].polar_error
+    # Two turns and the count of products.
+    assert [sorted(order[i : i + 2]) for i in (0, 2, 4)] == [["a", "b"]] * 3
+    reference, plain, a, b = rows
+    assert [r.method for r in rows] == [*bench.BASELINES, "a", "b"]
+    assert reference.ratio == plain.plain_ratio == 1
+    assert reference.gflop == plain.gflop == a.gflop > 0
+    assert b.polar_error > reference.polar_error
+    assert a.speed_over(bench.PLAIN) == a.plain_ratio != a.speed_over(bench.REFERENCE) == a.ratio
 
 
 def test_slow_methods_sit_out_and_are_compared_in_the_turns_they_took(monkeypatch):
@@ -28,7 +31,7 @@ def test_slow_methods_sit_out_and_are_compared_in_the_turns_they_took(monkeypatc
     calls = []
     table = {"slow": lambda x: calls.append("slow") or bench.torch_muon(x)}
     reports = []
-    (reference, slow) = bench.measure(
+    (reference, _, slow) = bench.measure(
         {"g": gaussian(8, 16)}, table, rounds=7, warmup=0, progress=reports.append
     )
     # Three turns, and the one that counts its products.
@@ -66,8 +69,17 @@ def test_summary_is_over_the_named_shapes():
         {"gaussian 512x512": gaussian(512, 512)}, {"auto": bench.methods()["auto"]}, rounds=1
     )
     found = summary(rows)
-    assert found["square"] > 0
+    assert found["square"] == found["all"] > 0
     assert math.isnan(found["wide"])
+    assert summary(rows, bench.PLAIN)["square"] not in (found["square"], math.nan)
+
+
+def test_the_plain_steps_are_those_of_torch():
+    for matrix in (gaussian(24, 40), gaussian(40, 24)):
+        torch.testing.assert_close(
+            bench.plain_steps(matrix), bench.torch_muon(matrix).float(), atol=0.05, rtol=0
+        )
+    assert bench.plain_steps(torch.zeros(3, 4)).abs().max() == 0
 
 
 @pytest.mark.parametrize("suffix", [".png", ".html", ".svg"])
@@ -85,6 +97,8 @@ def test_command(tmp_path, capsys, suffix):
     assert run(config) == 0
     found = json.loads(capsys.readouterr().out)
     assert {m["input"] for m in found["measurements"]} >= {"gaussian 8x16", "momentum"}
+    assert found["setting"]["machine"]
+    assert set(found["speed_of_auto"]) == set(bench.BASELINES)
     assert (tmp_path / f"chart{suffix}").stat().st_size > 1000
 
 

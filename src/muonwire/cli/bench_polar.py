@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from muonwire.cli.arguments import captured_matrices, check_chart, matrix_shape, parse
+from muonwire.cli.env import processor_name
 from muonwire.cli.progress import bench_bar
 from muonwire.errors import UsageError
-from muonwire.polar import bench
+from muonwire.polar import bench, find_processor
 from muonwire.polar.auto import EXACT, METHODS
 from muonwire.polar.bench import Measurement
 from muonwire.polar.orthonormal import BASES
@@ -81,27 +82,30 @@ def run(config: BenchPolar) -> int:
 EXAMPLES = (
     "muonwire bench polar --shapes 512x2048 --methods auto 'adaptive 0.02'",
     "muonwire bench polar --captured benchmarks/data/momentum.safetensors --chart polar.png --json",
+    "muonwire bench polar --shapes 512x2048 1024x1024 --methods auto --rounds 3 --no-mixed-list  # where bfloat16 is slow",
 )
 
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    about = "Time every polar method against torch.optim.Muon's, interleaved: medians, errors, products."
+    about = (
+        "Time every polar method against torch.optim.Muon's and the same five steps in float32, interleaved: medians, errors, "
+        "products."
+    )
     return run(parse(BenchPolar, args, command="bench polar", about=about, examples=EXAMPLES))
 
 
-def summary(rows: Sequence[Measurement]) -> dict[str, float]:
-    """Speed of the automatic choice over torch.optim.Muon: geometric means over wide, square, and the list.
+def summary(rows: Sequence[Measurement], baseline: str = bench.REFERENCE) -> dict[str, float]:
+    """Speed of the automatic choice over a baseline: geometric means over all, wide, square, and the list.
 
     Args:
         rows: measurements.
+        baseline: one of ``bench.BASELINES``. Default: torch.optim.Muon's function.
     """
-    lists = [r.ratio for r in rows if r.shape == (0, 0) and r.method == "auto"]
-    return {
-        "wide": bench.geometric_mean(rows, bench.WIDE),
-        "square": bench.geometric_mean(rows, bench.SQUARE),
-        "list": lists[0] if lists else math.nan,
-    }
+    lists = [r.speed_over(baseline) for r in rows if r.shape == (0, 0) and r.method == "auto"]
+    groups = {"all": (*bench.WIDE, *bench.SQUARE), "wide": bench.WIDE, "square": bench.SQUARE}
+    means = {name: bench.geometric_mean(rows, shapes, baseline=baseline) for name, shapes in groups.items()}
+    return means | {"list": lists[0] if lists else math.nan}
 
 
 def as_table(rows: Sequence[Measurement]) -> str:
@@ -120,9 +124,11 @@ def as_table(rows: Sequence[Measurement]) -> str:
             f"{r.orthogonality_error:8.2e}  {r.gflop:8.2f}"
             for r in block
         ]
-    means = ", ".join(f"{k} {v:.2f}x" for k, v in summary(rows).items() if not math.isnan(v))
-    if means:
-        lines += ["", f"auto against {bench.REFERENCE}: {means}"]
+    lines.append("")
+    for baseline in bench.BASELINES:
+        means = ", ".join(f"{k} {v:.2f}x" for k, v in summary(rows, baseline).items() if not math.isnan(v))
+        if means:
+            lines.append(f"auto against {baseline}: {means}")
     return "\n".join(lines).lstrip("\n")
 
 
@@ -135,7 +141,7 @@ def family(method: str) -> str:
     >>> family("newton_schulz jordan"), family("auto"), family("timm")
     ('newton_schulz', 'auto', 'peers')
     """
-    if method == bench.REFERENCE:
+    if method in bench.BASELINES:
         return method
     first = method.split()[0]
     if first in EXACT:
@@ -208,8 +214,13 @@ def _point(row: Measurement) -> dict[str, Any]:
 
 def _as_json(rows: Sequence[Measurement]) -> str:
     found = [{k: _plain(v) for k, v in asdict(r).items()} for r in rows]
-    setting = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    means = {k: _plain(v) for k, v in summary(rows).items()}
+    setting = {
+        "machine": processor_name(),
+        "processor": find_processor(torch.device("cpu")).name,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    means = {b: {k: _plain(v) for k, v in summary(rows, b).items()} for b in bench.BASELINES}
     return json.dumps({"setting": setting, "speed_of_auto": means, "measurements": found}, indent=1)
 
 

@@ -140,11 +140,7 @@ def _build() -> str:
         kind = f"ROCm {torch.version.hip}"
     parts = [
         kind,
-        *(
-            n
-            for n, has in (("MKL", torch._C.has_mkl), ("oneDNN", torch._C._has_mkldnn))
-            if has
-        ),
+        *(n for n, has in (("MKL", torch._C.has_mkl), ("oneDNN", torch._C._has_mkldnn)) if has),
     ]
     return ", ".join(parts)
 

@@ -1,6 +1,7 @@
-"""Measuring polar factors against torch.optim.Muon's own function: interleaved runs, medians, errors."""
+"""Timing polar factors against torch.optim.Muon's own function and its five steps in float32: interleaved runs, medians, errors."""
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,9 @@ from muonwire.polar.quality import exact_factor, orthogonality_error, polar_erro
 from muonwire.polar.schedules import JORDAN, SCHEDULES
 
 REFERENCE = "torch.optim.Muon"
+# The honest peer where bfloat16 products are slow: what anybody would write there.
+PLAIN = "five steps in float32"
+BASELINES = (REFERENCE, PLAIN)
 TRIPLE = (3.4445, -4.7750, 2.0315)
 WIDE = ((512, 2048), (576, 1536), (768, 3072), (1024, 4096), (2048, 8192))
 SQUARE = ((512, 512), (1024, 1024), (2048, 2048))
@@ -27,7 +31,7 @@ LIST_SHAPES = ((576, 576),) * 30 + ((576, 1536),) * 60
 ERRORS = (0.1, 0.02, 1e-3)
 # The exact methods and Gram-Schmidt take minutes past this min(m, n).
 LARGEST_EXACT = 600
-# Past this time in turns a method takes no more of them, once it has had the fewest.
+# Past this time in turns on one input a method takes no more of them, once it has had the fewest.
 BUDGET_S = 3.0
 FEWEST_TURNS = 3
 Progress = Callable[[str], None]
@@ -47,6 +51,7 @@ class Measurement:
         method: name of the method.
         seconds: median time.
         ratio: median over the rounds of the reference's time over this method's in the same round.
+        plain_ratio: the same with the time of ``plain_steps``.
         polar_error: ‖P − U Vᵀ‖_F/‖U Vᵀ‖_F against a float64 SVD; NaN for a list.
         orthogonality_error: ‖G − I‖_F/√r; NaN for a list.
         gflop: 10⁹ FLOPs of matrix products, counted.
@@ -57,9 +62,18 @@ class Measurement:
     method: str
     seconds: float
     ratio: float
+    plain_ratio: float
     polar_error: float
     orthogonality_error: float
     gflop: float
+
+    def speed_over(self, baseline: str) -> float:
+        """How many times as fast as a baseline.
+
+        Args:
+            baseline: one of ``BASELINES``.
+        """
+        return self.ratio if baseline == REFERENCE else self.plain_ratio
 
 
 def torch_muon(x: Tensor) -> Tensor:
@@ -74,13 +88,37 @@ def torch_muon(x: Tensor) -> Tensor:
     return _muon._zeropower_via_newtonschulz(x, TRIPLE, len(JORDAN), 1e-7)
 
 
-def methods() -> dict[str, Factor]:
-    """Every method by name, the reference first, then the peers that are installed.
+def plain_steps(x: Tensor) -> Tensor:
+    """The five steps of ``torch_muon`` with every product in float32.
 
-    >>> list(methods())[:2]
-    ['torch.optim.Muon', 'auto']
+    Args:
+        x: (m, n).
+
+    >>> plain_steps(torch.eye(2)).dtype
+    torch.float32
     """
-    table: dict[str, Factor] = {REFERENCE: torch_muon, "auto": polar}
+    a, b, c = TRIPLE
+    tall = x.shape[0] > x.shape[1]
+    y = (x.mT if tall else x).float()
+    y = y / y.norm().clamp_min(1e-7)
+    for _ in range(len(JORDAN)):
+        gram = y @ y.mT
+        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
+    return y.mT if tall else y
+
+
+def baselines() -> dict[str, Factor]:
+    """What everything is compared with, by name."""
+    return dict(zip(BASELINES, (torch_muon, plain_steps), strict=True))
+
+
+def methods() -> dict[str, Factor]:
+    """Every method by name, the baselines first, then the peers that are installed.
+
+    >>> list(methods())[:3]
+    ['torch.optim.Muon', 'five steps in float32', 'auto']
+    """
+    table: dict[str, Factor] = baselines() | {"auto": polar}
     table |= {f"adaptive {error:g}": _adaptive(error) for error in ERRORS}
     table |= {f"newton_schulz {name}": _scheduled("newton_schulz", name) for name in SCHEDULES}
     table |= {f"gram {name}": _scheduled("gram", name) for name in ("tuned", "polar_express")}
@@ -125,14 +163,13 @@ def measure(
     warmup: int = 1,
     progress: Progress = _silent,
 ) -> list[Measurement]:
-    """Time every method on every input, the methods taking turns so that a change of load meets all alike.
+    """Time every method on every input; they take turns, in another order each time, so that load and caches meet all alike.
 
-    A method that has taken ``BUDGET_S`` seconds on one input sits out after its third turn there; the reference
-    never does.
+    A method that has taken ``BUDGET_S`` seconds on one input sits out after its third turn there.
 
     Args:
         matrices: name -> (m, n).
-        chosen: name -> method; the reference is added where it is missing.
+        chosen: name -> method; the baselines are added where they are missing.
         rounds: timed turns. Default: 9.
         warmup: turns before. Default: 1.
         progress: called with the name of each input, before it.
@@ -142,7 +179,7 @@ def measure(
 
     >>> rows = measure({"eye": torch.eye(8)}, {"auto": polar}, rounds=1)
     >>> [row.method for row in rows]
-    ['torch.optim.Muon', 'auto']
+    ['torch.optim.Muon', 'five steps in float32', 'auto']
     """
     if rounds < 1:
         raise UsageError(f"bench polar: rounds is {rounds!r}; at least one is needed")
@@ -150,7 +187,7 @@ def measure(
     for name, x in matrices.items():
         progress(name)
         shape = (x.shape[0], x.shape[1])
-        used = {REFERENCE: torch_muon} | {k: f for k, f in chosen.items() if _affordable(k, shape)}
+        used = baselines() | {k: f for k, f in chosen.items() if _affordable(k, shape)}
         times = _take_turns({k: _bind(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)
         exact = exact_factor(x)
         for method, seconds in times.items():
@@ -163,6 +200,7 @@ def measure(
                     method=method,
                     seconds=statistics.median(seconds),
                     ratio=_ratio(times[REFERENCE], seconds),
+                    plain_ratio=_ratio(times[PLAIN], seconds),
                     polar_error=polar_error(result, x, exact=exact),
                     orthogonality_error=orthogonality_error(result),
                     gflop=count.flops / 1e9,
@@ -174,7 +212,7 @@ def measure(
 def measure_list(
     shapes: Sequence[tuple[int, int]] = LIST_SHAPES, *, rounds: int = 3, seed: int = 0
 ) -> list[Measurement]:
-    """A list of mixed shapes: one call of ``polar_list`` against the reference on each in turn.
+    """A list of mixed shapes: one call of ``polar_list`` against the baselines on each in turn.
 
     Args:
         shapes: (m, n) each. Default: 30 of 576×576 and 60 of 576×1536.
@@ -182,14 +220,15 @@ def measure_list(
         seed: of the generator. Default: 0.
 
     >>> [row.method for row in measure_list([(4, 4), (4, 8)], rounds=1)]
-    ['torch.optim.Muon', 'auto']
+    ['torch.optim.Muon', 'five steps in float32', 'auto']
     """
     generator = torch.Generator().manual_seed(seed)
     xs = [torch.randn(*shape, generator=generator) for shape in shapes]
     calls: dict[str, Callable[[], object]] = {
-        REFERENCE: lambda: [torch_muon(x) for x in xs],
-        "auto": lambda: polar_list(xs),
+        name: lambda f=f: [f(x) for x in xs]  # type: ignore[misc]
+        for name, f in baselines().items()
     }
+    calls["auto"] = lambda: polar_list(xs)
     times = _take_turns(calls, rounds=rounds, warmup=1)
     rows = []
     for method, seconds in times.items():
@@ -202,6 +241,7 @@ def measure_list(
                 method=method,
                 seconds=statistics.median(seconds),
                 ratio=_ratio(times[REFERENCE], seconds),
+                plain_ratio=_ratio(times[PLAIN], seconds),
                 polar_error=math.nan,
                 orthogonality_error=math.nan,
                 gflop=count.flops / 1e9,
@@ -211,7 +251,11 @@ def measure_list(
 
 
 def geometric_mean(
-    rows: Sequence[Measurement], shapes: Sequence[tuple[int, int]], *, method: str = "auto"
+    rows: Sequence[Measurement],
+    shapes: Sequence[tuple[int, int]],
+    *,
+    method: str = "auto",
+    baseline: str = REFERENCE,
 ) -> float:
     """Geometric mean of the speed ratios of one method over Gaussian inputs of the shapes; NaN without any.
 
@@ -219,9 +263,12 @@ def geometric_mean(
         rows: measurements.
         shapes: (m, n) each.
         method: its name. Default: "auto".
+        baseline: against which. Default: torch.optim.Muon's function.
     """
     ratios = [
-        r.ratio for r in rows if r.method == method and r.shape in shapes and r.input.startswith("gaussian")
+        r.speed_over(baseline)
+        for r in rows
+        if r.method == method and r.shape in shapes and r.input.startswith("gaussian")
     ]
     return statistics.geometric_mean(ratios) if ratios else math.nan
 
@@ -243,10 +290,13 @@ def _take_turns(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int
 ) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {name: [] for name in calls}
+    # A call finds the caches as the one before left them: after float32 steps all others are slower. So no two keep their places.
+    order, shuffle = list(calls), random.Random(0).shuffle
     for turn in range(warmup + rounds):
-        for name, call in calls.items():
-            spent = times[name]
-            if name != REFERENCE and len(spent) >= FEWEST_TURNS and sum(spent) > BUDGET_S:
+        shuffle(order)
+        for name in order:
+            call, spent = calls[name], times[name]
+            if len(spent) >= FEWEST_TURNS and sum(spent) > BUDGET_S:
                 continue
             start = time.perf_counter()
             call()
@@ -256,7 +306,7 @@ def _take_turns(
 
 
 def _ratio(reference: Sequence[float], seconds: Sequence[float]) -> float:
-    # A method that sat out the last turns is compared in those that it took.
+    # Where one of the two sat out the last turns, they are compared in those that both took.
     return statistics.median(a / b for a, b in zip(reference, seconds, strict=False))
 
 
@@ -273,7 +323,7 @@ def _adaptive(error: float) -> Factor:
 
 
 def _scheduled(method: str, schedule: str) -> Factor:
-    return lambda x: polar(x, method=method, schedule=schedule, dtype=torch.bfloat16)
+    return lambda x: polar(x, method=method, schedule=schedule)
 
 
 def _exact(method: str) -> Factor:
