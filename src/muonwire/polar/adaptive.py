@@ -10,6 +10,7 @@ from torch import Tensor
 from muonwire.polar.buffers import buffer
 from muonwire.polar.composed import mixed
 from muonwire.polar.gram import gram_iteration, gram_matrix
+from muonwire.polar.halley import HALLEY_ERROR, LOWER, halley, halley_cost, halley_flops, halley_map
 from muonwire.polar.plans import (
     CENTERS,
     EDGES,
@@ -53,8 +54,9 @@ class Report:
     Args:
         shape: (m, n).
         dtype: of the products.
-        plans: what ran, in order: growing iterations first where small values had to be told apart.
-        flops: FLOPs of the matrix products, checks included.
+        plans: what ran, in order: growing iterations first where small values had to be told apart. Empty where ``halley``
+            ran, which takes less time than any plan as accurate.
+        flops: FLOPs of the matrix products and factorizations, checks included.
         requested_error: what the plan was chosen for.
         expected_error: polar error over the measured spectrum, rounding included.
         bound: certified bound of the polar error in exact arithmetic: measured on the result where it was
@@ -138,7 +140,7 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
         y: (m, n), in the dtype of the products, with ‖Y‖_F within 1e±6 (float16: near 1).
         error: polar error to reach, whatever it takes; the result is checked, and worked on again where it
             falls short. None: that of torch.optim.Muon's function on the measured spectrum, at no more FLOPs
-            than it takes, unchecked.
+            than it takes, unchecked; in float32 or wider by ``halley``, where that takes less time.
         gram: ``gram_matrix(y)`` where the caller has it; overwritten.
 
     Returns:
@@ -157,7 +159,12 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
     work = _Work(y=y, gram=gram, spectrum=first, noise=noise, plans=[])
     values, mass = CENTERS * first.upper, first.mass(EDGES)
     seen = resolution(values, noise=noise)
-    _grow(work, shape, threshold=HARD_FRACTION if error is None else error**2, error=error)
+    threshold = HARD_FRACTION if error is None else error**2
+    most, hard = None, _is_hard(work, threshold)
+    if error is None and unit <= roundoff(torch.float32):
+        most = halley_cost(*shape, blocks=work.blocks)
+    else:
+        _grow(work, shape, threshold=threshold, error=error)
     if work.plans:
         grown = work.spectrum if len(work.plans) == 1 else None
         mass = _merge(first, grown) if grown is not None else mass
@@ -177,6 +184,12 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
             blocks=work.blocks,
             max_flops=limit - work.flops if error is None else None,
         )
+        if most is not None and (hard or plan.flops > most or plan.expected_error > requested):
+            work.y = halley(work.y, gram=work.gram, upper=first.upper)
+            work.flops = halley_flops(*shape, blocks=work.blocks)
+            expected = seen.error(mass, halley_map(CENTERS))
+            bound, covered = HALLEY_ERROR, float(mass[EDGES[:-1] >= LOWER].sum())
+            break
         if attempt and not clear and work.grown_noise(plan) > NOISE_LIMIT:
             break
         before = work.y
@@ -225,14 +238,19 @@ def resolves(gram: Tensor, shape: tuple[int, int], *, error: float) -> bool:
     return floor <= CHOICE_MARGIN * error
 
 
+def _is_hard(work: _Work, threshold: float) -> bool:
+    """Whether more than ``threshold`` of the spectrum is too small to be told apart, but might be."""
+    spectrum = work.spectrum
+    # Once noise itself is as large as the values to be told apart, growing them further tells nothing.
+    if spectrum.smallest >= HARD_VALUE * spectrum.upper or work.noise >= HARD_VALUE * spectrum.upper / 2:
+        return False
+    return float(spectrum.fraction_below(np.array([HARD_VALUE]))[0]) > threshold
+
+
 def _grow(work: _Work, shape: tuple[int, int], *, threshold: float, error: float | None) -> None:
-    """Growing iterations while more than ``threshold`` of the spectrum is too small to be told apart."""
+    """Growing iterations while the spectrum is hard to see."""
     for _ in range(1 if error is None else MAX_GROWTHS):
-        spectrum = work.spectrum
-        # Once noise itself is as large as the values to be told apart, growing them further tells nothing.
-        if spectrum.smallest >= HARD_VALUE * spectrum.upper or work.noise >= HARD_VALUE * spectrum.upper / 2:
-            return
-        if float(spectrum.fraction_below(np.array([HARD_VALUE]))[0]) <= threshold:
+        if not _is_hard(work, threshold):
             return
         spread = min((s for s in SPREADS if s >= work.spectrum.spread / work.spectrum.upper**2), default=1.0)
         restarts = (1,) if plain_is_cheaper(shape) else growth_restarts(roundoff(work.y.dtype), spread)

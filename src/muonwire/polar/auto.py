@@ -11,11 +11,11 @@ from muonwire.errors import UsageError
 from muonwire.polar.adaptive import Report, adapt, resolves, roundoff
 from muonwire.polar.device import device_polar
 from muonwire.polar.exact import eigh_polar, svd_polar
+from muonwire.polar.halley import halley_polar
 from muonwire.polar.newton import scaled_newton
 from muonwire.polar.newton_schulz import gram_newton_schulz, newton_schulz
 from muonwire.polar.prepare import NONFINITE, nonfinite_message, prepare
 from muonwire.polar.processor import Processor, find_processor
-from muonwire.polar.products import plain_flops
 from muonwire.polar.qdwh import qdwh
 from muonwire.polar.reference import reference_flops
 from muonwire.polar.schedules import POLAR_EXPRESS, Schedule, find
@@ -26,8 +26,10 @@ EXACT: dict[str, Callable[[Tensor], Tensor]] = {
     "newton": scaled_newton,
     "qdwh": qdwh,
 }
-METHODS = ("auto", "adaptive", "newton_schulz", "gram", *EXACT)
+METHODS = ("auto", "adaptive", "halley", "newton_schulz", "gram", *EXACT)
 DEFAULT_ERROR = 0.02
+# Dtypes in which LAPACK factorizes.
+FACTORIZED = (torch.float32, torch.float64)
 # Where the dtype is not given, a request below this is computed in float32 from the start.
 SMALLEST_HALF_ERROR = 0.01
 
@@ -47,8 +49,8 @@ def polar(
         x: (..., m, n), floating. A zero matrix has the zero matrix as its result, at any scale of the others.
         method: "auto": as accurate as torch.optim.Muon's function on the measured spectrum, in fewer
             products; "adaptive": polar error 0.02, checked (``adaptive`` takes other errors and reports);
-            "newton_schulz": the plain iteration of a schedule, scaled by ‖X‖_F; "gram": the same in the Gram
-            form; "svd", "eigh", "newton", "qdwh": exact, slow.
+            "halley": a Halley step and a quintic, in float32 or float64; "newton_schulz": the plain iteration of a
+            schedule, scaled by ‖X‖_F; "gram": the same in the Gram form; "svd", "eigh", "newton", "qdwh": exact, slow.
         schedule: coefficients for newton_schulz and gram, or their name. Default: "polar_express".
         dtype: dtype of the products. Default: what the processor multiplies fastest at this size, see ``Processor``;
             float32 (or x's, if wider) for the exact methods.
@@ -62,7 +64,7 @@ def polar(
 
     Raises:
         UsageError: x is not a floating tensor of at least two dimensions, or not finite; method, schedule or
-            nonfinite is unknown; a schedule is given for a method that takes none.
+            nonfinite is unknown; a schedule is given for a method that takes none, or 16 bits for "halley".
 
     >>> q = polar(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), method="svd")
     >>> torch.allclose(q @ q.mT, torch.eye(4), atol=1e-5)
@@ -83,11 +85,23 @@ def polar(
         chosen = dtype or row.dtype_of(shape, count=count)
         result = run(x, schedule=find(schedule, operation="polar"), dtype=chosen).to(x.dtype)
         return _guard(x, result, policy=policy)
+    if method == "halley":
+        wide = dtype or torch.promote_types(x.dtype, torch.float32)
+        if wide not in FACTORIZED:
+            raise UsageError(
+                f"polar: dtype is {wide}, but method 'halley' factorizes; allowed are float32 and float64"
+            )
+        return _guard(x, halley_polar(x, dtype=wide).to(x.dtype), policy=policy)
     if x.device.type != "cpu":
         return _guard(x, device_polar(x, dtype=dtype or row.dtype).to(x.dtype), policy=policy)
     if method == "auto" and (row.stacks(shape) if count > 1 else not row.measures(shape)):
         chosen = dtype or row.dtype_of(shape, count=count)
-        made = newton_schulz(x, schedule=POLAR_EXPRESS, dtype=chosen)
+        factored = chosen in FACTORIZED and row.factors(shape, count=count)
+        made = (
+            halley_polar(x, dtype=chosen)
+            if factored
+            else newton_schulz(x, schedule=POLAR_EXPRESS, dtype=chosen)
+        )
         return _guard(x, made if made.dtype == x.dtype else made.to(x.dtype), policy=policy)
     if method == "auto" and not row.measures(shape):
         matrices = x.reshape(-1, *shape).unbind()
@@ -198,7 +212,7 @@ class Explanation:
     """What ``polar(x)`` does for one matrix, and why.
 
     Args:
-        method: "adaptive", "device", "newton_schulz" or "zero".
+        method: "adaptive", "device", "halley", "newton_schulz" or "zero".
         dtype: of the products.
         reason: in words.
         report: the adaptive report, where the spectrum was measured.
@@ -243,14 +257,19 @@ def explain(x: Tensor, *, dtype: torch.dtype | None = None) -> Explanation:
         text = "fixed number of iterations, coefficients gathered on the device by the measured spectrum"
         return Explanation(method="device", dtype=dtype or row.dtype, reason=f"{text}; {why}", report=None)
     if not row.measures(shape):
-        text = "so small that measuring the spectrum costs more than it saves: polar_express"
         chosen = dtype or row.dtype_of(shape)
-        return Explanation(method="newton_schulz", dtype=chosen, reason=f"{text}; {why}", report=None)
+        factored = chosen in FACTORIZED and row.factors(shape)
+        method, how = (
+            ("halley", "a Halley step and a quintic") if factored else ("newton_schulz", "polar_express")
+        )
+        text = f"so small that measuring the spectrum costs more than it saves: {how}"
+        return Explanation(method=method, dtype=chosen, reason=f"{text}; {why}", report=None)
     chosen = dtype or row.dtype
     _, report = _one(matrix, error=None, dtype=dtype, wide=chosen, policy="raise")
     if report is None:
         return Explanation(method="zero", dtype=chosen, reason="the matrix is zero", report=None)
     steps = " then ".join(f"{p.schedule.name} restarting before steps {p.restarts}" for p in report.plans)
+    steps = steps or "a Halley step and a quintic"
     text = (
         f"{steps}: {report.flops / 1e9:.2f} GFLOP against {reference_flops(shape) / 1e9:.2f} of "
         f"torch.optim.Muon, polar error {report.expected_error:.3f} expected against "
@@ -323,12 +342,3 @@ def _guard(x: Tensor, result: Tensor, *, policy: str) -> Tensor:
     if policy == "raise" and not math.isfinite(result.sum()) and not bool(torch.isfinite(x).all()):
         raise UsageError(nonfinite_message(x, operation="polar"))
     return result
-
-
-def count_small(shape: tuple[int, int]) -> int:
-    """FLOPs that ``polar`` takes on a matrix too small to be measured.
-
-    >>> count_small((64, 64)) == reference_flops((64, 64))
-    True
-    """
-    return plain_flops(POLAR_EXPRESS, *shape)

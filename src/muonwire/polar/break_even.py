@@ -15,13 +15,13 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 RATE_SIZES = (64, 256, 1024)
 # A 16-bit dtype must multiply this much faster than float32 to be worth its rounding.
 CLEARLY_FASTER = 1.3
-SHORT_EDGES = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
+SHORT_EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 # Long edge over short edge.
 WIDE = 4
 # Matrices of one shape in the lists.
 NUM_LISTED = 12
 # Steps of the measurement, for a progress bar.
-NUM_DECISIONS = 6
+NUM_DECISIONS = 7
 # The seconds that one choice may take in all; at least three turns are timed.
 BUDGET_S = 0.6
 FEWEST_TURNS = 5
@@ -126,10 +126,24 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
         found,
         dtype=dtype,
         smallest_half=0.0,
+        smallest_factored=0.0,
         measured_wide=1 << 30,
         measured_square=1 << 30,
         stacked_wide=0.0,
     )
+    say("smallest_factored")
+    factored = {
+        r: _pair(
+            r,
+            r,
+            _in_float32(row),
+            lambda x: polar(x, method="newton_schulz", dtype=torch.float32, processor=row),
+        )
+        for r in SHORT_EDGES
+    }
+    times["smallest_factored"] = _labelled(factored)
+    volumes = {r: float(r**3) for r in SHORT_EDGES}
+    row = replace(row, smallest_factored=_first_from(factored, volumes, never=1e9))
     if dtype != torch.float32:
         say("smallest_half")
         half = {
@@ -137,7 +151,7 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
             for r in SHORT_EDGES
         }
         times["smallest_half"] = _labelled(half)
-        row = replace(row, smallest_half=_first_from(half, {r: float(r**3) for r in SHORT_EDGES}, never=1e9))
+        row = replace(row, smallest_half=_first_from(half, volumes, never=1e9))
     always = replace(row, measured_wide=1, measured_square=1)
     for kind, aspect in (("wide", WIDE), ("square", 1)):
         say(f"measured_{kind}")

@@ -36,7 +36,7 @@ def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tenso
         (..., m, n) in ``dtype``; zeros for a zero matrix.
     """
     tall = x.shape[-2] > x.shape[-1]
-    y = _normalized(x, schedule=schedule, dtype=dtype)
+    y = normalized(x, margin=_margin(schedule, torch.finfo(dtype).eps / 2), dtype=dtype)
     y = y.mT if tall else y
     batched = y.ndim > 3
     y = y.flatten(0, -3) if batched else y
@@ -74,7 +74,7 @@ def gram_newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> 
     lower = schedule.lower or 1e-2
     at = np.geomspace(lower, 1.0, 64)
     unit = torch.finfo(dtype).eps / 2
-    y = _normalized(x, schedule=schedule, dtype=dtype).reshape(-1, *x.shape[-2:])
+    y = normalized(x, margin=1.0, dtype=dtype).reshape(-1, *x.shape[-2:])
     # A few heavy rows, as momenta have them, make rounding errors that do not average out: nothing is assumed of the spectrum.
     restarts = derive_restarts(schedule, at, roundoff=unit, spread=1.0).restarts
     return torch.stack([gram_iteration(m, schedule=schedule, restarts=restarts) for m in y]).reshape(x.shape)
@@ -95,8 +95,14 @@ def _margin(schedule: Schedule, roundoff: float) -> float:
     return max(1.0, wanted / schedule.stable_interval())
 
 
-def _normalized(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:
-    margin = _margin(schedule, torch.finfo(dtype).eps / 2)
+def normalized(x: Tensor, *, dtype: torch.dtype, margin: float = 1.0) -> Tensor:
+    """Each matrix of ``x`` divided by its Frobenius norm, so that its singular values lie in [0, 1]; NaN where it is not finite.
+
+    Args:
+        x: (..., m, n), any floating dtype; extreme scales are met.
+        dtype: of the result.
+        margin: the norm is multiplied by this first. Default: 1.
+    """
     if x.ndim == 2 and x.device.type == "cpu" and dtype != torch.float16:
         # One usual matrix, as an optimizer's: few operations, each of which costs microseconds.
         y = x.to(dtype)

@@ -159,6 +159,10 @@ class Resolution:
         """Per cell, for singular values mapped to ``mapped``."""
         return (1 - mapped) ** 2 * self.resolved + mapped**2 * self.squared_turn
 
+    def error(self, mass: Values, mapped: Values) -> float:
+        """Polar error of a spectrum ``mass`` whose values are mapped to ``mapped``, over what is resolved of it."""
+        return float(np.sqrt(mass @ self.squared_error(mapped) / max(float(mass @ self.resolved), 1e-12)))
+
     def floor(self, mass: Values) -> float:
         """Polar error that exact arithmetic after the rounding would leave."""
         return float(

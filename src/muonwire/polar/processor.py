@@ -38,10 +38,12 @@ class Processor:
         dtype: of the products: the fastest of bfloat16, float16 and float32.
         has: what makes a device belong to the class.
         measured: on what the sizes were measured; empty where they are those of the nearest class that was.
-        smallest_half: multiply-adds of a Gram matrix (r² s, over a whole stack) under which a product in 16 bits takes longer
-            than one in float32.
+        smallest_half: multiply-adds of a Gram matrix (r² s, over a whole stack) under which Polar Express in 16 bits takes longer
+            than a Halley step and a quintic in float32.
+        smallest_factored: the same under which Polar Express in float32 is faster than a Halley step and a quintic.
         measured_wide: r from which measuring the spectrum saves more than it costs, where s > 1.5 r.
-        measured_square: the same where s ≤ 1.5 r.
+        measured_square: the same where s ≤ 1.5 r. In 16 bits no larger than 256: on large matrices of low rank Polar Express is
+            worse than torch.optim.Muon's steps.
         stacked_wide: r² s up to which several matrices of one shape are faster as one stack, where s > 1.5 r.
         stacked_square: the same where s ≤ 1.5 r.
     """
@@ -51,6 +53,7 @@ class Processor:
     has: str
     measured: str
     smallest_half: float
+    smallest_factored: float
     measured_wide: int
     measured_square: int
     stacked_wide: float
@@ -65,6 +68,11 @@ class Processor:
         short, long = sorted(shape)
         return self.dtype if count * short * short * long >= self.smallest_half else torch.float32
 
+    def factors(self, shape: tuple[int, int], *, count: int = 1) -> bool:
+        """Whether a stack of ``count`` matrices of ``shape`` in float32 or float64 is worth a Cholesky factorization."""
+        short, long = sorted(shape)
+        return count * short * short * long >= self.smallest_factored
+
     def measures(self, shape: tuple[int, int]) -> bool:
         """Whether one matrix of ``shape`` has its spectrum measured."""
         short, long = sorted(shape)
@@ -77,6 +85,7 @@ class Processor:
         return short * short * long <= limit
 
 
+NEVER = 1 << 30
 # `muonwire bench processor` measures the row of the processor that it runs on, and prints it.
 AVX2 = Processor(
     name="avx2",
@@ -84,18 +93,17 @@ AVX2 = Processor(
     has="AVX2",
     measured="two cores of an Intel Xeon that ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS limit to AVX2",
     smallest_half=0.0,
-    measured_wide=128,
-    measured_square=256,
-    stacked_wide=4e6,
-    stacked_square=3e6,
+    smallest_factored=2e5,
+    measured_wide=256,
+    measured_square=NEVER,
+    stacked_wide=3e7,
+    stacked_square=3e7,
 )
 AVX512 = replace(
     AVX2,
     name="avx512",
     has="AVX-512 without bfloat16 products",
     measured="two cores of an Intel Xeon that ONEDNN_MAX_CPU_ISA limits to AVX512_CORE",
-    stacked_wide=8.5e6,
-    stacked_square=7.2e6,
 )
 # Its bfloat16 products took 1.7 times as long as float32 ones where this was measured. Processors that were built without AMX
 # may gain from them, at most a factor of two: the recipes' option dtype is for these.
@@ -110,8 +118,9 @@ AMX = Processor(
     dtype=torch.bfloat16,
     has="AMX-BF16",
     measured="two cores of an Intel Xeon with AMX",
-    smallest_half=6e6,
-    measured_wide=160,
+    smallest_half=1.6e7,
+    smallest_factored=2e5,
+    measured_wide=192,
     measured_square=256,
     stacked_wide=2.9e7,
     stacked_square=1.4e8,

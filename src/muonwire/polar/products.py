@@ -1,5 +1,6 @@
 """Counting matrix products: what a method costs, independent of the machine and of its load."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ _LEFT_FACTOR = {
     "addmv": 1,
     "dot": 0,
 }
+# FLOPs of a factorization of r×r, and of the triangular solves with k right-hand sides.
+_FACTORIZATIONS: dict[str, Callable[[int, int], int]] = {
+    "linalg_cholesky_ex": lambda r, _: r**3 // 3,
+    "cholesky_inverse": lambda r, _: r**3 - r**3 // 3,
+    "cholesky_solve": lambda r, k: 2 * r * r * k,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +50,20 @@ class Product:
 
 @dataclass(kw_only=True)
 class ProductCount:
-    """What ``count_products`` saw, in order."""
+    """What ``count_products`` saw: products in order, and the FLOPs of Cholesky factorizations and their solves."""
 
     products: list[Product] = field(default_factory=list)
+    factor_flops: int = 0
 
     @property
     def flops(self) -> int:
-        """FLOPs of all products, products with a vector among them."""
-        return sum(p.flops for p in self.products)
+        """FLOPs of all products, products with a vector among them, and of Cholesky factorizations and their solves."""
+        return sum(p.flops for p in self.products) + self.factor_flops
 
     @property
     def matrix_flops(self) -> int:
-        """FLOPs of products of two matrices; those with a vector (the spectrum's estimate) left out."""
-        return sum(p.flops for p in self.products if min(p.m, p.n) > 1)
+        """The same without products with a vector (the spectrum's estimate)."""
+        return sum(p.flops for p in self.products if min(p.m, p.n) > 1) + self.factor_flops
 
     def __len__(self) -> int:
         return sum(min(p.m, p.n) > 1 for p in self.products)
@@ -77,6 +85,12 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _LEFT_FACTOR:
             at = _LEFT_FACTOR[name]
             self.count.products.append(_product(args[at], args[at + 1]))
+        elif name in _FACTORIZATIONS:
+            shape = args[0].shape
+            flops = _FACTORIZATIONS[name](
+                args[1].shape[-1] if name == "cholesky_solve" else shape[-2], shape[-1]
+            )
+            self.count.factor_flops += flops * math.prod(shape[:-2])
         return func(*args, **(kwargs or {}))
 
 
@@ -90,8 +104,8 @@ def _product(left: Tensor, right: Tensor) -> Product:
 def count_products() -> Iterator[ProductCount]:
     """Count every matrix product that PyTorch runs inside, whoever's code it is.
 
-    FLOPs of a product of m×k by k×n are 2 m k n. Factorizations (QR, SVD, Cholesky) are not products and not
-    counted.
+    FLOPs of a product of m×k by k×n are 2 m k n; of a Cholesky factorization of r×r r³/3, of its inverse 2r³/3, and of solving
+    with it for k columns 2 r² k. Other factorizations (QR, SVD, LU) are not counted.
 
     Yields:
         the count, complete when the context ends.

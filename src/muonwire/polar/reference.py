@@ -28,5 +28,4 @@ def reference_error(values: Values, mass: Values, seen: Resolution, *, frobenius
         seen: what the dtype resolves of them.
         frobenius: ‖X‖_F.
     """
-    squares = seen.squared_error(JORDAN.apply(values / frobenius))
-    return float(np.sqrt(mass @ squares / max(float(mass @ seen.resolved), 1e-12)))
+    return seen.error(mass, JORDAN.apply(values / frobenius))
