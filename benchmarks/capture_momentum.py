@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from muonwire.lab.inputs import packaged_smollm2
+from muonwire.spectra.models import packaged_smollm2
 from muonwire.tasks.text import TextSettings, TextTask, read_text
 
 BETA = 0.95

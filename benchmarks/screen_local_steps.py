@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.codec.transform.dct import cosine_basis
-from muonwire.polar.newton_schulz import newton_schulz
+from muonwire.polar import polar
 from muonwire.polar.schedules import find
 from muonwire.stages.scale import shape_scale
 from muonwire.tasks import MODEL_SIZES, TextSettings, TextTask
@@ -273,8 +273,7 @@ class Muon:
             g, mean = gradients[name], self.mean[name]
             if name in self.hidden:
                 mean.lerp_(g, 1 - self.beta)
-                update = newton_schulz(g.lerp(mean, self.beta), schedule=SCHEDULE, dtype=torch.bfloat16)
-                update = update.float()
+                update = polar(g.lerp(mean, self.beta), method="newton_schulz", schedule=SCHEDULE)
                 if self.normalize_rows:
                     update = self._rows_normalized(name, update)
                 update = update * shape_scale("rms", *weight.shape[-2:])

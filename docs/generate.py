@@ -1,6 +1,6 @@
 """Writes the generated parts of the documentation; with --check, fails where a file is not what would be written.
 
-python docs/generate.py            docs/cli.md, docs/recipes.md, and the table in README.md from evidence/demo/summary.json
+python docs/generate.py            docs/cli.md, docs/recipes.md, and the tables of evidence/ in README.md and docs/
 python docs/generate.py --check
 """
 
@@ -23,8 +23,10 @@ ROBUSTNESS = ROOT / "evidence" / "robustness"
 LAB = ROOT / "evidence" / "lab" / "verdicts.json"
 SPECTRA = ROOT / "evidence" / "spectra"
 FRONTIER = ROOT / "evidence" / "frontier.json"
+POLAR = ROOT / "evidence" / "polar"
 TABLED = tuple(
-    ROOT / name for name in ("README.md", "docs/one_bit_muon.md", "docs/lab.md", "docs/spectra.md")
+    ROOT / name
+    for name in ("README.md", "docs/one_bit_muon.md", "docs/lab.md", "docs/polar.md", "docs/spectra.md")
 )
 REPLICAS = 4
 # An entry of a docstring's Args: names, and a meaning that goes on in deeper lines.
@@ -317,6 +319,61 @@ def spectra_sweep_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def polar_table() -> str:
+    """Times and errors of polar factors on each processor class that was measured."""
+    from muonwire.polar import PROCESSORS
+    from muonwire.polar.bench import PLAIN, REFERENCE
+
+    parts = []
+    for path in sorted(POLAR.glob("*.json")):
+        if path.stem.endswith("_small"):
+            continue
+        found = json.loads(path.read_text())
+        setting, speed = found["setting"], found["speed_of_auto"]
+        measured = PROCESSORS[setting["processor"]].measured
+        parts.append(
+            f"**{setting['processor']}** ({measured}; torch {setting['torch']}, {setting['threads']} threads):\n\n"
+            "| input | torch.optim.Muon, ms | five steps in float32, ms | muonwire, ms | against torch.optim.Muon | "
+            "against float32 | polar error: torch.optim.Muon | muonwire |\n|---|---|---|---|---|---|---|---|"
+        )
+        rows = {(m["input"], m["method"]): m for m in found["measurements"]}
+        for name in dict.fromkeys(name for name, _ in rows):
+            torch_row, plain, ours = (rows[name, method] for method in (REFERENCE, PLAIN, "auto"))
+            times = " | ".join(f"{1e3 * m['seconds']:.3g}" for m in (torch_row, plain, ours))
+            errors = " | ".join(
+                "—" if m["polar_error"] is None else f"{m['polar_error']:.3f}" for m in (torch_row, ours)
+            )
+            ratios = f"{ours['ratio']:.3g} × | {ours['plain_ratio']:.3g} ×"
+            parts.append(f"| {name} | {times} | {ratios} | {errors} |")
+        told = (
+            f"{baseline}: "
+            + ", ".join(f"{group} {mean:.3g} ×" for group, mean in speed[baseline].items() if mean)
+            for baseline in (REFERENCE, PLAIN)
+        )
+        parts.append(f"\nGeometric means over Gaussian inputs, against {'; against '.join(told)}.\n")
+    return "\n".join(parts)
+
+
+def small_table() -> str:
+    """Time of small matrices over that of the plain five steps in the machine's best dtype, single and in lists."""
+    from muonwire.polar.bench import PLAIN, REFERENCE
+
+    columns: dict[str, dict[str, float]] = {}
+    for path in sorted(POLAR.glob("*_small.json")):
+        found = json.loads(path.read_text())
+        rows = {(m["input"], m["method"]): m["seconds"] for m in found["measurements"]}
+        shares = {
+            name: rows[name, "auto"] / min(rows[name, REFERENCE], rows[name, PLAIN])
+            for name in dict.fromkeys(name for name, _ in rows)
+        }
+        columns[found["setting"]["processor"]] = shares
+    names = list(next(iter(columns.values())))
+    names = [n for n in names if n.startswith("gaussian")] + [n for n in names if " of " in n]
+    lines = [f"| input | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{shares[name]:.2f}' for shares in columns.values())} |" for name in names]
+    return "\n".join(lines) + "\n"
+
+
 def with_tables(path: Path) -> str:
     """The page with its marked tables made anew; one whose evidence is not recorded stays as it is."""
     text = path.read_text()
@@ -326,6 +383,8 @@ def with_tables(path: Path) -> str:
         ("peers table", PEERS, peers_table),
         ("robustness table", ROBUSTNESS, robustness_table),
         ("lab table", LAB, lab_table),
+        ("polar table", POLAR / "amx.json", polar_table),
+        ("small polar table", POLAR / "amx_small.json", small_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

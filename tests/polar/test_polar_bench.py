@@ -104,9 +104,11 @@ def test_command(tmp_path, capsys, suffix):
 
 def test_command_line_prints_a_table(capsys):
     threads = torch.get_num_threads()
-    args = ["--shapes", "8x16", "--methods", "auto", "--rounds", "1", "--no-mixed-list"]
+    args = ["--shapes", "8x16", "--methods", "auto", "--rounds", "1", "--listed", "3", "--no-mixed-list"]
     assert main(args) == 0
-    assert "torch.optim.Muon" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "torch.optim.Muon" in told
+    assert "3 of 8x16" in told
     assert torch.get_num_threads() == threads
 
 

@@ -1,6 +1,7 @@
 """Replicas on processors of different classes: every recipe's shared weights stay bit-identical, also when a run moves."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,19 +9,25 @@ import torch
 from muonwire import recipes
 from muonwire.exchange import ProcessGroupExchange, SingleReplica, check_replicas
 from muonwire.optim import shared_weights
-from muonwire.polar import find_processor, set_processor
+from muonwire.polar import PROCESSORS, find_processor, processor, set_processor
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, train
 from tests.replicas import run_replicas
 
 CASES = [(name, RECIPE_OPTIONS.get(name, {})) for name in recipes.RECIPES] + VARIANTS
 CLASSES = ("amx", "avx2")
-# So large that a class with fast 16-bit products uses them: two matrices of 144×160.
-SIZES = {"width": 144, "hidden": 160}
+SIZES = {"width": 48, "hidden": 64}
+
+
+def take_for(name):
+    """Be a processor of class ``name``; one with fast 16-bit products uses them for these small matrices too."""
+    PROCESSORS["amx"] = dataclasses.replace(processor.AMX, smallest_half=1e5)
+    set_processor(name)
 
 
 @pytest.fixture(autouse=True)
 def recognized():
     yield
+    PROCESSORS["amx"] = processor.AMX
     set_processor(None)
 
 
@@ -33,8 +40,8 @@ def groups_of(optimizer):
 def test_the_class_changes_the_weights(name):
     """Or the tests below could not fail."""
     found = []
-    for processor in CLASSES:
-        set_processor(processor)
+    for name_of_class in CLASSES:
+        take_for(name_of_class)
         model = SmallNet(**SIZES)
         train(model, recipes.build(name, model, lr=0.01), 2)
         found.append(model.up.weight.detach().clone())
@@ -51,7 +58,7 @@ def _train_and_move(cases):
         def build(model, name=name, options=options, exchange=exchange):
             return recipes.build(name, model, lr=0.01, exchange=exchange, **options)
 
-        set_processor(CLASSES[rank])
+        take_for(CLASSES[rank])
         model = SmallNet(**SIZES)
         optimizer = build(model)
         train(model, optimizer, 2, rank=rank, world_size=2)
@@ -59,7 +66,7 @@ def _train_and_move(cases):
         ends = []
         for going_on in (False, True):
             if going_on:
-                set_processor(CLASSES[1 - rank])
+                take_for(CLASSES[1 - rank])
                 model = SmallNet(**SIZES)
                 model.load_state_dict(weights)
                 optimizer = build(model)
@@ -105,7 +112,7 @@ def _warnings():
     found = {}
     for name in ("muon", "adamw", "one_bit_muon"):
         exchange = ProcessGroupExchange()
-        set_processor(CLASSES[exchange.rank])
+        take_for(CLASSES[exchange.rank])
         model = SmallNet()
         optimizer = recipes.build(name, model, lr=0.01, exchange=exchange)
         with warnings.catch_warnings(record=True) as caught:
@@ -116,9 +123,9 @@ def _warnings():
 
 
 def test_a_state_from_before_the_first_step_follows_the_processor_that_it_is_loaded_on():
-    set_processor("amx")
+    take_for("amx")
     state = copy.deepcopy(recipes.build("muon", SmallNet(), lr=0.01, exchange=SingleReplica()).state_dict())
-    set_processor("avx2")
+    take_for("avx2")
     model = SmallNet()
     optimizer = recipes.build("muon", model, lr=0.01)
     optimizer.load_state_dict(state)

@@ -30,6 +30,7 @@ class BenchPolar:
         captured: a safetensors file of matrices to measure too, such as benchmarks/data/momentum.safetensors.
         rounds: timed turns of each method.
         threads: threads of PyTorch; 0 leaves them as they are.
+        listed: measure a list of so many of each shape too; 0 for none.
         mixed_list: measure the list of 30 of 576x576 and 60 of 576x1536 too.
         json: print JSON instead of the table.
         chart: write the Pareto chart of error against time here; .png, .html, or .svg.
@@ -41,6 +42,7 @@ class BenchPolar:
     captured: Path | None = None
     rounds: int = 9
     threads: int = 0
+    listed: int = 0
     mixed_list: bool = True
     json: bool = False
     chart: Path | None = None
@@ -71,6 +73,14 @@ def run(config: BenchPolar) -> int:
         matrices |= captured_matrices(config.captured, command="bench polar", script=script)
     with bench_bar("bench polar", total=len(matrices)) as progress:
         rows = bench.measure(matrices, chosen, rounds=config.rounds, progress=progress)
+    if config.listed:
+        for m, n in shapes:
+            rows += bench.measure_list(
+                [(m, n)] * config.listed,
+                rounds=config.rounds,
+                seed=config.seed,
+                name=f"{config.listed} of {m}x{n}",
+            )
     if config.mixed_list:
         rows += bench.measure_list(rounds=max(1, config.rounds // 3), seed=config.seed)
     print(_as_json(rows) if config.json else as_table(rows))
@@ -102,7 +112,7 @@ def summary(rows: Sequence[Measurement], baseline: str = bench.REFERENCE) -> dic
         rows: measurements.
         baseline: one of ``bench.BASELINES``. Default: torch.optim.Muon's function.
     """
-    lists = [r.speed_over(baseline) for r in rows if r.shape == (0, 0) and r.method == "auto"]
+    lists = [r.speed_over(baseline) for r in rows if r.input.startswith("list of") and r.method == "auto"]
     groups = {"all": (*bench.WIDE, *bench.SQUARE), "wide": bench.WIDE, "square": bench.SQUARE}
     means = {name: bench.geometric_mean(rows, shapes, baseline=baseline) for name, shapes in groups.items()}
     return means | {"list": lists[0] if lists else math.nan}

@@ -104,9 +104,9 @@ PRESETS = {
         # The two best of the rates below the first at which bfloat16 and float32 end differently: evidence/demo/README.md.
         known_rates={
             "adamw": (0.003, 0.002),
-            "muon": (0.01, 0.005),
+            "muon": (0.02, 0.01),
             "distro": (0.01, 0.002),
-            "one_bit_muon": (0.02, 0.01),
+            "one_bit_muon": (0.02, 0.03),
         },
         seeds=(0,),
         link="10mbit/50ms",

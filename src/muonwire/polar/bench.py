@@ -210,14 +210,19 @@ def measure(
 
 
 def measure_list(
-    shapes: Sequence[tuple[int, int]] = LIST_SHAPES, *, rounds: int = 3, seed: int = 0
+    shapes: Sequence[tuple[int, int]] = LIST_SHAPES,
+    *,
+    rounds: int = 3,
+    seed: int = 0,
+    name: str | None = None,
 ) -> list[Measurement]:
-    """A list of mixed shapes: one call of ``polar_list`` against the baselines on each in turn.
+    """A list of matrices: one call of ``polar_list`` against the baselines on each in turn.
 
     Args:
         shapes: (m, n) each. Default: 30 of 576×576 and 60 of 576×1536.
         rounds: timed turns. Default: 3.
         seed: of the generator. Default: 0.
+        name: of the input. Default: "list of" and how many.
 
     >>> [row.method for row in measure_list([(4, 4), (4, 8)], rounds=1)]
     ['torch.optim.Muon', 'five steps in float32', 'auto']
@@ -236,7 +241,7 @@ def measure_list(
             calls[method]()
         rows.append(
             Measurement(
-                input=f"list of {len(shapes)}",
+                input=name or f"list of {len(shapes)}",
                 shape=(0, 0),
                 method=method,
                 seconds=statistics.median(seconds),

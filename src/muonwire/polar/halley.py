@@ -99,7 +99,7 @@ def halley_map(values: NDArray[np.float64]) -> NDArray[np.float64]:
         values: at most 1.
 
     >>> [round(float(v), 3) for v in halley_map(np.array([1e-4, LOWER, 1.0]))]
-    [0.098, 0.843, 1.157]
+    [0.096, 0.843, 1.157]
     """
     (a, b, c), quintic = _coefficients()
     return evaluate(quintic, values * (a + b * values**2) / (1 + c * values**2))

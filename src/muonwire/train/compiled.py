@@ -1,7 +1,10 @@
 """A model through torch.compile."""
 
+import getpass
 import os
 import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,4 +32,11 @@ def compiled(model: nn.Module, device: torch.device) -> Any:
         raise UsageError(
             f"compile: no C++ compiler was found ({', '.join(names)}); install one, name it in CXX, or leave out --compile"
         )
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _cache_dir())
     return torch.compile(model, dynamic=False)
+
+
+def _cache_dir() -> str:
+    """One for each instruction set: code that was compiled and cached under another one crashes the process."""
+    widest = torch.backends.cpu.get_cpu_capability().lower()
+    return str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{widest}")
