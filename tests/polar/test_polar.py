@@ -215,5 +215,5 @@ def test_explain():
     assert told.report.flops < told.report.reference_flops / 3
     assert "GFLOP against" in str(told)
     assert explain(torch.zeros(256, 1024)).method == "zero"
-    assert explain(gaussian(16, 16)).method == "newton_schulz"
-    assert explain(gaussian(96, 96), dtype=torch.float32).method == "halley"
+    assert explain(gaussian(16, 16)).method == "halley"
+    assert explain(gaussian(16, 16), dtype=torch.bfloat16).method == "newton_schulz"

@@ -13,6 +13,7 @@ from muonwire.polar import bench, peers
 
 
 def test_measures_every_method_in_turns(monkeypatch):
+    monkeypatch.setattr(bench, "SHORTEST_TURN_S", 0.0)
     order = []
     table = {"a": lambda x: order.append("a") or bench.torch_muon(x), "b": lambda x: order.append("b") or x}
     rows = bench.measure({"g": gaussian(8, 16)}, table, rounds=2, warmup=0)
@@ -28,6 +29,7 @@ def test_measures_every_method_in_turns(monkeypatch):
 
 def test_slow_methods_sit_out_and_are_compared_in_the_turns_they_took(monkeypatch):
     monkeypatch.setattr(bench, "BUDGET_S", 0.0)
+    monkeypatch.setattr(bench, "SHORTEST_TURN_S", 0.0)
     calls = []
     table = {"slow": lambda x: calls.append("slow") or bench.torch_muon(x)}
     reports = []
@@ -39,6 +41,13 @@ def test_slow_methods_sit_out_and_are_compared_in_the_turns_they_took(monkeypatc
     assert reference.ratio == 1
     assert slow.ratio > 0
     assert reports == ["g"]
+
+
+def test_fast_calls_are_timed_several_in_a_row(monkeypatch):
+    monkeypatch.setattr(bench, "SHORTEST_TURN_S", 1e-3)
+    calls = []
+    bench.measure({"g": gaussian(2, 2)}, {"fast": lambda x: calls.append("fast") or x}, rounds=3)
+    assert len(calls) > 100
 
 
 def test_a_peer_that_is_missing_or_fails_is_left_out(monkeypatch):

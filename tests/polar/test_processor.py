@@ -2,10 +2,8 @@
 
 import itertools
 import os
-import statistics
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from polar_inputs import gaussian
 
 from muonwire.errors import UsageError
 from muonwire.polar import PROCESSORS, explain, find_processor, polar, polar_list, set_processor
-from muonwire.polar.break_even import measure_rates
+from muonwire.polar.break_even import measure_rates, take_turns
 from muonwire.polar.processor import slowest
 
 CPU = torch.device("cpu")
@@ -106,34 +104,23 @@ def test_a_list_is_stacked_as_the_class_has_it():
         assert torch.equal(q, polar(x, processor=PROCESSORS["avx2"]))
 
 
-def medians(calls, *, turns):
-    times = [[] for _ in calls]
-    for turn in range(turns + 1):
-        for spent, call in zip(times, calls, strict=True):
-            start = time.perf_counter()
-            call()
-            if turn:
-                spent.append(time.perf_counter() - start)
-    return [statistics.median(t) for t in times]
-
-
 @pytest.mark.parametrize(
     "shape", [(8, 8), (32, 32), (64, 176), (128, 128), (192, 192), (192, 768), (512, 512), (384, 1536)]
 )
 def test_the_choice_is_never_much_slower_than_the_best_way(shape):
     """Than plain or Gram form, in float32 or the class's dtype; 1.6 and two more tries leave room for a busy machine."""
     x = gaussian(*shape)
-    row = find_processor(CPU)
-    ways = [lambda: polar(x), lambda: polar(x, method="halley")]
-    for dtype in {row.dtype, torch.float32}:
-        ways.append(lambda dtype=dtype: polar(x, method="newton_schulz", dtype=dtype))
-        ways.append(lambda dtype=dtype: polar(x, method="gram", dtype=dtype))
-    turns = 15 if min(shape) < 200 else 5
-    assert any(_ratio(medians(ways, turns=turns)) < 1.6 for _ in range(3))
+    ways = {"auto": lambda: polar(x), "halley": lambda: polar(x, method="halley")}
+    for dtype in {find_processor(CPU).dtype, torch.float32}:
+        for method in ("newton_schulz", "gram"):
+            ways[f"{method} {dtype}"] = lambda method=method, dtype=dtype: polar(
+                x, method=method, dtype=dtype
+            )
+    assert any(_ratio(take_turns(ways, budget_s=0.2)) < 1.6 for _ in range(3))
 
 
 def _ratio(times):
-    return times[0] / min(times[1:])
+    return times.pop("auto") / min(times.values())
 
 
 def test_a_class_takes_the_dtype_that_this_machine_multiplies_fastest():

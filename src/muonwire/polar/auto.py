@@ -14,7 +14,7 @@ from muonwire.polar.exact import eigh_polar, svd_polar
 from muonwire.polar.halley import halley_polar
 from muonwire.polar.newton import scaled_newton
 from muonwire.polar.newton_schulz import gram_newton_schulz, newton_schulz
-from muonwire.polar.prepare import NONFINITE, nonfinite_message, prepare
+from muonwire.polar.prepare import NONFINITE, guard, nonfinite_message, prepare
 from muonwire.polar.processor import Processor, find_processor
 from muonwire.polar.qdwh import qdwh
 from muonwire.polar.reference import reference_flops
@@ -84,25 +84,23 @@ def polar(
         run = newton_schulz if method == "newton_schulz" else gram_newton_schulz
         chosen = dtype or row.dtype_of(shape, count=count)
         result = run(x, schedule=find(schedule, operation="polar"), dtype=chosen).to(x.dtype)
-        return _guard(x, result, policy=policy)
+        return guard(x, result, nonfinite=policy)
     if method == "halley":
         wide = dtype or torch.promote_types(x.dtype, torch.float32)
         if wide not in FACTORIZED:
             raise UsageError(
                 f"polar: dtype is {wide}, but method 'halley' factorizes; allowed are float32 and float64"
             )
-        return _guard(x, halley_polar(x, dtype=wide).to(x.dtype), policy=policy)
+        return halley_polar(x, dtype=wide, nonfinite=policy).to(x.dtype)
     if x.device.type != "cpu":
-        return _guard(x, device_polar(x, dtype=dtype or row.dtype).to(x.dtype), policy=policy)
+        return guard(x, device_polar(x, dtype=dtype or row.dtype).to(x.dtype), nonfinite=policy)
     if method == "auto" and (row.stacks(shape) if count > 1 else not row.measures(shape)):
         chosen = dtype or row.dtype_of(shape, count=count)
-        factored = chosen in FACTORIZED and row.factors(shape, count=count)
-        made = (
-            halley_polar(x, dtype=chosen)
-            if factored
-            else newton_schulz(x, schedule=POLAR_EXPRESS, dtype=chosen)
-        )
-        return _guard(x, made if made.dtype == x.dtype else made.to(x.dtype), policy=policy)
+        if chosen in FACTORIZED:
+            made = halley_polar(x, dtype=chosen, nonfinite=policy)
+        else:
+            made = guard(x, newton_schulz(x, schedule=POLAR_EXPRESS, dtype=chosen), nonfinite=policy)
+        return made if made.dtype == x.dtype else made.to(x.dtype)
     if method == "auto" and not row.measures(shape):
         matrices = x.reshape(-1, *shape).unbind()
         return torch.stack(
@@ -258,9 +256,10 @@ def explain(x: Tensor, *, dtype: torch.dtype | None = None) -> Explanation:
         return Explanation(method="device", dtype=dtype or row.dtype, reason=f"{text}; {why}", report=None)
     if not row.measures(shape):
         chosen = dtype or row.dtype_of(shape)
-        factored = chosen in FACTORIZED and row.factors(shape)
         method, how = (
-            ("halley", "a Halley step and a quintic") if factored else ("newton_schulz", "polar_express")
+            ("halley", "a Halley step and a quintic")
+            if chosen in FACTORIZED
+            else ("newton_schulz", "polar_express")
         )
         text = f"so small that measuring the spectrum costs more than it saves: {how}"
         return Explanation(method=method, dtype=chosen, reason=f"{text}; {why}", report=None)
@@ -336,9 +335,3 @@ def _exact(x: Tensor, *, method: str, dtype: torch.dtype | None, policy: str) ->
     result = EXACT[method](torch.where(zero, eye, wide / torch.where(zero, 1.0, largest)))
     result = torch.where(zero, 0.0, result)
     return torch.where(finite, result, float("nan")).to(x.dtype)
-
-
-def _guard(x: Tensor, result: Tensor, *, policy: str) -> Tensor:
-    if policy == "raise" and not math.isfinite(result.sum()) and not bool(torch.isfinite(x).all()):
-        raise UsageError(nonfinite_message(x, operation="polar"))
-    return result

@@ -31,6 +31,8 @@ LIST_SHAPES = ((576, 576),) * 30 + ((576, 1536),) * 60
 ERRORS = (0.1, 0.02, 1e-3)
 # The exact methods and Gram-Schmidt take minutes past this min(m, n).
 LARGEST_EXACT = 600
+# Calls that take less are timed several in a row, as ``timeit`` does.
+SHORTEST_TURN_S = 2e-3
 # Past this time in turns on one input a method takes no more of them, once it has had the fewest.
 BUDGET_S = 3.0
 FEWEST_TURNS = 3
@@ -297,17 +299,26 @@ def _take_turns(
     times: dict[str, list[float]] = {name: [] for name in calls}
     # A call finds the caches as the one before left them: after float32 steps all others are slower. So no two keep their places.
     order, shuffle = list(calls), random.Random(0).shuffle
+    calls_a_turn = dict.fromkeys(calls, 1)
     for turn in range(warmup + rounds):
         shuffle(order)
         for name in order:
             call, spent = calls[name], times[name]
             if len(spent) >= FEWEST_TURNS and sum(spent) > BUDGET_S:
                 continue
-            start = time.perf_counter()
-            call()
+            seconds = _seconds(call, calls_a_turn[name])
             if turn >= warmup:
-                spent.append(time.perf_counter() - start)
+                spent.append(seconds)
+            # The first calls of a process are slow: as many make a turn as the fastest one so far asks for.
+            calls_a_turn[name] = max(calls_a_turn[name], math.ceil(SHORTEST_TURN_S / max(seconds, 1e-9)))
     return times
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
 
 
 def _ratio(reference: Sequence[float], seconds: Sequence[float]) -> float:

@@ -1,5 +1,6 @@
 """Measuring the row of a processor class: which dtype multiplies fastest, and from which sizes each way of working pays."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,13 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 RATE_SIZES = (64, 256, 1024)
 # A 16-bit dtype must multiply this much faster than float32 to be worth its rounding.
 CLEARLY_FASTER = 1.3
-SHORT_EDGES = (16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
+SHORT_EDGES = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 # Long edge over short edge.
 WIDE = 4
 # Matrices of one shape in the lists.
 NUM_LISTED = 12
 # Steps of the measurement, for a progress bar.
-NUM_DECISIONS = 7
+NUM_DECISIONS = 6
 # The seconds that one choice may take in all; at least three turns are timed.
 BUDGET_S = 0.6
 FEWEST_TURNS = 5
@@ -91,7 +92,7 @@ def _waited(result: Tensor) -> Tensor:
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], *, budget_s: float = BUDGET_S) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns.
+    """Median seconds of each call; the calls take turns, in another order each time, so that load and caches meet all alike.
 
     Args:
         calls: by name.
@@ -101,10 +102,12 @@ def take_turns(calls: Mapping[str, Callable[[], object]], *, budget_s: float = B
     for call in calls.values():
         call()
     end = time.perf_counter() + budget_s
+    order, shuffle = list(calls), random.Random(0).shuffle
     while time.perf_counter() < end or len(next(iter(spent.values()))) < FEWEST_TURNS:
-        for name, call in calls.items():
+        shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            call()
+            calls[name]()
             spent[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
@@ -126,24 +129,11 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
         found,
         dtype=dtype,
         smallest_half=0.0,
-        smallest_factored=0.0,
         measured_wide=1 << 30,
         measured_square=1 << 30,
         stacked_wide=0.0,
     )
-    say("smallest_factored")
-    factored = {
-        r: _pair(
-            r,
-            r,
-            _in_float32(row),
-            lambda x: polar(x, method="newton_schulz", dtype=torch.float32, processor=row),
-        )
-        for r in SHORT_EDGES
-    }
-    times["smallest_factored"] = _labelled(factored)
     volumes = {r: float(r**3) for r in SHORT_EDGES}
-    row = replace(row, smallest_factored=_first_from(factored, volumes, never=1e9))
     if dtype != torch.float32:
         say("smallest_half")
         half = {

@@ -1,5 +1,6 @@
 """One weighted Halley step and one quintic: the cheapest polar factor where 16 bits gain nothing, whatever the spectrum."""
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from muonwire.polar.minimax import evaluate, minimax_odd
 from muonwire.polar.newton_schulz import normalized
-from muonwire.polar.prepare import LARGEST_TRACE, SMALLEST_TRACE
+from muonwire.polar.prepare import LARGEST_TRACE, SMALLEST_TRACE, guard
 from muonwire.polar.qdwh import halley_weights
 from muonwire.polar.symmetric import symmetric_flops
 
@@ -30,22 +31,32 @@ def _coefficients() -> tuple[tuple[float, float, float], tuple[float, ...]]:
     return (a, b, c), minimax_odd(lower=mapped, upper=1.0, degree=5)[0]
 
 
-def halley_polar(x: Tensor, *, dtype: torch.dtype) -> Tensor:
+def halley_polar(x: Tensor, *, dtype: torch.dtype, nonfinite: str = "propagate") -> Tensor:
     """Polar factor of each matrix of ``x``, scaled by ‖X‖_F, which is the root of the Gram matrix's trace.
 
     Args:
         x: (..., m, n), any floating dtype, any scale.
         dtype: of the products: float32 or float64.
+        nonfinite: "raise" or "propagate". Default: "propagate".
 
     Returns:
         (..., m, n) in ``dtype``; zeros for a zero matrix, NaN for one that is not finite.
+
+    Raises:
+        UsageError: x has a value that is not finite, and nonfinite is "raise".
     """
     y = x.to(dtype)
     gram = y.mT @ y if y.shape[-2] > y.shape[-1] else y @ y.mT
+    if y.ndim == 2:
+        # One usual matrix: few operations, each of which costs microseconds.
+        square = gram.trace().item()
+        if SMALLEST_TRACE <= square <= LARGEST_TRACE:
+            return halley(y, gram=gram, upper=math.sqrt(square))
+        return guard(x, halley(normalized(x, dtype=dtype)), nonfinite=nonfinite)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]
     if bool(((trace >= SMALLEST_TRACE) & (trace <= LARGEST_TRACE)).all()):
         return halley(y, gram=gram, upper=trace.sqrt())
-    return halley(normalized(x, dtype=dtype))
+    return guard(x, halley(normalized(x, dtype=dtype)), nonfinite=nonfinite)
 
 
 def halley(x: Tensor, *, gram: Tensor | None = None, upper: float | Tensor = 1.0) -> Tensor:
@@ -79,14 +90,15 @@ def halley(x: Tensor, *, gram: Tensor | None = None, upper: float | Tensor = 1.0
         return halley(x.flatten(0, -3), gram=gram, upper=upper).reshape(x.shape)
     (a, b, c), (c0, c1, c2) = _coefficients()
     gram = x @ x.mT if gram is None else gram
+    eye = _eye(gram.shape[-1], gram.dtype, gram.device)
     # Not the variant that raises: of a matrix with NaN the result is NaN. σ/upper is what the steps are made for.
-    factor: Tensor = torch.linalg.cholesky_ex(_plus_identity(gram * (c / upper**2), 1.0)).L
+    factor: Tensor = torch.linalg.cholesky_ex(_plus(eye, gram, c / upper**2)).L
     ratio, scale = b / c / (a - b / c), (a - b / c) / upper
     add = torch.addmm if x.ndim == 2 else torch.baddbmm
     if in_gram_form(x.shape[-2], x.shape[-1]):
-        first = _plus_identity(torch.cholesky_inverse(factor), ratio) * scale
+        first = torch.add(torch.cholesky_inverse(factor), eye, alpha=ratio) * scale
         square = first @ gram @ first
-        return (_plus_identity(add(square, square, square, beta=c1, alpha=c2), c0) @ first) @ x
+        return add(first, add(square, square, square, beta=c1, alpha=c2), first, beta=c0) @ x
     y = torch.add(torch.cholesky_solve(x, factor), x, alpha=ratio) * scale
     square = y @ y.mT
     return add(y, add(square, square, square, beta=c1, alpha=c2), y, beta=c0)
@@ -139,6 +151,14 @@ def in_gram_form(r: int, s: int) -> bool:
     return 2 * s > 3 * r
 
 
-def _plus_identity(matrix: Tensor, scale: float) -> Tensor:
-    matrix.diagonal(dim1=-2, dim2=-1).add_(scale)
-    return matrix
+def _plus(eye: Tensor, gram: Tensor, weight: float | Tensor) -> Tensor:
+    if isinstance(weight, Tensor):
+        return torch.addcmul(eye, gram, weight)
+    return torch.add(eye, gram, alpha=weight)
+
+
+@lru_cache(maxsize=64)
+def _eye(r: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # Outside inference mode, or a later call that records gradients could not use it.
+    with torch.inference_mode(False):
+        return torch.eye(r, dtype=dtype, device=device)

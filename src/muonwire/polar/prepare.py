@@ -1,5 +1,6 @@
 """Bringing a matrix into the dtype and range of the products."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -78,3 +79,19 @@ def nonfinite_message(x: Tensor, *, operation: str) -> str:
         f"({float(x[first])}); a polar factor needs finite input. Skip the step or clip the gradient, "
         "or pass nonfinite='propagate' to get NaN for that matrix"
     )
+
+
+def guard(x: Tensor, result: Tensor, *, nonfinite: str) -> Tensor:
+    """``result``, made of ``x``; its sum is read only where what is not finite raises.
+
+    Args:
+        x: (..., m, n).
+        result: (..., m, n), not finite where x is not.
+        nonfinite: "raise" or "propagate".
+
+    Raises:
+        UsageError: x has a value that is not finite, and nonfinite is "raise".
+    """
+    if nonfinite == "raise" and not math.isfinite(result.sum()) and not bool(torch.isfinite(x).all()):
+        raise UsageError(nonfinite_message(x, operation="polar"))
+    return result

@@ -40,7 +40,6 @@ class Processor:
         measured: on what the sizes were measured; empty where they are those of the nearest class that was.
         smallest_half: multiply-adds of a Gram matrix (r² s, over a whole stack) under which Polar Express in 16 bits takes longer
             than a Halley step and a quintic in float32.
-        smallest_factored: the same under which Polar Express in float32 is faster than a Halley step and a quintic.
         measured_wide: r from which measuring the spectrum saves more than it costs, where s > 1.5 r.
         measured_square: the same where s ≤ 1.5 r. In 16 bits no larger than 256: on large matrices of low rank Polar Express is
             worse than torch.optim.Muon's steps.
@@ -53,7 +52,6 @@ class Processor:
     has: str
     measured: str
     smallest_half: float
-    smallest_factored: float
     measured_wide: int
     measured_square: int
     stacked_wide: float
@@ -67,11 +65,6 @@ class Processor:
         """
         short, long = sorted(shape)
         return self.dtype if count * short * short * long >= self.smallest_half else torch.float32
-
-    def factors(self, shape: tuple[int, int], *, count: int = 1) -> bool:
-        """Whether a stack of ``count`` matrices of ``shape`` in float32 or float64 is worth a Cholesky factorization."""
-        short, long = sorted(shape)
-        return count * short * short * long >= self.smallest_factored
 
     def measures(self, shape: tuple[int, int]) -> bool:
         """Whether one matrix of ``shape`` has its spectrum measured."""
@@ -93,7 +86,6 @@ AVX2 = Processor(
     has="AVX2",
     measured="two cores of an Intel Xeon that ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY and MKL_ENABLE_INSTRUCTIONS limit to AVX2",
     smallest_half=0.0,
-    smallest_factored=2e5,
     measured_wide=256,
     measured_square=NEVER,
     stacked_wide=3e7,
@@ -119,7 +111,6 @@ AMX = Processor(
     has="AMX-BF16",
     measured="two cores of an Intel Xeon with AMX",
     smallest_half=1.6e7,
-    smallest_factored=2e5,
     measured_wide=192,
     measured_square=256,
     stacked_wide=2.9e7,
