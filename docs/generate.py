@@ -370,7 +370,9 @@ def small_table() -> str:
     names = list(next(iter(columns.values())))
     names = [n for n in names if n.startswith("gaussian")] + [n for n in names if " of " in n]
     lines = [f"| input | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{shares[name]:.2f}' for shares in columns.values())} |" for name in names]
+    lines += [
+        f"| {name} | {' | '.join(f'{shares[name]:.2f}' for shares in columns.values())} |" for name in names
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -160,9 +160,9 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
     values, mass = CENTERS * first.upper, first.mass(EDGES)
     seen = resolution(values, noise=noise)
     threshold = HARD_FRACTION if error is None else error**2
-    most, hard = None, _is_hard(work, threshold)
+    most, hard = None, False
     if error is None and unit <= roundoff(torch.float32):
-        most = halley_cost(*shape, blocks=work.blocks)
+        most, hard = halley_cost(*shape, blocks=work.blocks), _is_hard(work, threshold)
     else:
         _grow(work, shape, threshold=threshold, error=error)
     if work.plans:
