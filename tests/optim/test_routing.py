@@ -1,7 +1,14 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from muonwire.errors import UsageError
 from muonwire.optim import route
@@ -79,6 +86,72 @@ def test_tokens_and_positions_of_a_vision_transformer_are_embeddings():
     assert got["vit.embeddings.patch_embeddings.projection.weight"] == ("hidden", "polar", "conv")
     chosen = roles(model, polar=["position_embeddings"])
     assert chosen["vit.embeddings.position_embeddings"] == ("embedding", "polar", "batch")
+
+
+class ScaledEmbedding(nn.Module):
+    def __init__(self, vocabulary, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(vocabulary, width))
+
+
+def test_heads_and_embeddings_under_other_peoples_names_go_to_adam():
+    names = {
+        "tok_embeddings": nn.Embedding(50, 8),
+        "bag": nn.EmbeddingBag(50, 8),
+        "token_emb": ScaledEmbedding(50, 8),
+        "wq": nn.Linear(8, 8, bias=False),
+        "output": nn.Linear(8, 50, bias=False),
+        "to_logits": nn.Linear(8, 50, bias=False),
+    }
+    got = roles(nn.ModuleDict(names))
+    told = {name: got[f"{name}.weight"][:2] for name in names}
+    embeddings, heads = (
+        dict.fromkeys(("tok_embeddings", "bag", "token_emb"), ("embedding", "adam")),
+        ("head", "adam"),
+    )
+    assert told == {**embeddings, "wq": ("hidden", "polar"), "output": heads, "to_logits": heads}
+    wrapped = roles(nn.ModuleDict({"_orig_mod": nn.ModuleDict(names)}))
+    assert {name: wrapped[f"_orig_mod.{name}.weight"][:2] for name in names} == told
+
+
+def test_positions_as_a_bare_parameter_are_an_embedding():
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.pos_emb = nn.Parameter(torch.zeros(16, 4))
+    assert roles(model)["pos_emb"][:2] == ("embedding", "adam")
+
+
+def test_the_output_of_a_numbered_layer_is_hidden():
+    layers = nn.ModuleList([nn.ModuleDict({"output": nn.Linear(6, 6)}) for _ in range(2)])
+    assert roles(nn.ModuleDict({"layers": layers}))["layers.1.output.weight"][:2] == ("hidden", "polar")
+
+
+def test_only_convolutions_whose_filters_see_all_inputs_are_orthogonalized():
+    got = roles(
+        nn.ModuleDict(
+            {
+                "depthwise": nn.Conv2d(16, 16, 3, groups=16),
+                "grouped": nn.Conv1d(16, 32, 3, groups=4),
+                "transposed": nn.ConvTranspose2d(16, 8, 2),
+                "pointwise": nn.Conv2d(16, 16, 1),
+                "recurrent": nn.LSTM(4, 4),
+            }
+        )
+    )
+    assert got["depthwise.weight"][:2] == got["grouped.weight"][:2] == ("grouped", "adam")
+    assert got["transposed.weight"][:2] == ("transposed", "adam")
+    assert got["pointwise.weight"] == ("hidden", "polar", "conv")
+    assert got["recurrent.weight_hh_l0"][:2] == ("recurrent", "adam")
+
+
+def test_a_mamba_keeps_its_recurrence_and_its_one_column_from_the_polar_factor():
+    model = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, state_size=4))
+    got = roles(model)
+    mixer = "backbone.layers.0.mixer."
+    assert got[f"{mixer}A_log"][:2] == ("state space", "adam")
+    assert got[f"{mixer}conv1d.weight"][:2] == ("grouped", "adam")
+    assert got[f"{mixer}dt_proj.weight"][:2] == ("vector", "adam")
+    polar = {name for name, (_, treated, _) in got.items() if treated == "polar"}
+    assert polar == {f"{mixer}{part}.weight" for part in ("in_proj", "x_proj", "out_proj")}
 
 
 def test_patterns_overrule_roles():

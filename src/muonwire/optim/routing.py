@@ -1,7 +1,8 @@
 """Routing: from a model's parameters to the groups that treat them.
 
-Hidden matrices go to the polar chain; embeddings, output heads, norms, biases and vectors to Adam. What is in doubt is an error
-rather than a guess, because training silently without orthogonalization is what Muon's users complain of most.
+Hidden matrices go to the polar chain; embeddings, output heads, norms, biases, vectors, grouped, depthwise and transposed
+convolutions and recurrent weights to Adam. What is in doubt is an error rather than a guess, because training silently without
+orthogonalization is what Muon's users complain of most.
 """
 
 import re
@@ -13,9 +14,28 @@ from torch import Tensor, nn
 from muonwire.errors import UsageError
 from muonwire.stages.layout import MatrixLayout
 
-HEAD_NAMES = ("lm_head", "head", "classifier", "score", "embed_out", "output_projection")
+# The last part of a linear layer's name that makes it a head, outside numbered layers.
+HEAD_NAMES = (
+    *(
+        "lm_head",
+        "head",
+        "heads",
+        "classifier",
+        "score",
+        "embed_out",
+        "output_projection",
+        "unembed",
+        "unembedding",
+    ),
+    *("output", "to_logits", "logits", "out_head", "qa_outputs", "lm_logits"),
+)
 # Learned vectors that a module holds as bare parameters: class, mask and register tokens, and positions.
-EMBEDDING_NAMES = re.compile(r"(_tokens?|pos(ition|itional)?_embed(ding)?s?)$")
+EMBEDDING_NAMES = re.compile(r"(_tokens?|pos(ition|itional)?_emb(ed(ding)?s?)?)$")
+# Mamba's and RWKV's parameters of the recurrence, an entry for each state and not a map between them.
+STATE_SPACE_NAMES = re.compile(r"^(A_log|A|D|dt_bias|time_\w+)$")
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +45,9 @@ class Route:
     Args:
         name: as ``named_parameters`` gives it (tied parameters under their first name).
         param: the parameter.
-        role: "hidden", "embedding", "head", "norm", "bias", "vector" or "other".
+        role: "hidden", "embedding", "head", "norm", "bias", "vector", "grouped" (a convolution whose filters do not see all
+            inputs), "transposed" (a transposed convolution), "recurrent", "state space" or "other". A matrix of one row or
+            column is a vector.
         polar: whether it is orthogonalized.
         layout: how it is seen as matrices.
     """
@@ -87,13 +109,16 @@ def _is_head(model: nn.Module, module_name: str, module: nn.Module) -> bool:
                 return True
         except (NotImplementedError, AttributeError):
             pass  # transformers' base models have the method without a head behind it
-    last = module_name.rsplit(".", 1)[-1]
-    return last in HEAD_NAMES and not isinstance(module, nn.Embedding)
+    *path, last = module_name.split(".")
+    # A numbered layer's "output" is its own, not the model's.
+    return last in HEAD_NAMES and not any(part.isdigit() for part in path)
 
 
 def _role(model: nn.Module, owner: tuple[str, str, nn.Module], param: Tensor) -> tuple[str, MatrixLayout]:
     module_name, name, module = owner
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, EMBEDDINGS) or (
+        type(module).__name__.lower().endswith(("embedding", "embeddings")) and param.ndim == 2
+    ):
         return "embedding", MatrixLayout()
     if EMBEDDING_NAMES.search(name):
         return "embedding", MatrixLayout(kind="batch") if param.ndim == 3 else MatrixLayout()
@@ -103,10 +128,16 @@ def _role(model: nn.Module, owner: tuple[str, str, nn.Module], param: Tensor) ->
         return "bias", MatrixLayout()
     if _is_head(model, module_name, module):
         return "head", MatrixLayout()
-    if param.ndim < 2:
+    if param.ndim < 2 or (param.ndim == 2 and min(param.shape) == 1):
         return "vector", MatrixLayout()
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return "hidden", MatrixLayout(kind="conv")
+    if STATE_SPACE_NAMES.search(name):
+        return "state space", MatrixLayout()
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return "recurrent", MatrixLayout()
+    if isinstance(module, TRANSPOSED):
+        return "transposed", MatrixLayout()
+    if isinstance(module, CONVOLUTIONS):
+        return ("hidden" if module.groups == 1 else "grouped"), MatrixLayout(kind="conv")
     if param.ndim == 2:
         return "hidden", MatrixLayout()
     # Three dimensions outside a convolution are stacked matrices, such as a mixture's experts; more have no usual meaning.
