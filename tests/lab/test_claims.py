@@ -11,14 +11,17 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from muonwire.lab.catalog import load_claims
 from muonwire.lab.check import Check, by_seed
 from muonwire.lab.claim import Claim
+from muonwire.lab.claims.integration_6 import FAST
 from muonwire.lab.inputs import INPUTS
 from muonwire.lab.page import write_report
 from muonwire.lab.training import RECIPES, SCREENED, Results
 from muonwire.lab.verdict import VERDICTS
+from muonwire.polar import find_processor
 
 CLAIMS = load_claims()
 MOST_COMBINATIONS = 1_000
@@ -92,8 +95,13 @@ def test_a_quick_measurement_fills_every_check_table_and_plot(claim, measured):
     from muonwire.lab.figures import excerpt_listings, pivot_table, plot_chart
 
     rows = measured[claim.id]
+    lacking = claim.id == "integration.6" and find_processor(torch.device("cpu")).dtype == torch.float32
     for check in claim.checks:
         values = by_seed(rows, column=check.column, select=check.select)
+        if lacking and check.setting.endswith(FAST):
+            # Only a processor with fast 16-bit products can be limited to one without, not the other way round.
+            assert not values
+            continue
         assert values, f"{claim.id}: no rows for {check.name!r} {check.setting}"
         assert all(check.possible[0] <= v <= check.possible[1] for v in values), check
     for pivot in claim.tables:

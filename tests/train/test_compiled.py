@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -19,6 +20,19 @@ def test_without_a_compiler_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setenv("CXX", "icpx")
     with pytest.raises(UsageError, match="icpx"):
         compiled(nn.Linear(2, 2), torch.device("cpu"))
+
+
+def test_each_instruction_set_has_a_cache_of_its_own(monkeypatch, tmp_path):
+    widest = torch.backends.cpu.get_cpu_capability().lower()
+    monkeypatch.delenv(module.CACHE, raising=False)
+    compiled(nn.Linear(2, 2), torch.device("cpu"))
+    own = os.environ[module.CACHE]
+    assert own.endswith(f"_{widest}")
+    compiled(nn.Linear(2, 2), torch.device("cpu"))
+    assert os.environ[module.CACHE] == own
+    monkeypatch.setenv(module.CACHE, str(tmp_path))
+    compiled(nn.Linear(2, 2), torch.device("cpu"))
+    assert os.environ[module.CACHE] == str(tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++, which a machine with build tools has")

@@ -1,10 +1,7 @@
 """A model through torch.compile."""
 
-import getpass
 import os
 import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +9,7 @@ from torch import nn
 
 from muonwire.errors import UsageError
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # What torch looks for on Linux and macOS.
 COMPILERS = ("g++", "clang++")
 
@@ -32,11 +30,15 @@ def compiled(model: nn.Module, device: torch.device) -> Any:
         raise UsageError(
             f"compile: no C++ compiler was found ({', '.join(names)}); install one, name it in CXX, or leave out --compile"
         )
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", _cache_dir())
+    _keep_caches_apart()
     return torch.compile(model, dynamic=False)
 
 
-def _cache_dir() -> str:
-    """One for each instruction set: code that was compiled and cached under another one crashes the process."""
-    widest = torch.backends.cpu.get_cpu_capability().lower()
-    return str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{widest}")
+def _keep_caches_apart() -> None:
+    """A cache for each instruction set, unless one was chosen: code compiled under another one is wrong or crashes the process."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    # torch itself writes its default into the variable once it has used it.
+    default = default_cache_dir()
+    if os.environ.get(CACHE, default) == default:
+        os.environ[CACHE] = f"{default}_{torch.backends.cpu.get_cpu_capability().lower()}"
