@@ -127,11 +127,20 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_alike(undisturbe
     assert outcome(tmp_path) == outcome(undisturbed[0])
 
 
-def test_resume_with_another_number_of_replicas_is_refused(undisturbed):
-    done = run(command(undisturbed[0], "--resume", replicas=1))
+@pytest.mark.parametrize(
+    ("options", "replicas", "says"),
+    [
+        ((), 1, "written by 2 replicas, this run has 1"),
+        (("--seed", "7"), 2, "belongs to another run: config.seed was 0, now 7"),
+    ],
+)
+def test_a_resume_that_is_refused_changes_no_file(undisturbed, options, replicas, says):
+    before = {path: path.read_bytes() for path in undisturbed[0].rglob("*") if path.is_file()}
+    done = run(command(undisturbed[0], "--resume", *options, replicas=replicas))
     assert done.returncode == 2
-    assert "written by 2 replicas, this run has 1" in done.stderr
+    assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in undisturbed[0].rglob("*") if path.is_file()} == before
 
 
 def test_torchrun_starts_the_same_run(undisturbed, tmp_path):

@@ -17,17 +17,19 @@ CONFIG = "config.json"
 
 
 def prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Refuse to overwrite a run that is there already; write the settings of a new one.
+    """Refuse to overwrite a run that is there already; write the settings of a new one. A run that goes on has its own.
 
     Raises:
         UsageError: the folder holds a run and ``resume`` was not asked for.
     """
-    if not resume and (checkpoint.latest(folder) is not None or (folder / RESULT).exists()):
+    begun = checkpoint.latest(folder) is not None
+    if not resume and (begun or (folder / RESULT).exists()):
         raise UsageError(
             f"train: {folder} holds a run already; continue it with --resume, or choose another --out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / CONFIG, config.identity())
+    if not begun:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_json(folder / CONFIG, config.identity())
 
 
 def train_here(config: TrainConfig, folder: Path, exchange: Exchange, *, resume: bool) -> RunResult:
