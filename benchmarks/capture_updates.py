@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from muonwire import recipes
-from muonwire.exchange import SingleReplica
 from muonwire.tasks.text import TextSettings, TextTask
+from muonwire.transport import SingleReplica
 
 BETA = 0.95
 INTERVAL = 5
@@ -30,7 +30,7 @@ ROLES = {
 def capture(*, steps: int, lr: float) -> dict[str, Tensor]:
     task = TextTask(TextSettings(model_size="micro", sequence=128, batch=8))
     model = task.build_model(seed=0)
-    optimizer = recipes.build("muon", model, lr=lr, exchange=SingleReplica())
+    optimizer = recipes.build("muon", model, lr=lr, transport=SingleReplica())
     chosen = {role: p for role, key in ROLES.items() for n, p in model.named_parameters() if key in n}
     momentum = {role: torch.zeros_like(p) for role, p in chosen.items()}
     captured: dict[str, Tensor] = {}

@@ -1,6 +1,6 @@
 """Replicas as threads of one process that take turns, for tests of what replicas compute rather than of how they talk."""
 
-from muonwire.exchange import run_threads
+from muonwire.transport import run_threads
 
 
 def lockstep(function, world_size, forge=None):
@@ -10,14 +10,14 @@ def lockstep(function, world_size, forge=None):
     """
 
     def worker(rank, make):
-        exchange = make()
+        transport = make()
         if forge is not None:
-            gather = exchange.gather
+            gather = transport.gather
 
             def forged(payload, *, purpose="update"):
                 return gather(forge(rank, payload) if purpose == "update" else payload, purpose=purpose)
 
-            exchange.gather = forged
-        return function(exchange)
+            transport.gather = forged
+        return function(transport)
 
     return run_threads(worker, replicas=world_size)

@@ -28,7 +28,7 @@ def test_only_exchange_and_train_know_torch_distributed(room):
 def test_the_library_imports_without_the_extras():
     code = (
         "import sys\n"
-        "import muonwire.recipes, muonwire.codec, muonwire.polar, muonwire.exchange\n"
+        "import muonwire.recipes, muonwire.codec, muonwire.polar, muonwire.transport\n"
         "extras = {'transformers', 'tokenizers', 'tyro', 'rich', 'polars', 'altair', 'vl_convert', 'jinja2', 'safetensors'}\n"
         "print(sorted(extras & set(sys.modules)))\n"
     )

@@ -2,7 +2,7 @@
 
 The rooms are imported by name, so that ``import muonwire`` stays cheap::
 
-    from muonwire import codec, exchange, optim, polar, recipes, stages
+    from muonwire import codec, optim, polar, recipes, stages
 """
 
 __version__ = "0.1.0"

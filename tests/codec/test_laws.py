@@ -18,8 +18,8 @@ from muonwire import codec
 from muonwire.codec import payload as payloads
 from muonwire.codec.text import PARTS
 from muonwire.codec.transform import Rows
-from muonwire.exchange import ProcessGroupExchange, SingleReplica
 from muonwire.stages import EF14, Context, Exchange, MatrixLayout
+from muonwire.transport import ProcessGroupTransport, SingleReplica
 from tests.codec.test_codecs import TEXTS
 from tests.replicas import run_replicas
 
@@ -136,7 +136,7 @@ def test_what_a_stage_sends_and_keeps_is_the_signal(text):
     params = [torch.zeros(8, 24), torch.zeros(7), torch.zeros(0, 2)]
     states = [stage.init(p) for p in params]
     updates = [torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) for p in params]
-    context = Context(lr=0.1, step=1, exchange=SingleReplica(), layouts=[MatrixLayout()] * 3)
+    context = Context(lr=0.1, step=1, transport=SingleReplica(), layouts=[MatrixLayout()] * 3)
     request = stage.send(updates, params, states, context)
     shapes = [tuple(p.shape) for p in params]
     entries = payloads.unpack(request.payload, codec_text=str(stage.codec), shapes=shapes)
@@ -181,15 +181,15 @@ def test_other_processes_decode_the_same_bits():
 
 
 def _metered():
-    exchange = ProcessGroupExchange()
-    x = torch.randn(24, 40, generator=torch.Generator().manual_seed(exchange.rank))
+    transport = ProcessGroupTransport()
+    x = torch.randn(24, 40, generator=torch.Generator().manual_seed(transport.rank))
     counted = []
     for text in TEXTS:
         payload = codec.parse(text).encode(x)
-        before = exchange.meter.total.sent_bytes
+        before = transport.meter.total.sent_bytes
         # A purpose of its own: no room for a payload of the size of the last one is kept.
-        exchange.gather(payload, purpose=text)
-        counted.append((exchange.meter.total.sent_bytes - before, len(payload)))
+        transport.gather(payload, purpose=text)
+        counted.append((transport.meter.total.sent_bytes - before, len(payload)))
     return counted
 
 

@@ -3,8 +3,8 @@
 import torch
 
 from muonwire import codec, stages
-from muonwire.exchange import ProcessGroupExchange
 from muonwire.optim import ChainOptimizer
+from muonwire.transport import ProcessGroupTransport
 from tests.codec.test_codecs import made
 from tests.replicas import run_replicas
 
@@ -27,15 +27,15 @@ def gradient(rank, step, i):
 
 def _exchange_gradients():
     """Weights, which start at zero, and residuals after a few steps at rate 1, for every codec."""
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     results = []
     for text in TEXTS:
         weights = [torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
         stage = stages.Exchange(codec=codec.parse(text), feedback=stages.EF14())
-        optimizer = ChainOptimizer(weights, chain=stage, lr=1.0, exchange=exchange)
+        optimizer = ChainOptimizer(weights, chain=stage, lr=1.0, transport=transport)
         for step in range(STEPS):
             for i, weight in enumerate(weights):
-                weight.grad = gradient(exchange.rank, step, i)
+                weight.grad = gradient(transport.rank, step, i)
             optimizer.step()
         results.append([(w.detach(), optimizer.state[w]["exchange"]["residual"]) for w in weights])
     return results

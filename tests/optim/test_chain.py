@@ -6,8 +6,8 @@ from torch import nn
 
 from muonwire import codec, recipes, stages
 from muonwire.errors import NonFiniteUpdateError, UsageError
-from muonwire.exchange import ProcessGroupExchange
 from muonwire.optim import ChainOptimizer
+from muonwire.transport import ProcessGroupTransport
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
 
@@ -226,11 +226,11 @@ def test_copies_go_on_alike():
 
 
 def _joined(recipe, steps):
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     model = SmallNet()
-    optimizer = recipes.build(recipe, model, lr=0.01, exchange=exchange)
-    train(model, optimizer, steps, rank=exchange.rank, world_size=exchange.world_size)
-    return weights(model), exchange.meter.by_purpose["update"]
+    optimizer = recipes.build(recipe, model, lr=0.01, transport=transport)
+    train(model, optimizer, steps, rank=transport.rank, world_size=transport.world_size)
+    return weights(model), transport.meter.by_purpose["update"]
 
 
 @pytest.mark.parametrize(("recipe", "tolerance"), [("adamw", 1e-4), ("muon", 2e-2)])
@@ -258,10 +258,10 @@ def test_a_step_costs_one_exchange_however_many_tensors_and_groups(recipe):
 
 
 def _uneven_gradients():
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    optimizer = ChainOptimizer([used, unused], chain=stages.Mean(), lr=1.0, exchange=exchange)
-    (used.sum() if exchange.rank else (used + unused).sum()).backward()
+    optimizer = ChainOptimizer([used, unused], chain=stages.Mean(), lr=1.0, transport=transport)
+    (used.sum() if transport.rank else (used + unused).sum()).backward()
     optimizer.step()
     return used.detach(), unused.detach()
 
@@ -273,12 +273,12 @@ def test_a_gradient_that_one_replica_lacks_counts_as_zero():
 
 
 def _one_not_finite(kind):
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     weight = nn.Parameter(torch.ones(4))
     stage = stages.Exchange(codec=codec.parse("sign(scale=tensor)"), feedback=stages.EF14())
-    optimizer = ChainOptimizer([weight], chain=stage, lr=1.0, exchange=exchange)
+    optimizer = ChainOptimizer([weight], chain=stage, lr=1.0, transport=transport)
     weight.grad = torch.ones(4)
-    if exchange.rank == 1:
+    if transport.rank == 1:
         weight.grad[2] = float(kind)
     try:
         optimizer.step()
@@ -294,10 +294,10 @@ def test_a_non_finite_update_of_one_replica_stops_all_before_weights_move(kind):
 
 
 def _different_chains():
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     model = SmallNet()
-    recipe = "muon" if exchange.rank == 0 else "adamw"
-    train(model, recipes.build(recipe, model, lr=0.01, exchange=exchange), 1)
+    recipe = "muon" if transport.rank == 0 else "adamw"
+    train(model, recipes.build(recipe, model, lr=0.01, transport=transport), 1)
 
 
 def test_replicas_with_different_recipes_are_told_before_they_exchange():

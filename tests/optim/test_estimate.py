@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from muonwire import recipes
-from muonwire.exchange import ProcessGroupExchange
 from muonwire.optim import ChainOptimizer
 from muonwire.optim.estimate import estimate_bytes
 from muonwire.stages import Mean, TalkingStage, chain
+from muonwire.transport import ProcessGroupTransport
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, train
 from tests.replicas import run_replicas
 
@@ -28,12 +28,12 @@ def _sent():
     """Bytes a step, by formula and measured, of each recipe."""
     found = []
     for name, options in CASES:
-        exchange = ProcessGroupExchange()
+        transport = ProcessGroupTransport()
         model = SmallNet(**SIZES)
-        optimizer = recipes.build(name, model, lr=0.01, exchange=exchange, **options)
+        optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
         steps = PERIODS.get(name, getattr(optimizer, "interval", 2))
-        train(model, optimizer, steps, rank=exchange.rank, world_size=2)
-        spent = exchange.meter.training
+        train(model, optimizer, steps, rank=transport.rank, world_size=2)
+        spent = transport.meter.training
         frames = spent.num_messages * FRAME_BYTES
         found.append((estimate_bytes(optimizer, replicas=2), (spent.sent_bytes - frames) / steps))
     return found

@@ -5,8 +5,8 @@ from torch import nn
 from muonwire import recipes, stages
 from muonwire.codec import parse
 from muonwire.errors import UsageError
-from muonwire.exchange import ProcessGroupExchange, SingleReplica, Traffic, check_replicas
 from muonwire.optim import ChainOptimizer, LocalSteps, shared_weights
+from muonwire.transport import ProcessGroupTransport, SingleReplica, Traffic, check_replicas
 from tests.models import SmallNet, train, weights
 from tests.replicas import run_replicas
 
@@ -14,17 +14,17 @@ UNCOMPRESSED = {"codec": "float32", "vector_codec": "float32", "feedback": False
 
 
 def _averaging(steps):
-    exchange = ProcessGroupExchange()
-    rank, world_size = exchange.rank, exchange.world_size
+    transport = ProcessGroupTransport()
+    rank, world_size = transport.rank, transport.world_size
     ours, theirs = SmallNet(), SmallNet()
-    optimizer = recipes.build("local_muon", ours, lr=0.01, exchange=exchange, interval=1, **UNCOMPRESSED)
+    optimizer = recipes.build("local_muon", ours, lr=0.01, transport=transport, interval=1, **UNCOMPRESSED)
     train(ours, optimizer, steps, rank=rank, world_size=world_size)
     plain = recipes.build("muon", theirs, lr=0.01)
     for step in range(steps):
         train(theirs, plain, 1, start=step, rank=rank, world_size=world_size)
         with torch.no_grad():
             for p, mean in zip(
-                theirs.parameters(), exchange.mean([p.detach() for p in theirs.parameters()]), strict=True
+                theirs.parameters(), transport.mean([p.detach() for p in theirs.parameters()]), strict=True
             ):
                 p.copy_(mean)
     return weights(ours), weights(theirs)
@@ -49,17 +49,17 @@ def test_one_replica_without_compression_is_muon():
 
 
 def _synchronized(steps, interval):
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     model = SmallNet()
     optimizer = recipes.build(
-        "local_muon", model, lr=0.01, exchange=exchange, interval=interval, outer_momentum=0.5
+        "local_muon", model, lr=0.01, transport=transport, interval=interval, outer_momentum=0.5
     )
     digests = []
     for step in range(steps):
-        train(model, optimizer, 1, start=step, rank=exchange.rank, world_size=exchange.world_size)
+        train(model, optimizer, 1, start=step, rank=transport.rank, world_size=transport.world_size)
         with shared_weights(optimizer):
-            digests.append(check_replicas(model.named_parameters(), exchange))
-    return digests, optimizer.synchronized, exchange.meter.by_purpose.get("update", Traffic()).num_messages
+            digests.append(check_replicas(model.named_parameters(), transport))
+    return digests, optimizer.synchronized, transport.meter.by_purpose.get("update", Traffic()).num_messages
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -92,7 +92,7 @@ def test_the_outer_step_is_the_stated_formula():
         stages.Exchange(codec=parse("float32")), stages.Momentum(beta=0.5, nesterov=False, form="heavy_ball")
     )
     optimizer = LocalSteps(
-        inner, [{"params": [weight], "chain": chain}], interval=2, outer_lr=0.7, exchange=SingleReplica()
+        inner, [{"params": [weight], "chain": chain}], interval=2, outer_lr=0.7, transport=SingleReplica()
     )
     anchor, momentum = torch.tensor([1.0, 2.0]), torch.zeros(2)
     for _ in range(3):
@@ -121,20 +121,24 @@ def test_groups_that_miss_or_repeat_a_parameter_are_refused():
     inner = ChainOptimizer([first, second], chain=stages.Sign(), lr=0.1)
     chain = stages.Exchange(codec=parse("float32"))
     with pytest.raises(UsageError, match="in no outer group"):
-        LocalSteps(inner, [{"params": [first], "chain": chain}], interval=1, exchange=SingleReplica())
+        LocalSteps(inner, [{"params": [first], "chain": chain}], interval=1, transport=SingleReplica())
     with pytest.raises(UsageError, match="two outer groups"):
         LocalSteps(
-            inner, [{"params": [first, second, first], "chain": chain}], interval=1, exchange=SingleReplica()
+            inner, [{"params": [first, second, first], "chain": chain}], interval=1, transport=SingleReplica()
         )
     with pytest.raises(UsageError, match="at least 1 local step"):
-        LocalSteps(inner, [{"params": [first, second], "chain": chain}], interval=0, exchange=SingleReplica())
+        LocalSteps(
+            inner, [{"params": [first, second], "chain": chain}], interval=0, transport=SingleReplica()
+        )
 
 
 def test_a_group_added_later_is_synchronized_too():
     first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
     chain = stages.Exchange(codec=parse("float32"))
     inner = ChainOptimizer([first], chain=stages.Sign(), lr=0.1)
-    optimizer = LocalSteps(inner, [{"params": [first], "chain": chain}], interval=1, exchange=SingleReplica())
+    optimizer = LocalSteps(
+        inner, [{"params": [first], "chain": chain}], interval=1, transport=SingleReplica()
+    )
     with pytest.raises(UsageError, match="outer_chain"):
         optimizer.add_param_group({"params": [second]})
     optimizer.add_param_group({"params": [second], "outer_chain": chain})

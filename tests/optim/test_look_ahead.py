@@ -10,15 +10,15 @@ from tests.models import SmallNet, batch, loss, weights
 LR, STEPS = 0.01, 6
 
 
-def looked_ahead(exchange, **options):
+def looked_ahead(transport, **options):
     """What the parameters hold and what is shared after each step, with a rate that changes."""
     model = SmallNet()
-    optimizer = recipes.build("psyche", model, lr=LR, exchange=exchange, **options)
+    optimizer = recipes.build("psyche", model, lr=LR, transport=transport, **options)
     history = []
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = LR / (1 + step)
         optimizer.zero_grad()
-        loss(model, batch(step, exchange.rank, exchange.world_size)).backward()
+        loss(model, batch(step, transport.rank, transport.world_size)).backward()
         optimizer.step()
         held = weights(model)
         with shared_weights(optimizer):
@@ -28,10 +28,10 @@ def looked_ahead(exchange, **options):
     return history
 
 
-def by_hand(exchange):
+def by_hand(transport):
     """Shared weights after each step of DisTrO, whose gradients are taken where its residual's sign leads."""
     model = SmallNet()
-    optimizer = recipes.build("distro", model, lr=LR, exchange=exchange)
+    optimizer = recipes.build("distro", model, lr=LR, transport=transport)
     history = []
     for step in range(STEPS):
         before = {p: p.detach().clone() for p in model.parameters()}
@@ -41,7 +41,7 @@ def by_hand(exchange):
                     p.sub_(optimizer.state[p]["exchange"]["residual"].sign(), alpha=group["lr"])
         optimizer.param_groups[0]["lr"] = LR / (1 + step)
         optimizer.zero_grad()
-        loss(model, batch(step, exchange.rank, exchange.world_size)).backward()
+        loss(model, batch(step, transport.rank, transport.world_size)).backward()
         with torch.no_grad():
             for p, value in before.items():
                 p.copy_(value)
@@ -62,7 +62,7 @@ def test_gradients_are_taken_where_the_residual_would_lead():
 
 
 def test_delayed_results_move_the_weights_a_step_later():
-    first, second = lockstep(lambda exchange: looked_ahead(exchange, delayed=True), 2)
+    first, second = lockstep(lambda transport: looked_ahead(transport, delayed=True), 2)
     start = weights(SmallNet())
     for name, value in first[0][1].items():
         # Only the weight decay of matrices moves anything in the first step.
@@ -100,8 +100,8 @@ def test_closures_are_evaluated_where_the_gradient_is_taken():
 
 def test_a_group_can_be_added_later():
     first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
-    exchange = stages.Exchange(codec=codec.parse("float32"), feedback=stages.ResidualMomentum())
-    inner = ChainOptimizer([first], chain=exchange, lr=0.1)
+    transport = stages.Exchange(codec=codec.parse("float32"), feedback=stages.ResidualMomentum())
+    inner = ChainOptimizer([first], chain=transport, lr=0.1)
     optimizer = LookAhead(inner, residual=("exchange", "residual"))
     optimizer.add_param_group({"params": [second]})
     (first.sum() + second.sum()).backward()

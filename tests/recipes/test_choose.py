@@ -39,10 +39,10 @@ def test_the_matrix_that_the_codec_drops_most_of_travels_dense(spread):
 
 
 def test_replicas_with_other_gradients_choose_the_same():
-    def choice(exchange):
-        model = with_gradients("down" if exchange.rank == 1 else "up")
-        shares = lost_shares(model, options=SETTINGS, exchange=exchange)
-        return shares, choose_dense(model, share=0.5, options=SETTINGS, exchange=exchange)
+    def choice(transport):
+        model = with_gradients("down" if transport.rank == 1 else "up")
+        shares = lost_shares(model, options=SETTINGS, transport=transport)
+        return shares, choose_dense(model, share=0.5, options=SETTINGS, transport=transport)
 
     results = lockstep(choice, 3)
     assert results == [({"up.weight": 0.5, "down.weight": 0.25}, [r"^up\.weight$"])] * 3

@@ -22,14 +22,14 @@ def gradient(step, rank):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(10 * step + rank))
 
 
-def replica(exchange):
+def replica(transport):
     model = OneMatrix()
     options = {"codec": CODEC, "momentum": BETA, "method": "svd", "dtype": "float32", "scale": "none"}
     optimizer = recipes.build(
-        "ef21_muon", model, lr=LR, exchange=exchange, weight_decay=0.0, polar=["hidden"], **options
+        "ef21_muon", model, lr=LR, transport=transport, weight_decay=0.0, polar=["hidden"], **options
     )
     for step in range(STEPS):
-        model.hidden.weight.grad = gradient(step, exchange.rank)
+        model.hidden.weight.grad = gradient(step, transport.rank)
         optimizer.step()
     return model.hidden.weight.detach()
 

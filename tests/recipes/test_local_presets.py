@@ -13,28 +13,28 @@ from tests.models import SmallNet, train, weights
 H, ROUNDS = 4, 3
 
 
-def rounds(exchange, name):
+def rounds(transport, name):
     """Weights after each round, and the updates' messages."""
-    sent, gather = [], exchange.gather
+    sent, gather = [], transport.gather
 
     def noted(payload, purpose="update"):
         if purpose == "update":
             sent.append(payload)
         return gather(payload, purpose=purpose)
 
-    exchange.gather = noted
+    transport.gather = noted
     model = SmallNet()
-    optimizer = recipes.build(name, model, lr=0.01, exchange=exchange, interval=H)
+    optimizer = recipes.build(name, model, lr=0.01, transport=transport, interval=H)
     history = []
     for start in range(0, ROUNDS * H, H):
-        train(model, optimizer, H, start=start, rank=exchange.rank, world_size=exchange.world_size)
+        train(model, optimizer, H, start=start, rank=transport.rank, world_size=transport.world_size)
         history.append(weights(model))
     return history, sent
 
 
 def test_diloco_is_nesterov_on_the_mean_weight_change():
     """Douillard et al., algorithm 1, with PyTorch's own SGD outside."""
-    (history, _), _ = lockstep(lambda exchange: rounds(exchange, "diloco"), 2)
+    (history, _), _ = lockstep(lambda transport: rounds(transport, "diloco"), 2)
     local = [SmallNet(), SmallNet()]
     inner = [recipes.build("adamw", model, lr=0.01) for model in local]
     shared = [torch.nn.Parameter(p.detach().clone()) for p in SmallNet().parameters()]
@@ -55,7 +55,7 @@ def test_diloco_is_nesterov_on_the_mean_weight_change():
 
 
 def test_muloco_sends_two_bits_an_entry_and_the_levels_of_each_tensor():
-    (_, sent), _ = lockstep(lambda exchange: rounds(exchange, "muloco"), 2)
+    (_, sent), _ = lockstep(lambda transport: rounds(transport, "muloco"), 2)
     assert len(sent) == ROUNDS
     for message in sent:
         for payload in split(message, 2):

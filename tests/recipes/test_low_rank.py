@@ -14,13 +14,13 @@ def gradient(step, rank):
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(10 * step + rank))
 
 
-def replica(exchange):
+def replica(transport):
     model = SmallNet()
     optimizer = recipes.build(
         "approach_e",
         model,
         lr=LR,
-        exchange=exchange,
+        transport=transport,
         rank=RANK,
         wire="float32",
         momentum=BETA,
@@ -29,7 +29,7 @@ def replica(exchange):
     for step in range(STEPS):
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
-        model.up.weight.grad = gradient(step, exchange.rank)
+        model.up.weight.grad = gradient(step, transport.rank)
         optimizer.step()
     state = optimizer.state[model.up.weight]
     return model.up.weight.detach(), state["exchange"]["residual"], state["momentum"]["buffer"]

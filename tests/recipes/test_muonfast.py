@@ -5,8 +5,8 @@ import torch
 
 from muonwire import recipes, stages
 from muonwire.errors import UsageError
-from muonwire.exchange import SingleReplica
 from muonwire.optim import ChainOptimizer
+from muonwire.transport import SingleReplica
 from tests.models import SmallNet, train, weights
 
 HIDDEN = ("up.weight", "down.weight")
@@ -22,7 +22,7 @@ def steps_of(name, *, lr=0.01, steps=1, **options):
 
 def context(params, lr=0.1):
     layouts = [stages.MatrixLayout()] * len(params)
-    return stages.Context(lr=lr, step=1, exchange=SingleReplica(), layouts=layouts)
+    return stages.Context(lr=lr, step=1, transport=SingleReplica(), layouts=layouts)
 
 
 def made(*shape, seed=0):

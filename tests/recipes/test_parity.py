@@ -33,22 +33,26 @@ def made(shape, *key):
     return torch.randn(shape, generator=generator, dtype=torch.float64).float()
 
 
-def replica(exchange, stage, dtype, shapes):
+def replica(transport, stage, dtype, shapes):
     """Weights and residuals after each step, as the optimizer has them, and the payload of each step."""
     sent = []
-    gather = exchange.gather
-    exchange.gather = lambda payload, purpose="update": (
+    gather = transport.gather
+    transport.gather = lambda payload, purpose="update": (
         sent.append(payload) if purpose == "update" else None,
         gather(payload, purpose=purpose),
     )[1]
     params = [torch.nn.Parameter(made(s, 0, i).to(dtype)) for i, s in enumerate(shapes)]
     optimizer = ChainOptimizer(
-        params, chain=stages.chain(stage, stages.Sign()), lr=LR, weight_decay=WEIGHT_DECAY, exchange=exchange
+        params,
+        chain=stages.chain(stage, stages.Sign()),
+        lr=LR,
+        weight_decay=WEIGHT_DECAY,
+        transport=transport,
     )
     history = []
     for step in range(1, STEPS + 1):
         for i, param in enumerate(params):
-            param.grad = made(param.shape, step, exchange.rank, i).to(dtype)
+            param.grad = made(param.shape, step, transport.rank, i).to(dtype)
         optimizer.step()
         residuals = [optimizer.state[p]["exchange"]["residual"].double().numpy().copy() for p in params]
         history.append(([p.detach().double().numpy().copy() for p in params], residuals))
@@ -71,7 +75,7 @@ def test_every_step_is_the_described_one(name, dtype, chunk, replicas):
     signs_only = name == "psyche"
     values = "float64" if dtype == torch.float64 else "float32"
     stage = psyche(chunk) if signs_only else demo(values, chunk)
-    results = lockstep(lambda exchange: replica(exchange, stage, dtype, SHAPES), replicas)
+    results = lockstep(lambda transport: replica(transport, stage, dtype, SHAPES), replicas)
     compared = 0
     for i, shape in enumerate(SHAPES):
         unit = torch.finfo(dtype).eps / 2

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from muonwire import recipes
-from muonwire.exchange import ProcessGroupExchange, SingleReplica, check_replicas
 from muonwire.optim import shared_weights
 from muonwire.polar import PROCESSORS, find_processor, processor, set_processor
+from muonwire.transport import ProcessGroupTransport, SingleReplica, check_replicas
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, train
 from tests.replicas import run_replicas
 
@@ -52,11 +52,11 @@ def _train_and_move(cases):
     """For each recipe: digests, losses and classes of an undisturbed run, and of one that goes on with the classes swapped."""
     outcomes = []
     for name, options in cases:
-        exchange = ProcessGroupExchange()
-        rank = exchange.rank
+        transport = ProcessGroupTransport()
+        rank = transport.rank
 
-        def build(model, name=name, options=options, exchange=exchange):
-            return recipes.build(name, model, lr=0.01, exchange=exchange, **options)
+        def build(model, name=name, options=options, transport=transport):
+            return recipes.build(name, model, lr=0.01, transport=transport, **options)
 
         take_for(CLASSES[rank])
         model = SmallNet(**SIZES)
@@ -73,7 +73,7 @@ def _train_and_move(cases):
                 optimizer.load_state_dict(state)
             losses = train(model, optimizer, 2, start=2, rank=rank, world_size=2)
             with shared_weights(optimizer):
-                digest = check_replicas(model.named_parameters(), exchange)
+                digest = check_replicas(model.named_parameters(), transport)
             ends.append(
                 (digest, losses, [group.get("processor") for group in groups_of(optimizer)], str(optimizer))
             )
@@ -111,20 +111,20 @@ def _warnings():
 
     found = {}
     for name in ("muon", "adamw", "one_bit_muon"):
-        exchange = ProcessGroupExchange()
-        take_for(CLASSES[exchange.rank])
+        transport = ProcessGroupTransport()
+        take_for(CLASSES[transport.rank])
         model = SmallNet()
-        optimizer = recipes.build(name, model, lr=0.01, exchange=exchange)
+        optimizer = recipes.build(name, model, lr=0.01, transport=transport)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            train(model, optimizer, 2, rank=exchange.rank, world_size=2)
+            train(model, optimizer, 2, rank=transport.rank, world_size=2)
         found[name] = [str(w.message) for w in caught if "classes" in str(w.message)]
     return found
 
 
 def test_a_state_from_before_the_first_step_follows_the_processor_that_it_is_loaded_on():
     take_for("amx")
-    state = copy.deepcopy(recipes.build("muon", SmallNet(), lr=0.01, exchange=SingleReplica()).state_dict())
+    state = copy.deepcopy(recipes.build("muon", SmallNet(), lr=0.01, transport=SingleReplica()).state_dict())
     take_for("avx2")
     model = SmallNet()
     optimizer = recipes.build("muon", model, lr=0.01)

@@ -7,8 +7,8 @@ import torch
 
 from muonwire import recipes
 from muonwire.errors import UsageError
-from muonwire.exchange import ProcessGroupExchange, check_replicas
 from muonwire.optim import shared_weights
+from muonwire.transport import ProcessGroupTransport, check_replicas
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
 
@@ -28,14 +28,14 @@ def _loss(model):
 
 
 def _replicated(name, steps, options):
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     model = SmallNet()
-    optimizer = recipes.build(name, model, lr=0.01, exchange=exchange, **options)
+    optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
     before = _loss(model)
-    losses = train(model, optimizer, steps, rank=exchange.rank, world_size=exchange.world_size)
+    losses = train(model, optimizer, steps, rank=transport.rank, world_size=transport.world_size)
     with shared_weights(optimizer):
-        digest = check_replicas(model.named_parameters(), exchange)
-        return digest, losses, exchange.meter.total, _loss(model) - before
+        digest = check_replicas(model.named_parameters(), transport)
+        return digest, losses, transport.meter.total, _loss(model) - before
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[recipes.format_recipe(*case) for case in CASES])

@@ -2,13 +2,13 @@
 
 import torch
 
-from muonwire.exchange import SingleReplica
 from muonwire.stages import Context, MatrixLayout, Reply
+from muonwire.transport import SingleReplica
 
 
 def context(updates, *, lr=0.1, step=1):
     layouts = [MatrixLayout() for _ in updates]
-    return Context(lr=lr, step=step, exchange=SingleReplica(), layouts=layouts)
+    return Context(lr=lr, step=step, transport=SingleReplica(), layouts=layouts)
 
 
 def run_lockstep(stage, updates_by_replica, params, states_by_replica, *, step=1, lr=0.1):

@@ -234,7 +234,7 @@ def test_low_rank_takes_batches_and_sixteen_bits_on_the_wire():
         [update],
         params,
         [stage.init(params[0])],
-        stages.Context(lr=0.1, step=1, exchange=context([]).exchange, layouts=layouts),
+        stages.Context(lr=0.1, step=1, transport=context([]).transport, layouts=layouts),
     )
     request = next(running)
     assert request.tensors[0].dtype == torch.bfloat16

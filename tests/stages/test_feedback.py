@@ -12,9 +12,9 @@ from muonwire import stages
 from muonwire.codec import parse
 from muonwire.codec import payload as payloads
 from muonwire.errors import PayloadError, UsageError
-from muonwire.exchange import ProcessGroupExchange, SingleReplica, check_replicas
 from muonwire.optim import ChainOptimizer
 from muonwire.stages.rounds import Reply
+from muonwire.transport import ProcessGroupTransport, SingleReplica, check_replicas
 from tests.lockstep import lockstep
 from tests.replicas import run_replicas
 
@@ -45,7 +45,7 @@ LR = 0.1
 
 def context(count=1, names=(), step=1):
     layouts = [stages.MatrixLayout()] * count
-    return stages.Context(lr=LR, step=step, exchange=SingleReplica(), layouts=layouts, names=names)
+    return stages.Context(lr=LR, step=step, transport=SingleReplica(), layouts=layouts, names=names)
 
 
 def made(shape, seed, dtype=torch.float32):
@@ -132,15 +132,15 @@ def test_without_decay_all_that_was_sent_and_what_is_kept_is_all_that_was_given(
     assert (sent + states[0]["residual"] - given).abs().max() <= tolerance
 
 
-def ef21(exchange, text, steps, dtype):
+def ef21(transport, text, steps, dtype):
     """Each step's update and estimate, and the mean estimate of the last, of one replica."""
     stage = stages.Exchange(codec=parse(text), feedback=stages.EF21())
     param = torch.zeros(7, 10, dtype=dtype)
     states = [stage.init(param)]
     history = []
     for step in range(1, steps + 1):
-        update = made((7, 10), 100 * step + exchange.rank, dtype)
-        here = stages.Context(lr=1.0, step=step, exchange=exchange, layouts=[stages.MatrixLayout()])
+        update = made((7, 10), 100 * step + transport.rank, dtype)
+        here = stages.Context(lr=1.0, step=step, transport=transport, layouts=[stages.MatrixLayout()])
         (got,) = stage.apply([update], [param], states, here)
         history.append((got.clone(), states[0]["estimate"].clone(), states[0]["mean_estimate"].clone()))
     return history
@@ -154,7 +154,7 @@ def ef21(exchange, text, steps, dtype):
 def test_ef21_is_its_algorithm(text, replicas, dtype):
     """gᵣ ← gᵣ + C(u − gᵣ) for each replica, written out, and the mean of all gᵣ."""
     steps = 8
-    results = lockstep(lambda exchange: ef21(exchange, text, steps, dtype), replicas)
+    results = lockstep(lambda transport: ef21(transport, text, steps, dtype), replicas)
     estimates = [torch.zeros(7, 10) for _ in range(replicas)]
     largest = 0.0
     for step in range(1, steps + 1):
@@ -176,7 +176,7 @@ def test_ef21_is_its_algorithm(text, replicas, dtype):
 
 
 def test_ef21_without_a_codecs_loss_is_the_mean():
-    histories = lockstep(lambda exchange: ef21(exchange, "float32", 5, torch.float32), 2)
+    histories = lockstep(lambda transport: ef21(transport, "float32", 5, torch.float32), 2)
     for step in range(1, 6):
         mean = (made((7, 10), 100 * step) + made((7, 10), 100 * step + 1)) / 2
         # u − g, g + (u − g) and the mean's own sum are rounded in each of the steps; no value is over 5.
@@ -195,7 +195,7 @@ def test_ef21_comes_nearer_by_what_topk_contracts(density):
         assert float((update - got).square().sum()) <= bound + 1e-12
 
 
-def ef21_training(exchange, resume):
+def ef21_training(transport, resume):
     weight = torch.nn.Parameter(made((6, 8), 1))
     chain = stages.chain(
         stages.Momentum(),
@@ -205,7 +205,7 @@ def ef21_training(exchange, resume):
     )
 
     def optimizer_of(weight):
-        return ChainOptimizer([weight], chain=chain, lr=0.1, exchange=exchange)
+        return ChainOptimizer([weight], chain=chain, lr=0.1, transport=transport)
 
     optimizer = optimizer_of(weight)
     for step in range(6):
@@ -214,21 +214,21 @@ def ef21_training(exchange, resume):
             weight = torch.nn.Parameter(weight.detach().clone())
             optimizer = optimizer_of(weight)
             optimizer.load_state_dict(saved)
-        weight.grad = made((6, 8), 10 * step + exchange.rank)
+        weight.grad = made((6, 8), 10 * step + transport.rank)
         optimizer.step()
     mean_estimate = optimizer.state[weight]["exchange"]["mean_estimate"]
     return weight.detach(), mean_estimate
 
 
 def _ef21_in_a_process():
-    exchange = ProcessGroupExchange()
-    weight, mean_estimate = ef21_training(exchange, False)
-    return check_replicas([("weight", weight), ("mean_estimate", mean_estimate)], exchange)
+    transport = ProcessGroupTransport()
+    weight, mean_estimate = ef21_training(transport, False)
+    return check_replicas([("weight", weight), ("mean_estimate", mean_estimate)], transport)
 
 
 def test_ef21_resumes_bit_for_bit_and_is_the_same_on_all_replicas():
-    straight = lockstep(lambda exchange: ef21_training(exchange, False), 2)
-    resumed = lockstep(lambda exchange: ef21_training(exchange, True), 2)
+    straight = lockstep(lambda transport: ef21_training(transport, False), 2)
+    resumed = lockstep(lambda transport: ef21_training(transport, True), 2)
     for other in (straight[1], *resumed):
         assert all(torch.equal(a, b) for a, b in zip(straight[0], other, strict=True))
     assert len(set(run_replicas(_ef21_in_a_process, 2))) == 1
@@ -331,13 +331,13 @@ def test_a_forged_payload_stops_all_replicas_before_weights_move():
         body = entry.body[:-4] + float32_body(math.inf)
         return payloads.pack("float32", [(entry.shape, entry.dtype, body)])
 
-    def run(exchange):
+    def run(transport):
         weight = torch.nn.Parameter(torch.ones(2, 3))
         group = {"params": [weight], "names": ["layers.3.weight"]}
         optimizer = ChainOptimizer(
-            [group], chain=stages.Exchange(codec=parse("float32")), lr=0.1, exchange=exchange
+            [group], chain=stages.Exchange(codec=parse("float32")), lr=0.1, transport=transport
         )
-        weight.grad = made((2, 3), exchange.rank)
+        weight.grad = made((2, 3), transport.rank)
         with pytest.raises(
             PayloadError, match=r"from replica 1: tensor 0 \(layers.3.weight\) of shape \(2, 3\)"
         ):

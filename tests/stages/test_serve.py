@@ -33,22 +33,22 @@ def made(shape, *key):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def served(exchange, *, wire="bfloat16", owners="one", wrong=False):
+def served(transport, *, wire="bfloat16", owners="one", wrong=False):
     """Weights after two steps, who computed what how often, and the size of each payload."""
-    sent, gather = [], exchange.gather
+    sent, gather = [], transport.gather
 
     def noted(payload, purpose="update"):
         if purpose == "update":
             sent.append(len(payload))
         return gather(payload, purpose=purpose)
 
-    exchange.gather = noted
+    transport.gather = noted
     params = [torch.nn.Parameter(torch.zeros(s)) for s in SHAPES]
     stage = stages.Serve(stage=Doubled(), codec=codec.parse(wire), owners=owners)
-    optimizer = ChainOptimizer(params, chain=stages.chain(stages.Mean(), stage), lr=1.0, exchange=exchange)
+    optimizer = ChainOptimizer(params, chain=stages.chain(stages.Mean(), stage), lr=1.0, transport=transport)
     for step in range(2):
         for i, p in enumerate(params):
-            p.grad = made(p.shape, step, exchange.rank, i)
+            p.grad = made(p.shape, step, transport.rank, i)
             if wrong:
                 p.grad.fill_(torch.nan)
         optimizer.step()
@@ -58,7 +58,7 @@ def served(exchange, *, wire="bfloat16", owners="one", wrong=False):
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize(("wire", "owners"), [("float32", "one"), ("float32", "all"), ("bfloat16", "all")])
 def test_all_go_on_with_what_the_owner_sent(world_size, wire, owners):
-    results = lockstep(lambda exchange: served(exchange, wire=wire, owners=owners), world_size)
+    results = lockstep(lambda transport: served(transport, wire=wire, owners=owners), world_size)
     for i, shape in enumerate(SHAPES):
         expected = torch.zeros(shape)
         for step in range(2):
@@ -77,7 +77,7 @@ def test_all_go_on_with_what_the_owner_sent(world_size, wire, owners):
 
 def test_what_is_not_finite_is_known_to_all():
     with pytest.raises(NonFiniteUpdateError, match="at least one replica"):
-        lockstep(lambda exchange: served(exchange, wrong=True), 2)
+        lockstep(lambda transport: served(transport, wrong=True), 2)
 
 
 def test_an_owner_who_sends_another_shape_is_named():
@@ -101,21 +101,21 @@ def test_unknown_owners_say_what_is_allowed():
         stages.Serve(stage=Doubled(), codec=codec.parse("bfloat16"), owners="some")
 
 
-def approach_b(exchange, **options):
+def approach_b(transport, **options):
     model = SmallNet()
-    optimizer = recipes.build("approach_b", model, lr=0.01, exchange=exchange, **options)
-    train(model, optimizer, 5, rank=exchange.rank, world_size=exchange.world_size)
+    optimizer = recipes.build("approach_b", model, lr=0.01, transport=transport, **options)
+    train(model, optimizer, 5, rank=transport.rank, world_size=transport.world_size)
     return weights(model)
 
 
 def test_a_server_that_sends_every_bit_is_everybody_for_himself():
     everybody, _ = lockstep(approach_b, 2)
-    for got in lockstep(lambda exchange: approach_b(exchange, server=True, wire="float32"), 2):
+    for got in lockstep(lambda transport: approach_b(transport, server=True, wire="float32"), 2):
         assert all(torch.equal(got[n], everybody[n]) for n in everybody)
 
 
 def test_owners_in_turn_leave_all_replicas_alike():
-    first, second, third = lockstep(lambda exchange: approach_b(exchange, server=True, owners="all"), 3)
+    first, second, third = lockstep(lambda transport: approach_b(transport, server=True, owners="all"), 3)
     for name, value in first.items():
         assert torch.equal(value, second[name])
         assert torch.equal(value, third[name])

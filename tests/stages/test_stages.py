@@ -8,8 +8,8 @@ import torch
 from muonwire import stages
 from muonwire.codec import parse
 from muonwire.errors import PayloadError, UsageError
-from muonwire.exchange import SingleReplica
 from muonwire.stages.rounds import Reply, join, perform, split
+from muonwire.transport import SingleReplica
 
 STAGES = [
     stages.Mean(),
@@ -40,7 +40,9 @@ SHAPES = [(6, 9), (9, 6), (5, 5), (1, 7), (7, 1), (1, 1), (0, 3)]
 
 
 def context(count, lr=0.1, step=1):
-    return stages.Context(lr=lr, step=step, exchange=SingleReplica(), layouts=[stages.MatrixLayout()] * count)
+    return stages.Context(
+        lr=lr, step=step, transport=SingleReplica(), layouts=[stages.MatrixLayout()] * count
+    )
 
 
 def updates(dtype=torch.float32, seed=0):
@@ -121,7 +123,7 @@ def test_polar_sees_layouts():
     conv = torch.randn(8, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     fused = torch.randn(12, 8, generator=torch.Generator().manual_seed(1))
     layouts = [stages.MatrixLayout(kind="conv"), stages.MatrixLayout(parts=3)]
-    ctx = stages.Context(lr=1.0, step=1, exchange=SingleReplica(), layouts=layouts)
+    ctx = stages.Context(lr=1.0, step=1, transport=SingleReplica(), layouts=layouts)
     got_conv, got_fused = stages.Polar(method="svd").apply([conv, fused], [conv, fused], [{}, {}], ctx)
     flat = got_conv.reshape(8, 27)
     assert torch.allclose(flat @ flat.T, torch.eye(8), atol=1e-5)
@@ -222,14 +224,14 @@ def test_a_payload_that_does_not_decode_names_the_replica_that_sent_it():
 
 
 def test_rounds_answer_each_request_with_its_own_part():
-    exchange = SingleReplica()
+    transport = SingleReplica()
     requests = [
         stages.Request(payload=b"one"),
         stages.Request(tensors=[torch.ones(2), torch.zeros(1)]),
         stages.Request(payload=b""),
         stages.Request(tensors=[torch.full((3,), 5.0)]),
     ]
-    replies = perform(requests, exchange)
+    replies = perform(requests, transport)
     assert [list(r.payloads) for r in replies] == [[b"one"], [], [b""], []]
     assert [len(r.tensors) for r in replies] == [0, 2, 0, 1]
     assert replies[3].tensors[0][0] == 5

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from muonwire.errors import UsageError
-from muonwire.exchange import SingleReplica
 from muonwire.optim import route
 from muonwire.tasks import VisionSettings, VisionTask, build_vision_model
 from muonwire.train.config import TrainConfig
 from muonwire.train.loop import Trainer
+from muonwire.transport import SingleReplica
 
 NOT_HIDDEN = "muon(adam=['embed'])"
 

@@ -9,12 +9,12 @@ import torch
 
 from muonwire import recipes
 from muonwire.codec import parse
-from muonwire.exchange import ProcessGroupExchange, SingleReplica
 from muonwire.optim import LocalSteps
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer
 from muonwire.train.diagnostics import MEASURES, Diagnostics
 from muonwire.train.metrics import read_metrics
+from muonwire.transport import ProcessGroupTransport, SingleReplica
 from tests.models import RECIPE_OPTIONS, SmallNet, batch, loss, train
 from tests.replicas import run_replicas
 
@@ -33,17 +33,17 @@ def _settings(recipe, **options):
     return TrainConfig(recipe=recipe, lr=0.01, task=TINY, **{**defaults, **options})
 
 
-def _steps(name, steps, exchange, **options):
+def _steps(name, steps, transport, **options):
     """Train the small net under one probe at the end; gradients, momenta and weights of the last step, and the figures."""
     model = SmallNet()
-    optimizer = recipes.build(name, model, lr=0.01, exchange=exchange, **options)
-    diagnostics = Diagnostics(model, optimizer, exchange, steps=steps, probes=1)
+    optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
+    diagnostics = Diagnostics(model, optimizer, transport, steps=steps, probes=1)
     params = dict(model.named_parameters())
     averages = {n: torch.zeros_like(params[n]) for n in HIDDEN}
     start = {n: params[n].detach().clone() for n in HIDDEN}
     for step in range(1, steps + 1):
         optimizer.zero_grad()
-        loss(model, batch(step, exchange.rank, exchange.world_size)).backward()
+        loss(model, batch(step, transport.rank, transport.world_size)).backward()
         before = {n: params[n].detach().clone() for n in HIDDEN}
         for n, v in averages.items():
             v.mul_(0.95).add_(0.05 * params[n].grad)
@@ -75,7 +75,7 @@ def _by_definition(by_rank, held):
 
 
 def _replicated(name, steps, options):
-    return _steps(name, steps, ProcessGroupExchange(), **options)
+    return _steps(name, steps, ProcessGroupTransport(), **options)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -91,20 +91,20 @@ def test_the_figures_of_a_step_are_those_of_the_definition(name, world_size):
 
 def _local(interval):
     """A replica's own change, by training it alone, beside what it and the others come to together."""
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     options = {"interval": interval, "codec": "float32", "vector_codec": "float32"}
-    together = _steps("local_muon", interval, exchange, **options)
+    together = _steps("local_muon", interval, transport, **options)
 
     class Alone(SingleReplica):
         """Its batches are those of its place among the others."""
 
     alone = Alone()
     model = SmallNet()
-    optimizer = recipes.build("local_muon", model, lr=0.01, exchange=alone, **options)
+    optimizer = recipes.build("local_muon", model, lr=0.01, transport=alone, **options)
     before = {n: p.detach().clone() for n, p in model.named_parameters() if n in HIDDEN}
     for step in range(1, interval + 1):
         optimizer.zero_grad()
-        loss(model, batch(step, exchange.rank, exchange.world_size)).backward()
+        loss(model, batch(step, transport.rank, transport.world_size)).backward()
         optimizer.step()
     return together, {n: before[n] - p.detach() for n, p in model.named_parameters() if n in HIDDEN}
 
@@ -152,14 +152,14 @@ def test_every_recipe_can_be_probed(name):
 
 
 def _with_and_without(recipes_, folder):
-    exchange_rank = ProcessGroupExchange().rank
+    transport_rank = ProcessGroupTransport().rank
     task = TextTask(TINY)
     results = []
     for recipe in recipes_:
         for probes in (4, 0):
             path = folder / f"{recipe}-{probes}"
-            result = Trainer(_settings(recipe, probes=probes), task, ProcessGroupExchange(), path).run()
-            results.append((asdict(result), read_metrics(path) if exchange_rank == 0 else None))
+            result = Trainer(_settings(recipe, probes=probes), task, ProcessGroupTransport(), path).run()
+            results.append((asdict(result), read_metrics(path) if transport_rank == 0 else None))
     return results
 
 

@@ -7,11 +7,11 @@ from safetensors.torch import load_file
 
 from muonwire import recipes
 from muonwire.errors import UsageError
-from muonwire.exchange import SingleReplica
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer, checkpoint
 from muonwire.train.metrics import METRICS, read_metrics
 from muonwire.train.schedule import lr_factor
+from muonwire.transport import SingleReplica
 
 TINY = TextSettings(sequence=16, batch=2, evaluation_sequences=4)
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_of_another_model_is_refused(task, tmp_path):
 def test_a_checkpoint_of_another_number_of_replicas_is_refused(task, tmp_path):
     finished(task, tmp_path)
     trainer = Trainer(config(steps=4), task, SingleReplica(), tmp_path)
-    trainer.exchange.world_size = 3
+    trainer.transport.world_size = 3
     with pytest.raises(UsageError, match="written by 1 replicas, this run has 3"):
         trainer.resume()
 

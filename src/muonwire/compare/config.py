@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from muonwire.errors import UsageError
-from muonwire.exchange.link import Link
 from muonwire.tasks import TaskSettings, TextSettings, VisionSettings, settings_type
 from muonwire.tasks.text import BYTES
 from muonwire.train.config import TrainConfig
+from muonwire.transport.link import Link
 
 
 @dataclass(frozen=True, kw_only=True)

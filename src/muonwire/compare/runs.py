@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from muonwire.compare.config import Comparison
 from muonwire.errors import StoppedError, UsageError
-from muonwire.exchange import Exchange
 from muonwire.tasks import Task
 from muonwire.train.checkpoint import write_json
 from muonwire.train.config import TrainConfig
 from muonwire.train.loop import RESULT, RunResult, Trainer
 from muonwire.train.single import CONFIG
+from muonwire.transport import Transport
 
 Result = dict[str, Any]
 # Rates of a finalist that are run in full after the short runs: the best one and the next lower ones.
@@ -181,25 +181,25 @@ def plan(config: Comparison) -> tuple[list[int], list[int]]:
     return done, left
 
 
-def prepare_run(config: Comparison, run: Run, task: Task, exchange: Exchange) -> Trainer:
+def prepare_run(config: Comparison, run: Run, task: Task, transport: Transport) -> Trainer:
     """The trainer of one run on one of the replicas, where it was cut off or at the start."""
     settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
     folder = run_folder(config.out, *run)
-    trainer = Trainer(settings, task, exchange, folder)
+    trainer = Trainer(settings, task, transport, folder)
     try:
         trainer.resume()
     except UsageError:
         # A checkpoint of other settings in this place: the run starts afresh and replaces it.
-        trainer = Trainer(settings, task, exchange, folder)
-    exchange.gather(b"looked", purpose="control")
-    if exchange.rank == 0:
+        trainer = Trainer(settings, task, transport, folder)
+    transport.gather(b"looked", purpose="control")
+    if transport.rank == 0:
         write_json(folder / CONFIG, settings.identity())
     return trainer
 
 
 def finish_run(trainer: Trainer, result: RunResult) -> None:
     """What the first replica does after the last step: drop the checkpoints."""
-    if result.finished and trainer.exchange.rank == 0:
+    if result.finished and trainer.transport.rank == 0:
         shutil.rmtree(trainer.folder / "checkpoints", ignore_errors=True)
 
 

@@ -14,10 +14,10 @@ from muonwire.compare.runs import (
     run_folder,
     tuning_losses,
 )
-from muonwire.exchange import Link
 from muonwire.recipes import parse_recipe
 from muonwire.report import CURVE_COLUMNS
 from muonwire.train.metrics import read_metrics
+from muonwire.transport import Link
 
 
 def summarize(config: Comparison) -> list[dict[str, Any]]:

@@ -11,10 +11,10 @@ from muonwire.compare.config import Comparison
 from muonwire.compare.progress import comparison_progress
 from muonwire.compare.runs import Run, finish_run, pending, prepare_run, stopped
 from muonwire.errors import ExchangeError
-from muonwire.exchange import Exchange, run_threads
 from muonwire.tasks import make_task
 from muonwire.train.launch import on_stop_signal, set_threads, start_method
 from muonwire.train.loop import Progress, Trainer
+from muonwire.transport import Transport, run_threads
 
 # How often the bar learns of the steps of the runs.
 POLL_S = 0.5
@@ -36,8 +36,8 @@ def _one_run(config: Comparison, run: Run, place: int) -> bool:
     task = make_task(config.task_settings)
     trainers: list[Trainer] = []
 
-    def replica(rank: int, make_exchange: Callable[[], Exchange]) -> bool:
-        trainer = prepare_run(config, run, task, make_exchange())
+    def replica(rank: int, make_transport: Callable[[], Transport]) -> bool:
+        trainer = prepare_run(config, run, task, make_transport())
         trainers.append(trainer)
         if rank == 0:
             _steps[place] = trainer.step

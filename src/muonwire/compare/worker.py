@@ -13,11 +13,11 @@ def worker(config: Comparison) -> None:
     """All pending runs, one after the other, on one of the replicas."""
     task = make_task(config.task_settings)
     first = os.environ.get("RANK", "0") == "0"
-    with process_group() as make_exchange, comparison_progress(config, enabled=first) as shown:
+    with process_group() as make_transport, comparison_progress(config, enabled=first) as shown:
         set_threads(config.replicas, config.threads)
         while runs := pending(config):
             for run in runs:
-                trainer = prepare_run(config, run, task, make_exchange())
+                trainer = prepare_run(config, run, task, make_transport())
                 shown.at(run, trainer.step)
                 with on_stop_signal(trainer.request_stop):
                     result = trainer.run(lambda progress, run=run: shown.at(run, progress.step))  # type: ignore[misc]
@@ -26,4 +26,4 @@ def worker(config: Comparison) -> None:
                     raise stopped(config)
                 shown.finish(run)
             # Everyone has seen the last result before anyone looks at what is left.
-            make_exchange().gather(b"done", purpose="control")
+            make_transport().gather(b"done", purpose="control")

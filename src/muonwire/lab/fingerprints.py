@@ -15,12 +15,12 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.exchange import Exchange, SingleReplica, run_threads
 from muonwire.optim import shared_weights
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import start_method
 from muonwire.train.schedule import lr_factor
+from muonwire.transport import SingleReplica, Transport, run_threads
 
 ADAM, MUON, ONE_BIT = "Adam", "Muon", "one-bit Muon"
 SGD, WEIGHTS = "SGD", "SGD, weights orthogonalized"
@@ -50,12 +50,12 @@ class Trainer:
     replicas: int = 1
     rest: bool = False
 
-    def build(self, model: nn.Module, lr: float, exchange: Exchange) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, lr: float, transport: Transport) -> torch.optim.Optimizer:
         """The optimizer."""
         name, options = recipes.parse_recipe(self.recipe)
         if self.rest:
             options["adam_lr_ratio"] = REST_LR / lr
-        return recipes.build(name, model, lr=lr, exchange=exchange, **options)
+        return recipes.build(name, model, lr=lr, transport=transport, **options)
 
 
 TRAINERS = {
@@ -99,9 +99,9 @@ def _train(
     trainer, steps = TRAINERS[name], points(quick)[-1]
     its_task = task(trainer.replicas, quick)
 
-    def replica(rank: int, exchange: Exchange) -> float:
+    def replica(rank: int, transport: Transport) -> float:
         model = its_task.build_model(seed=seed)
-        optimizer = trainer.build(model, lr, exchange)
+        optimizer = trainer.build(model, lr, transport)
         peaks = [float(group["lr"]) for group in optimizer.param_groups]
         if keep is not None and rank == 0:
             keep(0, model)
@@ -126,7 +126,7 @@ def _train(
     try:
         if trainer.replicas == 1:
             return replica(0, SingleReplica())
-        return run_threads(lambda rank, exchange: replica(rank, exchange()), replicas=trainer.replicas)[0]
+        return run_threads(lambda rank, transport: replica(rank, transport()), replicas=trainer.replicas)[0]
     except NonFiniteUpdateError:
         return math.inf
 

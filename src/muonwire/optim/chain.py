@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import NonFiniteUpdateError, UsageError
-from muonwire.exchange.base import Exchange, Flag, SingleReplica
-from muonwire.exchange.digest import check_agreement
 from muonwire.polar import Processor, find_processor
 from muonwire.polar.processor import named_processor, slowest
 from muonwire.stages.base import Context, Stage, State, Watch
 from muonwire.stages.chain import Chain, chain
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds, drive
+from muonwire.transport.base import Flag, SingleReplica, Transport
+from muonwire.transport.digest import check_agreement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         chain: the chain of groups that bring none.
         lr: learning rate.
         weight_decay: decoupled weight decay, as in AdamW. Default: 0.
-        exchange: the way to the other replicas. Default: one replica.
+        transport: the way to the other replicas. Default: one replica.
 
     Raises:
         UsageError: a group without a chain, a negative rate or decay, or layouts that do not match the parameters.
@@ -75,9 +75,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         chain: Stage | None = None,
         lr: float,
         weight_decay: float = 0.0,
-        exchange: Exchange | None = None,
+        transport: Transport | None = None,
     ) -> None:
-        self.exchange = exchange or SingleReplica()
+        self.transport = transport or SingleReplica()
         self._chains: list[Chain] = []
         self._default_chain = chain
         self._replicas_agree = False
@@ -151,8 +151,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         if not self._replicas_agree:
             self._agree()
         passes = [p for i in range(len(self.param_groups)) if (p := self._begin(i)) is not None]
-        updates = drive([p.rounds for p in passes], self.exchange)
-        if Flag.DIVERGED in self.exchange.agreed:
+        updates = drive([p.rounds for p in passes], self.transport)
+        if Flag.DIVERGED in self.transport.agreed:
             raise NonFiniteUpdateError(
                 "ChainOptimizer: a loss or an update is not finite on at least one replica; the weights were left as they were. "
                 "Lower the learning rate, or resume from the last checkpoint"
@@ -172,7 +172,7 @@ class ChainOptimizer(torch.optim.Optimizer):
     def _agree(self) -> None:
         """Make sure that all replicas have the same groups, and take the slowest replica's processor class for all."""
         names = check_agreement(
-            self._layout(), self.exchange, what="optimizer groups", note=self.processor.name
+            self._layout(), self.transport, what="optimizer groups", note=self.processor.name
         )
         agreed = slowest(names).name
         orthogonalizes = any(members.orthogonalizes for members in self._chains)
@@ -195,7 +195,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def _begin(self, index: int) -> _Pass | None:
         group = self.param_groups[index]
-        talks = self.exchange.world_size > 1 and self._chains[index].talks
+        talks = self.transport.world_size > 1 and self._chains[index].talks
         chosen = [
             (p, layout, name)
             for p, layout, name in zip(group["params"], group["layouts"], group["names"], strict=True)
@@ -214,7 +214,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         context = Context(
             lr=float(group["lr"]),
             step=group["step"],
-            exchange=self.exchange,
+            transport=self.transport,
             layouts=[MatrixLayout.parse(layout) for _, layout, _ in chosen],
             names=[name for _, _, name in chosen],
             watch=self.watch,
@@ -253,14 +253,14 @@ class ChainOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {
             **super().__getstate__(),
-            "exchange": self.exchange,
+            "transport": self.transport,
             "_chains": self._chains,
             "_default_chain": self._default_chain,
             "_replicas_agree": False,
         }
 
     def __repr__(self) -> str:
-        replicas = self.exchange.world_size
+        replicas = self.transport.world_size
         about = f"{replicas} replica{'s' * (replicas != 1)}"
         if any(members.orthogonalizes for members in self._chains):
             about += (

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.shared import KeepsShared
+from muonwire.transport.base import Transport
 
 
 class LocalSteps(KeepsShared):
@@ -28,7 +28,7 @@ class LocalSteps(KeepsShared):
         interval: H, local steps a synchronization, at least 1.
         growth: steps by which H grows with every local step, at least 0: after t steps H is interval + growth · t. Default: 0.
         outer_lr: rate of the outer step. Default: 1.
-        exchange: the way to the other replicas.
+        transport: the way to the other replicas.
 
     Raises:
         UsageError: H < 1, growth < 0, or groups that miss or repeat a parameter.
@@ -44,7 +44,7 @@ class LocalSteps(KeepsShared):
         interval: int,
         growth: float = 0.0,
         outer_lr: float = 1.0,
-        exchange: Exchange,
+        transport: Transport,
     ) -> None:
         if interval < 1:
             raise UsageError(
@@ -55,12 +55,12 @@ class LocalSteps(KeepsShared):
             raise UsageError(f"LocalSteps: growth is {growth}; it must be at least 0 steps a local step")
         self.interval = interval
         self.growth = growth
-        self.exchange = exchange
+        self.transport = transport
         self.local_step = 0
         self._synchronized_step = 0
         self._anchors = {}
         groups = [self._with_anchors(group) for group in outer_groups]
-        self.outer = ChainOptimizer(groups, lr=outer_lr, exchange=exchange)
+        self.outer = ChainOptimizer(groups, lr=outer_lr, transport=transport)
         # The base class would make groups and states of its own; this optimizer's are the inner one's.
         super().__init__([{"params": list(group["params"])} for group in inner.param_groups], {})
         self.param_groups = inner.param_groups

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange, SingleReplica
 from muonwire.recipes.approaches import (
     APPROACH_A,
     APPROACH_B,
@@ -28,6 +27,7 @@ from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
 from muonwire.recipes.muonfast import MUONFAST
 from muonwire.recipes.one_bit import ONE_BIT_MUON
 from muonwire.recipes.weight_polar import SGD_WEIGHT_POLAR
+from muonwire.transport.base import SingleReplica, Transport
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -88,7 +88,7 @@ def find(name: str) -> Recipe:
 
 
 def build(
-    name: str, model: nn.Module, *, lr: float, exchange: Exchange | None = None, **options: Any
+    name: str, model: nn.Module, *, lr: float, transport: Transport | None = None, **options: Any
 ) -> torch.optim.Optimizer:
     """The optimizer that recipe ``name`` makes for ``model``.
 
@@ -96,7 +96,7 @@ def build(
         name: one of ``RECIPES``.
         model: its trainable parameters, the same on every replica.
         lr: learning rate, at least 0.
-        exchange: the way to the other replicas. Default: one replica.
+        transport: the way to the other replicas. Default: one replica.
         **options: the recipe's own; see its settings class.
 
     Raises:
@@ -109,4 +109,4 @@ def build(
     recipe = find(name)
     if not lr >= 0:
         raise UsageError(f"recipe {name}: lr is {lr}; it must be at least 0")
-    return recipe.build(model, lr, exchange or SingleReplica(), recipe.make_options(options))
+    return recipe.build(model, lr, transport or SingleReplica(), recipe.make_options(options))

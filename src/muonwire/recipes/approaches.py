@@ -8,13 +8,13 @@ from torch import nn
 
 from muonwire.codec import parse
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.compressed import CompressedSettings, hidden_group, two_groups
 from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import (
     Every,
+    Exchange,
     Mean,
     Predicted,
     ResidualMomentum,
@@ -24,17 +24,17 @@ from muonwire.stages import (
     WeightPolar,
     chain,
 )
-from muonwire.stages import Exchange as ExchangeStage
+from muonwire.transport.base import Transport
 
 SOURCE = "source 000"
 
 
 def _approach_a(
-    model: nn.Module, lr: float, exchange: Exchange, options: CompressedSettings
+    model: nn.Module, lr: float, transport: Transport, options: CompressedSettings
 ) -> ChainOptimizer:
     stages = chain(options.momentum_stage(), options.fed_back(), Sign())
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=stages, lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, chain=stages, lr=lr, transport=transport)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +64,17 @@ class PostPolarSettings(CompressedSettings):
 
 
 def _approach_b(
-    model: nn.Module, lr: float, exchange: Exchange, options: PostPolarSettings
+    model: nn.Module, lr: float, transport: Transport, options: PostPolarSettings
 ) -> ChainOptimizer:
     hidden = chain(options.residual(), options.after_exchange())
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
 
 
 def _pre_polar(
-    model: nn.Module, lr: float, exchange: Exchange, options: CompressedSettings
+    model: nn.Module, lr: float, transport: Transport, options: CompressedSettings
 ) -> ChainOptimizer:
     hidden = chain(options.polar_chain(), options.fed_back())
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ class PredictedSettings(CompressedSettings):
 
 
 def _approach_c(
-    model: nn.Module, lr: float, exchange: Exchange, options: PredictedSettings
+    model: nn.Module, lr: float, transport: Transport, options: PredictedSettings
 ) -> ChainOptimizer:
     hidden = chain(
         options.momentum_stage(),
@@ -99,7 +99,7 @@ def _approach_c(
         options.polar_stage(),
         options.scale_stage(),
     )
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class HybridSettings(CompressedSettings):
     dense: Sequence[str] = (r"attn|attention",)
 
 
-def _approach_d(model: nn.Module, lr: float, exchange: Exchange, options: HybridSettings) -> ChainOptimizer:
+def _approach_d(model: nn.Module, lr: float, transport: Transport, options: HybridSettings) -> ChainOptimizer:
     routing = options.routing(model)
     routes = [(r.name, r.param, str(r.layout)) for r in routing.polar]
     chosen = [route for route in routes if any(re.search(p, route[0]) for p in options.dense)]
@@ -130,7 +130,7 @@ def _approach_d(model: nn.Module, lr: float, exchange: Exchange, options: Hybrid
     groups += by_dimensions(
         "compressed", compressed, weight_decay=options.weight_decay, chain=options.distro()
     )
-    return ChainOptimizer(groups, lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, lr=lr, transport=transport)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +157,11 @@ class WeightPolarSettings(PeriodicSettings):
     strength: float = 0.1
 
 
-def _approach_f(model: nn.Module, lr: float, exchange: Exchange, options: PeriodicSettings) -> ChainOptimizer:
+def _approach_f(
+    model: nn.Module, lr: float, transport: Transport, options: PeriodicSettings
+) -> ChainOptimizer:
     # Sent in full, nothing of the residual momentum is left; the next round starts from zero.
-    full = ExchangeStage(
+    full = Exchange(
         codec=parse("float32"), feedback=ResidualMomentum(decay=options.residual_decay), over="senders"
     )
     hidden = Every(
@@ -168,17 +170,17 @@ def _approach_f(model: nn.Module, lr: float, exchange: Exchange, options: Period
         otherwise=options.distro(),
         shared=("exchange",),
     )
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
 
 
 def _weight_polar(
-    model: nn.Module, lr: float, exchange: Exchange, options: WeightPolarSettings
+    model: nn.Module, lr: float, transport: Transport, options: WeightPolarSettings
 ) -> ChainOptimizer:
     hidden = chain(
         options.distro(),
         WeightPolar(period=options.period, strength=options.strength, polar=options.polar_stage()),
     )
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
 
 
 APPROACH_A = Recipe(

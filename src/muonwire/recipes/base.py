@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange
 from muonwire.stages.adam import Adam
+from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Recipe:
 
     name: str
     options: type[Any]
-    build: Callable[[nn.Module, float, Exchange, Any], torch.optim.Optimizer]
+    build: Callable[[nn.Module, float, Transport, Any], torch.optim.Optimizer]
     summary: str
     source: str
 

@@ -8,19 +8,19 @@ from torch import nn
 
 from muonwire.codec.finite import all_finite
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange, SingleReplica
 from muonwire.recipes.approaches import HybridSettings
+from muonwire.transport.base import SingleReplica, Transport
 
 
 def lost_shares(
-    model: nn.Module, *, options: HybridSettings | None = None, exchange: Exchange | None = None
+    model: nn.Module, *, options: HybridSettings | None = None, transport: Transport | None = None
 ) -> dict[str, float]:
     """What the codec drops of each hidden matrix's gradient: ‖g − decoded(g)‖² / ‖g‖², averaged over the replicas.
 
     Args:
         model: after a backward pass; all replicas call this together, each with gradients of its own data.
         options: of approach_d: its codec and its routing. Default: its defaults.
-        exchange: the way to the other replicas. Default: one replica.
+        transport: the way to the other replicas. Default: one replica.
 
     Returns:
         The share by parameter name, the same on all replicas to the last bit; 0 where a gradient is zero.
@@ -46,7 +46,7 @@ def lost_shares(
         # In units of the largest entry no square overflows or vanishes.
         unit = gradient.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
         shares.append((lost / unit).square().sum() / (gradient / unit).square().sum().clamp_min(1))
-    (mean,) = (exchange or SingleReplica()).mean([torch.stack(shares).cpu()], purpose="control")
+    (mean,) = (transport or SingleReplica()).mean([torch.stack(shares).cpu()], purpose="control")
     by_name: dict[str, float] = dict(zip(names, mean.tolist(), strict=True))
     for name, share in by_name.items():
         if not math.isfinite(share):
@@ -61,7 +61,7 @@ def choose_dense(
     *,
     share: float,
     options: HybridSettings | None = None,
-    exchange: Exchange | None = None,
+    transport: Transport | None = None,
 ) -> list[str]:
     """The option ``dense`` of approach_d, by measurement instead of by name: patterns that match the chosen matrices alone.
 
@@ -73,7 +73,7 @@ def choose_dense(
         model: after a backward pass; all replicas call this together and get the same answer.
         share: of the hidden matrices' parameters that may travel dense, in (0, 1].
         options: of approach_d: its codec and its routing. Default: its defaults.
-        exchange: the way to the other replicas. Default: one replica.
+        transport: the way to the other replicas. Default: one replica.
 
     Raises:
         UsageError: a share outside (0, 1] or smaller than every matrix, or gradients that are missing or not finite.
@@ -97,7 +97,7 @@ def choose_dense(
     room = share * sum(numels.values())
     chosen = []
     by_loss = sorted(
-        lost_shares(model, options=options, exchange=exchange).items(), key=lambda item: (-item[1], item[0])
+        lost_shares(model, options=options, transport=transport).items(), key=lambda item: (-item[1], item[0])
     )
     for name, _ in by_loss:
         if numels[name] <= room:

@@ -7,11 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from muonwire.codec import Codec, parse
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.dense import MuonSettings, by_dimensions, named_group
-from muonwire.stages import EF14, Chain, ResidualMomentum, Scale, Sign, Stage, chain
-from muonwire.stages import Exchange as ExchangeStage
+from muonwire.stages import EF14, Chain, Exchange, ResidualMomentum, Scale, Sign, Stage, chain
+from muonwire.transport.base import Transport
 
 CODEC = "dct(chunk=64) | topk(k=32) | sign(scale=chunk)"
 
@@ -42,14 +41,14 @@ class CompressedSettings(MuonSettings):
         """The codec."""
         return parse(self.codec)
 
-    def residual(self) -> ExchangeStage:
+    def residual(self) -> Exchange:
         """Residual momentum and its compressed exchange, averaged over the senders of each entry, as DeMo has it."""
         feedback = ResidualMomentum(decay=self.residual_decay)
-        return ExchangeStage(codec=self.parsed_codec(), feedback=feedback, over="senders")
+        return Exchange(codec=self.parsed_codec(), feedback=feedback, over="senders")
 
-    def fed_back(self) -> ExchangeStage:
+    def fed_back(self) -> Exchange:
         """Compressed exchange of what comes in, with error feedback."""
-        return ExchangeStage(codec=self.parsed_codec(), feedback=EF14(decay=self.feedback_decay))
+        return Exchange(codec=self.parsed_codec(), feedback=EF14(decay=self.feedback_decay))
 
     def distro(self) -> Chain:
         """DisTrO at ``rest_rms``."""
@@ -59,7 +58,7 @@ class CompressedSettings(MuonSettings):
 def two_groups(
     model: nn.Module,
     lr: float,
-    exchange: Exchange,
+    transport: Transport,
     settings: MuonSettings,
     *,
     hidden: Stage,
@@ -71,7 +70,7 @@ def two_groups(
     Args:
         model: its trainable parameters.
         lr: learning rate.
-        exchange: the way to the other replicas.
+        transport: the way to the other replicas.
         settings: routing and weight decay.
         hidden: chain of the parameters that routing sends to polar.
         rest: chain of the others.
@@ -86,7 +85,7 @@ def two_groups(
         chain=rest,
         lr=lr * rest_rate,
     )
-    return ChainOptimizer(groups, lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, lr=lr, transport=transport)
 
 
 def hidden_group(

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.routing import Routing, route
 from muonwire.recipes.base import AdamSettings, Recipe
 from muonwire.stages import Adam, Chain, Mean, Momentum, Polar, RowNormalize, Scale, Stage, chain
+from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +134,15 @@ def routed_groups(
     return [matrices, *others]
 
 
-def _build_adamw(model: nn.Module, lr: float, exchange: Exchange, options: AdamSettings) -> ChainOptimizer:
+def _build_adamw(model: nn.Module, lr: float, transport: Transport, options: AdamSettings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=chain(Mean(), options.adam_stage()), lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, chain=chain(Mean(), options.adam_stage()), lr=lr, transport=transport)
 
 
-def _build_muon(model: nn.Module, lr: float, exchange: Exchange, options: MuonSettings) -> ChainOptimizer:
-    return ChainOptimizer(muon_groups(model, lr, options, exchange_first=[Mean()]), lr=lr, exchange=exchange)
+def _build_muon(model: nn.Module, lr: float, transport: Transport, options: MuonSettings) -> ChainOptimizer:
+    return ChainOptimizer(
+        muon_groups(model, lr, options, exchange_first=[Mean()]), lr=lr, transport=transport
+    )
 
 
 ADAMW = Recipe(
@@ -206,9 +208,9 @@ class SGDSettings:
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
 
-def _build_sgd(model: nn.Module, lr: float, exchange: Exchange, options: SGDSettings) -> ChainOptimizer:
+def _build_sgd(model: nn.Module, lr: float, transport: Transport, options: SGDSettings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=chain(Mean(), options.stage()), lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, chain=chain(Mean(), options.stage()), lr=lr, transport=transport)
 
 
 NORMUON = Recipe(

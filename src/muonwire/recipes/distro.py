@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonwire import codec
-from muonwire.exchange.base import Exchange
 from muonwire.optim import ChainOptimizer, LookAhead
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.dense import by_dimensions, trainable
-from muonwire.stages import Delayed, ResidualMomentum, Sign, Stage, chain
-from muonwire.stages import Exchange as ExchangeStage
+from muonwire.stages import Delayed, Exchange, ResidualMomentum, Sign, Stage, chain
+from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +36,9 @@ class DistroSettings:
     def __post_init__(self) -> None:
         self.stage()
 
-    def stage(self) -> ExchangeStage:
+    def stage(self) -> Exchange:
         """The residual momentum and its compressed exchange."""
-        return ExchangeStage(
+        return Exchange(
             codec=codec.Pipeline(
                 transform=codec.Dct(chunk=self.chunk),
                 select=codec.TopK(k=self.k),
@@ -71,9 +70,9 @@ class DemoSettings:
     def __post_init__(self) -> None:
         self.stage()
 
-    def stage(self) -> ExchangeStage:
+    def stage(self) -> Exchange:
         """The residual momentum and its exchange."""
-        return ExchangeStage(
+        return Exchange(
             codec=codec.parse(f"dct(chunk={self.chunk}) | topk(k={self.k}) | {self.values}"),
             feedback=ResidualMomentum(decay=self.decay),
             over="senders",
@@ -94,18 +93,18 @@ class PsycheSettings(DistroSettings):
 
 
 def _build(
-    model: nn.Module, lr: float, exchange: Exchange, options: DistroSettings | DemoSettings
+    model: nn.Module, lr: float, transport: Transport, options: DistroSettings | DemoSettings
 ) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=chain(options.stage(), Sign()), lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, chain=chain(options.stage(), Sign()), lr=lr, transport=transport)
 
 
 def _psyche(
-    model: nn.Module, lr: float, exchange: Exchange, options: PsycheSettings
+    model: nn.Module, lr: float, transport: Transport, options: PsycheSettings
 ) -> ChainOptimizer | LookAhead:
     compressed: Stage = Delayed(through=options.stage()) if options.delayed else options.stage()
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    optimizer = ChainOptimizer(groups, chain=chain(compressed, Sign()), lr=lr, exchange=exchange)
+    optimizer = ChainOptimizer(groups, chain=chain(compressed, Sign()), lr=lr, transport=transport)
     if not options.look_ahead:
         return optimizer
     inside = ("delayed", "through") if options.delayed else ("exchange",)

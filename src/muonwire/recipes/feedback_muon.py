@@ -6,21 +6,22 @@ from torch import nn
 
 from muonwire.codec import Pipeline, parse
 from muonwire.codec import Sign as OneBit
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.compressed import CODEC, CompressedSettings, two_groups
 from muonwire.recipes.dense import MuonSettings
-from muonwire.stages import EF21, Chain, Scale, Sign, chain
-from muonwire.stages import Exchange as ExchangeStage
+from muonwire.stages import EF21, Chain, Exchange, Scale, Sign, chain
+from muonwire.transport.base import Transport
 
 
 def _ef14_muon(
-    model: nn.Module, lr: float, exchange: Exchange, options: CompressedSettings
+    model: nn.Module, lr: float, transport: Transport, options: CompressedSettings
 ) -> ChainOptimizer:
     hidden = chain(options.fed_back(), options.polar_chain())
     rest = chain(options.fed_back(), options.adam_stage())
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    return two_groups(
+        model, lr, transport, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +41,21 @@ class EF21MuonSettings(MuonSettings):
         super().__post_init__()
         self.estimated()
 
-    def estimated(self) -> ExchangeStage:
+    def estimated(self) -> Exchange:
         """The mean of the replicas' estimates, which compressed differences move."""
-        return ExchangeStage(codec=parse(self.codec), feedback=EF21())
+        return Exchange(codec=parse(self.codec), feedback=EF21())
 
 
-def _ef21_muon(model: nn.Module, lr: float, exchange: Exchange, options: EF21MuonSettings) -> ChainOptimizer:
+def _ef21_muon(
+    model: nn.Module, lr: float, transport: Transport, options: EF21MuonSettings
+) -> ChainOptimizer:
     hidden = chain(
         options.momentum_stage(), options.estimated(), options.polar_stage(), options.scale_stage()
     )
     rest = chain(options.estimated(), options.adam_stage())
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    return two_groups(
+        model, lr, transport, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +75,17 @@ class SignMuonSettings(MuonSettings):
     def vote(self) -> Chain:
         """One bit a value from each replica, and the majority's sign."""
         return chain(
-            ExchangeStage(codec=Pipeline(quantize=OneBit(scale="none"))),
+            Exchange(codec=Pipeline(quantize=OneBit(scale="none"))),
             Sign(),
             Scale(kind="none", factor=self.rms),
         )
 
 
-def _signmuon(model: nn.Module, lr: float, exchange: Exchange, options: SignMuonSettings) -> ChainOptimizer:
+def _signmuon(model: nn.Module, lr: float, transport: Transport, options: SignMuonSettings) -> ChainOptimizer:
     return two_groups(
         model,
         lr,
-        exchange,
+        transport,
         options,
         hidden=chain(options.momentum_stage(), options.polar_stage(), options.vote()),
         rest=chain(options.momentum_stage(), options.vote()),

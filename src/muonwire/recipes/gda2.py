@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import AdamSettings, Recipe
 from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import Anderson, Mean, chain
+from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,10 @@ class GDA2Settings(AdamSettings):
         )
 
 
-def _build(model: nn.Module, lr: float, exchange: Exchange, options: GDA2Settings) -> ChainOptimizer:
+def _build(model: nn.Module, lr: float, transport: Transport, options: GDA2Settings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
     stages = chain(Mean(), options.adam_stage(), options.anderson_stage())
-    return ChainOptimizer(groups, chain=stages, lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, chain=stages, lr=lr, transport=transport)
 
 
 GDA2 = Recipe(

@@ -7,13 +7,12 @@ from torch import nn
 
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.local_steps import LocalSteps
 from muonwire.recipes.base import AdamSettings, Recipe
 from muonwire.recipes.dense import MuonSettings, by_dimensions, muon_groups, named_group, trainable
-from muonwire.stages import EF14, Chain, Momentum, NoFeedback, chain
-from muonwire.stages import Exchange as ExchangeStage
+from muonwire.stages import EF14, Chain, Exchange, Momentum, NoFeedback, chain
+from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +66,11 @@ class OuterSettings:
     def outer_chain(self, through: Codec) -> Chain:
         """exchange(codec, feedback) → outer momentum."""
         feedback = EF14(decay=self.feedback_decay) if self.feedback else NoFeedback()
-        exchanged = ExchangeStage(codec=through, feedback=feedback, over=self.over)
+        exchanged = Exchange(codec=through, feedback=feedback, over=self.over)
         momentum = Momentum(beta=self.outer_momentum, nesterov=self.outer_nesterov, form="heavy_ball")
         return chain(exchanged, momentum) if self.outer_momentum else chain(exchanged)
 
-    def around(self, inner: torch.optim.Optimizer, model: nn.Module, exchange: Exchange) -> LocalSteps:
+    def around(self, inner: torch.optim.Optimizer, model: nn.Module, transport: Transport) -> LocalSteps:
         """Local steps of ``inner``, with these settings between the replicas."""
         named = trainable(model)
         matrices = [(n, p) for n, p in named if p.ndim >= 2]
@@ -86,7 +85,7 @@ class OuterSettings:
             interval=self.interval,
             growth=self.growth,
             outer_lr=self.outer_lr,
-            exchange=exchange,
+            transport=transport,
         )
 
 
@@ -109,19 +108,19 @@ class LocalAdamSettings(OuterSettings, AdamSettings):
 
 
 def build_local_muon(
-    model: nn.Module, lr: float, exchange: Exchange, options: LocalMuonSettings
+    model: nn.Module, lr: float, transport: Transport, options: LocalMuonSettings
 ) -> LocalSteps:
     """Muon inside."""
     inner = ChainOptimizer(muon_groups(model, lr, options, exchange_first=()), lr=lr)
-    return options.around(inner, model, exchange)
+    return options.around(inner, model, transport)
 
 
 def build_local_adamw(
-    model: nn.Module, lr: float, exchange: Exchange, options: LocalAdamSettings
+    model: nn.Module, lr: float, transport: Transport, options: LocalAdamSettings
 ) -> LocalSteps:
     """AdamW inside."""
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return options.around(ChainOptimizer(groups, chain=chain(options.adam_stage()), lr=lr), model, exchange)
+    return options.around(ChainOptimizer(groups, chain=chain(options.adam_stage()), lr=lr), model, transport)
 
 
 LOCAL_MUON = Recipe(

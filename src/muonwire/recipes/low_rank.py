@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonwire.codec import parse
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.compressed import two_groups
 from muonwire.recipes.dense import MuonSettings
-from muonwire.stages import EF14, Chain, Dion, Mean, PowerSGD, chain
-from muonwire.stages import Exchange as ExchangeStage
+from muonwire.stages import EF14, Chain, Dion, Exchange, Mean, PowerSGD, chain
+from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +33,10 @@ class TruncatedSettings(MuonSettings):
         super().__post_init__()
         self.truncated()
 
-    def truncated(self) -> ExchangeStage:
+    def truncated(self) -> Exchange:
         """Each replica's factors, multiplied and averaged by all, with error feedback."""
         codec = parse(f"lowrank(rank={self.rank}, method={self.svd}) | {self.wire}")
-        return ExchangeStage(codec=codec, feedback=EF14(decay=self.feedback_decay))
+        return Exchange(codec=codec, feedback=EF14(decay=self.feedback_decay))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,26 +86,28 @@ class DionSettings(MuonSettings):
 
 
 def _approach_e(
-    model: nn.Module, lr: float, exchange: Exchange, options: TruncatedSettings
+    model: nn.Module, lr: float, transport: Transport, options: TruncatedSettings
 ) -> ChainOptimizer:
     hidden = chain(options.truncated(), options.polar_chain())
-    return _with_dense_rest(model, lr, exchange, options, hidden)
+    return _with_dense_rest(model, lr, transport, options, hidden)
 
 
-def _powersgd(model: nn.Module, lr: float, exchange: Exchange, options: PowerSettings) -> ChainOptimizer:
+def _powersgd(model: nn.Module, lr: float, transport: Transport, options: PowerSettings) -> ChainOptimizer:
     hidden = chain(options.power(), options.polar_chain())
-    return _with_dense_rest(model, lr, exchange, options, hidden)
+    return _with_dense_rest(model, lr, transport, options, hidden)
 
 
-def _dion(model: nn.Module, lr: float, exchange: Exchange, options: DionSettings) -> ChainOptimizer:
-    return _with_dense_rest(model, lr, exchange, options, chain(options.power(), options.scale_stage()))
+def _dion(model: nn.Module, lr: float, transport: Transport, options: DionSettings) -> ChainOptimizer:
+    return _with_dense_rest(model, lr, transport, options, chain(options.power(), options.scale_stage()))
 
 
 def _with_dense_rest(
-    model: nn.Module, lr: float, exchange: Exchange, options: MuonSettings, hidden: Chain
+    model: nn.Module, lr: float, transport: Transport, options: MuonSettings, hidden: Chain
 ) -> ChainOptimizer:
     rest = chain(Mean(), options.adam_stage())
-    return two_groups(model, lr, exchange, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    return two_groups(
+        model, lr, transport, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio
+    )
 
 
 APPROACH_E = Recipe(

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.dense import MuonSettings, routed_groups
@@ -21,6 +20,7 @@ from muonwire.stages import (
     Stage,
     chain,
 )
+from muonwire.transport.base import Transport
 
 PRECONDITIONERS = ("none", "before", "after")
 RESTS = ("sgd", "adam")
@@ -86,7 +86,7 @@ class MuonFastSettings(MuonSettings):
         return self.adam_stage() if self.rest == "adam" else self.momentum_stage()
 
 
-def _build(model: nn.Module, lr: float, exchange: Exchange, options: MuonFastSettings) -> ChainOptimizer:
+def _build(model: nn.Module, lr: float, transport: Transport, options: MuonFastSettings) -> ChainOptimizer:
     groups = routed_groups(
         model,
         lr,
@@ -94,7 +94,7 @@ def _build(model: nn.Module, lr: float, exchange: Exchange, options: MuonFastSet
         hidden=chain(Mean(), options.polar_chain()),
         rest=chain(Mean(), options.rest_stage()),
     )
-    return ChainOptimizer(groups, lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, lr=lr, transport=transport)
 
 
 MUONFAST = Recipe(

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from muonwire.exchange.base import Exchange
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.dense import MuonSettings, routed_groups
 from muonwire.stages import Mean, Momentum, Stage, WeightPolar, chain
+from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SGDWeightPolarSettings(MuonSettings):
 
 
 def _build(
-    model: nn.Module, lr: float, exchange: Exchange, options: SGDWeightPolarSettings
+    model: nn.Module, lr: float, transport: Transport, options: SGDWeightPolarSettings
 ) -> ChainOptimizer:
     groups = routed_groups(
         model,
@@ -41,7 +41,7 @@ def _build(
         hidden=chain(Mean(), *options.hidden_stages()),
         rest=chain(Mean(), options.adam_stage()),
     )
-    return ChainOptimizer(groups, lr=lr, exchange=exchange)
+    return ChainOptimizer(groups, lr=lr, transport=transport)
 
 
 SGD_WEIGHT_POLAR = Recipe(

@@ -2,7 +2,7 @@
 
 from muonwire.stages.adam import Adam
 from muonwire.stages.anderson import Anderson
-from muonwire.stages.base import Context, ExchangeStage, Stage, State, TalkingStage
+from muonwire.stages.base import Context, Stage, State, TalkingStage
 from muonwire.stages.by_rate import ByRate
 from muonwire.stages.chain import Chain, chain, named_chain
 from muonwire.stages.delayed import Delayed
@@ -36,7 +36,6 @@ __all__ = [
     "Dion",
     "Every",
     "Exchange",
-    "ExchangeStage",
     "Feedback",
     "KeepNorm",
     "LargeOnly",

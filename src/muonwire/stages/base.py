@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from muonwire.exchange.base import Exchange
 from muonwire.polar import Processor
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request, Rounds, drive
+from muonwire.transport.base import Transport
 
 # Tensors and numbers by name; a chain nests its members' states under their names.
 State = dict[str, Any]
@@ -31,7 +31,7 @@ class Context:
     Args:
         lr: the group's learning rate in this step.
         step: how many steps the group has taken, this one included (the first is 1).
-        exchange: the way to the other replicas.
+        transport: the way to the other replicas.
         layouts: how each parameter is seen as matrices, in the order of the parameters.
         names: of the parameters, in the same order, for messages. Default: none are known.
         watch: told by stages with feedback what they keep of each tensor. Default: nobody watches.
@@ -41,7 +41,7 @@ class Context:
 
     lr: float
     step: int
-    exchange: Exchange
+    transport: Transport
     layouts: Sequence[MatrixLayout]
     names: Sequence[str] = ()
     watch: Watch | None = None
@@ -104,7 +104,7 @@ class Stage(ABC):
 
 
 class TalkingStage(Stage):
-    """A stage that talks to the other replicas, in as many rounds as it takes."""
+    """A stage that talks to the other replicas: in one round, with ``send`` and ``receive``, or in several, with ``rounds``."""
 
     @property
     def talks(self) -> bool:
@@ -115,34 +115,24 @@ class TalkingStage(Stage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """All rounds, with messages of their own."""
-        (results,) = drive([self.rounds(updates, params, states, context)], context.exchange)
+        (results,) = drive([self.rounds(updates, params, states, context)], context.transport)
         return results
 
-    @abstractmethod
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """See Stage.rounds."""
+        """See Stage.rounds; here one round of ``send`` and ``receive``."""
+        reply = yield self.send(updates, params, states, context)
+        return self.receive(reply, params, states, context)
 
-
-class ExchangeStage(TalkingStage):
-    """A stage that talks to the other replicas in one round: what goes out, and what is made of the answers."""
-
-    @abstractmethod
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
-        """The first half: what goes out."""
+        """What goes out in the one round."""
+        raise NotImplementedError
 
-    @abstractmethod
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """The second half: the updates that the next stage sees."""
-
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
-        """Both halves."""
-        reply = yield self.send(updates, params, states, context)
-        return self.receive(reply, params, states, context)
+        """The updates that the next stage sees, made of the answers of the one round."""
+        raise NotImplementedError

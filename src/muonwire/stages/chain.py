@@ -63,7 +63,7 @@ class Chain(Stage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """All members in turn."""
-        (results,) = drive([self.rounds(updates, params, states, context)], context.exchange)
+        (results,) = drive([self.rounds(updates, params, states, context)], context.transport)
         return results
 
     def rounds(

@@ -12,11 +12,11 @@ from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
 from muonwire.codec.finite import all_finite
 from muonwire.errors import PayloadError, UsageError
-from muonwire.exchange.base import Flag
-from muonwire.stages.base import Context, ExchangeStage, State
+from muonwire.stages.base import Context, State, TalkingStage
 from muonwire.stages.feedback import Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
+from muonwire.transport.base import Flag
 
 
 def round_seed(*, step: int, index: int) -> int:
@@ -29,7 +29,7 @@ def round_seed(*, step: int, index: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange(ExchangeStage):
+class Exchange(TalkingStage):
     """Encode each replica's signal, gather all payloads, decode and average them in rank order.
 
     u ← restore((1/R) Σᵣ decode(encode(signalᵣ))), with the signal, what is kept of it and ``restore``, mostly the identity, as the
@@ -77,7 +77,7 @@ class Exchange(ExchangeStage):
             signal = self.feedback.signal(update, state, context)
             if not all_finite(signal):
                 # The others must not wait for a payload in vain: they get zeros and, in its header, the reason.
-                context.exchange.requested |= Flag.DIVERGED
+                context.transport.requested |= Flag.DIVERGED
                 signal = torch.zeros_like(signal)
             encoded = self.codec.encode_body(
                 signal, seed=round_seed(step=context.step, index=i), state=state.get("codec")
@@ -97,7 +97,7 @@ class Exchange(ExchangeStage):
         shapes = tuple(tuple(p.shape) for p in params)
         # A payload names its codec.
         key = (self.over, shapes, tuple(reply.payloads))
-        bodies, means = context.exchange.once(key, lambda: self._decode(reply.payloads, shapes))
+        bodies, means = context.transport.once(key, lambda: self._decode(reply.payloads, shapes))
         return [
             self._update(i, bodies[i], means[i], param, state, context)
             for i, (param, state) in enumerate(zip(params, states, strict=True))

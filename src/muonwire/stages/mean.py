@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from muonwire.stages.base import Context, ExchangeStage, State
+from muonwire.stages.base import Context, State, TalkingStage
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean(ExchangeStage):
+class Mean(TalkingStage):
     """u ← (1/R) Σᵣ uᵣ over the R replicas, summed in rank order, in the updates' own dtype on the wire."""
 
     def estimate_bytes(
@@ -23,13 +23,13 @@ class Mean(ExchangeStage):
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
-        """See ExchangeStage.send."""
+        """What goes out."""
         return Request(tensors=updates)
 
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See ExchangeStage.receive."""
+        """What the answer becomes."""
         return list(reply.tensors)
 
     def __str__(self) -> str:

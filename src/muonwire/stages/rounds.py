@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from muonwire.errors import PayloadError
-from muonwire.exchange.base import Exchange
+from muonwire.transport.base import Transport
 
 _LENGTH = struct.Struct("<I")
 
@@ -67,13 +67,13 @@ def split(message: bytes, count: int) -> list[bytes]:
     return payloads
 
 
-def perform(requests: Sequence[Request], exchange: Exchange) -> list[Reply]:
+def perform(requests: Sequence[Request], transport: Transport) -> list[Reply]:
     """Carry out all requests with at most one mean and one gather."""
     means = [r.tensors for r in requests if r.tensors is not None]
     payloads = [r.payload for r in requests if r.payload is not None]
-    averaged = iter(exchange.mean([t for tensors in means for t in tensors])) if means else iter(())
+    averaged = iter(transport.mean([t for tensors in means for t in tensors])) if means else iter(())
     by_rank = (
-        [split(message, len(payloads)) for message in exchange.gather(join(payloads))] if payloads else []
+        [split(message, len(payloads)) for message in transport.gather(join(payloads))] if payloads else []
     )
     by_request = iter(zip(*by_rank, strict=True))
     return [
@@ -84,12 +84,12 @@ def perform(requests: Sequence[Request], exchange: Exchange) -> list[Reply]:
     ]
 
 
-def drive(running: Sequence[Rounds], exchange: Exchange) -> list[list[Tensor]]:
+def drive(running: Sequence[Rounds], transport: Transport) -> list[list[Tensor]]:
     """Run generators of requests to their ends, each round's requests in one message; returns what they return.
 
     Args:
         running: as many on every replica, with requests of the same kinds.
-        exchange: the way to the other replicas.
+        transport: the way to the other replicas.
     """
     results: dict[int, list[Tensor]] = {}
 
@@ -102,7 +102,7 @@ def drive(running: Sequence[Rounds], exchange: Exchange) -> list[list[Tensor]]:
 
     waiting = [(i, request) for i in range(len(running)) if (request := advance(i, None)) is not None]
     while waiting:
-        replies = perform([request for _, request in waiting], exchange)
+        replies = perform([request for _, request in waiting], transport)
         answered = zip([i for i, _ in waiting], replies, strict=True)
         waiting = [(i, request) for i, reply in answered if (request := advance(i, reply)) is not None]
     return [results[i] for i in range(len(running))]

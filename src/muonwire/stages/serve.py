@@ -11,15 +11,15 @@ from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
 from muonwire.codec.finite import all_finite
 from muonwire.errors import PayloadError, UsageError
-from muonwire.exchange.base import Flag
-from muonwire.stages.base import Context, ExchangeStage, Stage, State
+from muonwire.stages.base import Context, Stage, State, TalkingStage
 from muonwire.stages.exchange import round_seed
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
+from muonwire.transport.base import Flag
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serve(ExchangeStage):
+class Serve(TalkingStage):
     """u ← decode(encode(stage(u))), computed by the replica that owns the tensor and sent to the others.
 
     All replicas, the owner too, go on with what the owner's bytes say, so that they stay bit-identical where a matrix product is
@@ -68,8 +68,8 @@ class Serve(ExchangeStage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
         """Compute and encode the tensors that this replica owns; a replica without any sends an empty payload."""
-        exchange = context.exchange
-        owned = self._owned(exchange.rank, len(updates), exchange.world_size)
+        transport = context.transport
+        owned = self._owned(transport.rank, len(updates), transport.world_size)
         seen = replace(
             context,
             layouts=[context.layouts[i] for i in owned],
@@ -87,7 +87,7 @@ class Serve(ExchangeStage):
             sent = result
             if not all_finite(result):
                 # The others must not wait in vain: they get zeros and, in the message's header, the reason.
-                exchange.requested |= Flag.DIVERGED
+                transport.requested |= Flag.DIVERGED
                 sent = torch.zeros_like(result)
             encoded = self.codec.encode_body(sent, seed=round_seed(step=context.step, index=i))
             entries.append((tuple(sent.shape), sent.dtype, encoded.body))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.exchange.base import Exchange
+from muonwire.transport.base import Transport
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -73,7 +73,7 @@ def save(
     identity: Mapping[str, Any],
     shared: Mapping[str, Tensor],
     state: Any,
-    exchange: Exchange,
+    transport: Transport,
 ) -> Path:
     """Write a checkpoint; all replicas call it in the same step. Older ones beyond the last two are removed.
 
@@ -83,26 +83,26 @@ def save(
         identity: what a run must have in common with this one to continue from here.
         shared: the shared weights by name.
         state: this replica's own state: a tree of dicts, lists, tensors and numbers.
-        exchange: between the replicas.
+        transport: between the replicas.
     """
     final = folder / "checkpoints" / f"step_{step:08d}"
     partial = final.with_name(final.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Tensor] = {}
     tree = flatten(state, tensors)
-    save_file(tensors, partial / f"rank_{exchange.rank}.safetensors")
-    write_json(partial / f"rank_{exchange.rank}.json", tree)
-    if exchange.rank == 0:
+    save_file(tensors, partial / f"rank_{transport.rank}.safetensors")
+    write_json(partial / f"rank_{transport.rank}.json", tree)
+    if transport.rank == 0:
         save_file(
             {k: v.detach().cpu().contiguous().clone() for k, v in shared.items()},
             partial / "model.safetensors",
         )
-    exchange.gather(b"written", purpose="control")
-    if exchange.rank == 0:
+    transport.gather(b"written", purpose="control")
+    if transport.rank == 0:
         manifest = {
             "format": FORMAT,
             "step": step,
-            "world_size": exchange.world_size,
+            "world_size": transport.world_size,
             "identity": dict(identity),
         }
         write_json(partial / MANIFEST, manifest)
@@ -120,7 +120,7 @@ def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
     return [] if saved == wanted else [f"{path} was {saved!r}, now {wanted!r}"]
 
 
-def load(path: Path, *, identity: Mapping[str, Any], exchange: Exchange) -> tuple[int, Any]:
+def load(path: Path, *, identity: Mapping[str, Any], transport: Transport) -> tuple[int, Any]:
     """The steps done, and this replica's state.
 
     Raises:
@@ -136,9 +136,9 @@ def load(path: Path, *, identity: Mapping[str, Any], exchange: Exchange) -> tupl
         ) from error
     if known != FORMAT:
         raise UsageError(f"checkpoint: {path} has format {known}, this version reads {FORMAT}")
-    if world_size != exchange.world_size:
+    if world_size != transport.world_size:
         raise UsageError(
-            f"checkpoint: {path} was written by {world_size} replicas, this run has {exchange.world_size}; each replica's "
+            f"checkpoint: {path} was written by {world_size} replicas, this run has {transport.world_size}; each replica's "
             f"feedback is its own, so resume with --replicas {world_size}"
         )
     differences = _differences(saved_identity, json.loads(json.dumps(identity)))
@@ -148,12 +148,12 @@ def load(path: Path, *, identity: Mapping[str, Any], exchange: Exchange) -> tupl
             "started with, or choose another --out"
         )
     try:
-        tree = json.loads((path / f"rank_{exchange.rank}.json").read_text())
-        tensors = load_file(path / f"rank_{exchange.rank}.safetensors")
+        tree = json.loads((path / f"rank_{transport.rank}.json").read_text())
+        tensors = load_file(path / f"rank_{transport.rank}.safetensors")
         return step, unflatten(tree, tensors)
     except Exception as error:  # safetensors raises its own exception class for damaged files
         raise UsageError(
-            f"checkpoint: {path} is damaged for rank {exchange.rank} ({error}); remove it and resume again"
+            f"checkpoint: {path} is damaged for rank {transport.rank} ({error}); remove it and resume again"
         ) from error
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.exchange import Exchange
 from muonwire.optim import ChainOptimizer, LocalSteps
 from muonwire.optim.routing import Route, route
 from muonwire.polar import polar
 from muonwire.train.metrics import finite_or_none
+from muonwire.transport import Transport
 
 MEASURES = ("alignment", "effective_rank", "disagreement", "kept_over_sent")
 MOMENTUM = 0.95
@@ -60,7 +60,7 @@ class Diagnostics:
     Args:
         model: in training.
         optimizer: of the model, as a recipe makes it.
-        exchange: between the replicas.
+        transport: between the replicas.
         steps: of the run.
         probes: about how many, at equal distances, the last at the end; each waits for the next synchronization. 0: none, and
             nothing is kept or computed.
@@ -70,12 +70,12 @@ class Diagnostics:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        exchange: Exchange,
+        transport: Transport,
         *,
         steps: int,
         probes: int,
     ) -> None:
-        self._exchange = exchange
+        self._transport = transport
         self._local = optimizer if isinstance(optimizer, LocalSteps) else None
         # What wraps another optimizer without local steps has it step the shared weights themselves.
         talking = self._local.outer if self._local else getattr(optimizer, "inner", optimizer)
@@ -133,17 +133,17 @@ class Diagnostics:
         if probe is None:
             return {}
         separate = [] if probe.held is probe.momenta else probe.held
-        means = self._exchange.mean([*probe.momenta, *separate], purpose="control")
+        means = self._transport.mean([*probe.momenta, *separate], purpose="control")
         momenta, held = means[: len(probe.momenta)], means[len(separate) :]
         cosines, ranks = [], []
         for i, (r, momentum, change) in enumerate(zip(self._routes, momenta, probe.change, strict=True)):
             # Singular values are the costly part; the replicas share the work.
-            if i % self._exchange.world_size == self._exchange.rank:
+            if i % self._transport.world_size == self._transport.rank:
                 cosines += _alignments(r.layout.matrices(change), r.layout.matrices(momentum))
                 ranks += _effective_ranks(r.layout.matrices(change))
         departure = sum(_square(own - mean) for own, mean in zip(probe.held, held, strict=True))
         own = (sum(cosines), len(cosines), sum(ranks), len(ranks), departure, probe.kept, probe.sent)
-        gathered = self._exchange.gather(_SUMS.pack(*own), purpose="control")
+        gathered = self._transport.gather(_SUMS.pack(*own), purpose="control")
         sums = [sum(column) for column in zip(*(_SUMS.unpack(g) for g in gathered), strict=True)]
         common = sum(_square(mean) for mean in held)
         figures = {

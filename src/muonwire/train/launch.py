@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from muonwire import errors
 from muonwire.errors import ExchangeError, PayloadError, ReplicaLostError, StoppedError, UsageError
-from muonwire.exchange import Exchange, ProcessGroupExchange, SingleReplica
+from muonwire.transport import ProcessGroupTransport, SingleReplica, Transport
 
 # A replica that lost another one stays this long, so that its own end is not taken for the cause of the failure.
 LINGER_S = 3.0
@@ -55,8 +55,8 @@ def check_port(port: int) -> None:
 
 
 @contextmanager
-def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable[[], Exchange]]:
-    """The replicas of this launch: yields a function that makes a fresh exchange, one for each run.
+def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable[[], Transport]]:
+    """The replicas of this launch: yields a function that makes a fresh transport, one for each run.
 
     Outside a launcher there is one replica.
     """
@@ -68,7 +68,7 @@ def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
-        yield ProcessGroupExchange
+        yield ProcessGroupTransport
     finally:
         dist.destroy_process_group()
 

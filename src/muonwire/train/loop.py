@@ -13,7 +13,6 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.exchange import Exchange, Flag, Traffic, check_replicas
 from muonwire.optim import LocalSteps, shared_weights
 from muonwire.tasks.base import Task
 from muonwire.train import checkpoint
@@ -22,6 +21,7 @@ from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.metrics import MetricsWriter, finite_or_none
 from muonwire.train.schedule import lr_factor
+from muonwire.transport import Flag, Traffic, Transport, check_replicas
 
 RESULT = "result.json"
 _EVALUATION = struct.Struct("<dqdq")
@@ -106,7 +106,7 @@ class Trainer:
     Args:
         config: the settings.
         task: data, model and loss.
-        exchange: a fresh one, between the replicas of this run.
+        transport: a fresh one, between the replicas of this run.
         folder: where metrics, checkpoints and the result go; the same for all replicas.
         device: of the model. Default: a GPU where there is one.
     """
@@ -115,14 +115,14 @@ class Trainer:
         self,
         config: TrainConfig,
         task: Task,
-        exchange: Exchange,
+        transport: Transport,
         folder: Path,
         *,
         device: torch.device | str | None = None,
     ) -> None:
         self.config = config
         self.task = task
-        self.exchange = exchange
+        self.transport = transport
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -130,9 +130,9 @@ class Trainer:
         # Compiled, a module is still called as the module is.
         self._compute: Any = compiled(self.model, self.device) if config.compile else self.model
         name, options = recipes.parse_recipe(config.recipe)
-        self.optimizer = recipes.build(name, self.model, lr=config.lr, exchange=exchange, **options)
+        self.optimizer = recipes.build(name, self.model, lr=config.lr, transport=transport, **options)
         self.diagnostics = Diagnostics(
-            self.model, self.optimizer, exchange, steps=config.steps, probes=config.probes
+            self.model, self.optimizer, transport, steps=config.steps, probes=config.probes
         )
         # Taken before the schedule moves the rates.
         self._described = str(self.optimizer)
@@ -142,11 +142,11 @@ class Trainer:
         self._recent_losses: list[float] = []
         self._compute_times: list[float] = []
         self._optimizer_times: list[float] = []
-        torch.manual_seed(config.seed * 1000 + exchange.rank)
+        torch.manual_seed(config.seed * 1000 + transport.rank)
 
     def request_stop(self) -> None:
         """Ask all replicas to stop together after one of the next steps, with a checkpoint."""
-        self.exchange.requested |= Flag.STOP
+        self.transport.requested |= Flag.STOP
 
     def resume(self) -> bool:
         """Continue from the newest checkpoint in the folder; False where there is none.
@@ -157,7 +157,7 @@ class Trainer:
         path = checkpoint.latest(self.folder)
         if path is None:
             return False
-        step, state = checkpoint.load(path, identity=self._identity(), exchange=self.exchange)
+        step, state = checkpoint.load(path, identity=self._identity(), transport=self.transport)
         with torch.no_grad():
             for name, tensor in self._named_tensors():
                 tensor.copy_(state["weights"][name])
@@ -173,11 +173,14 @@ class Trainer:
         """Train to the last step, or until all replicas were asked to stop; write and return the result."""
         config, diverged, eval_loss = self.config, False, None
         with MetricsWriter(
-            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=self.exchange.rank == 0
+            self.folder,
+            after_step=self.step,
+            tensorboard=config.tensorboard,
+            enabled=self.transport.rank == 0,
         ) as metrics:
             if self.step == 0:
                 metrics.write(0, **self._totals_record(), eval_loss=self._evaluate()[0])
-            while self.step < config.steps and Flag.STOP not in self.exchange.agreed:
+            while self.step < config.steps and Flag.STOP not in self.transport.agreed:
                 try:
                     loss, lr = self._one_step()
                 except NonFiniteUpdateError:
@@ -204,7 +207,7 @@ class Trainer:
                 if diverged:
                     break
                 due = config.checkpoint_every and (last or self.step % config.checkpoint_every == 0)
-                if due or (Flag.STOP in self.exchange.agreed and not last):
+                if due or (Flag.STOP in self.transport.agreed and not last):
                     self.save()
             if eval_loss is None and not diverged and self.step >= config.steps:
                 eval_loss, _ = self._evaluate()
@@ -228,7 +231,7 @@ class Trainer:
             identity=self._identity(),
             shared=shared,
             state=state,
-            exchange=self.exchange,
+            transport=self.transport,
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -250,16 +253,16 @@ class Trainer:
         )
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
-        traffic = self.exchange.meter.training
+        traffic = self.transport.meter.training
         start_s = time.perf_counter()
         batch = self.task.batch(
-            seed=config.seed, step=step, rank=self.exchange.rank, world_size=self.exchange.world_size
+            seed=config.seed, step=step, rank=self.transport.rank, world_size=self.transport.world_size
         )
         loss = self.task.loss(self._compute, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
         if not math.isfinite(value):
-            self.exchange.requested |= Flag.DIVERGED
+            self.transport.requested |= Flag.DIVERGED
         computed_s = time.perf_counter()
         self.diagnostics.observe(step)
         observed_s = time.perf_counter()
@@ -267,11 +270,11 @@ class Trainer:
         if step == config.steps and isinstance(self.optimizer, LocalSteps) and self.optimizer.steps_alone:
             self.optimizer.synchronize()
         self.optimizer.zero_grad()
-        optimizer_s = time.perf_counter() - observed_s - (self.exchange.meter.training - traffic).wait_s
+        optimizer_s = time.perf_counter() - observed_s - (self.transport.meter.training - traffic).wait_s
         self.step = step
         if config.digest_every and step % config.digest_every == 0:
             self._check_replicas()
-        spent = self.exchange.meter.training - traffic
+        spent = self.transport.meter.training - traffic
         self._totals.add_traffic(spent)
         self._totals.compute_s += computed_s - start_s
         self._totals.optimizer_s += optimizer_s
@@ -283,17 +286,17 @@ class Trainer:
 
     def _check_replicas(self) -> str:
         with shared_weights(self.optimizer):
-            return check_replicas(self._named_tensors(), self.exchange)
+            return check_replicas(self._named_tensors(), self.transport)
 
     def _evaluate(self) -> tuple[float, float | None]:
         """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""
         with shared_weights(self.optimizer):
             total, terms = self.task.evaluate(
-                self.model, rank=self.exchange.rank, world_size=self.exchange.world_size
+                self.model, rank=self.transport.rank, world_size=self.transport.world_size
             )
         recent = sum(self._recent_losses), len(self._recent_losses)
         self._recent_losses = []
-        gathered = self.exchange.gather(_EVALUATION.pack(total, terms, *recent), purpose="control")
+        gathered = self.transport.gather(_EVALUATION.pack(total, terms, *recent), purpose="control")
         sums = [sum(column) for column in zip(*(_EVALUATION.unpack(g) for g in gathered), strict=True)]
         return sums[0] / sums[1], (sums[2] / sums[3] if sums[3] else None)
 
@@ -308,7 +311,7 @@ class Trainer:
         totals = self._totals
         result = RunResult(
             config=self.config.identity(),
-            replicas=self.exchange.world_size,
+            replicas=self.transport.world_size,
             steps=self.step,
             finished=finished,
             diverged=diverged,
@@ -326,7 +329,7 @@ class Trainer:
             optimizer=self._described,
             diagnostics=self.diagnostics.means(),
         )
-        if self.exchange.rank == 0 and finished:
+        if self.transport.rank == 0 and finished:
             checkpoint.write_json(self.folder / RESULT, asdict(result))
         return result
 

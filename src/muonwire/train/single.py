@@ -5,13 +5,13 @@ from pathlib import Path
 
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
-from muonwire.exchange import Exchange
 from muonwire.tasks import make_task
 from muonwire.train import checkpoint
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
 from muonwire.train.loop import RESULT, RunResult, Trainer
 from muonwire.train.progress import progress_bar
+from muonwire.transport import Transport
 
 CONFIG = "config.json"
 
@@ -32,12 +32,12 @@ def prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
         checkpoint.write_json(folder / CONFIG, config.identity())
 
 
-def train_here(config: TrainConfig, folder: Path, exchange: Exchange, *, resume: bool) -> RunResult:
+def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resume: bool) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
-    trainer = Trainer(config, make_task(config.task), exchange, folder)
+    trainer = Trainer(config, make_task(config.task), transport, folder)
     if resume:
         trainer.resume()
-    first = exchange.rank == 0
+    first = transport.rank == 0
     if first:
         _describe(trainer)
     with on_stop_signal(trainer.request_stop), progress_bar(config.recipe, enabled=first) as show:
@@ -68,10 +68,10 @@ def _outcome(result: RunResult, folder: Path) -> str:
 
 def _worker(config: TrainConfig, folder: Path, resume: bool, threads: int | None) -> None:
     """What each replica does."""
-    with process_group() as make_exchange:
-        exchange = make_exchange()
-        set_threads(exchange.world_size, threads)
-        result = train_here(config, folder, exchange, resume=resume)
+    with process_group() as make_transport:
+        transport = make_transport()
+        set_threads(transport.world_size, threads)
+        result = train_here(config, folder, transport, resume=resume)
         if not result.finished:
             raise StoppedError(
                 f"stopped after step {result.steps}; the same command with --resume continues from {folder}"

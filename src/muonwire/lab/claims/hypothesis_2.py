@@ -26,12 +26,12 @@ def measure(setting: Setting) -> list[Row]:
     """What momentum gains, and what a polar factor gains on top of it, dense and behind DisTrO's codec."""
     runs = Results(setting.input("training"), seed=setting.seed)
     rows = runs.rows(RECIPES)
-    for exchange, (neither, momentum, both) in STEPS.items():
+    for transport, (neither, momentum, both) in STEPS.items():
         first = runs[momentum].below(runs[neither])
         second = runs[both].below(runs[momentum])
         rows.append(
             {
-                "exchange": exchange,
+                "exchange": transport,
                 "momentum": first,
                 "polar": second,
                 "lead": first - second,
@@ -42,12 +42,12 @@ def measure(setting: Setting) -> list[Row]:
     return [*rows, {"alone": "polar factor without momentum, dense", "share": alone}]
 
 
-def _leads(exchange: str, setting: str) -> Check:
+def _leads(transport: str, setting: str) -> Check:
     return Check(
         name="momentum gains at least as much as orthogonalization on top of it",
         setting=setting,
         column="lead",
-        select={"exchange": exchange},
+        select={"exchange": transport},
         at_least=0.0,
         unit="nats a token",
     )

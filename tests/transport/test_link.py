@@ -1,7 +1,7 @@
 import pytest
 
 from muonwire.errors import UsageError
-from muonwire.exchange import Link
+from muonwire.transport import Link
 
 
 @pytest.mark.parametrize(

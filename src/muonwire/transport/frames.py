@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import ExchangeError
-from muonwire.exchange.base import Exchange, Flag
-from muonwire.exchange.meter import Meter, Traffic
+from muonwire.transport.base import Flag, Transport
+from muonwire.transport.meter import Meter, Traffic
 
 HEADER = struct.Struct("<2sBBIQ")
 MAGIC = b"MX"
@@ -28,7 +28,7 @@ _FLAGS = Flag.STOP | Flag.DIVERGED
 LARGEST_PAYLOAD_BYTES = 1 << 34
 
 
-class FrameExchange(Exchange):
+class FrameTransport(Transport):
     """Gathers and means out of frames; a subclass carries them.
 
     Args:
@@ -65,7 +65,7 @@ class FrameExchange(Exchange):
         return [r for r in range(self.world_size) if r != self.rank]
 
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
-        """See Exchange.gather: a frame to every peer, and a second message for what does not fit.
+        """See Transport.gather: a frame to every peer, and a second message for what does not fit.
 
         A frame holds the header and as many bytes as ``_fitting`` expects: where lengths are steady one message does, and no
         replica waits for lengths first.
@@ -115,7 +115,7 @@ class FrameExchange(Exchange):
         return now[1] + now[1] // 256 if longest - shortest <= longest // 64 else shortest
 
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
-        """See Exchange.mean: replica j sums the j-th part of everything in rank order and hands the result back.
+        """See Transport.mean: replica j sums the j-th part of everything in rank order and hands the result back.
 
         The sizes must agree before: gloo ends the process where a message is longer than its receiver expects.
         """

@@ -1,4 +1,4 @@
-"""The contract of an exchange: payloads and means between replicas, every byte counted."""
+"""The contract of a transport: payloads and means between replicas, every byte counted."""
 
 import enum
 from abc import ABC, abstractmethod
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from muonwire.exchange.meter import Meter
+from muonwire.transport.meter import Meter
 
 Result = TypeVar("Result")
 
@@ -20,7 +20,7 @@ class Flag(enum.IntFlag):
     STOP = 0x80  # this replica was asked to stop
 
 
-class Exchange(ABC):
+class Transport(ABC):
     """Moves payloads between replicas. All replicas call the same operations in the same order.
 
     A replica that adds to ``requested`` says so in the header of its next message. ``agreed`` is what any replica has said, and
@@ -54,7 +54,7 @@ class Exchange(ABC):
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         """What ``compute`` returns, for work that all replicas do alike on what they received; nobody may change the result.
 
-        Replicas of one process may share it; each is counted the time that it took. Here: computed.
+        Replicas of one process may share it; each is counted the time that it took. By default it is computed each time.
 
         Args:
             key: everything that the result depends on.
@@ -63,8 +63,8 @@ class Exchange(ABC):
         return compute()
 
 
-class SingleReplica(Exchange):
-    """The exchange of a replica that trains alone: nothing is sent, and a mean is the replica's own tensors.
+class SingleReplica(Transport):
+    """The transport of a replica that trains alone: nothing is sent, and a mean is the replica's own tensors.
 
     >>> SingleReplica().gather(b"abc")
     [b'abc']

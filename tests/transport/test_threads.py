@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from muonwire.errors import ReplicaLostError
-from muonwire.exchange import ProcessGroupExchange, check_replicas, run_threads
+from muonwire.transport import ProcessGroupTransport, check_replicas, run_threads
 from tests.replicas import run_replicas
 
 
-def _talk(exchange):
-    payloads = [exchange.gather(bytes([exchange.rank]) * (size + exchange.rank)) for size in (3, 900, 901, 0)]
-    generator = torch.Generator().manual_seed(exchange.rank)
-    means = exchange.mean([torch.randn(1000, generator=generator), torch.randn(3, generator=generator)])
-    digest = check_replicas([("w", means[0])], exchange)
-    total = exchange.meter.total
+def _talk(transport):
+    payloads = [
+        transport.gather(bytes([transport.rank]) * (size + transport.rank)) for size in (3, 900, 901, 0)
+    ]
+    generator = torch.Generator().manual_seed(transport.rank)
+    means = transport.mean([torch.randn(1000, generator=generator), torch.randn(3, generator=generator)])
+    digest = check_replicas([("w", means[0])], transport)
+    total = transport.meter.total
     return (
         payloads,
         means,
@@ -26,12 +28,12 @@ def _talk(exchange):
 
 
 def _talk_in_a_process():
-    return _talk(ProcessGroupExchange())
+    return _talk(ProcessGroupTransport())
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_threads_exchange_what_processes_exchange_to_the_last_bit_and_byte(replicas):
-    threads = run_threads(lambda _, exchange: _talk(exchange()), replicas=replicas)
+    threads = run_threads(lambda _, transport: _talk(transport()), replicas=replicas)
     processes = run_replicas(_talk_in_a_process, replicas)
     for here, there in zip(threads, processes, strict=True):
         assert here[0] == there[0]
@@ -43,14 +45,14 @@ def test_the_replicas_take_turns():
     running, most = [], []
 
     def worker(_, make):
-        exchange = make()
+        transport = make()
         for _ in range(5):
             running.append(threading.get_ident())
             # Long enough for another thread to be scheduled, if it could run.
             time.sleep(0.001)
             most.append(len(running))
             running.pop()
-            exchange.gather(b"")
+            transport.gather(b"")
 
     run_threads(worker, replicas=3)
     assert max(most) == 1
@@ -68,12 +70,12 @@ def test_a_replica_that_fails_ends_the_others_and_its_error_is_raised():
     ended = []
 
     def worker(rank, make):
-        exchange = make()
-        exchange.gather(b"")
+        transport = make()
+        transport.gather(b"")
         if rank == 1:
             raise KeyError("one fails")
         try:
-            exchange.gather(b"")
+            transport.gather(b"")
         except ReplicaLostError as error:
             ended.append((rank, error.rank))
             raise
@@ -87,7 +89,7 @@ def test_threads_compute_with_the_callers_number_of_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert run_threads(lambda _, exchange: torch.get_num_threads(), replicas=2) == [1, 1]
+        assert run_threads(lambda _, transport: torch.get_num_threads(), replicas=2) == [1, 1]
     finally:
         torch.set_num_threads(before)
 
@@ -100,14 +102,14 @@ def test_one_replica_computes_for_all_and_each_is_counted_its_seconds():
         time.sleep(0.2)
         return object()
 
-    def worker(rank, make_exchange):
-        exchange = make_exchange()
+    def worker(rank, make_transport):
+        transport = make_transport()
         results = []
         for round_number in range(2):
-            exchange.gather(b"in step")
-            before, start_s = exchange.meter.training.wait_s, time.perf_counter()
-            results.append(exchange.once(("round", round_number), compute))
-            own_s = time.perf_counter() - start_s - (exchange.meter.training.wait_s - before)
+            transport.gather(b"in step")
+            before, start_s = transport.meter.training.wait_s, time.perf_counter()
+            results.append(transport.once(("round", round_number), compute))
+            own_s = time.perf_counter() - start_s - (transport.meter.training.wait_s - before)
             assert 0.2 <= own_s < 0.3
         return results
 

@@ -1,4 +1,4 @@
-"""The meter: every byte that an exchange hands over or takes in, by purpose."""
+"""The meter: every byte that a transport hands over or takes in, by purpose."""
 
 from dataclasses import dataclass, field, fields
 

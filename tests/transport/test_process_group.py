@@ -9,18 +9,18 @@ import torch
 import torch.distributed as dist
 
 from muonwire.errors import UsageError
-from muonwire.exchange import Flag, ProcessGroupExchange, SingleReplica, check_agreement, check_replicas
-from muonwire.exchange import process_group as module
-from muonwire.exchange.frames import HEADER
+from muonwire.transport import Flag, ProcessGroupTransport, SingleReplica, check_agreement, check_replicas
+from muonwire.transport import process_group as module
+from muonwire.transport.frames import HEADER
 from tests.replicas import run_replicas
 
 
 def _gather():
-    exchange = ProcessGroupExchange()
-    rank = exchange.rank
-    uneven = exchange.gather(bytes([rank]) * (rank * 1000))
-    empty = exchange.gather(b"")
-    same = exchange.gather(b"abc")
+    transport = ProcessGroupTransport()
+    rank = transport.rank
+    uneven = transport.gather(bytes([rank]) * (rank * 1000))
+    empty = transport.gather(b"")
+    same = transport.gather(b"abc")
     return uneven, empty, same
 
 
@@ -44,8 +44,8 @@ def _inputs(rank):
 
 
 def _mean():
-    exchange = ProcessGroupExchange()
-    return exchange.mean(_inputs(exchange.rank))
+    transport = ProcessGroupTransport()
+    return transport.mean(_inputs(transport.rank))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -71,11 +71,11 @@ def _spied():
         return real(operation, tensor, **kwargs)
 
     module.dist.P2POp = spy
-    exchange = ProcessGroupExchange()
-    exchange.gather(bytes(100 * exchange.rank))
-    exchange.mean([torch.randn(1000), torch.randn(3, dtype=torch.float64)])
-    check_replicas([("w", torch.ones(10))], exchange)
-    return handed, exchange.meter.total
+    transport = ProcessGroupTransport()
+    transport.gather(bytes(100 * transport.rank))
+    transport.mean([torch.randn(1000), torch.randn(3, dtype=torch.float64)])
+    check_replicas([("w", torch.ones(10))], transport)
+    return handed, transport.meter.total
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -90,9 +90,9 @@ def test_the_meter_counts_what_was_handed_to_the_process_group(world_size):
 
 
 def _one_payload(num_bytes):
-    exchange = ProcessGroupExchange()
-    exchange.gather(bytes(num_bytes))
-    return exchange.meter.total
+    transport = ProcessGroupTransport()
+    transport.gather(bytes(num_bytes))
+    return transport.meter.total
 
 
 def test_a_payload_counts_once_as_sent_and_once_a_peer_as_egress():
@@ -103,13 +103,13 @@ def test_a_payload_counts_once_as_sent_and_once_a_peer_as_egress():
 
 
 def _sizes_that_change():
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     seen = []
     for size in (1000, 1003, 5000, 10, 0, 1000):
-        own = bytes([exchange.rank + 1]) * (size + exchange.rank)
-        everyone = exchange.gather(own)
-        seen.append([everyone[r] == bytes([r + 1]) * (size + r) for r in range(exchange.world_size)])
-    return seen, exchange.meter.total.num_messages
+        own = bytes([transport.rank + 1]) * (size + transport.rank)
+        everyone = transport.gather(own)
+        seen.append([everyone[r] == bytes([r + 1]) * (size + r) for r in range(transport.world_size)])
+    return seen, transport.meter.total.num_messages
 
 
 def test_sizes_that_change_arrive_whole_and_steady_ones_take_one_message():
@@ -120,12 +120,12 @@ def test_sizes_that_change_arrive_whole_and_steady_ones_take_one_message():
 
 
 def _uneven_then_even():
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     sent = []
     for size in (10, 5000, 10, 10):
-        before = exchange.meter.total.sent_bytes
-        exchange.gather(bytes(size if exchange.rank == 0 else 10))
-        sent.append(exchange.meter.total.sent_bytes - before - HEADER.size)
+        before = transport.meter.total.sent_bytes
+        transport.gather(bytes(size if transport.rank == 0 else 10))
+        sent.append(transport.meter.total.sent_bytes - before - HEADER.size)
     return sent
 
 
@@ -137,9 +137,9 @@ def test_a_frame_carries_no_padding_where_lengths_are_not_steady():
 
 
 def _one_mean(numel):
-    exchange = ProcessGroupExchange()
-    exchange.mean([torch.ones(numel)])
-    return exchange.meter.total
+    transport = ProcessGroupTransport()
+    transport.mean([torch.ones(numel)])
+    return transport.meter.total
 
 
 def test_a_dense_mean_sends_its_own_size_once():
@@ -150,16 +150,16 @@ def test_a_dense_mean_sends_its_own_size_once():
 
 
 def _flags():
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     agreed = []
     for operation in range(4):
-        if exchange.rank == 1 and operation == 1:
-            exchange.requested |= Flag.STOP
+        if transport.rank == 1 and operation == 1:
+            transport.requested |= Flag.STOP
         if operation % 2:
-            exchange.gather(b"x")
+            transport.gather(b"x")
         else:
-            exchange.mean([torch.ones(3)])
-        agreed.append(exchange.agreed)
+            transport.mean([torch.ones(3)])
+        agreed.append(transport.agreed)
     return agreed
 
 
@@ -169,21 +169,21 @@ def test_a_request_to_stop_is_agreed_after_the_same_operation_everywhere():
 
 
 def test_one_replica_alone_agrees_with_itself():
-    exchange = SingleReplica()
-    exchange.requested |= Flag.STOP
-    exchange.mean([torch.ones(1)])
-    assert exchange.agreed == Flag.STOP
-    assert exchange.meter.total.sent_bytes == 0
+    transport = SingleReplica()
+    transport.requested |= Flag.STOP
+    transport.mean([torch.ones(1)])
+    assert transport.agreed == Flag.STOP
+    assert transport.meter.total.sent_bytes == 0
 
 
 def _out_of_step():
-    exchange = ProcessGroupExchange()
-    if exchange.rank == 0:
-        exchange.gather(b"x")
+    transport = ProcessGroupTransport()
+    if transport.rank == 0:
+        transport.gather(b"x")
     else:
-        exchange.gather(b"x")
-        exchange._sequence += 1
-    exchange.gather(b"y")
+        transport.gather(b"x")
+        transport._sequence += 1
+    transport.gather(b"y")
 
 
 def test_replicas_that_fall_out_of_step_are_told_so():
@@ -193,8 +193,8 @@ def test_replicas_that_fall_out_of_step_are_told_so():
 
 
 def _different_settings():
-    exchange = ProcessGroupExchange()
-    check_agreement("lr 0.1" if exchange.rank == 2 else "lr 0.2", exchange, what="settings")
+    transport = ProcessGroupTransport()
+    check_agreement("lr 0.1" if transport.rank == 2 else "lr 0.2", transport, what="settings")
 
 
 def test_replicas_with_different_settings_are_named():
@@ -204,12 +204,12 @@ def test_replicas_with_different_settings_are_named():
 
 
 def _digest(change_on):
-    exchange = ProcessGroupExchange()
+    transport = ProcessGroupTransport()
     named = [("first", torch.zeros(4)), ("second.weight", torch.ones(3, 2)), ("third", torch.ones(1))]
-    if exchange.rank == change_on:
+    if transport.rank == change_on:
         named[1][1][2, 1] = 1 + 2**-23
         named[2][1][0] = 5
-    return check_replicas(named, exchange), exchange.meter.total.sent_bytes
+    return check_replicas(named, transport), transport.meter.total.sent_bytes
 
 
 def test_the_digest_names_the_first_parameter_and_the_rank_that_differs():
@@ -223,13 +223,13 @@ def test_the_digest_names_the_first_parameter_and_the_rank_that_differs():
 
 
 def _killed():
-    exchange = ProcessGroupExchange()
-    exchange.gather(b"all here")
-    if exchange.rank == 1:
+    transport = ProcessGroupTransport()
+    transport.gather(b"all here")
+    if transport.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     start_s = time.perf_counter()
     try:
-        exchange.gather(b"x" * 1000)
+        transport.gather(b"x" * 1000)
     except Exception as error:
         time.sleep(0.5)
         return type(error).__name__, error.rank, str(error), time.perf_counter() - start_s
@@ -247,7 +247,7 @@ def test_a_killed_replica_is_named_by_the_others_within_seconds():
 
 def test_without_a_process_group_there_is_a_clear_error():
     with pytest.raises(UsageError, match="not initialized"):
-        ProcessGroupExchange()
+        ProcessGroupTransport()
 
 
 def _socket_bytes():
@@ -269,15 +269,15 @@ def _socket_bytes():
 
 
 def _run_of(mean_numel, payload_bytes, count):
-    exchange = ProcessGroupExchange()
-    exchange.gather(b"ready")
+    transport = ProcessGroupTransport()
+    transport.gather(b"ready")
     before = _socket_bytes()
     for step in range(count):
         if mean_numel:
-            exchange.mean([torch.ones(mean_numel)])
-        exchange.gather(bytes(payload_bytes + step % 7))
-    exchange.gather(b"done")
-    return _socket_bytes() - before, exchange.meter.total
+            transport.mean([torch.ones(mean_numel)])
+        transport.gather(bytes(payload_bytes + step % 7))
+    transport.gather(b"done")
+    return _socket_bytes() - before, transport.meter.total
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="struct tcp_info is Linux's")

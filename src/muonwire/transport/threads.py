@@ -1,7 +1,7 @@
-"""Exchange between replicas that are threads of one process: many replicas on few cores.
+"""Transport between replicas that are threads of one process: many replicas on few cores.
 
 The replicas take turns: one computes while the others wait for messages, so a run needs one core however many replicas it has,
-and two of them never compete for the interpreter. Frames, bytes and results are those of ProcessGroupExchange, to the last bit.
+and two of them never compete for the interpreter. Frames, bytes and results are those of ProcessGroupTransport, to the last bit.
 """
 
 import threading
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import ReplicaLostError
-from muonwire.exchange.frames import FrameExchange
-from muonwire.exchange.meter import Traffic
+from muonwire.transport.frames import FrameTransport
+from muonwire.transport.meter import Traffic
 
 Result = TypeVar("Result")
 
@@ -31,14 +31,14 @@ class _Hub:
         self.failures: dict[int, BaseException] = {}
 
 
-class ThreadExchange(FrameExchange):
-    """Exchange of one of the replicas that ``run_threads`` started.
+class ThreadTransport(FrameTransport):
+    """Transport of one of the replicas that ``run_threads`` started.
 
     Args:
         rank: of this replica.
         world_size: number of replicas.
         hub: shared by them.
-        number: of this exchange among those of its replica, so that the messages of two do not mix.
+        number: of this transport among those of its replica, so that the messages of two do not mix.
     """
 
     def __init__(self, *, rank: int, world_size: int, hub: _Hub, number: int) -> None:
@@ -47,7 +47,7 @@ class ThreadExchange(FrameExchange):
         self._number = number
 
     def carry(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        """See FrameExchange.carry; gives up the turn while it waits."""
+        """See FrameTransport.carry; gives up the turn while it waits."""
         hub = self._hub
         for peer, message in outgoing.items():
             hub.messages[self._number, self.rank, peer].append(message.clone())
@@ -66,7 +66,7 @@ class ThreadExchange(FrameExchange):
             incoming[peer].copy_(box.popleft())
 
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
-        """See Exchange.once: the first replica computes, the others take its result.
+        """See Transport.once: the first replica computes, the others take its result.
 
         As if each had computed it by itself, its seconds count as the caller's own work: they are taken off its waiting.
         """
@@ -86,12 +86,12 @@ class ThreadExchange(FrameExchange):
 
 
 def run_threads(
-    worker: Callable[[int, Callable[[], FrameExchange]], Result], *, replicas: int
+    worker: Callable[[int, Callable[[], FrameTransport]], Result], *, replicas: int
 ) -> list[Result]:
     """Run ``worker`` on each replica, in threads that take turns; returns what each returned, in rank order.
 
     Args:
-        worker: is given the rank and a function that makes a fresh exchange; all replicas make the same number of them.
+        worker: is given the rank and a function that makes a fresh transport; all replicas make the same number of them.
         replicas: number of threads.
 
     Raises:
@@ -107,16 +107,16 @@ def run_threads(
     def replica(rank: int) -> None:
         made = 0
 
-        def exchange() -> FrameExchange:
+        def transport() -> FrameTransport:
             nonlocal made
             made += 1
-            return ThreadExchange(rank=rank, world_size=replicas, hub=hub, number=made)
+            return ThreadTransport(rank=rank, world_size=replicas, hub=hub, number=made)
 
         with hub.turn:
             # The number of arithmetic threads belongs to the thread that sets it.
             torch.set_num_threads(num_threads)
             try:
-                results[rank] = worker(rank, exchange)
+                results[rank] = worker(rank, transport)
             except BaseException as error:
                 hub.failures[rank] = error
                 hub.turn.notify_all()

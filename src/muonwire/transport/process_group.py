@@ -1,4 +1,4 @@
-"""Exchange over a torch.distributed process group."""
+"""Transport over a torch.distributed process group."""
 
 from collections.abc import Mapping
 
@@ -7,11 +7,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonwire.errors import ReplicaLostError, UsageError
-from muonwire.exchange.frames import FrameExchange
+from muonwire.transport.frames import FrameTransport
 
 
-class ProcessGroupExchange(FrameExchange):
-    """Exchange between the replicas of a process group.
+class ProcessGroupTransport(FrameTransport):
+    """Transport between the replicas of a process group.
 
     Args:
         group: the process group; default: the world. ``torch.distributed`` must be initialized.
@@ -26,7 +26,7 @@ class ProcessGroupExchange(FrameExchange):
     ) -> None:
         if not dist.is_initialized():
             raise UsageError(
-                "ProcessGroupExchange: torch.distributed is not initialized; call "
+                "ProcessGroupTransport: torch.distributed is not initialized; call "
                 "torch.distributed.init_process_group first, or use SingleReplica for one replica"
             )
         self.group = group
@@ -38,7 +38,7 @@ class ProcessGroupExchange(FrameExchange):
         )
 
     def carry(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        """See FrameExchange.carry."""
+        """See FrameTransport.carry."""
         ops, peers = [], []
         for operation, messages in ((dist.irecv, incoming), (dist.isend, outgoing)):
             for peer, message in messages.items():

@@ -1,0 +1,23 @@
+"""Bytes between replicas: payloads gathered, tensors averaged, every byte counted, weights compared."""
+
+from muonwire.transport.base import Flag, SingleReplica, Transport
+from muonwire.transport.digest import check_agreement, check_replicas, digest
+from muonwire.transport.link import Link
+from muonwire.transport.meter import Meter, Traffic
+from muonwire.transport.process_group import ProcessGroupTransport
+from muonwire.transport.threads import ThreadTransport, run_threads
+
+__all__ = [
+    "Flag",
+    "Link",
+    "Meter",
+    "ProcessGroupTransport",
+    "SingleReplica",
+    "ThreadTransport",
+    "Traffic",
+    "Transport",
+    "check_agreement",
+    "check_replicas",
+    "digest",
+    "run_threads",
+]
