@@ -9,7 +9,6 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.optim import ChainOptimizer
-from muonwire.optim.estimate import estimate_bytes
 from muonwire.stages import Mean, TalkingStage, chain
 from muonwire.transport import ProcessGroupTransport
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, train
@@ -31,11 +30,11 @@ def _sent():
         transport = ProcessGroupTransport()
         model = SmallNet(**SIZES)
         optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
-        steps = PERIODS.get(name, getattr(optimizer, "interval", 2))
+        steps = PERIODS.get(name, optimizer.local.interval if optimizer.local else 2)
         train(model, optimizer, steps, rank=transport.rank, world_size=2)
-        spent = transport.meter.training
+        spent = transport.meter.by_purpose["update"]
         frames = spent.num_messages * FRAME_BYTES
-        found.append((estimate_bytes(optimizer, replicas=2), (spent.sent_bytes - frames) / steps))
+        found.append((optimizer.estimate_bytes(replicas=2), (spent.sent_bytes - frames) / steps))
     return found
 
 
@@ -56,8 +55,8 @@ def test_the_formula_is_what_two_replicas_send_on_average(index, sent):
 def test_local_steps_divide_by_their_interval_and_one_replica_sends_nothing():
     model = SmallNet()
     every, rarely = (recipes.build("local_muon", model, lr=0.01, interval=h) for h in (1, 10))
-    assert estimate_bytes(every, replicas=2) == pytest.approx(10 * estimate_bytes(rarely, replicas=2))
-    assert estimate_bytes(every, replicas=1) == 0.0
+    assert every.estimate_bytes(replicas=2) == pytest.approx(10 * rarely.estimate_bytes(replicas=2))
+    assert every.estimate_bytes(replicas=1) == 0.0
 
 
 def test_a_stage_without_a_formula_leaves_the_whole_open():
@@ -69,4 +68,4 @@ def test_a_stage_without_a_formula_leaves_the_whole_open():
 
     weight = nn.Parameter(torch.zeros(2, 2))
     optimizer = ChainOptimizer([weight], chain=chain(Mean(), Unknown()), lr=0.1)
-    assert estimate_bytes(optimizer, replicas=2) is None
+    assert optimizer.estimate_bytes(replicas=2) is None

@@ -5,8 +5,8 @@ from torch import nn
 from muonwire import recipes, stages
 from muonwire.codec import parse
 from muonwire.errors import UsageError
-from muonwire.optim import ChainOptimizer, LocalSteps, shared_weights
-from muonwire.transport import ProcessGroupTransport, SingleReplica, Traffic, check_replicas
+from muonwire.optim import ChainOptimizer, LocalSteps, local_steps
+from muonwire.transport import ProcessGroupTransport, Traffic, check_replicas
 from tests.models import SmallNet, train, weights
 from tests.replicas import run_replicas
 
@@ -57,7 +57,7 @@ def _synchronized(steps, interval):
     digests = []
     for step in range(steps):
         train(model, optimizer, 1, start=step, rank=transport.rank, world_size=transport.world_size)
-        with shared_weights(optimizer):
+        with optimizer.shared_weights():
             digests.append(check_replicas(model.named_parameters(), transport))
     return digests, optimizer.synchronized, transport.meter.by_purpose.get("update", Traffic()).num_messages
 
@@ -80,7 +80,7 @@ def test_shared_weights_come_and_go():
     train(model, optimizer, 2)
     moved = weights(model)
     assert not optimizer.synchronized
-    with shared_weights(optimizer):
+    with optimizer.shared_weights():
         assert all(torch.equal(weights(model)[n], start[n]) for n in start)
     assert all(torch.equal(weights(model)[n], moved[n]) for n in moved)
 
@@ -91,9 +91,7 @@ def test_the_outer_step_is_the_stated_formula():
     chain = stages.chain(
         stages.Exchange(codec=parse("float32")), stages.Momentum(beta=0.5, nesterov=False, form="heavy_ball")
     )
-    optimizer = LocalSteps(
-        inner, [{"params": [weight], "chain": chain}], interval=2, outer_lr=0.7, transport=SingleReplica()
-    )
+    optimizer = local_steps(inner, outer_chain=chain, local=LocalSteps(interval=2, outer_lr=0.7))
     anchor, momentum = torch.tensor([1.0, 2.0]), torch.zeros(2)
     for _ in range(3):
         for _ in range(2):
@@ -110,34 +108,48 @@ def test_schedulers_drive_the_inner_rate():
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     train(model, optimizer, 1)
     scheduler.step()
-    assert {group["lr"] for group in optimizer.inner.param_groups} == {0.005}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.005}
     optimizer.load_state_dict(optimizer.state_dict())
     scheduler.step()
-    assert {group["lr"] for group in optimizer.inner.param_groups} == {0.0025}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0025}
 
 
-def test_groups_that_miss_or_repeat_a_parameter_are_refused():
-    first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    inner = ChainOptimizer([first, second], chain=stages.Sign(), lr=0.1)
-    chain = stages.Exchange(codec=parse("float32"))
-    with pytest.raises(UsageError, match="in no outer group"):
-        LocalSteps(inner, [{"params": [first], "chain": chain}], interval=1, transport=SingleReplica())
-    with pytest.raises(UsageError, match="two outer groups"):
-        LocalSteps(
-            inner, [{"params": [first, second, first], "chain": chain}], interval=1, transport=SingleReplica()
+@pytest.mark.parametrize(
+    ("group", "says"),
+    [
+        ({}, "has outer_chain None; give a Stage, to every group"),
+        ({"outer_chain": [stages.Mean()] * 3}, "has 3 outer chains for 2 parameters"),
+    ],
+)
+def test_groups_without_a_way_to_the_others_are_refused(group, says):
+    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+    with pytest.raises(UsageError, match=says):
+        ChainOptimizer(
+            [{"params": weights, **group}], chain=stages.Sign(), lr=0.1, local=LocalSteps(interval=1)
         )
-    with pytest.raises(UsageError, match="at least 1 local step"):
-        LocalSteps(
-            inner, [{"params": [first, second], "chain": chain}], interval=0, transport=SingleReplica()
-        )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"interval": 0}, "at least 1 local step"),
+        ({"interval": 1, "growth": -1.0}, "at least 0 steps a local step"),
+        ({"interval": 1, "outer_lr": 0.0}, "must be positive"),
+    ],
+)
+def test_bad_intervals_say_what_is_allowed(options, says):
+    with pytest.raises(UsageError, match=says):
+        LocalSteps(**options)
 
 
 def test_a_group_added_later_is_synchronized_too():
     first, second = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
     chain = stages.Exchange(codec=parse("float32"))
-    inner = ChainOptimizer([first], chain=stages.Sign(), lr=0.1)
-    optimizer = LocalSteps(
-        inner, [{"params": [first], "chain": chain}], interval=1, transport=SingleReplica()
+    optimizer = ChainOptimizer(
+        [{"params": [first], "outer_chain": chain}],
+        chain=stages.Sign(),
+        lr=0.1,
+        local=LocalSteps(interval=1),
     )
     with pytest.raises(UsageError, match="outer_chain"):
         optimizer.add_param_group({"params": [second]})

@@ -3,7 +3,7 @@ import torch
 
 from muonwire import codec, recipes, stages
 from muonwire.errors import UsageError
-from muonwire.optim import ChainOptimizer, LookAhead, shared_weights
+from muonwire.optim import ChainOptimizer
 from tests.lockstep import lockstep
 from tests.models import SmallNet, batch, loss, weights
 
@@ -21,7 +21,7 @@ def looked_ahead(transport, **options):
         loss(model, batch(step, transport.rank, transport.world_size)).backward()
         optimizer.step()
         held = weights(model)
-        with shared_weights(optimizer):
+        with optimizer.shared_weights():
             shared = weights(model)
         assert all(torch.equal(held[n], w) for n, w in weights(model).items())
         history.append((held, shared))
@@ -100,20 +100,19 @@ def test_closures_are_evaluated_where_the_gradient_is_taken():
 
 def test_a_group_can_be_added_later():
     first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
-    transport = stages.Exchange(codec=codec.parse("float32"), feedback=stages.ResidualMomentum())
-    inner = ChainOptimizer([first], chain=transport, lr=0.1)
-    optimizer = LookAhead(inner, residual=("exchange", "residual"))
+    exchange = stages.Exchange(codec=codec.parse("float32"), feedback=stages.ResidualMomentum())
+    optimizer = ChainOptimizer([first], chain=exchange, lr=0.1, look_ahead=("exchange", "residual"))
     optimizer.add_param_group({"params": [second]})
     (first.sum() + second.sum()).backward()
     optimizer.step()
-    with shared_weights(optimizer):
+    with optimizer.shared_weights():
         assert torch.equal(first, second)
         assert not torch.equal(second, torch.ones(2, 2))
 
 
 def test_a_chain_without_that_residual_is_refused():
-    inner = ChainOptimizer([torch.nn.Parameter(torch.ones(2, 2))], chain=stages.chain(stages.Sign()), lr=0.1)
-    with pytest.raises(
-        UsageError, match=r"has no exchange\.residual; name the exchange .* in the chain sign"
-    ):
-        LookAhead(inner, residual=("exchange", "residual"))
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(UsageError, match=r"has no exchange\.residual; look_ahead names the exchange"):
+        ChainOptimizer(
+            [weight], chain=stages.chain(stages.Sign()), lr=0.1, look_ahead=("exchange", "residual")
+        )

@@ -5,14 +5,12 @@ import torch
 
 from muonwire import recipes
 from muonwire.errors import UsageError
-from muonwire.recipes.approaches import HybridSettings
 from muonwire.recipes.choose import choose_dense, lost_shares
 from tests.lockstep import lockstep
 from tests.models import SmallNet
 
 # up is (12, 8), down (8, 12): half of the hidden parameters each.
 OPTIONS = {"codec": "topk(density=0.25) | float32"}
-SETTINGS = HybridSettings(**OPTIONS)
 
 
 def with_gradients(spread="up"):
@@ -30,19 +28,19 @@ def with_gradients(spread="up"):
 @pytest.mark.parametrize("spread", ["up", "down"])
 def test_the_matrix_that_the_codec_drops_most_of_travels_dense(spread):
     model = with_gradients(spread)
-    shares = lost_shares(model, options=SETTINGS)
+    shares = lost_shares(model, **OPTIONS)
     other = {"up": "down", "down": "up"}[spread]
     assert shares == {f"{spread}.weight": 0.75, f"{other}.weight": 0.0}
-    dense = choose_dense(model, share=0.6, options=SETTINGS)
+    dense = choose_dense(model, share=0.6, **OPTIONS)
     optimizer = recipes.build("approach_d", model, lr=0.1, dense=dense, **OPTIONS)
-    assert optimizer.param_groups[0]["names"] == [f"{spread}.weight"]
+    assert optimizer.param_groups[0]["param_names"] == [f"{spread}.weight"]
 
 
 def test_replicas_with_other_gradients_choose_the_same():
     def choice(transport):
         model = with_gradients("down" if transport.rank == 1 else "up")
-        shares = lost_shares(model, options=SETTINGS, transport=transport)
-        return shares, choose_dense(model, share=0.5, options=SETTINGS, transport=transport)
+        shares = lost_shares(model, **OPTIONS, transport=transport)
+        return shares, choose_dense(model, share=0.5, **OPTIONS, transport=transport)
 
     results = lockstep(choice, 3)
     assert results == [({"up.weight": 0.5, "down.weight": 0.25}, [r"^up\.weight$"])] * 3
@@ -51,8 +49,8 @@ def test_replicas_with_other_gradients_choose_the_same():
 def test_all_of_it_is_every_hidden_matrix_and_a_zero_gradient_loses_nothing():
     model = with_gradients()
     model.up.weight.grad.zero_()
-    assert lost_shares(model, options=SETTINGS)["up.weight"] == 0
-    assert len(choose_dense(model, share=1.0, options=SETTINGS)) == 2
+    assert lost_shares(model, **OPTIONS)["up.weight"] == 0
+    assert len(choose_dense(model, share=1.0, **OPTIONS)) == 2
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -60,7 +58,7 @@ def test_the_shares_do_not_depend_on_the_scale(scale):
     model = with_gradients()
     for p in model.parameters():
         p.grad *= scale
-    assert lost_shares(model, options=SETTINGS)["up.weight"] == pytest.approx(0.75, rel=1e-5)
+    assert lost_shares(model, **OPTIONS)["up.weight"] == pytest.approx(0.75, rel=1e-5)
 
 
 def no_gradient(model):
@@ -85,4 +83,4 @@ def test_what_cannot_be_measured_says_why(share, damage, says):
     if damage:
         damage(model)
     with pytest.raises(UsageError, match=says):
-        choose_dense(model, share=share, options=SETTINGS)
+        choose_dense(model, share=share, **OPTIONS)

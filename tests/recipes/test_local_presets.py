@@ -6,7 +6,6 @@ import torch
 
 from muonwire import recipes
 from muonwire.codec import payload as payloads
-from muonwire.stages.rounds import split
 from tests.lockstep import lockstep
 from tests.models import SmallNet, train, weights
 
@@ -58,9 +57,8 @@ def test_muloco_sends_two_bits_an_entry_and_the_levels_of_each_tensor():
     (_, sent), _ = lockstep(lambda transport: rounds(transport, "muloco"), 2)
     assert len(sent) == ROUNDS
     for message in sent:
-        for payload in split(message, 2):
-            for entry in payloads.unpack(payload):
-                assert len(entry.body) == math.ceil(2 * math.prod(entry.shape) / 8) + 2 * (1 + 4)
+        for entry in payloads.unpack(message):
+            assert len(entry.body) == math.ceil(2 * math.prod(entry.shape) / 8) + 2 * (1 + 4)
 
 
 def test_sparseloco_sends_the_largest_of_each_tile():

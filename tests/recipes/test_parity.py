@@ -24,7 +24,7 @@ def demo(values, chunk):
 
 
 def psyche(chunk):
-    return DistroSettings(k=K, chunk=chunk, decay=DECAY).stage()
+    return DistroSettings(lr=1.0, k=K, chunk=chunk, decay=DECAY).stage()
 
 
 def made(shape, *key):

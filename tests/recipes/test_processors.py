@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from muonwire import recipes
-from muonwire.optim import shared_weights
 from muonwire.polar import PROCESSORS, find_processor, processor, set_processor
 from muonwire.transport import ProcessGroupTransport, SingleReplica, check_replicas
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, train
@@ -29,11 +28,6 @@ def recognized():
     yield
     PROCESSORS["amx"] = processor.AMX
     set_processor(None)
-
-
-def groups_of(optimizer):
-    """Of the chain that orthogonalizes, if any."""
-    return getattr(optimizer, "inner", optimizer).param_groups
 
 
 @pytest.mark.parametrize("name", ["muon", "one_bit_muon"])
@@ -72,10 +66,10 @@ def _train_and_move(cases):
                 optimizer = build(model)
                 optimizer.load_state_dict(state)
             losses = train(model, optimizer, 2, start=2, rank=rank, world_size=2)
-            with shared_weights(optimizer):
+            with optimizer.shared_weights():
                 digest = check_replicas(model.named_parameters(), transport)
             ends.append(
-                (digest, losses, [group.get("processor") for group in groups_of(optimizer)], str(optimizer))
+                (digest, losses, [group.get("processor") for group in optimizer.param_groups], str(optimizer))
             )
         outcomes.append((recipes.format_recipe(name, options), ends))
     return outcomes
@@ -88,7 +82,7 @@ def test_replicas_of_two_classes_agree_and_keep_their_dtype_where_the_run_moves(
         assert whole[0] == second[1][0][0], name
         for rank, (_, ends) in enumerate((first, second)):
             assert ends[0] == ends[1], f"{name} on replica {rank}"
-        if "LocalSteps" in whole[3]:
+        if "local steps" in whole[3]:
             assert set(whole[2]) == {"amx"}, name
             assert set(second[1][0][2]) == {"avx2"}, name
         else:

@@ -7,7 +7,6 @@ import torch
 
 from muonwire import recipes
 from muonwire.errors import UsageError
-from muonwire.optim import shared_weights
 from muonwire.transport import ProcessGroupTransport, check_replicas
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
@@ -33,7 +32,7 @@ def _replicated(name, steps, options):
     optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
     before = _loss(model)
     losses = train(model, optimizer, steps, rank=transport.rank, world_size=transport.world_size)
-    with shared_weights(optimizer):
+    with optimizer.shared_weights():
         digest = check_replicas(model.named_parameters(), transport)
         return digest, losses, transport.meter.total, _loss(model) - before
 
@@ -62,8 +61,9 @@ def test_density_one_without_a_quantizer_loses_nothing(name):
     model = SmallNet()
     optimizer = recipes.build(name, model, lr=0.01, **UNCOMPRESSED[name])
     train(model, optimizer, 5)
-    for state in optimizer.outer.state.values():
-        assert torch.equal(state["exchange"]["residual"], torch.zeros_like(state["exchange"]["residual"]))
+    for state in optimizer.state.values():
+        residual = state["outer"]["exchange"]["residual"]
+        assert torch.equal(residual, torch.zeros_like(residual))
 
 
 def test_the_first_step_of_distro_is_the_sign_of_what_was_selected():

@@ -15,7 +15,7 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.optim import shared_weights
+from muonwire.optim import ChainOptimizer
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import start_method
@@ -50,7 +50,7 @@ class Trainer:
     replicas: int = 1
     rest: bool = False
 
-    def build(self, model: nn.Module, lr: float, transport: Transport) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, lr: float, transport: Transport) -> ChainOptimizer:
         """The optimizer."""
         name, options = recipes.parse_recipe(self.recipe)
         if self.rest:
@@ -117,9 +117,9 @@ def _train(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if keep is not None and rank == 0 and step in points(quick):
-                with shared_weights(optimizer):
+                with optimizer.shared_weights():
                     keep(step, model)
-        with shared_weights(optimizer):
+        with optimizer.shared_weights():
             total, terms = its_task.evaluate(model, rank=0, world_size=1)
         return total / terms
 

@@ -1,19 +1,8 @@
-"""Optimizers out of stages, the routing of parameters to them, and local steps and look-ahead around them."""
+"""The one optimizer type, the routing of parameters to its groups, and local steps around any optimizer."""
 
+from muonwire.optim.around import local_steps
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.estimate import estimate_bytes
-from muonwire.optim.local_steps import LocalSteps
-from muonwire.optim.look_ahead import LookAhead
 from muonwire.optim.routing import Route, Routing, route
-from muonwire.optim.shared import shared_weights
+from muonwire.optim.settings import Lifecycle, LocalSteps
 
-__all__ = [
-    "ChainOptimizer",
-    "LocalSteps",
-    "LookAhead",
-    "Route",
-    "Routing",
-    "estimate_bytes",
-    "route",
-    "shared_weights",
-]
+__all__ = ["ChainOptimizer", "Lifecycle", "LocalSteps", "Route", "Routing", "local_steps", "route"]

@@ -1,61 +1,74 @@
-"""ChainOptimizer: a torch optimizer whose parameter groups each pass through a chain of stages."""
+"""ChainOptimizer: the one optimizer type. Its parameter groups pass through chains of stages, alone or with other replicas."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muonwire.errors import NonFiniteUpdateError, UsageError
+from muonwire.optim import groups, saved
+from muonwire.optim.agreement import Agreement, Handshake, average_buffers, digests, floating_buffers
+from muonwire.optim.describe import describe
+from muonwire.optim.gradients import GradientCount, find_problem, unscale, wide_gradient
+from muonwire.optim.groups import AROUND, OUTER
+from muonwire.optim.kept import (
+    HELD,
+    MASTER,
+    SHARED,
+    LeftWeights,
+    copy_out,
+    follow,
+    holding_shared,
+    wide_dtype,
+)
+from muonwire.optim.passes import Pass, restored_on_error
+from muonwire.optim.settings import Lifecycle, LocalSteps
 from muonwire.polar import Processor, find_processor
-from muonwire.polar.processor import named_processor, slowest
+from muonwire.polar.processor import named_processor
 from muonwire.stages.base import Context, Stage, State, Watch
-from muonwire.stages.chain import Chain, chain
+from muonwire.stages.chain import Chain
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.rounds import Rounds, drive
+from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, SingleReplica, Transport
-from muonwire.transport.digest import check_agreement
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pass:
-    """One group in one step: its parameters, and its way through its chain."""
-
-    params: Sequence[Tensor]
-    rounds: Rounds
-    lr: float
-    weight_decay: float
-
-    def move_weights(self, updates: Sequence[Tensor]) -> None:
-        """Subtract what came out of the chain from the parameters."""
-        for param, update in zip(self.params, updates, strict=True):
-            if self.weight_decay:
-                param.mul_(1 - self.lr * self.weight_decay)
-            param.add_(update.to(param.dtype), alpha=-self.lr)
+from muonwire.transport.digest import check_replicas
 
 
 class ChainOptimizer(torch.optim.Optimizer):
     """An optimizer out of stages: p ← (1 − lr · weight_decay) p − lr · chain(gradient).
 
-    The groups of one step share their messages: however many groups and tensors there are, a step costs one message for each
-    exchange along the longest chain.
+    A step takes the gradients in, makes sure that they are finite and that nobody else has changed the weights, sends all groups
+    through their chains with shared messages, and only then moves weights: one that raises has changed nothing. With ``local``,
+    replicas step alone and exchange their weights' changes through the groups' outer chains every so many steps.
 
     A parameter without a gradient is left out of the step, as in torch.optim; where there are other replicas and the chain
     talks to them, a missing gradient counts as zero instead, since all replicas must send the same tensors.
 
+    ``state[param]`` holds the chain's states under its members' names and, where there are such, "master" (the float32 copy of a
+    16-bit weight), "shared" (the weight that all replicas agree on), "outer" (the outer chain's states), "around" (the state of a
+    wrapped optimizer) and "held" (samples of the weight, by which changes from outside are noticed).
+
     Args:
         params: parameters, or group dicts as in torch.optim. A group may hold, besides ``lr`` and ``weight_decay``: ``chain``
-            (a Stage), ``name``, ``names`` (one a parameter, for messages) and ``layouts`` (one text a parameter, such as
-            "matrix", "conv", "batch" or "matrix/3"; default: "matrix").
+            (a Stage), ``outer_chain`` (a Stage that exchanges; wanted with ``local``), ``name``, ``param_names`` (one a parameter)
+            and ``layouts`` (one text a parameter, such as "matrix", "conv", "batch" or "matrix/3"; default: "matrix").
         chain: the chain of groups that bring none.
         lr: learning rate.
-        weight_decay: decoupled weight decay, as in AdamW. Default: 0.
+        weight_decay: decoupled, as in AdamW. Default: 0.
         transport: the way to the other replicas. Default: one replica.
+        local: how long replicas step alone. Default: they exchange in every step.
+        look_ahead: where a parameter's state holds what this replica has not sent yet, δ, such as ("exchange", "residual"): between
+            steps the parameters then hold θ − lr · sign(δ), with θ the shared weights, so that gradients are taken where the
+            replica's own share would lead (Psyche's distro.rs). Default: they hold θ.
+        around: an optimizer that takes the local steps in place of the groups' chains; its groups are this optimizer's.
+        model: whose floating buffers are compared at the start and averaged at synchronizations. Default: none.
+        lifecycle: see Lifecycle. Default: its defaults.
 
     Raises:
-        UsageError: a group without a chain, a negative rate or decay, or layouts that do not match the parameters.
+        UsageError: a group without a chain, a negative rate or decay, layouts or names that do not match the parameters, parameters
+            on the meta device, or sharded ones that a stage cannot take.
 
     >>> from muonwire import stages
     >>> weight = torch.nn.Parameter(torch.eye(2))
@@ -67,6 +80,11 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     # Handed to the stages; see Context.
     watch: Watch | None = None
+    # Called right before an exchange and right after the weights have moved by it.
+    before_exchange: Callable[[], None] | None = None
+    after_exchange: Callable[[], None] | None = None
+    # GradScaler then hands over its scale and what it found, instead of leaving out the step on one replica alone.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -76,12 +94,28 @@ class ChainOptimizer(torch.optim.Optimizer):
         lr: float,
         weight_decay: float = 0.0,
         transport: Transport | None = None,
+        local: LocalSteps | None = None,
+        look_ahead: Sequence[str] = (),
+        around: torch.optim.Optimizer | None = None,
+        model: nn.Module | None = None,
+        lifecycle: Lifecycle | None = None,
     ) -> None:
         self.transport = transport or SingleReplica()
-        self._chains: list[Chain] = []
+        self.local = local
+        self.lifecycle = lifecycle or Lifecycle()
+        self.look_ahead = tuple(look_ahead)
+        self._around = around
+        self._model = model
         self._default_chain = chain
-        self._replicas_agree = False
+        self._chains: list[Chain] = []
+        self._outer: dict[Tensor, Chain] = {}
+        self._gradients = GradientCount()
+        self._left = LeftWeights()
+        self._agreement = Agreement()
+        self._failure: str | None = None
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        if around is not None:
+            self._share_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see the class for what it may hold.
@@ -89,199 +123,602 @@ class ChainOptimizer(torch.optim.Optimizer):
         Raises:
             UsageError: see the class.
         """
-        group = dict(param_group)
         index = len(self.param_groups)
-        stage = group.pop("chain", self._default_chain)
-        if not isinstance(stage, Stage):
-            raise UsageError(
-                f"ChainOptimizer: group {index} has chain {stage!r}; give a Stage, to it or to the optimizer"
-            )
-        members = stage if isinstance(stage, Chain) else chain(stage)
-        params = group["params"] = (
-            [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        first = self.param_groups[0] if self.param_groups else {}
+        group = {**self.defaults, **groups.completed(param_group, index=index, first=first)}
+        params = group["params"]
+        stage = group.pop("chain", None) or self._default_chain
+        if self._around is not None:
+            members, group["chain"] = Chain([]), type(self._around).__name__
+        else:
+            members = groups.as_chain(stage, index=index, what="chain", remedy="to it or to the optimizer")
+            group["chain"] = str(members)
+        outer: list[Chain] = []
+        given = group.pop("outer_chain", None)
+        if self.local is not None:
+            outer = groups.outer_chains(given, index=index, count=len(params))
+            group |= {"outer_chains": [str(c) for c in outer], "outer_processor": None}
+        groups.check(
+            group, chains=[members, *outer], keeps_copies=self.local is not None or bool(self.look_ahead)
         )
-        group.setdefault("name", f"group {index}")
-        group.setdefault("layouts", ["matrix"] * len(params))
-        group.setdefault("names", [f"{group['name']}[{i}]" for i in range(len(params))])
-        group.update(chain=str(members), step=0, processor=None)
-        for key in ("lr", "weight_decay"):
-            value = group.get(key, self.defaults[key])
-            if not isinstance(value, Tensor) and value < 0:
-                raise UsageError(
-                    f"ChainOptimizer: {key} of {group['name']} is {value}; it must not be negative"
-                )
-        if not len(group["layouts"]) == len(group["names"]) == len(params):
-            raise UsageError(
-                f"ChainOptimizer: {group['name']} has {len(params)} parameters, {len(group['layouts'])} layouts and "
-                f"{len(group['names'])} names; give one of each a parameter"
-            )
-        for layout in group["layouts"]:
-            MatrixLayout.parse(layout)
-        self._replicas_agree = False
+        self._outer |= dict(zip(params, outer, strict=False))
+        # All state exists from the start, so that a checkpoint taken before the first step can be loaded.
+        fresh = {p: self._fresh_state(p, members) for p in params if p.requires_grad}
         super().add_param_group(group)
         self._chains.append(members)
-        # All state exists from the start, so that a checkpoint taken before the first step can be loaded.
-        for param in params:
-            if param.requires_grad:
-                self.state[param] = members.init(param.detach())
+        self.state.update(fresh)
+        self._agreement.reached = False
+        self._leave_weights()
+
+    def _fresh_state(self, param: Tensor, members: Chain) -> State:
+        """The state of a parameter that has taken no step."""
+        wide = param.detach().to(wide_dtype(param))
+        state: State = dict(members.init(wide))
+        if self._around is not None:
+            state[AROUND] = self._around.state[param]
+        if self._keeps_master(param):
+            state[MASTER] = wide.clone()
+        if self.local is not None or self.look_ahead:
+            state[SHARED] = wide.clone()
+        if self.local is not None:
+            state[OUTER] = self._outer[param].init(wide)
+        if self.look_ahead:
+            self._residual(state, param)
+        return state
+
+    def _keeps_master(self, param: Tensor) -> bool:
+        narrow = param.element_size() < 4
+        return narrow and self.lifecycle.masters and self._around is None and not self.look_ahead
+
+    def _residual(self, state: State, param: Tensor) -> Tensor:
+        """What this replica has not sent yet."""
+        found: Any = state
+        for name in self.look_ahead:
+            if not isinstance(found, dict) or name not in found:
+                raise UsageError(
+                    f"ChainOptimizer: the state of a parameter of shape {tuple(param.shape)} has no {'.'.join(self.look_ahead)}; "
+                    "look_ahead names the exchange whose residual is looked ahead by, with its place in the chain"
+                )
+            found = found[name]
+        residual: Tensor = found
+        return residual
+
+    def _share_groups(self) -> None:
+        """The wrapped optimizer's groups become this one's, so that schedulers reach it."""
+        assert self._around is not None
+        for theirs, mine in zip(self._around.param_groups, self.param_groups, strict=True):
+            theirs.update(mine)
+        self.param_groups = self._around.param_groups
+
+    def _trained(self) -> list[Tensor]:
+        """The parameters that take part, each with its state."""
+        params = []
+        for group, members in zip(self.param_groups, self._chains, strict=True):
+            for param in group["params"]:
+                if param.requires_grad:
+                    if param not in self.state:
+                        self.state[param] = self._fresh_state(param, members)
+                    params.append(param)
+        return params
+
+    def _moved_weight(self, param: Tensor) -> Tensor:
+        """What the chain's updates move."""
+        state = self.state[param]
+        moved: Tensor = state[SHARED] if self.look_ahead else state.get(MASTER, param.detach())
+        return moved
+
+    def shared_weight(self, param: Tensor) -> Tensor:
+        """The weight that all replicas agree on; ``param`` itself where it never departs from it."""
+        shared: Tensor = self.state[param].get(SHARED, param.detach())
+        return shared
+
+    def named_parameters(self) -> list[tuple[str, Tensor]]:
+        """The trained parameters of all groups with their names."""
+        return [
+            (name, param)
+            for group in self.param_groups
+            for name, param in zip(group["param_names"], group["params"], strict=True)
+            if param.requires_grad
+        ]
 
     @property
     def chains(self) -> list[Chain]:
         """The groups' chains, in order."""
         return list(self._chains)
 
+    @property
+    def processor(self) -> Processor:
+        """The class that polar factors follow: what the replicas agreed on, else that of the parameters' device."""
+        return self._processor("processor")
+
+    def _processor(self, key: str) -> Processor:
+        for group in self.param_groups:
+            if group.get(key) is not None:
+                return named_processor(group[key])
+        return find_processor(next(p.device for group in self.param_groups for p in group["params"]))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps taken."""
+        return int(self.param_groups[0]["step"])
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out because something was not finite."""
+        return int(self.param_groups[0]["skipped_steps"])
+
+    @property
+    def steps_alone(self) -> int:
+        """Local steps since the last synchronization."""
+        return int(self.param_groups[0]["step"] - self.param_groups[0]["synchronized_step"])
+
+    def _count(self, **by: int) -> None:
+        """Advance counters that all groups hold alike."""
+        for group in self.param_groups:
+            for key, number in by.items():
+                group[key] += number
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step: all groups through their chains, with shared messages, then the weights.
+        """One step of all groups; with local steps, and a synchronization where it is due.
 
         Args:
             closure: as in torch.optim: evaluated with gradients on, its loss is returned.
 
         Raises:
+            NonFiniteUpdateError: a gradient, an update, or the loss that the training loop saw, is not finite on some replica;
+                raised on all of them before weights or states have changed. With local steps it is raised in the step that
+                synchronizes next; what the replica in question would have stepped by is left out.
+            ExchangeError: the replicas are out of step, or their parameters or chains differ.
+            DivergedReplicasError: the replicas' weights or buffers differ at the start, or were changed from outside differently.
             ReplicaLostError: a replica stopped answering.
-            ExchangeError: in the first step: the replicas' parameters or chains differ.
-            NonFiniteUpdateError: an update that goes through a codec, or the loss that the training loop saw, is not finite
-                on some replica; raised on all of them.
             PayloadError: a replica sent what does not decode.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._replicas_agree:
-            self._agree()
-        passes = [p for i in range(len(self.param_groups)) if (p := self._begin(i)) is not None]
-        updates = drive([p.rounds for p in passes], self.transport)
-        if Flag.DIVERGED in self.transport.agreed:
-            raise NonFiniteUpdateError(
-                "ChainOptimizer: a loss or an update is not finite on at least one replica; the weights were left as they were. "
-                "Lower the learning rate, or resume from the last checkpoint"
-            )
-        for group_pass, moved in zip(passes, updates, strict=True):
-            group_pass.move_weights(moved)
+        params = self._trained()
+        self._gradients.take(params)
+        self.transport.step = self._gradients.count
+        overflowed = unscale(params, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
+        if overflowed:
+            problem: str | None = "a scaled gradient overflowed"
+        elif Flag.DIVERGED in self.transport.requested:
+            problem = "the loss is not finite"
+        else:
+            problem = find_problem(self.named_parameters())
+        self._make_sure(params)
+        try:
+            if self.local is not None:
+                self._step_alone(problem, skips=overflowed or self.lifecycle.nonfinite == "skip")
+            else:
+                self._step_together(problem)
+        except NonFiniteUpdateError:
+            # A replica whose own scale was fine goes by the scaler of the one whose was not.
+            if self.lifecycle.nonfinite != "skip" and not hasattr(self, "found_inf"):
+                raise
+            self._count(skipped_steps=1)
         return loss
 
-    @property
-    def processor(self) -> Processor:
-        """The class that polar factors follow: what the replicas agreed on, else that of the parameters' device."""
-        for group in self.param_groups:
-            if group.get("processor") is not None:
-                return named_processor(group["processor"])
-        return find_processor(next(p.device for group in self.param_groups for p in group["params"]))
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch.optim; gradients that no step has used count as a step left out, which other replicas must leave out too."""
+        self._gradients.discard(p for group in self.param_groups for p in group["params"])
+        super().zero_grad(set_to_none)
 
-    def _agree(self) -> None:
-        """Make sure that all replicas have the same groups, and take the slowest replica's processor class for all."""
-        names = check_agreement(
-            self._layout(), self.transport, what="optimizer groups", note=self.processor.name
-        )
-        agreed = slowest(names).name
-        orthogonalizes = any(members.orthogonalizes for members in self._chains)
-        if orthogonalizes and len(set(names)) > 1:
+    def _talks(self) -> bool:
+        chains = self._outer.values() if self.local else self._chains
+        return self.transport.world_size > 1 and any(members.talks for members in chains)
+
+    def _step_together(self, problem: str | None) -> None:
+        """All groups through their chains, with the other replicas."""
+        if problem is not None and not self._talks():
+            raise self._not_finite(problem)
+        if problem is not None:
+            # The others must not wait in vain: they get zeros and, in the message's header, the reason.
+            self.transport.requested |= Flag.DIVERGED
+        self._observed(self.before_exchange)
+        self._exchange(self._inner_passes(together=True, zeros=problem is not None), problem)
+        self._show_weights()
+        self._count(step=1)
+        self._leave_weights()
+        self._observed(self.after_exchange)
+
+    def _step_alone(self, problem: str | None, *, skips: bool) -> None:
+        """A local step, and a synchronization where it is due."""
+        assert self.local is not None
+        if problem is not None and not skips:
+            if not self._talks():
+                raise self._not_finite(problem)
+            self._failure = f"{problem} in step {self._gradients.count}"
+            self.transport.requested |= Flag.DIVERGED
             warnings.warn(
-                f"ChainOptimizer: the replicas' processors are of different classes ({', '.join(names)} by rank); polar factors "
-                f"follow {agreed} on all of them. Products of different machines may round differently all the same: compare "
-                "the weights with check_replicas, or use a recipe with local steps or approach_b(server=True)",
-                stacklevel=3,
+                f"ChainOptimizer: {problem}; this replica leaves step {self._gradients.count} out, and all replicas raise "
+                "NonFiniteUpdateError when they synchronize next",
+                stacklevel=4,
             )
-        for group in self.param_groups:
-            group["processor"] = agreed
-        self._replicas_agree = True
+        due = self.local.due(local_step=self.num_steps + 1, alone=self.steps_alone + 1)
+        differing = self._shake_hands() if due else []
+        if problem is not None:
+            self._count(skipped_steps=1)
+        elif self._around is not None:
+            self._around.step()
+        else:
+            for p in self._inner_passes(together=False):
+                (updates,) = drive([p.rounds()], SingleReplica())
+                p.move(updates)
+            self._show_weights()
+        self._count(step=1)
+        if due:
+            self._exchange_changes(differing)
+        self._leave_weights()
 
-    def _layout(self) -> str:
-        return "; ".join(
-            f"{g['name']} {g['chain']} {[tuple(p.shape) for p in g['params']]} {g['layouts']}"
-            for g in self.param_groups
-        )
+    def _inner_passes(self, *, together: bool, zeros: bool = False) -> list[Pass]:
+        """The groups' chains, with what goes into each; groups without anything to move are left out."""
+        passes = []
+        for group, members in zip(self.param_groups, self._chains, strict=True):
+            talks = together and self.transport.world_size > 1 and members.talks
+            chosen = [
+                (p, layout, name)
+                for p, layout, name in zip(
+                    group["params"], group["layouts"], group["param_names"], strict=True
+                )
+                if p.grad is not None or (talks and p.requires_grad)
+            ]
+            if not chosen:
+                continue
+            if any(p.grad is not None and p.grad.is_sparse for p, _, _ in chosen):
+                raise UsageError(
+                    f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones"
+                )
+            weights = [self._moved_weight(p) for p, _, _ in chosen]
+            passes.append(
+                Pass(
+                    chain=members,
+                    weights=weights,
+                    updates=[wide_gradient(p, zero=zeros) for p, _, _ in chosen],
+                    states=[self.state[p] for p, _, _ in chosen],
+                    context=self._context(
+                        [layout for _, layout, _ in chosen],
+                        [name for _, _, name in chosen],
+                        dtypes=[p.dtype for p, _, _ in chosen],
+                        lr=float(group["lr"]),
+                        step=group["step"] + 1,
+                        transport=self.transport if together else SingleReplica(),
+                        processor=self._processor("processor"),
+                    ),
+                    weight_decay=float(group["weight_decay"]),
+                )
+            )
+        return passes
 
-    def _begin(self, index: int) -> _Pass | None:
-        group = self.param_groups[index]
-        talks = self.transport.world_size > 1 and self._chains[index].talks
-        chosen = [
-            (p, layout, name)
-            for p, layout, name in zip(group["params"], group["layouts"], group["names"], strict=True)
-            if p.grad is not None or (talks and p.requires_grad)
-        ]
-        if not chosen:
-            return None
-        group["step"] += 1
-        for p, _, _ in chosen:
-            if p not in self.state:
-                self.state[p] = self._chains[index].init(p)
-        updates = [torch.zeros_like(p) if p.grad is None else p.grad for p, _, _ in chosen]
-        sparse = next((u for u in updates if u.is_sparse), None)
-        if sparse is not None:
-            raise UsageError(f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones")
-        context = Context(
-            lr=float(group["lr"]),
-            step=group["step"],
-            transport=self.transport,
-            layouts=[MatrixLayout.parse(layout) for _, layout, _ in chosen],
-            names=[name for _, _, name in chosen],
+    def _context(
+        self,
+        layouts: Sequence[str],
+        names: Sequence[str],
+        *,
+        dtypes: Sequence[torch.dtype],
+        lr: float,
+        step: int,
+        transport: Transport,
+        processor: Processor,
+    ) -> Context:
+        return Context(
+            lr=lr,
+            step=step,
+            transport=transport,
+            layouts=[MatrixLayout.parse(layout) for layout in layouts],
+            names=names,
+            dtypes=dtypes,
             watch=self.watch,
-            processor=self.processor,
-        )
-        params = [p for p, _, _ in chosen]
-        states = [self.state[p] for p in params]
-        return _Pass(
-            params=params,
-            rounds=self._chains[index].rounds(updates, params, states, context),
-            lr=context.lr,
-            weight_decay=float(group["weight_decay"]),
+            processor=processor,
         )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` gave; states keep the dtype they were saved with.
+    def _exchange(self, passes: Sequence[Pass], problem: str | None) -> None:
+        """All passes with shared messages: one for each exchange along the longest chain. Then their weights move."""
+        with restored_on_error(passes):
+            updates = drive([p.rounds() for p in passes], self.transport)
+            self._raise_if_flagged(problem)
+        for p, moved in zip(passes, updates, strict=True):
+            p.move(moved)
+
+    @staticmethod
+    def _observed(callback: Callable[[], None] | None) -> None:
+        if callback is not None:
+            callback()
+
+    def _show_weights(self) -> None:
+        """The parameters take what the chains have moved, where that is a copy."""
+        params = self._trained()
+        copy_out(params, self.state, SHARED if self.look_ahead else MASTER)
+        if self.look_ahead:
+            for group in self.param_groups:
+                for param in group["params"]:
+                    if param.requires_grad:
+                        lead = self._residual(self.state[param], param).sign().to(param.dtype)
+                        param.sub_(lead, alpha=float(group["lr"]))
+
+    def _raise_if_flagged(self, problem: str | None) -> None:
+        """Act on what any replica has said in the header of its last message; all replicas do the same."""
+        transport, agreed = self.transport, self.transport.agreed
+        ours = Flag.DIVERGED | Flag.CHANGED
+        transport.requested &= ~ours
+        transport.agreed &= ~ours
+        if Flag.CHANGED in agreed:
+            check_replicas(self._shared(), transport)
+        if Flag.DIVERGED in agreed:
+            raise self._not_finite(
+                problem or "a loss, a gradient or an update is not finite on at least one replica"
+            )
+
+    def _not_finite(self, problem: str) -> NonFiniteUpdateError:
+        self._failure = None
+        self.transport.requested &= ~Flag.DIVERGED
+        return NonFiniteUpdateError(
+            f"ChainOptimizer: {problem} (step {self._gradients.count}, rank {self.transport.rank}); no weight and no state has "
+            'changed. Go on with the next batch, lower the learning rate, or resume from the last checkpoint; nonfinite="skip" '
+            "leaves such steps out by itself"
+        )
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether the parameters hold the shared weights right now."""
+        return all(torch.equal(p, self.shared_weight(p).to(p.dtype)) for p in self._trained())
+
+    @torch.no_grad()
+    def synchronize(self) -> None:
+        """Bring all replicas to the same weights and floating buffers; all call it together.
+
+        With local steps the weights' changes since the last synchronization are exchanged, however few. Elsewhere the weights are
+        the same already, and buffers such as BatchNorm's are averaged. If it raises, nothing shared has changed.
 
         Raises:
-            UsageError: the chains of the saved groups are not this optimizer's.
+            as step.
         """
-        for mine, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            if mine["chain"] != saved.get("chain"):
-                raise UsageError(
-                    f"ChainOptimizer: the saved state of {saved.get('name')!r} belongs to the chain {saved.get('chain')!r}, "
-                    f"this optimizer has {mine['chain']!r}; build it with the recipe and options it was saved with"
-                )
-        super().load_state_dict(state_dict)
-        self._replicas_agree = False
-        # torch casts floating states to the parameter's dtype, which would round a wider state.
-        ordered = [p for group in self.param_groups for p in group["params"]]
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for param, saved_id in zip(ordered, saved_ids, strict=True):
-            if saved_id in state_dict["state"]:
-                self.state[param] = _copy_state(state_dict["state"][saved_id], param.device)
+        if self.local is None and (self.transport.world_size == 1 or not self._buffers()):
+            return
+        self.transport.step = self._gradients.count
+        self._make_sure(self._trained())
+        differing = self._shake_hands()
+        if self.local is not None and self.steps_alone:
+            self._exchange_changes(differing)
+            self._leave_weights()
+        else:
+            average_buffers(self._buffers(), differing, self.transport)
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        return floating_buffers(self._model, exclude=self.lifecycle.exclude_buffers)
+
+    def _shake_hands(self) -> list[int]:
+        """Make sure that all replicas can synchronize, before anything changes; returns which buffers differ."""
+        if self.transport.world_size == 1:
+            return []
+        handshake = Handshake(
+            alone=self.steps_alone,
+            edits=self._agreement.edits,
+            buffers=digests([b for _, b in self._buffers()]),
+        )
+        differing = handshake.exchange(self.transport)
+        self._agreement.forget_edits()
+        self._raise_if_flagged(self._failure)
+        return differing
+
+    def _exchange_changes(self, differing: Sequence[int]) -> None:
+        """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a."""
+        self._observed(self.before_exchange)
+        self._exchange(self.outer_passes(), None)
+        average_buffers(self._buffers(), differing, self.transport)
+        params = self._trained()
+        copy_out(params, self.state, SHARED)
+        for state in (self.state[p] for p in params):
+            if MASTER in state:
+                state[MASTER].copy_(state[SHARED])
+        for group in self.param_groups:
+            group["synchronized_step"] = group["step"]
+        self._count(synchronizations=1)
+        self._observed(self.after_exchange)
+
+    def outer_passes(self) -> list[Pass]:
+        """One pass for all parameters whose outer chains are alike, in the groups' order."""
+        assert self.local is not None
+        alike: dict[str, list[tuple[Tensor, str, str]]] = {}
+        for group in self.param_groups:
+            for member in zip(
+                group["params"], group["layouts"], group["param_names"], group["outer_chains"], strict=True
+            ):
+                if member[0].requires_grad:
+                    alike.setdefault(member[3], []).append(member[:3])
+        return [
+            Pass(
+                chain=self._outer[members[0][0]],
+                weights=[self.state[p][SHARED] for p, _, _ in members],
+                updates=[self.state[p][SHARED] - self._moved_weight(p) for p, _, _ in members],
+                states=[self.state[p][OUTER] for p, _, _ in members],
+                context=self._context(
+                    [layout for _, layout, _ in members],
+                    [name for _, _, name in members],
+                    dtypes=[p.dtype for p, _, _ in members],
+                    lr=self.local.outer_lr,
+                    step=self.param_groups[0]["synchronizations"] + 1,
+                    transport=self.transport,
+                    processor=self._processor("outer_processor"),
+                ),
+            )
+            for members in alike.values()
+        ]
+
+    def shared_weights(self) -> AbstractContextManager[None]:
+        """Within the block the parameters hold the weights that all replicas share, for evaluation and comparison."""
+        return holding_shared(self._trained(), self.state)
+
+    def estimate_bytes(self, *, replicas: int) -> float | None:
+        """Bytes that each replica sends per step, on average, by the stages' formulas.
+
+        Messages' frames, 16 bytes each, and what is said once or in a few bytes a synchronization, are not counted.
+
+        Args:
+            replicas: how many would train together; one sends nothing.
+
+        Returns:
+            Bytes, or None where a stage that talks has no formula, or the interval grows.
+        """
+        if replicas == 1:
+            return 0.0
+        if self.local is not None and self.local.growth > 0:
+            # The average depends on the length of the run.
+            return None
+        total = 0.0
+        for params, layouts, members in self._sent():
+            part = members.estimate_bytes(params, layouts, replicas=replicas)
+            if part is None:
+                return None
+            total += part
+        return total / (1 if self.local is None else self.local.interval)
+
+    def _sent(self) -> list[tuple[list[Tensor], list[MatrixLayout], Chain]]:
+        if self.local is not None:
+            return [(list(p.weights), list(p.context.layouts), p.chain) for p in self.outer_passes()]
+        return [
+            (
+                [p for p in group["params"] if p.requires_grad],
+                [
+                    MatrixLayout.parse(layout)
+                    for p, layout in zip(group["params"], group["layouts"], strict=True)
+                    if p.requires_grad
+                ],
+                members,
+            )
+            for group, members in zip(self.param_groups, self._chains, strict=True)
+        ]
+
+    def _shared(self) -> list[tuple[str, Tensor]]:
+        return [(name, self.shared_weight(param)) for name, param in self.named_parameters()]
+
+    def _make_sure(self, params: Sequence[Tensor]) -> None:
+        """That the copies are those of the weights, and in the first step that all replicas have the same."""
+        if self._left.converted(params):
+            self._convert(params)
+        if self._left.edited(params, self.state):
+            follow(params, self.state)
+            self._leave_weights()
+            if self._agreement.reached and self.transport.world_size > 1:
+                if self.local is None:
+                    self.transport.requested |= Flag.CHANGED
+                else:
+                    self._agreement.add_edits(self._shared())
+        if self._agreement.reached:
+            return
+        own = find_processor(params[0].device if params else torch.device("cpu"))
+        talking = list(self._outer.values()) if self.local is not None else self._chains
+        key = "processor" if self.local is None else "outer_processor"
+        agreed = self._agreement.reach(
+            self.transport,
+            description=f"{self.local} {self.look_ahead} step {self.num_steps}: {groups.description(self.param_groups)}",
+            processor=next((g[key] for g in self.param_groups if g[key] is not None), own.name),
+            orthogonalizes=any(members.orthogonalizes for members in talking),
+        )
+        for group in self.param_groups:
+            group[key] = agreed
+            # Local steps orthogonalize as this replica does, on whatever processor it was when they began.
+            group["processor"] = group["processor"] or own.name
+        at_start = self.num_steps == 0
+        buffers = self._buffers() if at_start else []
+        if at_start and self.lifecycle.start == "broadcast":
+            self._agreement.broadcast([*params, *(b for _, b in buffers)], self.transport)
+            follow(params, self.state)
+            self._leave_weights()
+        self._agreement.check(self._shared(), buffers, self.transport)
+
+    def _convert(self, params: Sequence[Tensor]) -> None:
+        """Bring states to the parameters' devices and dtypes; a 16-bit weight gets a master, a wide one needs none."""
+        for param in params:
+            state = self.state[param]
+            saved.convert(state, param.device, wide_dtype(param), leave_out=AROUND)
+            if not self._keeps_master(param):
+                state.pop(MASTER, None)
+            elif MASTER not in state:
+                state[MASTER] = param.detach().to(wide_dtype(param), copy=True)
+
+    def _leave_weights(self) -> None:
+        self._left.leave(self._trained(), self.state)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what ``state_dict`` gave, matching parameters by name and shape; states get this optimizer's dtypes.
+
+        Raises:
+            UsageError: the state belongs to other parameters, shapes, chains or another kind of optimizer; nothing has changed.
+        """
+        fresh: dict[Tensor, State] = {}
+
+        def translate(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            """Runs behind the hooks that users have registered, and sees what they made of the state."""
+            adopted = saved.matched(loaded, self.param_groups)
+            for mine, theirs in zip(self.param_groups, adopted["param_groups"], strict=True):
+                for param, name, key in zip(
+                    mine["params"], mine["param_names"], theirs["params"], strict=True
+                ):
+                    fresh[param] = self._restored(adopted["state"].get(key, {}), param, name)
+            return adopted
+
+        def adopt(_: torch.optim.Optimizer) -> None:
+            """Runs before users' hooks. Torch has cast floating states to the parameters' dtypes, which rounds wider ones."""
+            self.state.update(fresh)
+            if self._around is not None:
+                self._hand_back()
+            self._agreement.reached = False
+            self._left.forget()
+
+        handles = [
+            self.register_load_state_dict_pre_hook(translate),
+            self.register_load_state_dict_post_hook(adopt, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _restored(self, theirs: State, param: Tensor, name: str) -> State:
+        """A parameter's saved state as this optimizer keeps it."""
+        own = {k: v for k, v in self.state.get(param, {}).items() if k != AROUND}
+        state = saved.restored(theirs, own, param, name=name, leave_out=AROUND)
+        missing = [k for k in own if k not in state and k not in (MASTER, HELD)]
+        if missing:
+            raise UsageError(
+                f"load_state_dict: the saved state of {name} has no {missing[0]}; it has {', '.join(state) or 'nothing'}. It was "
+                "saved by another kind of optimizer, or by one with other options"
+            )
+        if MASTER not in own:
+            state.pop(MASTER, None)
+        elif MASTER not in state:
+            state[MASTER] = param.detach().to(own[MASTER].dtype, copy=True)
+        return state
+
+    def _hand_back(self) -> None:
+        """The wrapped optimizer gets its share of a loaded state."""
+        assert self._around is not None
+        around = self._around
+        params = [p for group in self.param_groups for p in group["params"]]
+        numbers = {p: i for i, p in enumerate(params)}
+        around.load_state_dict(
+            {
+                "state": {i: self.state[p][AROUND] for p, i in numbers.items() if self.state[p].get(AROUND)},
+                "param_groups": [
+                    {**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups
+                ],
+            }
+        )
+        self.param_groups = around.param_groups
+        for param in params:
+            self.state[param][AROUND] = around.state[param]
 
     def __getstate__(self) -> dict[str, Any]:
+        kept = "transport local lifecycle look_ahead _around _model _default_chain _chains _outer _gradients _left _failure"
         return {
             **super().__getstate__(),
-            "transport": self.transport,
-            "_chains": self._chains,
-            "_default_chain": self._default_chain,
-            "_replicas_agree": False,
+            **{name: getattr(self, name) for name in [*kept.split(), "_agreement"]},
         }
 
     def __repr__(self) -> str:
-        replicas = self.transport.world_size
-        about = f"{replicas} replica{'s' * (replicas != 1)}"
-        if any(members.orthogonalizes for members in self._chains):
-            about += (
-                f"; polar factors as on {self.processor.name} processors: {str(self.processor.dtype)[6:]}"
-            )
-        lines = [f"{type(self).__name__} ({about})"]
-        for group in self.param_groups:
-            count, numel = len(group["params"]), sum(p.numel() for p in group["params"])
-            lines.append(
-                f"  {group['name']}: {count} tensor{'s' * (count != 1)}, {numel:,} parameters, lr={float(group['lr']):g}, "
-                f"weight_decay={group['weight_decay']:g}: {group['chain']}"
-            )
-        return "\n".join(lines)
-
-
-def _copy_state(state: State, device: torch.device) -> State:
-    return {
-        key: _copy_state(value, device)
-        if isinstance(value, dict)
-        else value.detach().clone().to(device)
-        if isinstance(value, Tensor)
-        else value
-        for key, value in state.items()
-    }
+        return describe(self)

@@ -1,11 +1,12 @@
 """Recipes: named functions that return a complete optimizer for a model."""
 
+import warnings
 from typing import Any
 
-import torch
 from torch import nn
 
 from muonwire.errors import UsageError
+from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.approaches import (
     APPROACH_A,
     APPROACH_B,
@@ -27,7 +28,7 @@ from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
 from muonwire.recipes.muonfast import MUONFAST
 from muonwire.recipes.one_bit import ONE_BIT_MUON
 from muonwire.recipes.weight_polar import SGD_WEIGHT_POLAR
-from muonwire.transport.base import SingleReplica, Transport
+from muonwire.transport.base import Transport
 
 RECIPES: dict[str, Recipe] = {
     r.name: r
@@ -89,7 +90,7 @@ def find(name: str) -> Recipe:
 
 def build(
     name: str, model: nn.Module, *, lr: float, transport: Transport | None = None, **options: Any
-) -> torch.optim.Optimizer:
+) -> ChainOptimizer:
     """The optimizer that recipe ``name`` makes for ``model``.
 
     Args:
@@ -107,6 +108,7 @@ def build(
     'ChainOptimizer'
     """
     recipe = find(name)
-    if not lr >= 0:
-        raise UsageError(f"recipe {name}: lr is {lr}; it must be at least 0")
-    return recipe.build(model, lr, transport or SingleReplica(), recipe.make_options(options))
+    if "exchange" in options:
+        warnings.warn("recipes.build: exchange is now called transport", DeprecationWarning, stacklevel=2)
+        transport = options.pop("exchange")
+    return recipe.build(model, recipe.make_options(options, lr=lr, transport=transport))

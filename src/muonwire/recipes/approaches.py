@@ -24,17 +24,14 @@ from muonwire.stages import (
     WeightPolar,
     chain,
 )
-from muonwire.transport.base import Transport
 
 SOURCE = "source 000"
 
 
-def _approach_a(
-    model: nn.Module, lr: float, transport: Transport, options: CompressedSettings
-) -> ChainOptimizer:
+def _approach_a(model: nn.Module, options: CompressedSettings) -> ChainOptimizer:
     stages = chain(options.momentum_stage(), options.fed_back(), Sign())
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=stages, lr=lr, transport=transport)
+    return options.optimizer(model, groups, chain=stages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +60,14 @@ class PostPolarSettings(CompressedSettings):
         return served if self.server else polar
 
 
-def _approach_b(
-    model: nn.Module, lr: float, transport: Transport, options: PostPolarSettings
-) -> ChainOptimizer:
+def _approach_b(model: nn.Module, options: PostPolarSettings) -> ChainOptimizer:
     hidden = chain(options.residual(), options.after_exchange())
-    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, options, hidden=hidden, rest=options.distro())
 
 
-def _pre_polar(
-    model: nn.Module, lr: float, transport: Transport, options: CompressedSettings
-) -> ChainOptimizer:
+def _pre_polar(model: nn.Module, options: CompressedSettings) -> ChainOptimizer:
     hidden = chain(options.polar_chain(), options.fed_back())
-    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, options, hidden=hidden, rest=options.distro())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,16 +83,14 @@ class PredictedSettings(CompressedSettings):
     feedback_decay: float = 0.0
 
 
-def _approach_c(
-    model: nn.Module, lr: float, transport: Transport, options: PredictedSettings
-) -> ChainOptimizer:
+def _approach_c(model: nn.Module, options: PredictedSettings) -> ChainOptimizer:
     hidden = chain(
         options.momentum_stage(),
         Predicted(through=options.fed_back(), direction=options.polar_stage()),
         options.polar_stage(),
         options.scale_stage(),
     )
-    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, options, hidden=hidden, rest=options.distro())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +105,7 @@ class HybridSettings(CompressedSettings):
     dense: Sequence[str] = (r"attn|attention",)
 
 
-def _approach_d(model: nn.Module, lr: float, transport: Transport, options: HybridSettings) -> ChainOptimizer:
+def _approach_d(model: nn.Module, options: HybridSettings) -> ChainOptimizer:
     routing = options.routing(model)
     routes = [(r.name, r.param, str(r.layout)) for r in routing.polar]
     chosen = [route for route in routes if any(re.search(p, route[0]) for p in options.dense)]
@@ -130,7 +121,7 @@ def _approach_d(model: nn.Module, lr: float, transport: Transport, options: Hybr
     groups += by_dimensions(
         "compressed", compressed, weight_decay=options.weight_decay, chain=options.distro()
     )
-    return ChainOptimizer(groups, lr=lr, transport=transport)
+    return options.optimizer(model, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +148,7 @@ class WeightPolarSettings(PeriodicSettings):
     strength: float = 0.1
 
 
-def _approach_f(
-    model: nn.Module, lr: float, transport: Transport, options: PeriodicSettings
-) -> ChainOptimizer:
+def _approach_f(model: nn.Module, options: PeriodicSettings) -> ChainOptimizer:
     # Sent in full, nothing of the residual momentum is left; the next round starts from zero.
     full = Exchange(
         codec=parse("float32"), feedback=ResidualMomentum(decay=options.residual_decay), over="senders"
@@ -170,17 +159,15 @@ def _approach_f(
         otherwise=options.distro(),
         shared=("exchange",),
     )
-    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, options, hidden=hidden, rest=options.distro())
 
 
-def _weight_polar(
-    model: nn.Module, lr: float, transport: Transport, options: WeightPolarSettings
-) -> ChainOptimizer:
+def _weight_polar(model: nn.Module, options: WeightPolarSettings) -> ChainOptimizer:
     hidden = chain(
         options.distro(),
         WeightPolar(period=options.period, strength=options.strength, polar=options.polar_stage()),
     )
-    return two_groups(model, lr, transport, options, hidden=hidden, rest=options.distro())
+    return two_groups(model, options, hidden=hidden, rest=options.distro())
 
 
 APPROACH_A = Recipe(

@@ -1,20 +1,74 @@
 """What a recipe is: a named function from a model to a complete optimizer, with typed options."""
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-import torch
 from torch import nn
 
 from muonwire.errors import UsageError
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim.settings import Lifecycle, LocalSteps
 from muonwire.stages.adam import Adam
+from muonwire.stages.base import Stage
 from muonwire.transport.base import Transport
 
 
+class OptimizerParts(TypedDict, total=False):
+    """What recipes hand to ChainOptimizer besides groups and settings."""
+
+    chain: Stage
+    local: LocalSteps
+    look_ahead: Sequence[str]
+
+
 @dataclass(frozen=True, kw_only=True)
-class AdamSettings:
+class RecipeSettings:
+    """What every recipe takes.
+
+    Args:
+        lr: learning rate, at least 0.
+        transport: the way to the other replicas. Default: one replica.
+        start: "check" that all replicas start with the same weights and buffers, or "broadcast" those of replica 0.
+            Default: "check".
+        nonfinite: "raise" on all replicas where a gradient is not finite on one, or "skip" the step and count it. Default: "raise".
+        masters: keep float32 copies of 16-bit weights. Default: True.
+        exclude_buffers: regular expressions for names of floating buffers that are not averaged over the replicas. Default: none.
+    """
+
+    lr: float
+    transport: Transport | None = None
+    start: str = "check"
+    nonfinite: str = "raise"
+    masters: bool = True
+    exclude_buffers: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.lr >= 0:
+            raise UsageError(f"recipe: lr is {self.lr}; it must be at least 0")
+        self.lifecycle()
+
+    def lifecycle(self) -> Lifecycle:
+        """How the optimizer behaves beside its arithmetic."""
+        return Lifecycle(
+            start=self.start,
+            nonfinite=self.nonfinite,
+            masters=self.masters,
+            exclude_buffers=tuple(self.exclude_buffers),
+        )
+
+    def optimizer(
+        self, model: nn.Module, groups: Sequence[dict[str, Any]], **parts: Unpack[OptimizerParts]
+    ) -> ChainOptimizer:
+        """The optimizer of these groups of the model's parameters."""
+        return ChainOptimizer(
+            groups, lr=self.lr, transport=self.transport, model=model, lifecycle=self.lifecycle(), **parts
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamSettings(RecipeSettings):
     """The options that every recipe with an Adam part shares.
 
     Args:
@@ -29,6 +83,10 @@ class AdamSettings:
     eps: float = 1e-8
     weight_decay: float = 0.01
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.adam_stage()
+
     def adam_stage(self) -> Adam:
         """The stage with these settings."""
         return Adam(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
@@ -41,24 +99,26 @@ class Recipe:
     Args:
         name: as the command line and reports have it.
         options: frozen dataclass of its options.
-        build: (model, lr, exchange, options) to the optimizer.
+        build: (model, options) to the optimizer.
         summary: its chain, in one line.
         source: where it comes from: paper and section, or a source's approach.
     """
 
     name: str
     options: type[Any]
-    build: Callable[[nn.Module, float, Transport, Any], torch.optim.Optimizer]
+    build: Callable[[nn.Module, Any], ChainOptimizer]
     summary: str
     source: str
 
-    def make_options(self, given: Mapping[str, Any]) -> Any:
-        """The options dataclass with what was given.
+    def make_options(
+        self, given: Mapping[str, Any], *, lr: float = 1.0, transport: Transport | None = None
+    ) -> Any:
+        """The options dataclass with what was given, as on the command line; ``lr`` and ``transport`` are no options there.
 
         Raises:
             UsageError: an unknown option, or a value of the wrong kind or out of range.
         """
-        allowed = {f.name: f for f in fields(self.options)}
+        allowed = {f.name: f for f in fields(self.options) if f.name not in ("lr", "transport")}
         for key, value in given.items():
             if key not in allowed:
                 raise UsageError(
@@ -74,7 +134,7 @@ class Recipe:
                 raise UsageError(
                     f"recipe {self.name}: {key} is {value!r}; a whole number is wanted, such as {default}"
                 )
-        return self.options(**given)
+        return self.options(lr=lr, transport=transport, **given)
 
 
 def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,15 +13,13 @@ from muonwire.recipes.approaches import HybridSettings
 from muonwire.transport.base import SingleReplica, Transport
 
 
-def lost_shares(
-    model: nn.Module, *, options: HybridSettings | None = None, transport: Transport | None = None
-) -> dict[str, float]:
+def lost_shares(model: nn.Module, *, transport: Transport | None = None, **options: Any) -> dict[str, float]:
     """What the codec drops of each hidden matrix's gradient: ‖g − decoded(g)‖² / ‖g‖², averaged over the replicas.
 
     Args:
         model: after a backward pass; all replicas call this together, each with gradients of its own data.
-        options: of approach_d: its codec and its routing. Default: its defaults.
         transport: the way to the other replicas. Default: one replica.
+        **options: of approach_d: its codec and its routing. Default: its defaults.
 
     Returns:
         The share by parameter name, the same on all replicas to the last bit; 0 where a gradient is zero.
@@ -28,10 +27,10 @@ def lost_shares(
     Raises:
         UsageError: a hidden matrix has no gradient, or one that is not finite.
     """
-    options = options or HybridSettings()
-    codec = options.parsed_codec()
+    settings = HybridSettings(lr=0.0, **options)
+    codec = settings.parsed_codec()
     names, shares = [], []
-    for route in options.routing(model).polar:
+    for route in settings.routing(model).polar:
         if route.param.grad is None:
             raise UsageError(
                 f"choose_dense: {route.name} has no gradient; call backward on a loss of some batches before"
@@ -60,8 +59,8 @@ def choose_dense(
     model: nn.Module,
     *,
     share: float,
-    options: HybridSettings | None = None,
     transport: Transport | None = None,
+    **options: Any,
 ) -> list[str]:
     """The option ``dense`` of approach_d, by measurement instead of by name: patterns that match the chosen matrices alone.
 
@@ -72,8 +71,8 @@ def choose_dense(
     Args:
         model: after a backward pass; all replicas call this together and get the same answer.
         share: of the hidden matrices' parameters that may travel dense, in (0, 1].
-        options: of approach_d: its codec and its routing. Default: its defaults.
         transport: the way to the other replicas. Default: one replica.
+        **options: of approach_d: its codec and its routing. Default: its defaults.
 
     Raises:
         UsageError: a share outside (0, 1] or smaller than every matrix, or gradients that are missing or not finite.
@@ -85,19 +84,19 @@ def choose_dense(
     >>> options = {"codec": "topk(density=0.25) | float32"}
     >>> _ = model[0].weight.grad = torch.eye(6, 4)
     >>> _ = model[1].weight.grad = torch.ones(4, 6)
-    >>> dense = choose_dense(model, share=0.5, options=HybridSettings(**options))
+    >>> dense = choose_dense(model, share=0.5, **options)
     >>> dense
     ['^1\\\\.weight$']
     >>> optimizer = recipes.build("approach_d", model, lr=0.01, dense=dense, **options)
     """
     if not 0 < share <= 1:
         raise UsageError(f"choose_dense: share is {share}; it must lie in (0, 1]")
-    options = options or HybridSettings()
-    numels = {route.name: route.param.numel() for route in options.routing(model).polar}
+    settings = HybridSettings(lr=0.0, **options)
+    numels = {route.name: route.param.numel() for route in settings.routing(model).polar}
     room = share * sum(numels.values())
     chosen = []
     by_loss = sorted(
-        lost_shares(model, options=options, transport=transport).items(), key=lambda item: (-item[1], item[0])
+        lost_shares(model, transport=transport, **options).items(), key=lambda item: (-item[1], item[0])
     )
     for name, _ in by_loss:
         if numels[name] <= room:

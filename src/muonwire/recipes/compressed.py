@@ -10,7 +10,6 @@ from muonwire.codec import Codec, parse
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.dense import MuonSettings, by_dimensions, named_group
 from muonwire.stages import EF14, Chain, Exchange, ResidualMomentum, Scale, Sign, Stage, chain
-from muonwire.transport.base import Transport
 
 CODEC = "dct(chunk=64) | topk(k=32) | sign(scale=chunk)"
 
@@ -57,8 +56,6 @@ class CompressedSettings(MuonSettings):
 
 def two_groups(
     model: nn.Module,
-    lr: float,
-    transport: Transport,
     settings: MuonSettings,
     *,
     hidden: Stage,
@@ -69,12 +66,10 @@ def two_groups(
 
     Args:
         model: its trainable parameters.
-        lr: learning rate.
-        transport: the way to the other replicas.
         settings: routing and weight decay.
         hidden: chain of the parameters that routing sends to polar.
         rest: chain of the others.
-        rest_rate: their learning rate over ``lr``. Default: 1.
+        rest_rate: their learning rate over that of the settings. Default: 1.
     """
     routing = settings.routing(model)
     groups = [hidden_group([(r.name, r.param, str(r.layout)) for r in routing.polar], hidden, settings)]
@@ -83,9 +78,9 @@ def two_groups(
         [(r.name, r.param) for r in routing.adam],
         weight_decay=settings.weight_decay,
         chain=rest,
-        lr=lr * rest_rate,
+        lr=settings.lr * rest_rate,
     )
-    return ChainOptimizer(groups, lr=lr, transport=transport)
+    return settings.optimizer(model, groups)
 
 
 def hidden_group(

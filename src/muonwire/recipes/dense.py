@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.routing import Routing, route
-from muonwire.recipes.base import AdamSettings, Recipe
+from muonwire.recipes.base import AdamSettings, Recipe, RecipeSettings
 from muonwire.stages import Adam, Chain, Mean, Momentum, Polar, RowNormalize, Scale, Stage, chain
-from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,7 @@ class MuonSettings(AdamSettings):
     split: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.polar_chain()
         Adam(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
         if self.adam_lr_ratio <= 0:
@@ -70,7 +70,7 @@ class MuonSettings(AdamSettings):
 
 def named_group(name: str, named: Sequence[tuple[str, Tensor]], **extra: Any) -> dict[str, Any]:
     """A parameter group with names for messages."""
-    return {"name": name, "params": [p for _, p in named], "names": [n for n, _ in named], **extra}
+    return {"name": name, "params": [p for _, p in named], "param_names": [n for n, _ in named], **extra}
 
 
 def by_dimensions(
@@ -99,12 +99,11 @@ def trainable(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def muon_groups(
-    model: nn.Module, lr: float, settings: MuonSettings, *, exchange_first: Sequence[Stage]
+    model: nn.Module, settings: MuonSettings, *, exchange_first: Sequence[Stage]
 ) -> list[dict[str, Any]]:
     """The groups of Muon: hidden matrices through momentum → polar → scale, the rest through Adam."""
     return routed_groups(
         model,
-        lr,
         settings,
         hidden=chain(*exchange_first, settings.polar_chain()),
         rest=chain(*exchange_first, settings.adam_stage()),
@@ -112,7 +111,7 @@ def muon_groups(
 
 
 def routed_groups(
-    model: nn.Module, lr: float, settings: MuonSettings, *, hidden: Stage, rest: Stage
+    model: nn.Module, settings: MuonSettings, *, hidden: Stage, rest: Stage
 ) -> list[dict[str, Any]]:
     """The groups of hidden matrices and of everything else, each with a chain and a learning rate of its own."""
     routing = settings.routing(model)
@@ -121,7 +120,6 @@ def routed_groups(
         [(r.name, r.param) for r in routing.polar],
         chain=hidden,
         layouts=[str(r.layout) for r in routing.polar],
-        lr=lr,
         weight_decay=settings.weight_decay,
     )
     others = by_dimensions(
@@ -129,20 +127,18 @@ def routed_groups(
         [(r.name, r.param) for r in routing.adam],
         weight_decay=settings.weight_decay,
         chain=rest,
-        lr=lr * settings.adam_lr_ratio,
+        lr=settings.lr * settings.adam_lr_ratio,
     )
     return [matrices, *others]
 
 
-def _build_adamw(model: nn.Module, lr: float, transport: Transport, options: AdamSettings) -> ChainOptimizer:
+def _build_adamw(model: nn.Module, options: AdamSettings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=chain(Mean(), options.adam_stage()), lr=lr, transport=transport)
+    return options.optimizer(model, groups, chain=chain(Mean(), options.adam_stage()))
 
 
-def _build_muon(model: nn.Module, lr: float, transport: Transport, options: MuonSettings) -> ChainOptimizer:
-    return ChainOptimizer(
-        muon_groups(model, lr, options, exchange_first=[Mean()]), lr=lr, transport=transport
-    )
+def _build_muon(model: nn.Module, options: MuonSettings) -> ChainOptimizer:
+    return options.optimizer(model, muon_groups(model, options, exchange_first=[Mean()]))
 
 
 ADAMW = Recipe(
@@ -187,7 +183,7 @@ def normalized_chain(settings: MuonSettings, *, row_beta2: float) -> Chain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGDSettings:
+class SGDSettings(RecipeSettings):
     """Options of sgd.
 
     Args:
@@ -201,6 +197,7 @@ class SGDSettings:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.stage()
 
     def stage(self) -> Momentum:
@@ -208,9 +205,9 @@ class SGDSettings:
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
 
-def _build_sgd(model: nn.Module, lr: float, transport: Transport, options: SGDSettings) -> ChainOptimizer:
+def _build_sgd(model: nn.Module, options: SGDSettings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=chain(Mean(), options.stage()), lr=lr, transport=transport)
+    return options.optimizer(model, groups, chain=chain(Mean(), options.stage()))
 
 
 NORMUON = Recipe(

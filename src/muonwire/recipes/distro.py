@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonwire import codec
-from muonwire.optim import ChainOptimizer, LookAhead
-from muonwire.recipes.base import Recipe
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.base import Recipe, RecipeSettings
 from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import Delayed, Exchange, ResidualMomentum, Sign, Stage, chain
-from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistroSettings:
+class DistroSettings(RecipeSettings):
     """Options of distro.
 
     Args:
@@ -34,6 +33,7 @@ class DistroSettings:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.stage()
 
     def stage(self) -> Exchange:
@@ -50,7 +50,7 @@ class DistroSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoSettings:
+class DemoSettings(RecipeSettings):
     """Options of demo.
 
     Args:
@@ -68,6 +68,7 @@ class DemoSettings:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.stage()
 
     def stage(self) -> Exchange:
@@ -92,23 +93,21 @@ class PsycheSettings(DistroSettings):
     delayed: bool = False
 
 
-def _build(
-    model: nn.Module, lr: float, transport: Transport, options: DistroSettings | DemoSettings
-) -> ChainOptimizer:
+def _build(model: nn.Module, options: DistroSettings | DemoSettings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return ChainOptimizer(groups, chain=chain(options.stage(), Sign()), lr=lr, transport=transport)
+    return options.optimizer(model, groups, chain=chain(options.stage(), Sign()))
 
 
-def _psyche(
-    model: nn.Module, lr: float, transport: Transport, options: PsycheSettings
-) -> ChainOptimizer | LookAhead:
+def _psyche(model: nn.Module, options: PsycheSettings) -> ChainOptimizer:
     compressed: Stage = Delayed(through=options.stage()) if options.delayed else options.stage()
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    optimizer = ChainOptimizer(groups, chain=chain(compressed, Sign()), lr=lr, transport=transport)
-    if not options.look_ahead:
-        return optimizer
     inside = ("delayed", "through") if options.delayed else ("exchange",)
-    return LookAhead(optimizer, residual=(*inside, "residual"))
+    return options.optimizer(
+        model,
+        groups,
+        chain=chain(compressed, Sign()),
+        look_ahead=(*inside, "residual") if options.look_ahead else (),
+    )
 
 
 DISTRO = Recipe(

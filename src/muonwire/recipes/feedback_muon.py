@@ -11,17 +11,12 @@ from muonwire.recipes.base import Recipe
 from muonwire.recipes.compressed import CODEC, CompressedSettings, two_groups
 from muonwire.recipes.dense import MuonSettings
 from muonwire.stages import EF21, Chain, Exchange, Scale, Sign, chain
-from muonwire.transport.base import Transport
 
 
-def _ef14_muon(
-    model: nn.Module, lr: float, transport: Transport, options: CompressedSettings
-) -> ChainOptimizer:
+def _ef14_muon(model: nn.Module, options: CompressedSettings) -> ChainOptimizer:
     hidden = chain(options.fed_back(), options.polar_chain())
     rest = chain(options.fed_back(), options.adam_stage())
-    return two_groups(
-        model, lr, transport, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio
-    )
+    return two_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +41,12 @@ class EF21MuonSettings(MuonSettings):
         return Exchange(codec=parse(self.codec), feedback=EF21())
 
 
-def _ef21_muon(
-    model: nn.Module, lr: float, transport: Transport, options: EF21MuonSettings
-) -> ChainOptimizer:
+def _ef21_muon(model: nn.Module, options: EF21MuonSettings) -> ChainOptimizer:
     hidden = chain(
         options.momentum_stage(), options.estimated(), options.polar_stage(), options.scale_stage()
     )
     rest = chain(options.estimated(), options.adam_stage())
-    return two_groups(
-        model, lr, transport, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio
-    )
+    return two_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +72,9 @@ class SignMuonSettings(MuonSettings):
         )
 
 
-def _signmuon(model: nn.Module, lr: float, transport: Transport, options: SignMuonSettings) -> ChainOptimizer:
+def _signmuon(model: nn.Module, options: SignMuonSettings) -> ChainOptimizer:
     return two_groups(
         model,
-        lr,
-        transport,
         options,
         hidden=chain(options.momentum_stage(), options.polar_stage(), options.vote()),
         rest=chain(options.momentum_stage(), options.vote()),

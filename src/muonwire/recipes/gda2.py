@@ -8,7 +8,6 @@ from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import AdamSettings, Recipe
 from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import Anderson, Mean, chain
-from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +27,7 @@ class GDA2Settings(AdamSettings):
     cap: float = 1.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.anderson_stage()
 
     def anderson_stage(self) -> Anderson:
@@ -37,10 +37,10 @@ class GDA2Settings(AdamSettings):
         )
 
 
-def _build(model: nn.Module, lr: float, transport: Transport, options: GDA2Settings) -> ChainOptimizer:
+def _build(model: nn.Module, options: GDA2Settings) -> ChainOptimizer:
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
     stages = chain(Mean(), options.adam_stage(), options.anderson_stage())
-    return ChainOptimizer(groups, chain=stages, lr=lr, transport=transport)
+    return options.optimizer(model, groups, chain=stages)
 
 
 GDA2 = Recipe(

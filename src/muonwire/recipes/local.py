@@ -1,18 +1,17 @@
 """Local steps: an optimizer on each replica alone, and an exchange of the weight change every H steps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
-from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.local_steps import LocalSteps
+from muonwire.optim.settings import LocalSteps
 from muonwire.recipes.base import AdamSettings, Recipe
-from muonwire.recipes.dense import MuonSettings, by_dimensions, muon_groups, named_group, trainable
+from muonwire.recipes.dense import MuonSettings, by_dimensions, muon_groups, trainable
 from muonwire.stages import EF14, Chain, Exchange, Momentum, NoFeedback, chain
-from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +47,7 @@ class OuterSettings:
 
     def check_outer(self) -> None:
         """Raise UsageError where an option is not allowed."""
-        if self.interval < 1:
-            raise UsageError(f"local steps: interval (H) is {self.interval}; it must be at least 1")
-        if self.growth < 0:
-            raise UsageError(f"local steps: growth is {self.growth}; it must be at least 0")
-        if self.outer_lr <= 0:
-            raise UsageError(f"local steps: outer_lr is {self.outer_lr}; it must be positive")
+        self.local_steps()
         self.outer_chain(self.matrix_codec())
         self.outer_chain(parse(self.vector_codec))
 
@@ -70,23 +64,17 @@ class OuterSettings:
         momentum = Momentum(beta=self.outer_momentum, nesterov=self.outer_nesterov, form="heavy_ball")
         return chain(exchanged, momentum) if self.outer_momentum else chain(exchanged)
 
-    def around(self, inner: torch.optim.Optimizer, model: nn.Module, transport: Transport) -> LocalSteps:
-        """Local steps of ``inner``, with these settings between the replicas."""
-        named = trainable(model)
-        matrices = [(n, p) for n, p in named if p.ndim >= 2]
-        vectors = [(n, p) for n, p in named if p.ndim < 2]
-        groups = [
-            named_group("matrices", matrices, chain=self.outer_chain(self.matrix_codec())),
-            named_group("vectors", vectors, chain=self.outer_chain(parse(self.vector_codec))),
-        ]
-        return LocalSteps(
-            inner,
-            [g for g in groups if g["params"]],
-            interval=self.interval,
-            growth=self.growth,
-            outer_lr=self.outer_lr,
-            transport=transport,
-        )
+    def outer_chain_of(self, param: Tensor) -> Chain:
+        """The outer chain of a parameter, by its number of dimensions."""
+        return self.outer_chain(self.matrix_codec() if param.ndim >= 2 else parse(self.vector_codec))
+
+    def local_steps(self) -> LocalSteps:
+        """How long replicas step alone."""
+        return LocalSteps(interval=self.interval, growth=self.growth, outer_lr=self.outer_lr)
+
+    def with_outer_chains(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups, each parameter with its outer chain."""
+        return [{**g, "outer_chain": [self.outer_chain_of(p) for p in g["params"]]} for g in groups]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +91,25 @@ class LocalAdamSettings(OuterSettings, AdamSettings):
     """Options of local_adamw: those of AdamW, and those of local steps."""
 
     def __post_init__(self) -> None:
+        AdamSettings.__post_init__(self)
         self.check_outer()
-        self.adam_stage()
 
 
-def build_local_muon(
-    model: nn.Module, lr: float, transport: Transport, options: LocalMuonSettings
-) -> LocalSteps:
+def build_local_muon(model: nn.Module, options: LocalMuonSettings) -> ChainOptimizer:
     """Muon inside."""
-    inner = ChainOptimizer(muon_groups(model, lr, options, exchange_first=()), lr=lr)
-    return options.around(inner, model, transport)
+    groups = options.with_outer_chains(muon_groups(model, options, exchange_first=()))
+    return options.optimizer(model, groups, local=options.local_steps())
 
 
-def build_local_adamw(
-    model: nn.Module, lr: float, transport: Transport, options: LocalAdamSettings
-) -> LocalSteps:
+def build_local_adamw(model: nn.Module, options: LocalAdamSettings) -> ChainOptimizer:
     """AdamW inside."""
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return options.around(ChainOptimizer(groups, chain=chain(options.adam_stage()), lr=lr), model, transport)
+    return options.optimizer(
+        model,
+        options.with_outer_chains(groups),
+        chain=chain(options.adam_stage()),
+        local=options.local_steps(),
+    )
 
 
 LOCAL_MUON = Recipe(

@@ -10,7 +10,6 @@ from muonwire.recipes.base import Recipe
 from muonwire.recipes.compressed import two_groups
 from muonwire.recipes.dense import MuonSettings
 from muonwire.stages import EF14, Chain, Dion, Exchange, Mean, PowerSGD, chain
-from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,29 +84,23 @@ class DionSettings(MuonSettings):
         return Dion(fraction=self.fraction, wire=self.wire, momentum=self.momentum)
 
 
-def _approach_e(
-    model: nn.Module, lr: float, transport: Transport, options: TruncatedSettings
-) -> ChainOptimizer:
+def _approach_e(model: nn.Module, options: TruncatedSettings) -> ChainOptimizer:
     hidden = chain(options.truncated(), options.polar_chain())
-    return _with_dense_rest(model, lr, transport, options, hidden)
+    return _with_dense_rest(model, options, hidden)
 
 
-def _powersgd(model: nn.Module, lr: float, transport: Transport, options: PowerSettings) -> ChainOptimizer:
+def _powersgd(model: nn.Module, options: PowerSettings) -> ChainOptimizer:
     hidden = chain(options.power(), options.polar_chain())
-    return _with_dense_rest(model, lr, transport, options, hidden)
+    return _with_dense_rest(model, options, hidden)
 
 
-def _dion(model: nn.Module, lr: float, transport: Transport, options: DionSettings) -> ChainOptimizer:
-    return _with_dense_rest(model, lr, transport, options, chain(options.power(), options.scale_stage()))
+def _dion(model: nn.Module, options: DionSettings) -> ChainOptimizer:
+    return _with_dense_rest(model, options, chain(options.power(), options.scale_stage()))
 
 
-def _with_dense_rest(
-    model: nn.Module, lr: float, transport: Transport, options: MuonSettings, hidden: Chain
-) -> ChainOptimizer:
+def _with_dense_rest(model: nn.Module, options: MuonSettings, hidden: Chain) -> ChainOptimizer:
     rest = chain(Mean(), options.adam_stage())
-    return two_groups(
-        model, lr, transport, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio
-    )
+    return two_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
 
 
 APPROACH_E = Recipe(

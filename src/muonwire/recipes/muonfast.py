@@ -20,7 +20,6 @@ from muonwire.stages import (
     Stage,
     chain,
 )
-from muonwire.transport.base import Transport
 
 PRECONDITIONERS = ("none", "before", "after")
 RESTS = ("sgd", "adam")
@@ -86,15 +85,14 @@ class MuonFastSettings(MuonSettings):
         return self.adam_stage() if self.rest == "adam" else self.momentum_stage()
 
 
-def _build(model: nn.Module, lr: float, transport: Transport, options: MuonFastSettings) -> ChainOptimizer:
+def _build(model: nn.Module, options: MuonFastSettings) -> ChainOptimizer:
     groups = routed_groups(
         model,
-        lr,
         options,
         hidden=chain(Mean(), options.polar_chain()),
         rest=chain(Mean(), options.rest_stage()),
     )
-    return ChainOptimizer(groups, lr=lr, transport=transport)
+    return options.optimizer(model, groups)
 
 
 MUONFAST = Recipe(

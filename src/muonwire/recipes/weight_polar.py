@@ -8,7 +8,6 @@ from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import Recipe
 from muonwire.recipes.dense import MuonSettings, routed_groups
 from muonwire.stages import Mean, Momentum, Stage, WeightPolar, chain
-from muonwire.transport.base import Transport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +30,14 @@ class SGDWeightPolarSettings(MuonSettings):
         return [momentum, WeightPolar(period=self.period, strength=self.strength, polar=self.polar_stage())]
 
 
-def _build(
-    model: nn.Module, lr: float, transport: Transport, options: SGDWeightPolarSettings
-) -> ChainOptimizer:
+def _build(model: nn.Module, options: SGDWeightPolarSettings) -> ChainOptimizer:
     groups = routed_groups(
         model,
-        lr,
         options,
         hidden=chain(Mean(), *options.hidden_stages()),
         rest=chain(Mean(), options.adam_stage()),
     )
-    return ChainOptimizer(groups, lr=lr, transport=transport)
+    return options.optimizer(model, groups)
 
 
 SGD_WEIGHT_POLAR = Recipe(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from muonwire.polar import Processor
@@ -34,6 +35,8 @@ class Context:
         transport: the way to the other replicas.
         layouts: how each parameter is seen as matrices, in the order of the parameters.
         names: of the parameters, in the same order, for messages. Default: none are known.
+        dtypes: of the parameters, in the same order, in which a dense mean travels; updates and states are wider where these
+            have 16 bits. Default: those of the updates.
         watch: told by stages with feedback what they keep of each tensor. Default: nobody watches.
         processor: the class whose dtype and sizes polar factors follow, the same on all replicas that must round alike.
             Default: that of the tensors' device.
@@ -44,6 +47,7 @@ class Context:
     transport: Transport
     layouts: Sequence[MatrixLayout]
     names: Sequence[str] = ()
+    dtypes: Sequence[torch.dtype] = ()
     watch: Watch | None = None
     processor: Processor | None = None
 
@@ -65,6 +69,11 @@ class Stage(ABC):
     @property
     def talks(self) -> bool:
         """Whether the stage talks to the other replicas."""
+        return False
+
+    @property
+    def needs_whole_tensors(self) -> bool:
+        """Whether the stage reads the values of whole tensors, as codecs do, so that it cannot take sharded ones."""
         return False
 
     @property
@@ -109,6 +118,11 @@ class TalkingStage(Stage):
     @property
     def talks(self) -> bool:
         """It does."""
+        return True
+
+    @property
+    def needs_whole_tensors(self) -> bool:
+        """Unless it says otherwise."""
         return True
 
     def apply(

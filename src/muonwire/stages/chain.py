@@ -43,6 +43,13 @@ class Chain(Stage):
         return any(stage.talks for _, stage in self.members)
 
     @property
+    def before_last_talk(self) -> list[str]:
+        """The members up to the last that talks, itself included: whose states change while another replica can still fail."""
+        names = [name for name, _ in self.members]
+        talking = [i for i, (_, stage) in enumerate(self.members) if stage.talks]
+        return names[: talking[-1] + 1] if talking else []
+
+    @property
     def orthogonalizes(self) -> bool:
         """Whether any member does."""
         return any(stage.orthogonalizes for _, stage in self.members)

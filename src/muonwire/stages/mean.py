@@ -12,7 +12,12 @@ from muonwire.stages.rounds import Reply, Request
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(TalkingStage):
-    """u ← (1/R) Σᵣ uᵣ over the R replicas, summed in rank order, in the updates' own dtype on the wire."""
+    """u ← (1/R) Σᵣ uᵣ over the R replicas, in the parameters' dtype on the wire, summed in rank order and at least in float32."""
+
+    @property
+    def needs_whole_tensors(self) -> bool:
+        """Shards have a mean of their own."""
+        return False
 
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
@@ -24,13 +29,14 @@ class Mean(TalkingStage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
         """What goes out."""
-        return Request(tensors=updates)
+        dtypes = context.dtypes or [u.dtype for u in updates]
+        return Request(tensors=[u.to(dtype) for u, dtype in zip(updates, dtypes, strict=True)])
 
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """What the answer becomes."""
-        return list(reply.tensors)
+        return [mean.to(p.dtype) for mean, p in zip(reply.tensors, params, strict=True)]
 
     def __str__(self) -> str:
         return "mean"

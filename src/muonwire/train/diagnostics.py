@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.optim import ChainOptimizer, LocalSteps
+from muonwire.optim import ChainOptimizer
 from muonwire.optim.routing import Route, route
 from muonwire.polar import polar
 from muonwire.train.metrics import finite_or_none
@@ -69,17 +69,14 @@ class Diagnostics:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: ChainOptimizer,
         transport: Transport,
         *,
         steps: int,
         probes: int,
     ) -> None:
         self._transport = transport
-        self._local = optimizer if isinstance(optimizer, LocalSteps) else None
-        # What wraps another optimizer without local steps has it step the shared weights themselves.
-        talking = self._local.outer if self._local else getattr(optimizer, "inner", optimizer)
-        assert isinstance(talking, ChainOptimizer)
+        self._optimizer = optimizer
         self._targets = [-(-steps * i // probes) for i in range(1, probes + 1)]
         self._routes = _hidden(model) if probes else []
         self._averages = [torch.zeros_like(r.param, dtype=torch.float32) for r in self._routes]
@@ -87,8 +84,8 @@ class Diagnostics:
         self._probe: _Probe | None = None
         self._measured: list[dict[str, float | None]] = []
         if probes:
-            talking.register_step_pre_hook(self._before)
-            talking.register_step_post_hook(self._after)
+            optimizer.before_exchange = self._before
+            optimizer.after_exchange = self._after
 
     @torch.no_grad()
     def observe(self, step: int) -> None:
@@ -98,25 +95,29 @@ class Diagnostics:
             average.lerp_(_gradient(r.param), 1 - MOMENTUM)
 
     @torch.no_grad()
-    def _before(self, talking: ChainOptimizer, *_: Any) -> None:
+    def _before(self) -> None:
         if not any(self._last < target <= self._step for target in self._targets):
             return
         momenta = [
             _gradient(r.param).lerp(v, MOMENTUM) for r, v in zip(self._routes, self._averages, strict=True)
         ]
         shared = self._shared()
-        held = [_gradient(weight) for weight in shared] if self._local else momenta
+        held = (
+            [(s - r.param).float() for s, r in zip(shared, self._routes, strict=True)]
+            if self._optimizer.local
+            else momenta
+        )
         self._probe = _Probe(momenta=momenta, held=held, before=[w.detach().clone() for w in shared])
-        talking.watch = self._watch
+        self._optimizer.watch = self._watch
 
     @torch.no_grad()
-    def _after(self, talking: ChainOptimizer, *_: Any) -> None:
+    def _after(self) -> None:
         if self._probe is not None:
             self._probe.change = [
                 (w - b).float() for w, b in zip(self._shared(), self._probe.before, strict=True)
             ]
             self._last = self._step
-            talking.watch = None
+            self._optimizer.watch = None
 
     def _watch(self, whole: Tensor, kept: Tensor) -> None:
         assert self._probe is not None
@@ -124,7 +125,7 @@ class Diagnostics:
         self._probe.sent += _square(whole - kept)
 
     def _shared(self) -> list[Tensor]:
-        return [self._local.anchor(r.param) if self._local else r.param for r in self._routes]
+        return [self._optimizer.shared_weight(r.param) for r in self._routes]
 
     @torch.no_grad()
     def measure(self) -> dict[str, float | None]:

@@ -13,7 +13,6 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.optim import LocalSteps, shared_weights
 from muonwire.tasks.base import Task
 from muonwire.train import checkpoint
 from muonwire.train.compiled import compiled
@@ -215,7 +214,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint; all replicas call it in the same step."""
-        with shared_weights(self.optimizer):
+        with self.optimizer.shared_weights():
             shared = {name: tensor.detach().clone() for name, tensor in self._named_tensors()}
         state = {
             "weights": dict(self._named_tensors()),
@@ -267,7 +266,7 @@ class Trainer:
         self.diagnostics.observe(step)
         observed_s = time.perf_counter()
         self.optimizer.step()
-        if step == config.steps and isinstance(self.optimizer, LocalSteps) and self.optimizer.steps_alone:
+        if step == config.steps:
             self.optimizer.synchronize()
         self.optimizer.zero_grad()
         optimizer_s = time.perf_counter() - observed_s - (self.transport.meter.training - traffic).wait_s
@@ -285,12 +284,12 @@ class Trainer:
         return value, self.optimizer.param_groups[0]["lr"]
 
     def _check_replicas(self) -> str:
-        with shared_weights(self.optimizer):
+        with self.optimizer.shared_weights():
             return check_replicas(self._named_tensors(), self.transport)
 
     def _evaluate(self) -> tuple[float, float | None]:
         """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""
-        with shared_weights(self.optimizer):
+        with self.optimizer.shared_weights():
             total, terms = self.task.evaluate(
                 self.model, rank=self.transport.rank, world_size=self.transport.world_size
             )

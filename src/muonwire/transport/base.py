@@ -16,6 +16,7 @@ class Flag(enum.IntFlag):
     """What a replica can tell the others in the header of a message."""
 
     NONE = 0
+    CHANGED = 0x20  # this replica's weights were changed from outside
     DIVERGED = 0x40  # this replica's loss or update is not finite
     STOP = 0x80  # this replica was asked to stop
 
@@ -32,6 +33,8 @@ class Transport(ABC):
     meter: Meter
     requested: Flag = Flag.NONE
     agreed: Flag = Flag.NONE
+    # The optimizer's step, which every message names.
+    step: int = 0
 
     @abstractmethod
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:

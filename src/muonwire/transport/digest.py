@@ -18,6 +18,11 @@ def digest(tensor: Tensor) -> bytes:
     return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).digest()
 
 
+def digest_all(named: Iterable[tuple[str, Tensor]]) -> bytes:
+    """Eight bytes over all tensors."""
+    return hashlib.blake2b(b"".join(digest(t) for _, t in named), digest_size=DIGEST_BYTES).digest()
+
+
 def check_replicas(named_tensors: Iterable[tuple[str, Tensor]], transport: Transport) -> str:
     """Compare the weights of all replicas, and return their common digest as hexadecimal text.
 

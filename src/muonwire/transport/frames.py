@@ -24,7 +24,7 @@ MAGIC = b"MX"
 VERSION = 1
 GATHER, REDUCE, SPREAD = 1, 2, 3
 KIND_NAMES = {GATHER: "gather", REDUCE: "mean (reduce)", SPREAD: "mean (spread)"}
-_FLAGS = Flag.STOP | Flag.DIVERGED
+_FLAGS = Flag.STOP | Flag.DIVERGED | Flag.CHANGED
 LARGEST_PAYLOAD_BYTES = 1 << 34
 
 

@@ -1,0 +1,158 @@
+"""What replicas make sure of with each other, so that nothing differs in silence."""
+
+import re
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from muonwire.errors import DivergedReplicasError, ExchangeError
+from muonwire.polar.processor import slowest
+from muonwire.transport.base import Transport
+from muonwire.transport.digest import DIGEST_BYTES, check_agreement, check_replicas, digest, digest_all
+
+_OWN = struct.Struct(f"<I{DIGEST_BYTES}s")
+UNCHANGED = bytes(DIGEST_BYTES)
+
+
+def floating_buffers(model: nn.Module | None, *, exclude: Sequence[str]) -> list[tuple[str, Tensor]]:
+    """The buffers that are averaged over the replicas, such as BatchNorm's running statistics, each once."""
+    if model is None:
+        return []
+    # Buffers outside the state dict are constants, such as the frequencies of rotary positions.
+    kept = model.state_dict(keep_vars=True)
+    return [
+        (name, buffer)
+        for name, buffer in model.named_buffers()
+        if name in kept
+        and buffer.is_floating_point()
+        and not any(re.search(pattern, name) for pattern in exclude)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handshake:
+    """What a replica says before a synchronization, in one small message.
+
+    Args:
+        alone: local steps since the last synchronization.
+        edits: digest of the weights that were loaded or edited since then; zeros where none were.
+        buffers: digests of the floating buffers, in the model's order.
+    """
+
+    alone: int
+    edits: bytes
+    buffers: Sequence[bytes]
+
+    def exchange(self, transport: Transport) -> list[int]:
+        """Compare with the other replicas, and return which buffers differ.
+
+        Raises:
+            DivergedReplicasError: weights were changed from outside, and not alike on all replicas.
+            ExchangeError: the replicas are not equally far from their last synchronization, or have other buffers.
+        """
+        own = _OWN.pack(self.alone, self.edits) + b"".join(self.buffers)
+        told = transport.gather(own, purpose="agreement")
+        alone, edits = zip(*(_OWN.unpack_from(message) for message in told), strict=True)
+        if len(set(alone)) > 1 or len({len(message) for message in told}) > 1:
+            raise ExchangeError(
+                f"replicas are out of step: their local steps since the last synchronization are {', '.join(map(str, alone))} by "
+                "rank; every replica must call step() and synchronize() equally often"
+            )
+        if len(set(edits)) > 1:
+            edited = [str(rank) for rank, e in enumerate(edits) if e != UNCHANGED]
+            raise DivergedReplicasError(
+                f"weights were changed from outside since the last synchronization (loaded or edited), on replica(s) "
+                f"{', '.join(edited)} of {len(edits)}, and not alike on all; load the same weights on every replica, or build the "
+                'optimizer with start="broadcast" after loading'
+            )
+        return [
+            i
+            for i in range(len(self.buffers))
+            if len({m[_OWN.size + i * DIGEST_BYTES :][:DIGEST_BYTES] for m in told}) > 1
+        ]
+
+
+@torch.no_grad()
+def average_buffers(
+    buffers: Sequence[tuple[str, Tensor]], differing: Sequence[int], transport: Transport
+) -> None:
+    """Replace the buffers that differ by their means over the replicas."""
+    chosen = [buffers[i][1] for i in differing]
+    if chosen:
+        for buffer, mean in zip(chosen, transport.mean(chosen), strict=True):
+            buffer.copy_(mean)
+
+
+def digests(tensors: Sequence[Tensor]) -> list[bytes]:
+    """Eight bytes each."""
+    return [digest(t) for t in tensors]
+
+
+class Agreement:
+    """What all replicas have made sure of: that they train the same model with the same chains, from the same weights."""
+
+    def __init__(self) -> None:
+        self.reached = False
+        self.edits = UNCHANGED
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"reached": False, "edits": self.edits}
+
+    def add_edits(self, named: Sequence[tuple[str, Tensor]]) -> None:
+        """The weights were changed from outside to these; the next handshake tells whether they were on all replicas."""
+        before = torch.frombuffer(bytearray(self.edits), dtype=torch.uint8)
+        self.edits = digest_all([("edits before", before), *named])
+
+    def forget_edits(self) -> None:
+        """All replicas were changed alike."""
+        self.edits = UNCHANGED
+
+    def reach(self, transport: Transport, *, description: str, processor: str, orthogonalizes: bool) -> str:
+        """Make sure that all replicas have the same groups, and return the slowest of their processor classes.
+
+        Raises:
+            ExchangeError: the descriptions differ.
+        """
+        names = check_agreement(description, transport, what="optimizer groups", note=processor)
+        agreed = slowest(names).name
+        if orthogonalizes and len(set(names)) > 1:
+            warnings.warn(
+                f"ChainOptimizer: the replicas' processors are of different classes ({', '.join(names)} by rank); polar factors "
+                f"follow {agreed} on all of them. Products of different machines may round differently all the same: compare "
+                "the weights with check_replicas, or use a recipe with local steps or approach_b(server=True)",
+                stacklevel=4,
+            )
+        self.reached = True
+        return agreed
+
+    @torch.no_grad()
+    def broadcast(self, tensors: Sequence[Tensor], transport: Transport) -> None:
+        """All replicas take replica 0's values, one tensor a message."""
+        if transport.world_size == 1:
+            return
+        for tensor in tensors:
+            own = tensor.detach().cpu().contiguous()
+            payload = own.reshape(-1).view(torch.uint8).numpy().tobytes() if transport.rank == 0 else b""
+            sent = transport.gather(payload, purpose="control")[0]
+            if transport.rank != 0 and tensor.numel():
+                received = torch.frombuffer(bytearray(sent), dtype=torch.uint8).view(tensor.dtype)
+                tensor.copy_(received.view(tensor.shape))
+
+    def check(
+        self, named: Sequence[tuple[str, Tensor]], buffers: Sequence[tuple[str, Tensor]], transport: Transport
+    ) -> None:
+        """Make sure that all replicas hold the same weights and buffers.
+
+        Raises:
+            DivergedReplicasError: names the first that differs.
+        """
+        if transport.world_size == 1:
+            return
+        self.reached = False
+        check_replicas([*named, *((f"buffer {name}", buffer) for name, buffer in buffers)], transport)
+        self.reached = True

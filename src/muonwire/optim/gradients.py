@@ -1,0 +1,95 @@
+"""Which gradients were taken in, and whether they are finite."""
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Above it squares, which Adam and norms take, leave float32's range.
+LARGEST_NORM = 1e18
+
+
+class GradientCount:
+    """Counts the gradients that an optimizer was given: those it stepped with, and those that were thrown away unused.
+
+    Replicas that train in lockstep have the same count whenever they talk. One that left a step out has thrown a gradient away and
+    is ahead; one that stepped twice with the same gradient is behind.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._used: list[tuple[weakref.ref[Tensor], int]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Weak references cannot be copied; a copy takes its next gradient as new.
+        return {"count": self.count, "_used": []}
+
+    def take(self, params: Iterable[Tensor]) -> None:
+        """A step with what the parameters' gradients are now; gradients that were used before do not count again."""
+        gradients = [p.grad for p in params if p.grad is not None]
+        if not gradients or self._unused(gradients):
+            self.count += 1
+        self._used = [(weakref.ref(g), g._version) for g in gradients]
+
+    def discard(self, params: Iterable[Tensor]) -> None:
+        """The gradients are about to be zeroed."""
+        gradients = [p.grad for p in params if p.grad is not None]
+        if gradients and self._unused(gradients):
+            self.count += 1
+        self._used = []
+
+    def _unused(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether any gradient is new since the last step."""
+        if len(gradients) != len(self._used):
+            return True
+        return any(
+            ref() is not g or version != g._version
+            for g, (ref, version) in zip(gradients, self._used, strict=True)
+        )
+
+
+def are_finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether all entries are finite, and small enough that their squares are too; NaN is neither."""
+    narrow = [g for g in gradients if g.element_size() < 4]
+    wide = [g for g in gradients if g.element_size() >= 4]
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in narrow]
+    if wide:
+        norms.append(torch.nn.utils.get_total_norm(wide))
+    return all(float(norm) <= LARGEST_NORM for norm in norms)
+
+
+def find_problem(named_parameters: Iterable[tuple[str, Tensor]]) -> str | None:
+    """Which gradient is not finite, if any."""
+    named = [
+        (name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad)
+        for name, p in named_parameters
+        if p.grad is not None
+    ]
+    if not named or are_finite([g for _, g in named]):
+        return None
+    for name, gradient in named:
+        if not are_finite([gradient]):
+            norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float32))
+            return f"the gradient of {name} is not finite (its norm is {norm:g})"
+    return f"the gradients' norm is above {LARGEST_NORM:g}, where squares are not finite in float32"
+
+
+def unscale(params: Iterable[Tensor], scale: Tensor | None, found_inf: Tensor | None) -> bool:
+    """Undo GradScaler's scale, where it hands one over; whether it found an overflow."""
+    if found_inf is not None and float(found_inf) > 0:
+        return True
+    if scale is not None and float(scale) != 1:
+        for param in params:
+            if param.grad is not None:
+                param.grad.mul_(1 / float(scale))
+    return False
+
+
+def wide_gradient(param: Tensor, *, zero: bool) -> Tensor:
+    """The gradient in the dtype that stages compute in; zeros where there is none."""
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    if zero or param.grad is None:
+        return torch.zeros_like(param, dtype=dtype)
+    return param.grad.to(dtype)

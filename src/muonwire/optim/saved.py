@@ -1,0 +1,163 @@
+"""Whose state is whose: saved states are matched with parameters by name and shape, and get their dtype and device."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import State
+
+# What wrappers put into parameter names.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
+# Keys of a group that say what it is; the others are its settings, which a state dict replaces.
+STRUCTURE = ("name", "chain", "outer_chains", "layouts", "param_names", "param_shapes")
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what DDP, FSDP and torch.compile put in front.
+
+    >>> plain_name("module._orig_mod.layers.0.weight")
+    'layers.0.weight'
+    """
+    return _WRAPPERS.sub("", name)
+
+
+def matched(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The saved state dict in the order of ``groups``, the optimizer's own; nothing of it is changed.
+
+    Raises:
+        UsageError: the state is of other parameters, other shapes, other chains, or no state of an optimizer.
+    """
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
+        keys = list(saved)[:6] if isinstance(saved, Mapping) else type(saved).__name__
+        raise UsageError(
+            f"load_state_dict: got {keys}; an optimizer's state dict has the keys state and param_groups"
+        )
+    if len(saved["param_groups"]) != len(groups):
+        raise UsageError(
+            f"load_state_dict: the saved state has {len(saved['param_groups'])} parameter groups, this optimizer {len(groups)}: "
+            f"{', '.join(str(g['name']) for g in groups)}; build it with the recipe and model it was saved with"
+        )
+    result = []
+    for mine, theirs in zip(groups, saved["param_groups"], strict=True):
+        for what in ("chain", "outer_chains"):
+            saved_text, own_text = (_chain_text(group.get(what)) for group in (theirs, mine))
+            if saved_text != own_text:
+                raise UsageError(
+                    f"load_state_dict: the saved state of {theirs.get('name')!r} belongs to the chain {saved_text!r}, this "
+                    f"optimizer has {own_text!r}; build it with the recipe and options it was saved with"
+                )
+        order = _order(mine, theirs)
+        result.append(
+            {
+                **{k: v for k, v in theirs.items() if k not in STRUCTURE},
+                **{k: mine[k] for k in STRUCTURE if k in mine},
+                "params": [theirs["params"][i] for i in order],
+            }
+        )
+    return {**saved, "param_groups": result}
+
+
+def _order(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:
+    """For each parameter of my group, which of theirs it is."""
+    names = [plain_name(n) for n in mine["param_names"]]
+    count = len(theirs["params"])
+    # torch.distributed.checkpoint puts names in the place of numbers, already in this optimizer's order.
+    renamed = all(isinstance(p, str) for p in theirs["params"])
+    saved_names = theirs["params"] if renamed else theirs.get("param_names")
+    if saved_names is None or len(saved_names) != count:
+        raise UsageError(f"load_state_dict: the saved state of {mine['name']!r} does not name its parameters")
+    saved_names = [plain_name(n) for n in saved_names]
+    if len(names) != count:
+        raise UsageError(
+            f"load_state_dict: the saved state of {mine['name']!r} has {count} parameters, this optimizer's group {len(names)}; "
+            f"{_first_difference(names, saved_names)}"
+        )
+    if renamed or _invented(names) or _invented(saved_names):
+        order = list(range(count))
+    elif sorted(names) == sorted(saved_names):
+        order = [saved_names.index(name) for name in names]
+    else:
+        raise UsageError(
+            f"load_state_dict: the saved state of {mine['name']!r} belongs to other parameters: "
+            f"{_first_difference(names, saved_names)}"
+        )
+    shapes = None if renamed else theirs.get("param_shapes")
+    for i, j in enumerate(order):
+        if shapes is not None and list(mine["param_shapes"][i]) != list(shapes[j]):
+            raise UsageError(
+                f"load_state_dict: {names[i]} has shape {tuple(mine['param_shapes'][i])}, its saved state that of a parameter of "
+                f"shape {tuple(shapes[j])}; build the model with the sizes it was saved with"
+            )
+    return order
+
+
+def _chain_text(value: Any) -> Any:
+    """A group's chain, or its parameters' outer chains, each once."""
+    return " and ".join(sorted(set(value))) if isinstance(value, list | tuple) else value
+
+
+def _invented(names: Sequence[str]) -> bool:
+    """Whether these are the numbered names of parameters that nobody named."""
+    return all(re.fullmatch(r".*\[\d+\]", name) for name in names)
+
+
+def _first_difference(names: Sequence[str], saved_names: Sequence[str]) -> str:
+    missing = [n for n in names if n not in saved_names]
+    other = [n for n in saved_names if n not in names]
+    return "; ".join(
+        [f"{missing[0]} is not in it"] * bool(missing)
+        + [f"it has {other[0]}, which is not here"] * bool(other)
+    )
+
+
+def restored(
+    saved: State, own: State, weight: Tensor, *, name: str, path: str = "", leave_out: str = ""
+) -> State:
+    """A copy of a saved state in the dtypes of ``own``, the fresh one, and on the weight's device; ``leave_out`` stays as it is.
+
+    Raises:
+        UsageError: a tensor of the saved state has another shape.
+    """
+    result: State = {}
+    for key, value in saved.items():
+        here = f"{path}.{key}".lstrip(".")
+        mine = own.get(key)
+        if isinstance(value, dict) and key != leave_out:
+            result[key] = restored(
+                value, mine if isinstance(mine, dict) else {}, weight, name=name, path=here
+            )
+        elif isinstance(value, Tensor):
+            if isinstance(mine, Tensor) and mine.shape != value.shape:
+                raise UsageError(
+                    f"load_state_dict: {here} of {name} has shape {tuple(value.shape)}, {tuple(mine.shape)} is wanted; the state "
+                    "belongs to another parameter or other options"
+                )
+            result[key] = in_dtype(value, weight, like=mine)
+        else:
+            result[key] = value
+    return result
+
+
+def in_dtype(value: Tensor, weight: Tensor, *, like: Any = None) -> Tensor:
+    """A copy on the weight's device, floating values in the dtype of ``like``, else at least in float32."""
+    dtype = value.dtype
+    if isinstance(like, Tensor):
+        dtype = like.dtype
+    elif value.is_floating_point():
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+    return value.detach().to(weight.device, dtype, copy=True)
+
+
+def convert(state: State, device: torch.device, dtype: torch.dtype, *, leave_out: str = "") -> None:
+    """Bring a state to a device, and its floating tensors to a dtype; ``leave_out`` stays as it is."""
+    for key, value in state.items():
+        if key == leave_out:
+            continue
+        if isinstance(value, dict):
+            convert(value, device, dtype)
+        elif isinstance(value, Tensor):
+            state[key] = value.to(device, dtype if value.is_floating_point() else value.dtype)

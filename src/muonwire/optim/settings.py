@@ -1,0 +1,90 @@
+"""How an optimizer behaves beside its arithmetic: at the start, at what is not finite, with 16-bit weights, between exchanges."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muonwire.errors import UsageError
+
+STARTS = ("check", "broadcast")
+NONFINITE = ("raise", "skip")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lifecycle:
+    """What every recipe shares, whatever its chains.
+
+    Args:
+        start: before the first step, "check" that all replicas hold the same weights and buffers, or "broadcast" those of replica
+            0. Default: "check".
+        nonfinite: a gradient or update that is not finite on one replica raises NonFiniteUpdateError on all ("raise"), or the step
+            is left out on all and counted ("skip"). Default: "raise".
+        masters: keep float32 copies of 16-bit weights, to which small updates add up. Default: True.
+        exclude_buffers: regular expressions; floating buffers whose name matches are not averaged over the replicas. Default: none.
+
+    Raises:
+        UsageError: a value that is not allowed, or a pattern that is no regular expression.
+    """
+
+    start: str = "check"
+    nonfinite: str = "raise"
+    masters: bool = True
+    exclude_buffers: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise UsageError(f"optimizer: start is {self.start!r}; allowed are {' and '.join(STARTS)}")
+        if self.nonfinite not in NONFINITE:
+            raise UsageError(
+                f"optimizer: nonfinite is {self.nonfinite!r}; allowed are {' and '.join(NONFINITE)}"
+            )
+        for pattern in self.exclude_buffers:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(
+                    f"optimizer: exclude_buffers has {pattern!r}, which is no regular expression ({error})"
+                ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSteps:
+    """Replicas step alone, and exchange what their weights have changed by every H steps.
+
+    With a the shared weights, the same on all replicas, and w a replica's own: Δ = a − w goes through the group's outer chain,
+    which exchanges it; a ← a − outer_lr · Δ̄; w ← a. The shared weights move by decoded payloads and element-wise arithmetic only.
+
+    Args:
+        interval: H, local steps a synchronization, at least 1.
+        growth: steps by which H grows with every local step, at least 0: after t steps H is interval + growth · t. Default: 0.
+        outer_lr: rate of the outer step, positive. Default: 1.
+
+    Raises:
+        UsageError: a value that is not allowed.
+
+    Source: Douillard et al., "DiLoCo", arXiv 2311.08105, algorithm 1; Stich, "Local SGD", arXiv 1805.09767.
+    """
+
+    interval: int
+    growth: float = 0.0
+    outer_lr: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise UsageError(
+                f"local steps: interval (H) is {self.interval}; it must be at least 1 local step a synchronization"
+            )
+        if self.growth < 0:
+            raise UsageError(
+                f"local steps: growth is {self.growth}; it must be at least 0 steps a local step"
+            )
+        if not self.outer_lr > 0:
+            raise UsageError(f"local steps: outer_lr is {self.outer_lr}; it must be positive")
+
+    def due(self, *, local_step: int, alone: int) -> bool:
+        """Whether replicas that have taken ``local_step`` steps, ``alone`` of them since the last synchronization, synchronize."""
+        return alone >= self.interval + self.growth * local_step
+
+    def __str__(self) -> str:
+        growth = f", growing by {self.growth:g} a step" if self.growth else ""
+        return f"local steps, synchronized every {self.interval}{growth}"
