@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,19 +129,40 @@ def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_alike(undisturbe
 
 
 @pytest.mark.parametrize(
-    ("options", "replicas", "says"),
+    ("options", "changed", "says"),
     [
-        ((), 1, "written by 2 replicas, this run has 1"),
-        (("--seed", "7"), 2, "belongs to another run: config.seed was 0, now 7"),
+        ((), {"replicas": 1}, "written by 2 replicas, this run has 1"),
+        (("--seed", "7"), {}, "belongs to another run: config.seed was 0, now 7"),
+        ((), {"steps": 39}, "steps is 39, but 40 of the run's 40 steps are done"),
+        (("--seed", "7"), {"steps": 50}, "belongs to another run: config.seed was 0, now 7"),
     ],
 )
-def test_a_resume_that_is_refused_changes_no_file(undisturbed, options, replicas, says):
+def test_a_resume_that_is_refused_changes_no_file(undisturbed, options, changed, says):
     before = {path: path.read_bytes() for path in undisturbed[0].rglob("*") if path.is_file()}
-    done = run(command(undisturbed[0], "--resume", *options, replicas=replicas))
+    done = run(command(undisturbed[0], "--resume", *options, **changed))
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert {path: path.read_bytes() for path in undisturbed[0].rglob("*") if path.is_file()} == before
+
+
+def test_one_replica_that_cannot_resume_keeps_the_others_from_changing_a_file(undisturbed, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed[0], out)
+    (checkpoint.latest(out) / "rank_1.json").write_text("{")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    done = run(command(out, "--resume", steps=60))
+    assert done.returncode == 2, done.stderr
+    assert "is damaged for rank 1" in done.stderr
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_goes_on_to_where_an_undisturbed_one_ends(tmp_path):
+    for out, steps, resume in (("whole", 40, ()), ("longer", 20, ()), ("longer", 40, ("--resume",))):
+        done = run(command(tmp_path / out, "--schedule", "constant", *resume, steps=steps))
+        assert done.returncode == 0, done.stderr
+    assert "the rate" not in done.stdout
+    assert outcome(tmp_path / "longer") == outcome(tmp_path / "whole")
 
 
 def test_torchrun_starts_the_same_run(undisturbed, tmp_path):

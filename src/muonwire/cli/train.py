@@ -13,6 +13,7 @@ EXAMPLES = (
     "muonwire train --recipe muon --replicas 4 --out runs/muon",
     "muonwire train --recipe 'one_bit_muon(interval=20)' --lr 0.012 --replicas 4 --out runs/local",
     "muonwire train --recipe muon --replicas 4 --out runs/muon --resume",
+    "muonwire train --recipe muon --replicas 4 --steps 600 --out runs/muon --resume",
     "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
     "muonwire train --task vision --recipe muon --model resnet --batch 32 --out runs/digits",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
@@ -28,7 +29,9 @@ class TrainCommand:
         config: the run.
         out: folder for metrics.jsonl, checkpoints, TensorBoard events and result.json.
         replicas: processes to start on this machine; torchrun says it itself.
-        resume: continue from the newest checkpoint in --out; the other options must be those it was started with.
+        resume: continue from the newest checkpoint in --out. The options that shape the outcome must be those it was started with,
+            except --steps: more steps make a run longer, finished or not. Where the schedule depends on the number of steps, a
+            line tells the new rates (docs/train.md).
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous of the replicas. Default: any free one.
     """

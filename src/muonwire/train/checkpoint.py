@@ -10,7 +10,8 @@ All replicas write into the same folder.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ from muonwire.transport.base import Transport
 FORMAT = 2
 MANIFEST = "manifest.json"
 KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint holds for one replica.
+
+    Args:
+        step: steps done.
+        identity: of the run that wrote it.
+        state: of this replica.
+    """
+
+    step: int
+    identity: dict[str, Any]
+    state: Any
 
 
 def flatten(tree: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
@@ -120,8 +136,21 @@ def _differences(saved: Any, wanted: Any, path: str = "") -> list[str]:
     return [] if saved == wanted else [f"{path} was {saved!r}, now {wanted!r}"]
 
 
-def load(path: Path, *, identity: Mapping[str, Any], transport: Transport) -> tuple[int, Any]:
-    """The steps done, and this replica's state.
+def _without(identity: dict[str, Any], free: Collection[str]) -> dict[str, Any]:
+    config = {key: value for key, value in identity["config"].items() if key not in free} if free else None
+    return identity if config is None else {**identity, "config": config}
+
+
+def load(
+    path: Path, *, identity: Mapping[str, Any], transport: Transport, free: Collection[str] = ()
+) -> Saved:
+    """What the checkpoint holds for this replica.
+
+    Args:
+        path: of the checkpoint.
+        identity: of the run that is to continue from it.
+        transport: between the replicas.
+        free: settings under the identity's "config" that need not be the checkpoint's. Default: none.
 
     Raises:
         UsageError: the checkpoint is damaged, or belongs to another run, model or number of replicas.
@@ -141,7 +170,8 @@ def load(path: Path, *, identity: Mapping[str, Any], transport: Transport) -> tu
             f"checkpoint: {path} was written by {world_size} replicas, this run has {transport.world_size}; each replica's "
             f"feedback is its own, so resume with --replicas {world_size}"
         )
-    differences = _differences(saved_identity, json.loads(json.dumps(identity)))
+    wanted = json.loads(json.dumps(identity))
+    differences = _differences(_without(saved_identity, free), _without(wanted, free))
     if differences:
         raise UsageError(
             f"checkpoint: {path} belongs to another run: {'; '.join(differences[:4])}. Resume with the settings it was "
@@ -150,7 +180,7 @@ def load(path: Path, *, identity: Mapping[str, Any], transport: Transport) -> tu
     try:
         tree = json.loads((path / f"rank_{transport.rank}.json").read_text())
         tensors = load_file(path / f"rank_{transport.rank}.safetensors")
-        return step, unflatten(tree, tensors)
+        return Saved(step=step, identity=saved_identity, state=unflatten(tree, tensors))
     except Exception as error:  # safetensors raises its own exception class for damaged files
         raise UsageError(
             f"checkpoint: {path} is damaged for rank {transport.rank} ({error}); remove it and resume again"

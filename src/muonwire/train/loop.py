@@ -18,6 +18,7 @@ from muonwire.train import checkpoint
 from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
+from muonwire.train.lengths import LENGTHS, STEPS, Length, extend, lengths_of
 from muonwire.train.metrics import MetricsWriter, finite_or_none
 from muonwire.train.schedule import lr_factor
 from muonwire.transport import Flag, Traffic, Transport, check_replicas
@@ -31,7 +32,7 @@ class RunResult:
     """What a run came to. Bytes are means per replica and optimizer step, times medians per step of this replica.
 
     Args:
-        config: the identity of the run's settings.
+        config: the identity of the run's settings; with ``lengths`` where a resume changed its number of steps.
         replicas: how many trained together.
         steps: done.
         finished: False where the run was told to stop before its last step.
@@ -137,6 +138,7 @@ class Trainer:
         self._described = str(self.optimizer)
         self._peak_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.step = 0
+        self.lengths: tuple[Length, ...] = (Length(steps=config.steps),)
         self._totals = _Totals()
         self._recent_losses: list[float] = []
         self._compute_times: list[float] = []
@@ -147,16 +149,23 @@ class Trainer:
         """Ask all replicas to stop together after one of the next steps, with a checkpoint."""
         self.transport.requested |= Flag.STOP
 
-    def resume(self) -> bool:
+    def resume(self, *, new_length: bool = False) -> bool:
         """Continue from the newest checkpoint in the folder; False where there is none.
 
+        Args:
+            new_length: the run may have been started with another number of steps. Default: False.
+
         Raises:
-            UsageError: the checkpoint belongs to another run, model or number of replicas.
+            UsageError: the checkpoint belongs to another run, model or number of replicas, or the new length leaves
+                nothing to train.
         """
         path = checkpoint.latest(self.folder)
         if path is None:
             return False
-        step, state = checkpoint.load(path, identity=self._identity(), transport=self.transport)
+        free = (STEPS, LENGTHS) if new_length else ()
+        saved = checkpoint.load(path, identity=self._identity(), transport=self.transport, free=free)
+        step, state = saved.step, saved.state
+        self.lengths = extend(lengths_of(saved.identity["config"]), self.config, done=step)
         with torch.no_grad():
             for name, tensor in self._named_tensors():
                 tensor.copy_(state["weights"][name])
@@ -188,8 +197,13 @@ class Trainer:
                     break
                 last = self.step == config.steps
                 eval_loss, train_loss = None, None
-                if last or self.step % config.evaluate_every == 0:
+                on_time = self.step % config.evaluate_every == 0
+                if last or on_time:
+                    recent = self._recent_losses
                     eval_loss, train_loss = self._evaluate()
+                    if not on_time:
+                        # Where the run goes on for longer, the next evaluation on time tells their mean.
+                        self._recent_losses = recent
                     diverged = not math.isfinite(eval_loss)
                 metrics.write(
                     self.step,
@@ -233,9 +247,14 @@ class Trainer:
             transport=self.transport,
         )
 
+    def settings(self) -> dict[str, Any]:
+        """The identity of the run's settings, and its lengths where it has had several."""
+        lengths = [asdict(length) for length in self.lengths]
+        return {**self.config.identity(), **({LENGTHS: lengths} if len(lengths) > 1 else {})}
+
     def _identity(self) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
-        return {"config": self.config.identity(), "task": self.task.description, "shapes": shapes}
+        return {"config": self.settings(), "task": self.task.description, "shapes": shapes}
 
     def _named_tensors(self) -> list[tuple[str, torch.Tensor]]:
         return [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -309,7 +328,7 @@ class Trainer:
         num_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         totals = self._totals
         result = RunResult(
-            config=self.config.identity(),
+            config=self.settings(),
             replicas=self.transport.world_size,
             steps=self.step,
             finished=finished,

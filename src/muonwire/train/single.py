@@ -1,14 +1,18 @@
 """`muonwire train`: one recipe, on one replica or many."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
+from muonwire.optim import LocalSteps
 from muonwire.tasks import make_task
 from muonwire.train import checkpoint
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
+from muonwire.train.lengths import rate_change
 from muonwire.train.loop import RESULT, RunResult, Trainer
 from muonwire.train.progress import progress_bar
 from muonwire.transport import Transport
@@ -20,31 +24,86 @@ def prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
     """Refuse to overwrite a run that is there already; write the settings of a new one. A run that goes on has its own.
 
     Raises:
-        UsageError: the folder holds a run and ``resume`` was not asked for.
+        UsageError: the folder holds a run and ``resume`` was not asked for, or one that finished with other settings and left no
+            checkpoint.
     """
     begun = checkpoint.latest(folder) is not None
     if not resume and (begun or (folder / RESULT).exists()):
         raise UsageError(
             f"train: {folder} holds a run already; continue it with --resume, or choose another --out"
         )
+    if not begun and _finished_config(folder) not in (None, json.loads(json.dumps(config.identity()))):
+        raise UsageError(
+            f"train: {folder} holds a run that finished with other settings and left no checkpoint to go on from "
+            "(--checkpoint-every 0, or a run of `muonwire compare`); choose another --out"
+        )
     if not begun:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.write_json(folder / CONFIG, config.identity())
 
 
+def _finished_config(folder: Path) -> Any:
+    try:
+        return json.loads((folder / RESULT).read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resume: bool) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
     trainer = Trainer(config, make_task(config.task), transport, folder)
-    if resume:
-        trainer.resume()
     first = transport.rank == 0
+    notes: list[str] = []
+    if resume:
+        trainer.resume(new_length=True)
+        _check_alike(trainer)
+        if first:
+            notes = _go_on(trainer)
     if first:
         _describe(trainer)
+        print(*notes, sep="\n", end="\n\n" if notes else "", flush=True)
     with on_stop_signal(trainer.request_stop), progress_bar(config.recipe, enabled=first) as show:
         result = trainer.run(show)
     if first and result.finished:
         print(_outcome(result, folder), flush=True)
     return result
+
+
+def _check_alike(trainer: Trainer) -> None:
+    """All replicas go on from one step to one length; where one of them refused, the others end here, before a file is changed."""
+    own = f"step {trainer.step} of {trainer.config.steps}"
+    said = [told.decode() for told in trainer.transport.gather(own.encode(), purpose="control")]
+    if len(set(said)) > 1:
+        listed = "; ".join(f"replica {rank}: {told}" for rank, told in enumerate(said))
+        raise UsageError(
+            f"train: the replicas would not resume alike ({listed}); give all the same --steps, and an --out that they share"
+        )
+
+
+def _go_on(trainer: Trainer) -> list[str]:
+    """Bring the folder up to the settings that the run has now; returns what a new length does, a line each."""
+    checkpoint.write_json(trainer.folder / CONFIG, trainer.settings())
+    if trainer.step < trainer.config.steps:
+        # A result stands for a run that is finished.
+        (trainer.folder / RESULT).unlink(missing_ok=True)
+    *past, new = trainer.lengths
+    if not past or new.first_step != trainer.step + 1:
+        return []
+    notes = []
+    rate = rate_change(trainer.lengths, trainer.config)
+    if rate is not None:
+        notes.append(rate)
+    local = trainer.optimizer if isinstance(trainer.optimizer, LocalSteps) else None
+    if (
+        local is not None
+        and past[-1].steps == trainer.step
+        and (local.growth or trainer.step % local.interval)
+    ):
+        notes.append(
+            f"the replicas synchronized after step {trainer.step}, which was the last one; a run that is started with {new.steps} "
+            "steps may synchronize at other steps and end with other weights"
+        )
+    return notes
 
 
 def _describe(trainer: Trainer) -> None:
@@ -93,12 +152,12 @@ def train(
         config: the settings.
         folder: where metrics, checkpoints and result.json go.
         replicas: processes to start on this machine; ignored under torchrun, which says how many there are.
-        resume: continue from the newest checkpoint in the folder.
+        resume: continue from the newest checkpoint in the folder; ``config.steps`` may be another number than the run has so far.
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous. Default: any free one.
 
     Raises:
-        UsageError: bad settings or data, or a folder that holds another run.
+        UsageError: bad settings or data, a folder that holds another run, or a new length that leaves nothing to train.
         ReplicaLostError, ExchangeError: a replica was lost; its last checkpoint is kept.
         StoppedError: SIGTERM or Ctrl-C; a checkpoint was written.
     """
