@@ -70,7 +70,7 @@ class MuonSettings(AdamSettings):
 
 def named_group(name: str, named: Sequence[tuple[str, Tensor]], **extra: Any) -> dict[str, Any]:
     """A parameter group with names for messages."""
-    return {"name": name, "params": [p for _, p in named], "param_names": [n for n, _ in named], **extra}
+    return {"name": name, "params": [p for _, p in named], "names": [n for n, _ in named], **extra}
 
 
 def by_dimensions(
