@@ -124,9 +124,9 @@ def _check_layouts(everyone: Sequence[bytes], texts: Sequence[str], transport: T
         differing = _differing([_piece(told, i) for told in everyone])
         if differing:
             raise DivergedReplicasError(
-                f"replicas differ in the names, dtypes or shapes of their tensors: number {i} of {len(texts)} is not on rank(s) "
-                f"{', '.join(map(str, differing))} what it is on rank 0; on rank {transport.rank} it is {text}. Build the same "
-                "model on all of them"
+                f"replicas differ in the names, dtypes or shapes of their tensors: number {i + 1} of {len(texts)}, on this rank "
+                f"{transport.rank} {text}, is another on rank(s) {', '.join(map(str, differing))} than on rank 0; build the same model "
+                "on all of them"
             )
 
 

@@ -179,14 +179,15 @@ class FrameTransport(Transport):
         parts = flat.view(self.world_size, -1) if numel else flat.new_empty(self.world_size, 0)
         wire = parts.view(torch.uint8)
         part_bytes = wire.shape[1]
-        incoming = torch.empty(len(self.peers), part_bytes, dtype=torch.uint8, device=self.device)
-        theirs = dict(zip(self.peers, incoming, strict=True))
+        theirs = {r: torch.empty_like(parts[r]) for r in self.peers}
         self._swap_frames(
-            self._header(REDUCE, check, part_bytes), {r: wire[r] for r in self.peers}, theirs, about=about
+            self._header(REDUCE, check, part_bytes),
+            {r: wire[r] for r in self.peers},
+            {r: part.view(torch.uint8) for r, part in theirs.items()},
+            about=about,
         )
-        parts[self.rank] = self._mean_of(
-            {r: part.view(dtype) for r, part in theirs.items()}, parts[self.rank]
-        )
+        parts[self.rank] = self._mean_of(theirs, parts[self.rank])
+        del theirs
         self._swap_frames(
             self._header(SPREAD, check, part_bytes),
             dict.fromkeys(self.peers, wire[self.rank]),

@@ -1,9 +1,10 @@
 """Transport over a torch.distributed process group.
 
 gloo ends the process where a message is longer than its receiver's buffer, and a replica that is out of step may send a message of
-any length. So with gloo a frame travels as its first ``FIRST_BYTES``, header included, under tag 0 into a buffer that always
-has that many, and the rest at the same time under a tag that follows from its length: a rest of another length finds no buffer,
-waits, and does no harm. Other backends have no tags: there the headers travel first, and the bodies once they agree.
+any length. So with gloo a frame of up to ``FIRST_BYTES`` travels under tag 0, into a buffer that always has that many. Of a longer
+frame the header travels that way alone, and the body at the same time under a tag that follows from its length: a body of
+another length finds no buffer, waits, and does no harm. Other backends have no tags: there headers travel first, and bodies
+once the headers agree.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport.frames import Accept, FrameTransport
 
-FIRST_BYTES = 1 << 16
+FIRST_BYTES = 1 << 20
 _FIRST_TAG = 0
 _TAGS = (1 << 31) - 1
 
@@ -92,8 +93,8 @@ class ProcessGroupTransport(FrameTransport):
         room = FIRST_BYTES - len(header) if header else 0
         firsts_in = {peer: self._first_buffer(peer) for peer in incoming} if header else {}
         firsts_out = self._firsts_of(header, outgoing, room) if header else {}
-        rests_in = {peer: body[room:] for peer, body in incoming.items() if body.numel() > room}
-        rests_out = {peer: body[room:] for peer, body in outgoing.items() if body.numel() > room}
+        alone_in = {peer: body for peer, body in incoming.items() if body.numel() > room}
+        alone_out = {peer: body for peer, body in outgoing.items() if body.numel() > room}
         left: list[_Message] = []
         self._left = left
         for peer, first in firsts_in.items():
@@ -101,17 +102,18 @@ class ProcessGroupTransport(FrameTransport):
         for peer, first in firsts_out.items():
             self._start(left, True, peer, first, _FIRST_TAG)
         num_firsts = len(left)
-        for peer, rest in rests_in.items():
-            self._start(left, False, peer, rest, _tag(rest))
-        for peer, rest in rests_out.items():
-            self._start(left, True, peer, rest, _tag(rest))
+        for peer, body in alone_in.items():
+            self._start(left, False, peer, body, _tag(body))
+        for peer, body in alone_out.items():
+            self._start(left, True, peer, body, _tag(body))
         # Sends as well: before this replica may raise and end, its own header must have left.
         for message in left[:num_firsts]:
             self._wait(message)
         if header:
             accept({peer: first[: len(header)].numpy().tobytes() for peer, first in firsts_in.items()})
             for peer, body in incoming.items():
-                body[:room] = firsts_in[peer][len(header) : len(header) + body.numel()]
+                if peer not in alone_in:
+                    body.copy_(firsts_in[peer][len(header) : len(header) + body.numel()])
         for message in left[num_firsts:]:
             self._wait(message)
         self._left = []
@@ -122,11 +124,13 @@ class ProcessGroupTransport(FrameTransport):
         return self._firsts[peer]
 
     def _firsts_of(self, header: bytes, outgoing: Mapping[int, Tensor], room: int) -> dict[int, Tensor]:
-        # A body that goes to several peers is one tensor, and so is its beginning.
+        # A body that goes to several peers is one tensor, and so is the message.
         made: dict[int, Tensor] = {}
         for body in outgoing.values():
             if id(body) not in made:
-                first = bytearray(header) + body[:room].numpy().tobytes()
+                first = bytearray(header)
+                if body.numel() <= room:
+                    first += body.numpy().data
                 made[id(body)] = torch.frombuffer(first, dtype=torch.uint8)
         return {peer: made[id(body)] for peer, body in outgoing.items()}
 
@@ -190,6 +194,6 @@ def _of_default_group(device: str) -> ProcessGroupTransport:
     return ProcessGroupTransport(device=device)
 
 
-def _tag(rest: Tensor) -> int:
-    """Under which the rest of a frame travels: of rests up to 2 GiB, those of different lengths never meet."""
-    return 1 + rest.numel() % (_TAGS - 1)
+def _tag(body: Tensor) -> int:
+    """Under which a body travels alone: bodies up to 2 GiB, if of different lengths, never meet."""
+    return 1 + body.numel() % (_TAGS - 1)
