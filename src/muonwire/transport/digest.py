@@ -125,8 +125,8 @@ def _check_layouts(everyone: Sequence[bytes], texts: Sequence[str], transport: T
         if differing:
             raise DivergedReplicasError(
                 f"replicas differ in the names, dtypes or shapes of their tensors: number {i + 1} of {len(texts)}, on this rank "
-                f"{transport.rank} {text}, is another on rank(s) {', '.join(map(str, differing))} than on rank 0; build the same model "
-                "on all of them"
+                f"{transport.rank} {text}, is another on rank(s) {', '.join(map(str, differing))} than on rank 0; build "
+                "the same model on all of them"
             )
 
 
