@@ -227,7 +227,7 @@ class FrameTransport(Transport):
     def _about(self, tensors: Sequence[Tensor]) -> str:
         dtypes = ", ".join(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in tensors))
         numel = sum(t.numel() for t in tensors)
-        return f"Replica {self.rank}, this one, averages {len(tensors)} tensor(s) of {numel} numbers in all ({dtypes or 'no dtype'})"
+        return f"Replica {self.rank}, this one, averages {len(tensors)} tensor(s), {numel} numbers in all ({dtypes})"
 
     @contextmanager
     def _operation(self) -> Iterator[None]:
