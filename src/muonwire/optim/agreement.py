@@ -159,7 +159,7 @@ class Agreement:
             return
         self.reached = False
         try:
-            check_replicas([*named, *((f"buffer {name}", buffer) for name, buffer in buffers)], transport)
+            check_replicas([*named, *buffers], transport, purpose="control")
         except DivergedReplicasError as error:
             raise DivergedReplicasError(
                 f"the replicas do not start from the same weights and buffers: {error}. Build the model with the same seed on all, "

@@ -299,6 +299,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         if problem is not None:
             # The others must not wait in vain: they get zeros and, in the message's header, the reason.
             self.transport.requested |= Flag.DIVERGED
+        self.transport.settings = groups.rates(self.param_groups)
         self.before_exchange()
         self._exchange(inner_passes(self, zeros=problem is not None), problem)
         self._show_weights()
@@ -321,6 +322,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 "NonFiniteUpdateError when they synchronize next",
                 stacklevel=4,
             )
+        self.transport.settings = ""
         due = self.local.due(local_step=self.num_steps + 1, alone=self.steps_alone + 1)
         differing = self._shake_hands() if due else []
         if problem is not None:

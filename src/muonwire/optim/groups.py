@@ -111,3 +111,10 @@ def description(param_groups: Sequence[Mapping[str, Any]]) -> str:
         f"{[str(p.dtype) for p in g['params']]}"
         for g in param_groups
     )
+
+
+def rates(param_groups: Sequence[Mapping[str, Any]]) -> str:
+    """What must be the same on all replicas in a step that they take together."""
+    return "; ".join(
+        f"{g['name']}: lr={float(g['lr'])!r}, weight_decay={float(g['weight_decay'])!r}" for g in param_groups
+    )

@@ -30,6 +30,9 @@ class Transport(ABC):
     ``step`` is the optimizer step that the next messages belong to. Whoever talks through the transport sets it before; every
     message carries it (modulo 2³²), and replicas in different steps get an ExchangeError that names them.
 
+    ``settings`` is what replicas must have in common in this step besides, such as learning rates, in words; a checksum of a byte
+    travels with every message.
+
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
     A copy, deep or not, is the transport itself: a copied optimizer keeps its link.
@@ -41,6 +44,7 @@ class Transport(ABC):
     requested: Flag = Flag.NONE
     agreed: Flag = Flag.NONE
     step: int = 0
+    settings: str = ""
 
     @abstractmethod
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:

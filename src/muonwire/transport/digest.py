@@ -64,7 +64,7 @@ def digest_all(what: nn.Module | Named) -> bytes:
     return _hash(b"".join(_digest(tensor, text) for text, tensor in _described(what)))
 
 
-def check_replicas(what: nn.Module | Named, transport: Transport) -> str:
+def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: str = "digest") -> str:
     """Compare the weights of all replicas, and return their common digest (``digest_all``) as hexadecimal text.
 
     Costs 8 bytes a replica where they agree, and 16 bytes a tensor more where they do not.
@@ -72,6 +72,7 @@ def check_replicas(what: nn.Module | Named, transport: Transport) -> str:
     Args:
         what: a model, of which the parameters and the buffers (persistent or not) are compared, or names and tensors.
         transport: between the replicas to compare.
+        purpose: under which the meter counts it. Default: "digest".
 
     >>> from muonwire.transport import SingleReplica
     >>> check_replicas([("weight", torch.zeros(2))], SingleReplica()) == digest_all([("weight", torch.zeros(2))]).hex()
@@ -90,7 +91,7 @@ def check_replicas(what: nn.Module | Named, transport: Transport) -> str:
     if len(set(transport.gather(_hash(b"".join([*layouts, whole])), purpose="digest"))) == 1:
         return whole.hex()
     digests = [_digest(tensor, text) for text, tensor in named]
-    everyone = transport.gather(b"".join([*layouts, *digests]), purpose="digest")
+    everyone = transport.gather(b"".join([*layouts, *digests]), purpose=purpose)
     _check_layouts(everyone, [text for text, _ in named], transport)
     for i, (text, _) in enumerate(named):
         seen = [_piece(told, len(named) + i) for told in everyone]

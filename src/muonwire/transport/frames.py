@@ -259,6 +259,7 @@ class FrameTransport(Transport):
             sequence=self._sequence,
             check=check,
             length=length,
+            settings=checksum(self.settings) & 0xFF,
         )
 
     def _swap_frames(
@@ -274,7 +275,9 @@ class FrameTransport(Transport):
 
         def accept(received: Mapping[int, bytes]) -> None:
             headers.update({rank: Header.unpack(data, rank=rank) for rank, data in received.items()})
-            check_lockstep({self.rank: own, **headers}, purposes=self._purposes, about=about)
+            check_lockstep(
+                {self.rank: own, **headers}, purposes=self._purposes, about=about, settings=self.settings
+            )
             for rank, header in sorted({self.rank: own, **headers}.items()):
                 if header.kind == GATHER and header.length > LARGEST_PAYLOAD_BYTES:
                     raise ExchangeError(

@@ -1,8 +1,9 @@
 """The sixteen bytes before every message, and what they say of replicas that are not in lockstep.
 
-Little-endian: magic "MX", version u8, kind (low 5 bits) and flags (high 3) u8, optimizer step u32, sequence number u8, check
-u16, length u40. The length is that of the payload of a gather, and of one part of a mean. The check is a checksum of what else
-replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes. Numbers wrap.
+Little-endian: magic "M", settings u8, version u8, kind (low 5 bits) and flags (high 3) u8, optimizer step u32, sequence number
+u8, check u16, length u40. The length is that of the payload of a gather, and of one part of a mean. The check is a checksum of
+what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes; settings is one of the step's rates,
+short but sent again in every step. Numbers wrap.
 """
 
 import struct
@@ -13,8 +14,8 @@ from typing import NamedTuple
 from muonwire.errors import ExchangeError
 from muonwire.transport.base import Flag
 
-HEADER = struct.Struct("<2sBBIBHIB")
-MAGIC = b"MX"
+HEADER = struct.Struct("<cBBBIBHIB")
+MAGIC = b"M"
 VERSION = 2
 GATHER, REDUCE, SPREAD = 1, 2, 3
 KIND_NAMES = {GATHER: "gather", REDUCE: "mean", SPREAD: "second half of a mean"}
@@ -36,12 +37,15 @@ class Header(NamedTuple):
     sequence: int
     check: int
     length: int
+    settings: int = 0
 
     def pack(self) -> bytes:
         """The bytes."""
         high, low = divmod(self.length, 1 << 32)
         first = self.kind | int(self.flags)
-        return HEADER.pack(MAGIC, VERSION, first, self.step, self.sequence, self.check, low, high)
+        return HEADER.pack(
+            MAGIC, self.settings, VERSION, first, self.step, self.sequence, self.check, low, high
+        )
 
     @classmethod
     def unpack(cls, data: bytes, *, rank: int) -> "Header":
@@ -50,13 +54,13 @@ class Header(NamedTuple):
         Raises:
             ExchangeError: it is no header of this version.
         """
-        magic, version, first, step, sequence, check, low, high = HEADER.unpack(data)
+        magic, settings, version, first, step, sequence, check, low, high = HEADER.unpack(data)
         if magic != MAGIC or version != VERSION:
             raise ExchangeError(
                 f"replica {rank} sent a message with magic {magic!r}, version {version}; here it is {MAGIC!r}, version {VERSION}: "
                 "run the same muonwire on all replicas"
             )
-        return cls(first & ~_FLAGS, Flag(first & _FLAGS), step, sequence, check, (high << 32) | low)
+        return cls(first & ~_FLAGS, Flag(first & _FLAGS), step, sequence, check, (high << 32) | low, settings)
 
     @property
     def name(self) -> str:
@@ -70,7 +74,11 @@ def checksum(text: str) -> int:
 
 
 def check_lockstep(
-    headers: Mapping[int, Header], *, purposes: Mapping[int, str], about: Callable[[], str]
+    headers: Mapping[int, Header],
+    *,
+    purposes: Mapping[int, str],
+    about: Callable[[], str],
+    settings: str = "",
 ) -> None:
     """Make sure that all replicas are in the same step and operation, and average the same tensors.
 
@@ -86,13 +94,15 @@ def check_lockstep(
         headers: of all replicas, by rank.
         purposes: the known ones, by check.
         about: what this replica averages, for the message.
+        settings: this replica's, for the message. Default: none.
 
     Raises:
         ExchangeError: they are not; the same on all replicas.
     """
 
     own, *others = [
-        (h.step, h.kind, h.sequence, h.check, 0 if h.kind == GATHER else h.length) for h in headers.values()
+        (h.step, h.kind, h.sequence, h.check, h.settings, 0 if h.kind == GATHER else h.length)
+        for h in headers.values()
     ]
     if all(other == own for other in others):
         return
@@ -112,6 +122,11 @@ def check_lockstep(
         raise ExchangeError(
             f"replicas are out of step: {operations}; replicas must make their transports together, and call the same "
             "operations in the same order"
+        )
+    if differ(lambda h: h.settings):
+        raise ExchangeError(
+            f"replicas step with different settings: {_told(headers, lambda h: f'settings {h.settings:02x}')}; this replica has "
+            f"{settings}. Give all replicas the same rates and schedule, and none that follows a replica's own loss"
         )
     averages = next(iter(headers.values())).kind != GATHER
     if averages and differ(lambda h: h.length):
