@@ -65,6 +65,12 @@ def unit_columns(right: Tensor, *, otherwise: Tensor | float) -> Tensor:
     return torch.where(length > 0, right / torch.where(length > 0, length, 1.0), otherwise)
 
 
+def _beside(starts: Sequence[Tensor]) -> Tensor:
+    """(..., n, rank) each, side by side."""
+    # Concatenation would change the memory order of a single one, and with it the rounding of products.
+    return starts[0] if len(starts) == 1 else torch.cat(list(starts), dim=-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Power(TalkingStage):
     """What the low-rank stages share: a rank for every matrix, a warm start, a dtype on the wire.
@@ -121,7 +127,7 @@ class _Power(TalkingStage):
             ranks = [self.rank_of(x.shape) for x in parts]
             if "start" not in state:
                 first = [initial_state(x, rank=rank) for x, rank in zip(parts, ranks, strict=True)]
-                state["start"] = torch.cat(first, dim=-1)
+                state["start"] = _beside(first)
             starts.append(state["start"].split(ranks, dim=-1))
         flat = yield from power_rounds(
             [x for parts in xs for x in parts], [q for qs in starts for q in qs], wire=WIRES[self.wire]
@@ -131,7 +137,7 @@ class _Power(TalkingStage):
         for state, before, after in zip(states, starts, factors, strict=True):
             # A direction that is not reached is tried again from where it was.
             next_start = [unit_columns(f.right, otherwise=q) for f, q in zip(after, before, strict=True)]
-            state["start"] = torch.cat(next_start, dim=-1)
+            state["start"] = _beside(next_start)
         return factors
 
 
