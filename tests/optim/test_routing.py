@@ -344,6 +344,33 @@ def test_a_list_of_attention_heads_is_no_head():
     assert {role for name, (role, _, _) in got.items() if name.endswith("weight")} == {"hidden"}
 
 
+def test_a_square_output_and_a_pooling_head_are_hidden():
+    pooling = type("AttentionPoolingHead", (nn.Sequential,), {})(nn.Linear(8, 8), nn.Linear(8, 4))
+    got = roles(
+        nn.ModuleDict(
+            {"tower": nn.ModuleDict({"head": pooling, "output": nn.Linear(8, 8)}), "x": nn.Linear(8, 8)}
+        )
+    )
+    assert {role for name, (role, _, _) in got.items() if name.endswith("weight")} == {"hidden"}
+
+
+def test_bare_positions_biases_and_what_every_example_is_given_go_to_adam():
+    model = nn.Sequential(nn.Linear(8, 8))
+    names = {
+        "rel_pos_h": (27, 8),
+        "pos_bias_u": (4, 8),
+        "frame": (1, 3, 8),
+        "latents": (16, 8),
+        "relative_position_bias_table": (9, 4),
+    }
+    for name, shape in names.items():
+        model.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+    got = roles(model)
+    assert {name: got[name][0] for name in names} == dict.fromkeys(names, "embedding") | {
+        "pos_bias_u": "bias"
+    }
+
+
 def test_a_router_beside_experts_goes_to_adam_and_a_gate_without_them_does_not():
     experts = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
     got = roles(

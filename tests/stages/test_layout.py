@@ -268,3 +268,12 @@ def test_gate_and_up_that_take_turns_step_as_two_layers_do(recipe):
         split={"fused": "2 interleaved"},
     )
     assert torch.allclose(fused, interleave(apart), rtol=1e-5, atol=1e-6)
+
+
+def test_parts_can_be_written_on_the_command_line():
+    text = """muon(split={'fused': '2 interleaved', 'qkv': (16, 4, 4)})"""
+    name, options = recipes.parse_recipe(text)
+    assert recipes.format_recipe(name, options) == text
+    model = nn.ModuleDict({"fused": nn.Linear(8, 24, bias=False), "qkv": nn.Linear(8, 24, bias=False)})
+    (group,) = recipes.build(name, model, lr=0.1, **options).param_groups
+    assert group["layouts"] == ["matrix/2 interleaved", "matrix/16+4+4"]

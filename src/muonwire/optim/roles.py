@@ -13,16 +13,21 @@ from muonwire.stages.layout import MatrixLayout
 
 # Modules whose last linear layer is the model's output, when they lie outside numbered layers.
 HEAD_NAMES = re.compile(
-    r"((?!.*(attn|attention|multi)).*_)?(head|logits|classifier|score|scorer|unembed(ding)?|readout)|heads|output|output_layer|"
-    r"output_projection|embed_out|qa_outputs|seq_relationship|fc_out|ff_out|last_linear|final_(layer|linear)|vocab_proj(ector)?|"
-    r"conv_(out|last)|proj_out|"
-    r"(visual|text|audio)_projection"
+    r"((?!.*(attn|attention|multi|pos|point)).*_)?(head|logits|classifier|score|scorer|unembed(ding)?)|"
+    r"embed_out|qa_outputs|seq_relationship|fc_out|last_linear|vocab_proj(ector)?"
 )
+# Linear layers that are the output under names which hidden layers have too: not where they are square.
+OUTPUT_NAMES = re.compile(r"heads|output(_layer|_projection)?|ff_out|final_(layer|linear)")
+# Those of a model that compares two kinds of input, such as CLIP.
+PROJECTION_NAMES = re.compile(r"(visual|vision|text|audio)_projection")
+# Blocks that gather features, which some models call a head.
+POOLING_CLASSES = re.compile(r"Attention|Pool")
 # Their last linear layer, where nothing but the convolutions before it tells a head from a hidden layer.
 CONVOLUTIONAL_HEAD_NAMES = ("fc", "linear", "out")
 # Learned vectors that a module holds as bare parameters: class, mask, query and register tokens, positions, biases by distance.
 EMBEDDING_NAMES = re.compile(
-    r"(_tokens?|(^|_)emb(ed(ding)?s?)?|(^|_)(pos|positions?|latents|prompts?)|bias_table|^w[tp]e)$"
+    r"(_tokens?|(^|_)emb(ed(ding)?s?)?|(^|_)(pos|positions?|latents(_\dd)?|latent_query|prompts?)|bias_table|^w[tp]e|"
+    r"emb(ed(ding)?s?)?_table|(^|_)rel_pos_\w)$"
 )
 EMBEDDING_CLASSES = re.compile(r"Embed(ding)?s?$")
 NORM_CLASSES = re.compile(r"norm(\dd)?$", re.IGNORECASE)
@@ -40,12 +45,15 @@ INPUT_NAMES = re.compile(r"(.*_)?patch_embed(der|ding)?s?(_proj|_projection)?|.*
 # Mamba's and RWKV's parameters of the recurrence, an entry for each state and not a map between them; Griffin's diagonal blocks.
 STATE_SPACE_NAMES = re.compile(r"^(A_logs?|dt_bias|time_\w+|recurrent_\w+|input_gate_weight)$")
 ROUTER_NAMES = ("gate", "router", "wg")
-ROUTERS = re.compile(r"(Router|Gate)$")
+ROUTERS = re.compile(r"(Router|(Top_?K|MoE\w*)Gate)$", re.IGNORECASE)
 EXPERTS = re.compile(r"(^|_)experts$")
 # Stacks of experts that are stored with their inputs first, besides those that say so in ``is_transposed``.
 TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
-# Attention's inputs as a stack of matrices: query, key and value, perhaps with the output.
-ATTENTION_STACKS = re.compile(r"(w_?)?qkvo?(_w|_weight|_proj)?$")
+# Attention's inputs as a stack of matrices: query, key and value, perhaps with the output; Mamba's, by heads or directions.
+ATTENTION_STACKS = re.compile(r"(w_?)?qkvo?(_w|_weight|_proj)?")
+MAMBA_STACKS = re.compile(r"(x|dt)_projs?_weight")
+# Bare matrices of known classes, inputs first: Gemma 3's way from pictures to words.
+BARE_MATRICES = ("mm_input_projection_weight",)
 # What wrappers add to a name: torch.compile, DistributedDataParallel, FSDP, activation checkpointing, peft.
 WRAPPERS = re.compile(
     r"_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|original_module|modules_to_save|default"
@@ -103,7 +111,7 @@ class Roles:
             return "embedding", batch
         if NORM_CLASSES.search(kind) or (param.ndim < 2 and "norm" in kind.lower()):
             return "norm", MatrixLayout()
-        if re.search(r"bias(es)?$", name):
+        if re.search(r"bias(es|_\w)?$", name):
             return "bias", batch
         if self._is_head(module_name):
             return "head", self._matrix(module, param)
@@ -139,19 +147,28 @@ class Roles:
         """The role of a parameter that no layer of torch holds."""
         if name == "weight" and EMBEDDING_NAMES.search(_last(module_name)):
             return "embedding"
-        if STATE_SPACE_NAMES.search(name):
+        if name == "weight" and HEAD_NAMES.fullmatch(_last(module_name)) and not self._in_layers(module_name):
+            return "head"
+        if STATE_SPACE_NAMES.search(name) or (name == "D" and "mamba" in type(module).__name__.lower()):
             return "state space"
+        if name in BARE_MATRICES and param.ndim == 2:
+            return "hidden"
+        if param.ndim > 2 and len(param) == 1:
+            return "embedding"  # what every example of a batch is given, such as queries
         if self._is_router(module_name, module):
             return "router"
         stacked = param.ndim == 3 and (
             type(module).__name__.endswith("Experts")
             or any(EXPERTS.search(part) for part in (*module_name.split("."), name))
             or (ATTENTION_STACKS.fullmatch(name) is not None and len(param) in (3, 4))
+            or MAMBA_STACKS.fullmatch(name) is not None
         )
         return "hidden" if stacked else "unknown"
 
     def _stack(self, module: nn.Module, name: str, batch: MatrixLayout) -> MatrixLayout:
-        """How a stack of experts is seen: inputs first where the class has them so, gate and up each a matrix of its own."""
+        """How a bare matrix or stack is seen: inputs first where it is known so, experts' gate and up each a matrix of its own."""
+        if name in BARE_MATRICES:
+            return MatrixLayout(transposed=True)
         if batch.kind != "batch" or not type(module).__name__.endswith("Experts"):
             return batch
         transposed = (
@@ -217,7 +234,7 @@ class Roles:
                 head = get()
             except (NotImplementedError, AttributeError):
                 continue  # transformers' base models have the method without a head behind it
-            if head in names and not _holds_embeddings(head):
+            if isinstance(head, nn.Module) and head in names and not _holds_embeddings(head):
                 yield names[head]
 
     def _is_named_head(self, name: str) -> bool:
@@ -225,22 +242,28 @@ class Roles:
         module = self._modules[name]
         if not (is_linear(module) or isinstance(module, CONVOLUTIONS)):
             return False
-        path = [*reversed(_ancestors(name)), name]
-        for whole in path:
-            last = _last(whole)
-            if not last or self._in_layers(whole) or not HEAD_NAMES.fullmatch(last):
+        for whole in (*reversed(_ancestors(name)), name):
+            if (
+                self._in_layers(whole)
+                or not HEAD_NAMES.fullmatch(_last(whole))
+                or self._last_layer(whole) != name
+            ):
                 continue
-            if last in ("heads", "output") and whole != name:
-                continue  # a list of attention's heads, or a block that is the output of a layer
-            if self._last_layer(whole) != name:
-                continue
-            # Where the output is known, a square layer in what is called a head is the transform before it, as in ModernBERT.
-            if whole == name or not self._outputs or not _is_square(module):
+            if whole == name:
                 return True
+            # Where the output is known, a square layer in what is called a head is the transform before it, as in ModernBERT.
+            transform = bool(self._outputs) and _is_square(module)
+            if not transform and not POOLING_CLASSES.search(type(self._modules[whole]).__name__):
+                return True
+        if self._in_layers(name):
+            return False
+        if OUTPUT_NAMES.fullmatch(_last(name)):
+            return not _is_square(module)
+        if PROJECTION_NAMES.fullmatch(_last(name)):
+            return hasattr(self._modules[_parent(name)], "logit_scale")
         return (
             _last(name) in CONVOLUTIONAL_HEAD_NAMES
-            and not self._in_layers(name)
-            and self._last_layer(_parent(name)) == name
+            and self._last_layer("") == name
             and isinstance(self._first_layer(_parent(name)), CONVOLUTIONS)
         )
 
@@ -284,7 +307,9 @@ class Roles:
             for n in self._layers_of(name)
             if is_linear(self._modules[n]) or isinstance(self._modules[n], CONVOLUTIONS)
         ]
-        return found[-1] if found else None
+        # Where one says that it is the output, the order in which they were defined does not matter.
+        said = [n for n in found if _last(n) in ("out_proj", "proj_out")]
+        return next(reversed(said or found), None)
 
     def _first_layer(self, name: str) -> nn.Module | None:
         found = self._layers_of(name)
