@@ -1,6 +1,6 @@
 """The dense recipes: gradients are averaged as they are, every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.routing import Routing, route
+from muonwire.optim.routing import Parts, Routing, route
 from muonwire.recipes.base import AdamSettings, Recipe, RecipeSettings
 from muonwire.stages import Adam, Chain, Mean, Momentum, Polar, RowNormalize, Scale, Stage, chain
 
@@ -26,7 +26,8 @@ class MuonSettings(AdamSettings):
         scale: "rms" (one learning rate serves polar and Adam), "spectral" or "none". Default: "rms".
         adam_lr_ratio: learning rate of the Adam part over that of the polar part. Default: 1.
         polar, adam: regular expressions for parameter names to treat otherwise than routing would.
-        split: regular expression to number of parts, for fused weights: {"qkv": 3}.
+        split: regular expression to the parts of fused weights: their number, {"qkv": 3}, their sizes, {"qkv": (64, 16, 16)},
+            or {"gate_up": "2 interleaved"} where the rows of the parts take turns; see ``muonwire.optim.route``.
     """
 
     momentum: float = 0.95
@@ -38,7 +39,7 @@ class MuonSettings(AdamSettings):
     adam_lr_ratio: float = 1.0
     polar: Sequence[str] = ()
     adam: Sequence[str] = ()
-    split: dict[str, int] = field(default_factory=dict)
+    split: Mapping[str, Parts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,7 +34,7 @@ AS_DESCRIBED = "as described: rate inside, all matrices"
 HIDDEN_ONLY = "hidden matrices only"
 OUTSIDE = "rate outside"
 # The note tells no matrix from another: embeddings and head are orthogonalized too.
-ALL = {"polar": ["classifier.weight", "position_embeddings"]}
+ALL = {"polar": ["classifier.weight", "position_embeddings", "projection.weight"]}
 # One thing is changed at a time.
 VARIANTS: dict[str, dict[str, Any]] = {
     AS_DESCRIBED: {**ALL, "rate_inside": True},
@@ -87,7 +87,7 @@ def _moved(model: nn.Module, direction: str, share: float, generator: torch.Gene
     moved = copy.deepcopy(model)
     for mine, copied in zip(_matrices(model), _matrices(moved), strict=True):
         assert mine.param.grad is not None
-        gradient = mine.layout.matrices(mine.param.grad)
+        (gradient,) = mine.layout.split(mine.param.grad)
         if direction == "polar factor":
             step = polar_factor(gradient)
         elif direction == "gradient":
@@ -95,7 +95,7 @@ def _moved(model: nn.Module, direction: str, share: float, generator: torch.Gene
         else:
             step = torch.randn(gradient.shape, generator=generator)
         length = share * min(gradient.shape[-2:]) ** 0.5 / float(step.norm())
-        copied.param.sub_((step * length).reshape(mine.param.shape))
+        copied.param.sub_(mine.layout.join([step * length], tuple(mine.param.shape)))
     return moved
 
 
