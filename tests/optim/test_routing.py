@@ -64,22 +64,20 @@ def test_convolutions_experts_and_vectors():
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.stem = nn.Conv2d(3, 6, 3)
-            self.conv = nn.Conv2d(6, 8, 3)
+            self.conv = nn.Conv2d(3, 8, 3)
             self.experts = nn.Parameter(torch.zeros(4, 6, 5))
             self.gain = nn.Parameter(torch.zeros(7))
             self.classifier = nn.Linear(8, 10)
             self.frozen = nn.Linear(3, 3).requires_grad_(False)
 
     got = roles(Mixed())
-    assert got["stem.weight"] == ("embedding", "adam", "conv")
     assert got["conv.weight"] == ("hidden", "polar", "conv")
     assert got["experts"] == ("hidden", "polar", "batch")
     assert got["gain"][:2] == ("vector", "adam")
     assert got["classifier.weight"][:2] == ("head", "adam")
     assert "frozen.weight" not in got
     shapes = {r.name: r.layout.shapes(tuple(r.param.shape)) for r in route(Mixed()).polar}
-    assert shapes == {"conv.weight": [(8, 54)], "experts": [(4, 6, 5)]}
+    assert shapes == {"conv.weight": [(8, 27)], "experts": [(4, 6, 5)]}
 
 
 def test_tokens_and_positions_of_a_vision_transformer_are_embeddings():
@@ -87,7 +85,7 @@ def test_tokens_and_positions_of_a_vision_transformer_are_embeddings():
     got = roles(model)
     assert got["vit.embeddings.cls_token"][:2] == ("embedding", "adam")
     assert got["vit.embeddings.position_embeddings"][:2] == ("embedding", "adam")
-    assert got["vit.embeddings.patch_embeddings.projection.weight"] == ("embedding", "adam", "conv")
+    assert got["vit.embeddings.patch_embeddings.projection.weight"] == ("hidden", "polar", "conv")
     chosen = roles(model, polar=["position_embeddings"])
     assert chosen["vit.embeddings.position_embeddings"] == ("embedding", "polar", "batch")
 

@@ -31,15 +31,6 @@ EMBEDDING_NAMES = re.compile(
 )
 EMBEDDING_CLASSES = re.compile(r"Embed(ding)?s?$")
 NORM_CLASSES = re.compile(r"norm(\dd)?$", re.IGNORECASE)
-# A convolution reads the input where it has as many channels as the configuration says that the input has, or this few.
-INPUT_CHANNELS = 4
-INPUT_CHANNELS_OF_CONFIG = (
-    "num_channels",
-    "in_channels",
-    "in_chans",
-    "num_mel_bins",
-    "input_feat_per_channel",
-)
 # Linear layers that read the input's patches.
 INPUT_NAMES = re.compile(r"(.*_)?patch_embed(der|ding)?s?(_proj|_projection)?|.*embed_tokens")
 # Mamba's and RWKV's parameters of the recurrence, an entry for each state and not a map between them; Griffin's diagonal blocks.
@@ -116,7 +107,7 @@ class Roles:
         if self._is_head(module_name):
             return "head", self._matrix(module, param)
         if isinstance(module, CONVOLUTIONS + TRANSPOSED):
-            return self._convolution(module_name, module, param)
+            return self._convolution(module, param)
         if _is_vector(param, batch):
             return "vector", MatrixLayout()
         if is_linear(module):
@@ -186,7 +177,7 @@ class Roles:
             return MatrixLayout(kind="conv", transposed=isinstance(module, TRANSPOSED))
         return MatrixLayout(transposed=type(module).__name__.endswith("Conv1D") and param.ndim == 2)
 
-    def _convolution(self, module_name: str, module: nn.Module, param: Tensor) -> tuple[str, MatrixLayout]:
+    def _convolution(self, module: nn.Module, param: Tensor) -> tuple[str, MatrixLayout]:
         layout = self._matrix(module, param)
         assert isinstance(module, CONVOLUTIONS + TRANSPOSED)
         if param.ndim < 2:
@@ -195,18 +186,7 @@ class Roles:
             return "transposed", layout
         if module.groups > 1:
             return "grouped", layout
-        if self._reads_the_input(module_name, module):
-            return "embedding", layout
         return ("vector" if _is_vector(param, layout) else "hidden"), layout
-
-    def _reads_the_input(self, module_name: str, module: nn.Module) -> bool:
-        channels = getattr(module, "in_channels", 0)
-        if channels <= INPUT_CHANNELS:
-            return True
-        if self._in_layers(module_name):
-            return False
-        configs = [getattr(self._modules[a], "config", None) for a in _ancestors(module_name)]
-        return any(channels == getattr(c, key, None) for c in configs for key in INPUT_CHANNELS_OF_CONFIG)
 
     def _is_router(self, module_name: str, module: nn.Module) -> bool:
         if ROUTERS.search(type(module).__name__):

@@ -34,7 +34,7 @@ AS_DESCRIBED = "as described: rate inside, all matrices"
 HIDDEN_ONLY = "hidden matrices only"
 OUTSIDE = "rate outside"
 # The note tells no matrix from another: embeddings and head are orthogonalized too.
-ALL = {"polar": ["classifier.weight", "position_embeddings", "projection.weight"]}
+ALL = {"polar": ["classifier.weight", "position_embeddings"]}
 # One thing is changed at a time.
 VARIANTS: dict[str, dict[str, Any]] = {
     AS_DESCRIBED: {**ALL, "rate_inside": True},
