@@ -103,9 +103,11 @@ class Agreement:
     def __init__(self) -> None:
         self.reached = False
         self.edits = UNCHANGED
+        # The floating buffers when the optimizer was built; the first gradient's forward pass may have changed them since.
+        self.at_build: dict[str, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"reached": False, "edits": self.edits}
+        return {"reached": False, "edits": self.edits, "at_build": None}
 
     def add_edits(self, named: Sequence[tuple[str, Tensor]]) -> None:
         """The weights were changed from outside to these; the next handshake tells whether they were on all replicas."""
@@ -134,23 +136,8 @@ class Agreement:
         self.reached = True
         return agreed
 
-    @torch.no_grad()
-    def broadcast(self, tensors: Sequence[Tensor], transport: Transport) -> None:
-        """All replicas take replica 0's values, one tensor a message."""
-        if transport.world_size == 1:
-            return
-        for tensor in tensors:
-            own = tensor.detach().cpu().contiguous()
-            payload = own.reshape(-1).view(torch.uint8).numpy().tobytes() if transport.rank == 0 else b""
-            sent = transport.gather(payload, purpose="control")[0]
-            if transport.rank != 0 and tensor.numel():
-                received = torch.frombuffer(bytearray(sent), dtype=torch.uint8).view(tensor.dtype)
-                tensor.copy_(received.view(tensor.shape))
-
-    def check(
-        self, named: Sequence[tuple[str, Tensor]], buffers: Sequence[tuple[str, Tensor]], transport: Transport
-    ) -> None:
-        """Make sure that all replicas hold the same weights and buffers.
+    def check(self, named: Sequence[tuple[str, Tensor]], transport: Transport) -> None:
+        """Make sure that all replicas hold the same weights, and that they had the same buffers when they were built.
 
         Raises:
             DivergedReplicasError: names the first that differs.
@@ -159,13 +146,40 @@ class Agreement:
             return
         self.reached = False
         try:
-            check_replicas([*named, *buffers], transport, purpose="control")
+            check_replicas([*named, *(self.at_build or {}).items()], transport, purpose="control")
         except DivergedReplicasError as error:
             raise DivergedReplicasError(
                 f"the replicas do not start from the same weights and buffers: {error}. Build the model with the same seed on all, "
                 'load the same checkpoint, or give the optimizer start="broadcast"'
             ) from error
-        self.reached = True
+        self.reached, self.at_build = True, None
+
+
+@torch.no_grad()
+def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
+    """When an optimizer has been built: take replica 0's weights and buffers if that was asked for, and remember the buffers."""
+    transport, lifecycle = optimizer.transport, optimizer.lifecycle
+    if transport.world_size == 1:
+        return
+    buffers = {} if model is None else dict(model.named_buffers())
+    if lifecycle.start == "broadcast":
+        params = optimizer.trained()
+        agree_on_groups(optimizer, params)
+        for tensor in (*params, *buffers.values()):
+            own = tensor.detach().cpu().contiguous()
+            payload = own.reshape(-1).view(torch.uint8).numpy().tobytes() if transport.rank == 0 else b""
+            sent = transport.gather(payload, purpose="control")[0]
+            if transport.rank != 0 and tensor.numel():
+                received = torch.frombuffer(bytearray(sent), dtype=torch.uint8).view(tensor.dtype)
+                tensor.copy_(received.view(tensor.shape))
+        follow(params, optimizer.state)
+        optimizer.leave_weights()
+        optimizer.agreement.reached = False
+    optimizer.agreement.at_build = {
+        f"buffer {name!r}": buffer.detach().clone()
+        for name, buffer in buffers.items()
+        if not any(re.search(pattern, name) for pattern in lifecycle.exclude_buffers)
+    }
 
 
 def make_sure(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
@@ -176,6 +190,7 @@ def make_sure(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
     if optimizer.left.edited(params, optimizer.state):
         follow(params, optimizer.state)
         optimizer.leave_weights()
+        optimizer.agreement.at_build = None
         if optimizer.agreement.reached and optimizer.transport.world_size > 1:
             if optimizer.local is None:
                 optimizer.transport.requested |= Flag.CHANGED
@@ -183,6 +198,16 @@ def make_sure(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
                 optimizer.agreement.add_edits(optimizer.shared())
     if optimizer.agreement.reached:
         return
+    agree_on_groups(optimizer, params)
+    optimizer.agreement.check(optimizer.shared(), optimizer.transport)
+
+
+def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
+    """That all replicas have the same groups; polar factors follow the slowest of their processors.
+
+    Raises:
+        ExchangeError: they have not.
+    """
     own = find_processor(params[0].device if params else torch.device("cpu"))
     talking = list(optimizer.outer.values()) if optimizer.local is not None else optimizer.chains
     key = "processor" if optimizer.local is None else "outer_processor"
@@ -197,10 +222,3 @@ def make_sure(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
         group[key] = agreed
         # Local steps orthogonalize as this replica does, on whatever processor it was when they began.
         group["processor"] = group["processor"] or own.name
-    at_start = optimizer.num_steps == 0
-    buffers = optimizer.buffers() if at_start else []
-    if at_start and optimizer.lifecycle.start == "broadcast":
-        optimizer.agreement.broadcast([*params, *(b for _, b in buffers)], optimizer.transport)
-        follow(params, optimizer.state)
-        optimizer.leave_weights()
-    optimizer.agreement.check(optimizer.shared(), buffers, optimizer.transport)

@@ -13,6 +13,7 @@ from muonwire.optim import groups, saved
 from muonwire.optim.agreement import (
     Agreement,
     Handshake,
+    begin,
     buffer_means,
     digests,
     floating_buffers,
@@ -116,6 +117,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             for theirs, mine in zip(around.param_groups, self.param_groups, strict=True):
                 theirs.update(mine)
             self.param_groups = around.param_groups
+        begin(self, model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see the class for what it may hold.
@@ -342,8 +344,9 @@ class ChainOptimizer(torch.optim.Optimizer):
     def _exchange(self, passes: Sequence[Pass], problem: str | None) -> None:
         """All passes with shared messages: one for each exchange along the longest chain. Then their weights move."""
         with restored_on_error(passes):
-            updates = drive([p.rounds() for p in passes], self.transport)
-            self._raise_if_flagged(problem)
+            updates = drive(
+                [p.rounds() for p in passes], self.transport, lambda: self._raise_if_flagged(problem)
+            )
         for p, moved in zip(passes, updates, strict=True):
             p.move(moved)
 

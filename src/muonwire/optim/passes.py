@@ -163,7 +163,8 @@ def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], li
 def restored_on_error(passes: Sequence[Pass]) -> Iterator[None]:
     """Whatever is raised within, the states are what they were before.
 
-    Kept are the states of members up to the last that talks: what comes after it runs only when nothing can fail any more.
+    Kept are the states of members up to the last that talks: those behind it run when all replicas have heard from each other that
+    nothing is wrong.
     """
     kept = [
         (state, {name: copied(state[name]) for name in p.chain.before_last_talk if name in state})

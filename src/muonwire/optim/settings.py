@@ -15,8 +15,8 @@ class Lifecycle:
     """What every recipe shares, whatever its chains.
 
     Args:
-        start: before the first step, "check" that all replicas hold the same weights and buffers, or "broadcast" those of replica
-            0. Default: "check".
+        start: "check" before the first step that all replicas hold the same weights and began with the same buffers; or "broadcast"
+            those of replica 0 when the optimizer is built, which all replicas then build together. Default: "check".
         nonfinite: a gradient or update that is not finite on one replica raises NonFiniteUpdateError on all ("raise"), or the step
             is left out on all and counted ("skip"). Default: "raise".
         masters: keep float32 copies of 16-bit weights, to which small updates add up. Default: True.

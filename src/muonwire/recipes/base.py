@@ -30,8 +30,8 @@ class RecipeSettings:
     Args:
         lr: learning rate, at least 0.
         transport: the way to the other replicas. Default: one replica.
-        start: "check" that all replicas start with the same weights and buffers, or "broadcast" those of replica 0.
-            Default: "check".
+        start: "check" before the first step that all replicas start with the same weights and buffers, or "broadcast" those of
+            replica 0 when the optimizer is built. Default: "check".
         nonfinite: "raise" on all replicas where a gradient is not finite on one, or "skip" the step and count it. Default: "raise".
         masters: keep float32 copies of 16-bit weights. Default: True.
         exclude_buffers: regular expressions for names of floating buffers that are not averaged over the replicas. Default: none.

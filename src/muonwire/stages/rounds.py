@@ -1,7 +1,7 @@
 """One round of exchange: the requests of several groups in one message."""
 
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -84,12 +84,15 @@ def perform(requests: Sequence[Request], transport: Transport) -> list[Reply]:
     ]
 
 
-def drive(running: Sequence[Rounds], transport: Transport) -> list[list[Tensor]]:
+def drive(
+    running: Sequence[Rounds], transport: Transport, after_each: Callable[[], None] = lambda: None
+) -> list[list[Tensor]]:
     """Run generators of requests to their ends, each round's requests in one message; returns what they return.
 
     Args:
         running: as many on every replica, with requests of the same kinds.
         transport: the way to the other replicas.
+        after_each: called after the messages of each round and before anything is made of them. Default: nothing.
     """
     results: dict[int, list[Tensor]] = {}
 
@@ -103,6 +106,7 @@ def drive(running: Sequence[Rounds], transport: Transport) -> list[list[Tensor]]
     waiting = [(i, request) for i in range(len(running)) if (request := advance(i, None)) is not None]
     while waiting:
         replies = perform([request for _, request in waiting], transport)
+        after_each()
         answered = zip([i for i, _ in waiting], replies, strict=True)
         waiting = [(i, request) for i, reply in answered if (request := advance(i, reply)) is not None]
     return [results[i] for i in range(len(running))]

@@ -70,7 +70,8 @@ def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: st
     Costs 8 bytes a replica where they agree, and 16 bytes a tensor more where they do not.
 
     Args:
-        what: a model, of which the parameters and the buffers (persistent or not) are compared, or names and tensors.
+        what: a model, of which the parameters and the buffers (persistent or not) are compared, or names and tensors. A name that
+            begins with "buffer " is told as it is.
         transport: between the replicas to compare.
         purpose: under which the meter counts it. Default: "digest".
 
@@ -111,7 +112,7 @@ def _described(what: nn.Module | Named) -> list[tuple[str, Tensor]]:
     if isinstance(what, nn.Module):
         parameters = [(f"parameter {name!r}", tensor) for name, tensor in what.named_parameters()]
         return parameters + [(f"buffer {name!r}", tensor) for name, tensor in what.named_buffers()]
-    return [(f"parameter {name!r}", tensor) for name, tensor in what]
+    return [(name if name.startswith("buffer ") else f"parameter {name!r}", tensor) for name, tensor in what]
 
 
 def _check_layouts(everyone: Sequence[bytes], texts: Sequence[str], transport: Transport) -> None:

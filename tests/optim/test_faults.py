@@ -1,0 +1,201 @@
+"""Two replicas, and something that goes wrong on one of them at some step of its training loop.
+
+Whatever it is, it ends in one error of the same class on both replicas, within seconds and without an abort, or in the right
+result.
+"""
+
+import copy
+import os
+import time
+
+import pytest
+import torch.distributed as dist
+
+from muonwire import recipes
+from muonwire.errors import DivergedReplicasError, ExchangeError, NonFiniteUpdateError, ReplicaLostError
+from muonwire.transport import ProcessGroupTransport, check_replicas
+from tests.models import SmallNet, batch, loss
+from tests.replicas import run_replicas
+
+INTERVAL, STEPS = 3, 8
+AT = (0, 1, INTERVAL - 1, INTERVAL, INTERVAL + 1)
+RECIPES = {
+    "adamw": {},
+    "muon": {},
+    "distro": {},
+    "psyche": {},
+    "dion": {},
+    "ef21_muon": {},
+    "approach_b": {"server": True, "owners": "all"},
+    "one_bit_muon": {"interval": INTERVAL},
+    "diloco": {"interval": INTERVAL},
+}
+LOCAL = ("one_bit_muon", "diloco")
+ERRORS = (ExchangeError, DivergedReplicasError, NonFiniteUpdateError, ReplicaLostError)
+
+
+def _start(fault, rank, name, options):
+    """What differs before the first step."""
+    odd = rank == 1
+    model = SmallNet(seed=5 if odd and fault == "another start" else 0)
+    if odd and fault == "another model":
+        model = SmallNet(hidden=20)
+    if odd and fault == "another dtype":
+        model = model.bfloat16()
+    if odd and fault == "another recipe":
+        name, options = ("sgd", {}) if name != "sgd" else ("adamw", {})
+    return model, name, options
+
+
+def _train(transport, fault, at, name, options):
+    """A user's loop; returns the step of each NonFiniteUpdateError, and the digest of the weights."""
+    rank = transport.rank
+    model, name, options = _start(fault, rank, name, options)
+    optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
+    odd, raised = rank == 1, []
+    for step in range(STEPS):
+        here = step == at and (odd or fault.startswith("both"))
+        optimizer.zero_grad()
+        if here and fault == "an exception that the loop catches":
+            continue
+        loss(model, batch(step, rank, 2)).backward()
+        if here and fault == "it ends early":
+            break
+        if here and fault in ("a step left out", "both leave a step out"):
+            continue
+        if here and fault == "a NaN":
+            model.up.weight.grad[1, 2] = float("nan")
+        if here and fault == "an infinity":
+            model.embed.weight.grad[3, 1] = float("inf")
+        if here and fault == "another rate":
+            optimizer.param_groups[0]["lr"] *= 2
+        if here and fault in ("weights loaded", "both load weights"):
+            model.load_state_dict(SmallNet(seed=9).state_dict())
+        try:
+            optimizer.step()
+            if here and fault == "a step twice":
+                optimizer.step()
+        except NonFiniteUpdateError:
+            raised.append(step)
+    optimizer.synchronize()
+    with optimizer.shared_weights():
+        return raised, check_replicas(model.named_parameters(), transport)
+
+
+def _all(name, options, faults):
+    """Every fault at every step, each with a process group of its own."""
+    outcomes = {}
+    for fault in faults:
+        for at in AT:
+            transport = ProcessGroupTransport(dist.new_group())
+            began = time.perf_counter()
+            try:
+                outcome = _train(transport, fault, at, name, copy.deepcopy(options))
+            except ERRORS as error:
+                outcome = f"{type(error).__name__}: {error}"
+            outcomes[fault, at] = outcome, time.perf_counter() - began
+    return outcomes
+
+
+ERROR_ON_BOTH = {
+    "a step left out": "ExchangeError: .*replica 0 is in step {0} .*, replica 1 in step {1}",
+    "a step twice": "ExchangeError: replicas are out of step",
+    "it ends early": "ExchangeError: replicas are out of step",
+    "an exception that the loop catches": "ExchangeError: replicas are out of step",
+    "another start": "DivergedReplicasError: the replicas do not start from the same weights",
+    "another model": "ExchangeError: the optimizer groups of replica",
+    "another recipe": "ExchangeError: the optimizer groups of replica",
+    "another dtype": "ExchangeError: the optimizer groups of replica",
+    "weights loaded": "DivergedReplicasError: ",
+}
+RIGHT_RESULT = ("a NaN", "an infinity", "both leave a step out", "both load weights")
+FAULTS = [*ERROR_ON_BOTH, "another rate", *RIGHT_RESULT]
+
+
+@pytest.fixture(scope="module", params=list(RECIPES))
+def found(request):
+    name = request.param
+    return name, run_replicas(_all, 2, name, RECIPES[name], FAULTS)
+
+
+@pytest.mark.parametrize("fault", ERROR_ON_BOTH)
+def test_what_cannot_go_on_is_one_error_on_both(found, fault):
+    name, (first, second) = found
+    for at in AT:
+        (one, seconds), (other, other_seconds) = first[fault, at], second[fault, at]
+        assert max(seconds, other_seconds) < 10
+        for outcome in (one, other):
+            assert isinstance(outcome, str), f"{name}, {fault} at {at}: {outcome}"
+            assert outcome.split(":")[0] == ERROR_ON_BOTH[fault].split(":")[0], outcome
+        if fault == "a step left out" and name not in LOCAL:
+            assert f"replica 0 is in step {at + 1} " in one
+            assert f"replica 1 in step {at + 2} " in other
+
+
+def test_a_rate_of_its_own_is_an_error_where_steps_are_taken_together(found):
+    name, (first, second) = found
+    for at in AT:
+        for outcome, _ in (first["another rate", at], second["another rate", at]):
+            if name in LOCAL:
+                assert outcome == first["another rate", at][0]
+            else:
+                assert outcome.startswith("ExchangeError: replicas step with different settings"), outcome
+
+
+@pytest.mark.parametrize("fault", ["a NaN", "an infinity"])
+def test_what_is_not_finite_is_raised_on_both_and_the_loop_goes_on_without_that_batch(found, fault):
+    name, (first, second) = found
+    for at in AT:
+        one, other = first[fault, at][0], second[fault, at][0]
+        assert one == other
+        raised, digest = one
+        if name in LOCAL:
+            # In the step that synchronizes next.
+            assert raised == [at + (INTERVAL - 1 - at) % INTERVAL]
+        else:
+            assert raised == [at]
+            assert digest == first["both leave a step out", at][0][1]
+
+
+def test_what_all_do_alike_is_no_fault(found):
+    _, (first, second) = found
+    for fault in ("both leave a step out", "both load weights"):
+        for at in AT:
+            assert first[fault, at][0] == second[fault, at][0]
+            assert first[fault, at][0][0] == []
+    assert first["both load weights", 0][0] != first["both leave a step out", 0][0]
+
+
+def _dies(name, options, at):
+    transport = ProcessGroupTransport()
+    if transport.rank == 1:
+        at_step = iter(range(at))
+        own = recipes.build
+
+        def build(*args, **kwargs):
+            optimizer = own(*args, **kwargs)
+            step = optimizer.step
+
+            def dying(*more):
+                if next(at_step, None) is None:
+                    os._exit(1)  # as a script whose loss raises
+                return step(*more)
+
+            optimizer.step = dying
+            return optimizer
+
+        recipes.build = build
+    began = time.perf_counter()
+    try:
+        _train(transport, "none", -1, name, options)
+    except ReplicaLostError as error:
+        return error.rank, time.perf_counter() - began
+    return None
+
+
+@pytest.mark.parametrize("at", AT)
+@pytest.mark.parametrize("name", ["muon", "distro", "one_bit_muon"])
+def test_a_replica_that_dies_is_named_to_the_others(name, at):
+    lost, seconds = run_replicas(_dies, 2, name, RECIPES[name], at, expect_lost=(1,))[0]
+    assert lost == 1
+    assert seconds < 10
