@@ -33,7 +33,7 @@ def test_the_matrix_that_the_codec_drops_most_of_travels_dense(spread):
     assert shares == {f"{spread}.weight": 0.75, f"{other}.weight": 0.0}
     dense = choose_dense(model, share=0.6, **OPTIONS)
     optimizer = recipes.build("approach_d", model, lr=0.1, dense=dense, **OPTIONS)
-    assert optimizer.param_groups[0]["param_names"] == [f"{spread}.weight"]
+    assert optimizer.param_groups[0]["names"] == [f"{spread}.weight"]
 
 
 def test_replicas_with_other_gradients_choose_the_same():

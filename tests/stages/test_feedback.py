@@ -333,7 +333,7 @@ def test_a_forged_payload_stops_all_replicas_before_weights_move():
 
     def run(transport):
         weight = torch.nn.Parameter(torch.ones(2, 3))
-        group = {"params": [weight], "param_names": ["layers.3.weight"]}
+        group = {"params": [weight], "names": ["layers.3.weight"]}
         optimizer = ChainOptimizer(
             [group], chain=stages.Exchange(codec=parse("float32")), lr=0.1, transport=transport
         )

@@ -203,9 +203,14 @@ def test_residual_momentum_is_demos_formula(subtract):
         lambda: stages.ResidualMomentum(subtract="all"),
         lambda: stages.Exchange(codec=parse("float32"), over="some"),
         lambda: stages.MatrixLayout(kind="cube"),
-        lambda: stages.MatrixLayout(parts=5).matrices_shape((12, 3)),
-        lambda: stages.MatrixLayout().matrices_shape((3,)),
-        lambda: stages.MatrixLayout().matrices_shape((2, 3, 4)),
+        lambda: stages.MatrixLayout(parts=(2, 0)),
+        lambda: stages.MatrixLayout(parts=(2, 2), interleaved=1),
+        lambda: stages.MatrixLayout.parse("matrix/2+2 interleaved"),
+        lambda: stages.MatrixLayout(parts=5).shapes((12, 3)),
+        lambda: stages.MatrixLayout(parts=(8, 3)).shapes((12, 3)),
+        lambda: stages.MatrixLayout(parts=2, interleaved=4).shapes((12, 3)),
+        lambda: stages.MatrixLayout().shapes((3,)),
+        lambda: stages.MatrixLayout().shapes((2, 3, 4)),
     ],
 )
 def test_bad_options_are_refused(make):

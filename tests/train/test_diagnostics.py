@@ -9,7 +9,6 @@ import torch
 
 from muonwire import recipes
 from muonwire.codec import parse
-from muonwire.optim import LocalSteps
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer
 from muonwire.train.diagnostics import MEASURES, Diagnostics
@@ -50,7 +49,7 @@ def _steps(name, steps, transport, **options):
         momenta = {n: 0.95 * averages[n] + 0.05 * params[n].grad for n in HIDDEN}
         diagnostics.observe(step)
         optimizer.step()
-    local = isinstance(optimizer, LocalSteps)
+    local = optimizer.local is not None
     change = {n: params[n].detach() - (start if local else before)[n] for n in HIDDEN}
     return diagnostics.measure(), momenta, change
 

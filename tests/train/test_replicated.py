@@ -85,7 +85,7 @@ def outcome(out):
 def test_a_run_tells_its_groups_and_its_outcome(undisturbed):
     out, done = undisturbed
     assert "tensors orthogonalized" in done.stdout
-    assert "LocalSteps (interval=4)" in done.stdout
+    assert "local steps, synchronized every 4" in done.stdout
     assert "step 40: evaluation loss" in done.stdout
     result = json.loads((out / "result.json").read_text())
     assert result["replicas"] == 2

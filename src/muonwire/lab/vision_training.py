@@ -209,7 +209,8 @@ def train(task: VisionTask, recipe: str, *, lr: float, seed: int, steps: int) ->
 
 def as_matrices(routes: list[Route], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of the hidden parameters as the matrices that are orthogonalized."""
-    return {r.name: r.layout.matrices(tensors[r.name]) for r in routes}
+    split = {r.name: r.layout.split(tensors[r.name]) for r in routes}
+    return {name: matrices for name, (matrices,) in split.items()}
 
 
 def _gradient(param: Tensor) -> Tensor:

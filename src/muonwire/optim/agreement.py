@@ -5,15 +5,22 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from muonwire.errors import DivergedReplicasError, ExchangeError
+from muonwire.optim import saved
+from muonwire.optim.groups import description as describe_groups
+from muonwire.optim.kept import follow
+from muonwire.polar import find_processor
 from muonwire.polar.processor import slowest
-from muonwire.transport.base import Transport
+from muonwire.transport.base import Flag, Transport
 from muonwire.transport.digest import DIGEST_BYTES, check_agreement, check_replicas, digest, digest_all
+
+if TYPE_CHECKING:
+    from muonwire.optim.chain import ChainOptimizer
 
 _OWN = struct.Struct(f"<I{DIGEST_BYTES}s")
 UNCHANGED = bytes(DIGEST_BYTES)
@@ -77,15 +84,12 @@ class Handshake:
         ]
 
 
-@torch.no_grad()
-def average_buffers(
+def buffer_means(
     buffers: Sequence[tuple[str, Tensor]], differing: Sequence[int], transport: Transport
-) -> None:
-    """Replace the buffers that differ by their means over the replicas."""
+) -> list[tuple[Tensor, Tensor]]:
+    """The buffers that differ, each with its mean over the replicas."""
     chosen = [buffers[i][1] for i in differing]
-    if chosen:
-        for buffer, mean in zip(chosen, transport.mean(chosen), strict=True):
-            buffer.copy_(mean)
+    return list(zip(chosen, transport.mean(chosen), strict=True)) if chosen else []
 
 
 def digests(tensors: Sequence[Tensor]) -> list[bytes]:
@@ -154,5 +158,49 @@ class Agreement:
         if transport.world_size == 1:
             return
         self.reached = False
-        check_replicas([*named, *((f"buffer {name}", buffer) for name, buffer in buffers)], transport)
+        try:
+            check_replicas([*named, *buffers], transport, purpose="control")
+        except DivergedReplicasError as error:
+            raise DivergedReplicasError(
+                f"the replicas do not start from the same weights and buffers: {error}. Build the model with the same seed on all, "
+                'load the same checkpoint, or give the optimizer start="broadcast"'
+            ) from error
         self.reached = True
+
+
+def make_sure(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
+    """That the copies are those of the weights, and in the first step that all replicas have the same."""
+    if optimizer.left.converted(params):
+        for param in params:
+            saved.convert(optimizer.state[param], param, keeps_master=optimizer.keeps_master(param))
+    if optimizer.left.edited(params, optimizer.state):
+        follow(params, optimizer.state)
+        optimizer.leave_weights()
+        if optimizer.agreement.reached and optimizer.transport.world_size > 1:
+            if optimizer.local is None:
+                optimizer.transport.requested |= Flag.CHANGED
+            else:
+                optimizer.agreement.add_edits(optimizer.shared())
+    if optimizer.agreement.reached:
+        return
+    own = find_processor(params[0].device if params else torch.device("cpu"))
+    talking = list(optimizer.outer.values()) if optimizer.local is not None else optimizer.chains
+    key = "processor" if optimizer.local is None else "outer_processor"
+    settings = f"{optimizer.local} {optimizer.look_ahead} step {optimizer.num_steps}"
+    agreed = optimizer.agreement.reach(
+        optimizer.transport,
+        description=f"{settings}: {describe_groups(optimizer.param_groups)}",
+        processor=next((g[key] for g in optimizer.param_groups if g[key] is not None), own.name),
+        orthogonalizes=any(members.orthogonalizes for members in talking),
+    )
+    for group in optimizer.param_groups:
+        group[key] = agreed
+        # Local steps orthogonalize as this replica does, on whatever processor it was when they began.
+        group["processor"] = group["processor"] or own.name
+    at_start = optimizer.num_steps == 0
+    buffers = optimizer.buffers() if at_start else []
+    if at_start and optimizer.lifecycle.start == "broadcast":
+        optimizer.agreement.broadcast([*params, *(b for _, b in buffers)], optimizer.transport)
+        follow(params, optimizer.state)
+        optimizer.leave_weights()
+    optimizer.agreement.check(optimizer.shared(), buffers, optimizer.transport)

@@ -61,8 +61,8 @@ def local_steps(
                 outer_chain if isinstance(outer_chain, Stage) else outer_chain(p) for p in params
             ],
         }
-        if "param_names" not in theirs and all(p in names for p in params):
-            group["param_names"] = [names[p] for p in params]
+        if "names" not in theirs and all(p in names for p in params):
+            group["names"] = [names[p] for p in params]
         return group
 
     return ChainOptimizer(

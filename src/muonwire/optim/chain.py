@@ -8,29 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from muonwire.errors import NonFiniteUpdateError, UsageError
+from muonwire.errors import NonFiniteUpdateError
 from muonwire.optim import groups, saved
-from muonwire.optim.agreement import Agreement, Handshake, average_buffers, digests, floating_buffers
-from muonwire.optim.describe import describe
-from muonwire.optim.gradients import GradientCount, find_problem, unscale, wide_gradient
-from muonwire.optim.groups import AROUND, OUTER
-from muonwire.optim.kept import (
-    HELD,
-    MASTER,
-    SHARED,
-    LeftWeights,
-    copy_out,
-    follow,
-    holding_shared,
-    wide_dtype,
+from muonwire.optim.agreement import (
+    Agreement,
+    Handshake,
+    buffer_means,
+    digests,
+    floating_buffers,
+    make_sure,
 )
-from muonwire.optim.passes import Pass, restored_on_error
+from muonwire.optim.describe import describe
+from muonwire.optim.gradients import GradientCount, find_problem, unscale
+from muonwire.optim.groups import AROUND, OUTER
+from muonwire.optim.kept import MASTER, SHARED, LeftWeights, copy_out, holding_shared, unsent, wide_dtype
+from muonwire.optim.passes import Pass, estimate_bytes, inner_passes, outer_passes, restored_on_error
 from muonwire.optim.settings import Lifecycle, LocalSteps
 from muonwire.polar import Processor, find_processor
 from muonwire.polar.processor import named_processor
-from muonwire.stages.base import Context, Stage, State, Watch
+from muonwire.stages.base import Stage, State, Watch
 from muonwire.stages.chain import Chain
-from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, SingleReplica, Transport
 from muonwire.transport.digest import check_replicas
@@ -52,7 +49,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters, or group dicts as in torch.optim. A group may hold, besides ``lr`` and ``weight_decay``: ``chain``
-            (a Stage), ``outer_chain`` (a Stage that exchanges; wanted with ``local``), ``name``, ``param_names`` (one a parameter)
+            (a Stage), ``outer_chain`` (a Stage that exchanges; wanted with ``local``), ``name``, ``names`` (one a parameter)
             and ``layouts`` (one text a parameter, such as "matrix", "conv", "batch" or "matrix/3"; default: "matrix").
         chain: the chain of groups that bring none.
         lr: learning rate.
@@ -81,8 +78,8 @@ class ChainOptimizer(torch.optim.Optimizer):
     # Handed to the stages; see Context.
     watch: Watch | None = None
     # Called right before an exchange and right after the weights have moved by it.
-    before_exchange: Callable[[], None] | None = None
-    after_exchange: Callable[[], None] | None = None
+    before_exchange: Callable[[], None] = staticmethod(lambda: None)
+    after_exchange: Callable[[], None] = staticmethod(lambda: None)
     # GradScaler then hands over its scale and what it found, instead of leaving out the step on one replica alone.
     _step_supports_amp_scaling = True
 
@@ -108,14 +105,17 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._model = model
         self._default_chain = chain
         self._chains: list[Chain] = []
-        self._outer: dict[Tensor, Chain] = {}
+        self.outer: dict[Tensor, Chain] = {}
         self._gradients = GradientCount()
-        self._left = LeftWeights()
-        self._agreement = Agreement()
+        self.left = LeftWeights()
+        self.agreement = Agreement()
         self._failure: str | None = None
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         if around is not None:
-            self._share_groups()
+            # Schedulers and the wrapped optimizer see the same groups.
+            for theirs, mine in zip(around.param_groups, self.param_groups, strict=True):
+                theirs.update(mine)
+            self.param_groups = around.param_groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; see the class for what it may hold.
@@ -141,14 +141,14 @@ class ChainOptimizer(torch.optim.Optimizer):
         groups.check(
             group, chains=[members, *outer], keeps_copies=self.local is not None or bool(self.look_ahead)
         )
-        self._outer |= dict(zip(params, outer, strict=False))
+        self.outer |= dict(zip(params, outer, strict=False))
         # All state exists from the start, so that a checkpoint taken before the first step can be loaded.
         fresh = {p: self._fresh_state(p, members) for p in params if p.requires_grad}
         super().add_param_group(group)
         self._chains.append(members)
         self.state.update(fresh)
-        self._agreement.reached = False
-        self._leave_weights()
+        self.agreement.reached = False
+        self.leave_weights()
 
     def _fresh_state(self, param: Tensor, members: Chain) -> State:
         """The state of a parameter that has taken no step."""
@@ -156,41 +156,22 @@ class ChainOptimizer(torch.optim.Optimizer):
         state: State = dict(members.init(wide))
         if self._around is not None:
             state[AROUND] = self._around.state[param]
-        if self._keeps_master(param):
+        if self.keeps_master(param):
             state[MASTER] = wide.clone()
         if self.local is not None or self.look_ahead:
             state[SHARED] = wide.clone()
         if self.local is not None:
-            state[OUTER] = self._outer[param].init(wide)
+            state[OUTER] = self.outer[param].init(wide)
         if self.look_ahead:
-            self._residual(state, param)
+            unsent(state, self.look_ahead)
         return state
 
-    def _keeps_master(self, param: Tensor) -> bool:
+    def keeps_master(self, param: Tensor) -> bool:
+        """Whether a float32 copy of a 16-bit weight takes the updates."""
         narrow = param.element_size() < 4
         return narrow and self.lifecycle.masters and self._around is None and not self.look_ahead
 
-    def _residual(self, state: State, param: Tensor) -> Tensor:
-        """What this replica has not sent yet."""
-        found: Any = state
-        for name in self.look_ahead:
-            if not isinstance(found, dict) or name not in found:
-                raise UsageError(
-                    f"ChainOptimizer: the state of a parameter of shape {tuple(param.shape)} has no {'.'.join(self.look_ahead)}; "
-                    "look_ahead names the exchange whose residual is looked ahead by, with its place in the chain"
-                )
-            found = found[name]
-        residual: Tensor = found
-        return residual
-
-    def _share_groups(self) -> None:
-        """The wrapped optimizer's groups become this one's, so that schedulers reach it."""
-        assert self._around is not None
-        for theirs, mine in zip(self._around.param_groups, self.param_groups, strict=True):
-            theirs.update(mine)
-        self.param_groups = self._around.param_groups
-
-    def _trained(self) -> list[Tensor]:
+    def trained(self) -> list[Tensor]:
         """The parameters that take part, each with its state."""
         params = []
         for group, members in zip(self.param_groups, self._chains, strict=True):
@@ -201,7 +182,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                     params.append(param)
         return params
 
-    def _moved_weight(self, param: Tensor) -> Tensor:
+    def moved_weight(self, param: Tensor) -> Tensor:
         """What the chain's updates move."""
         state = self.state[param]
         moved: Tensor = state[SHARED] if self.look_ahead else state.get(MASTER, param.detach())
@@ -217,7 +198,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         return [
             (name, param)
             for group in self.param_groups
-            for name, param in zip(group["param_names"], group["params"], strict=True)
+            for name, param in zip(group["names"], group["params"], strict=True)
             if param.requires_grad
         ]
 
@@ -229,9 +210,10 @@ class ChainOptimizer(torch.optim.Optimizer):
     @property
     def processor(self) -> Processor:
         """The class that polar factors follow: what the replicas agreed on, else that of the parameters' device."""
-        return self._processor("processor")
+        return self.processor_of("processor")
 
-    def _processor(self, key: str) -> Processor:
+    def processor_of(self, key: str) -> Processor:
+        """The class that the groups hold under ``key``, else that of the parameters' device."""
         for group in self.param_groups:
             if group.get(key) is not None:
                 return named_processor(group[key])
@@ -278,17 +260,17 @@ class ChainOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        params = self._trained()
+        params = self.trained()
         self._gradients.take(params)
         self.transport.step = self._gradients.count
         overflowed = unscale(params, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if overflowed:
             problem: str | None = "a scaled gradient overflowed"
-        elif Flag.DIVERGED in self.transport.requested:
+        elif Flag.DIVERGED in self.transport.requested and self._failure is None:
             problem = "the loss is not finite"
         else:
             problem = find_problem(self.named_parameters())
-        self._make_sure(params)
+        make_sure(self, params)
         try:
             if self.local is not None:
                 self._step_alone(problem, skips=overflowed or self.lifecycle.nonfinite == "skip")
@@ -307,7 +289,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         super().zero_grad(set_to_none)
 
     def _talks(self) -> bool:
-        chains = self._outer.values() if self.local else self._chains
+        chains = self.outer.values() if self.local else self._chains
         return self.transport.world_size > 1 and any(members.talks for members in chains)
 
     def _step_together(self, problem: str | None) -> None:
@@ -317,17 +299,20 @@ class ChainOptimizer(torch.optim.Optimizer):
         if problem is not None:
             # The others must not wait in vain: they get zeros and, in the message's header, the reason.
             self.transport.requested |= Flag.DIVERGED
-        self._observed(self.before_exchange)
-        self._exchange(self._inner_passes(together=True, zeros=problem is not None), problem)
+        self.transport.settings = groups.rates(self.param_groups)
+        self.before_exchange()
+        self._exchange(inner_passes(self, zeros=problem is not None), problem)
         self._show_weights()
         self._count(step=1)
-        self._leave_weights()
-        self._observed(self.after_exchange)
+        self.leave_weights()
+        self.after_exchange()
 
     def _step_alone(self, problem: str | None, *, skips: bool) -> None:
         """A local step, and a synchronization where it is due."""
         assert self.local is not None
-        if problem is not None and not skips:
+        if skips:
+            self.transport.requested &= ~Flag.DIVERGED
+        elif problem is not None:
             if not self._talks():
                 raise self._not_finite(problem)
             self._failure = f"{problem} in step {self._gradients.count}"
@@ -337,6 +322,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 "NonFiniteUpdateError when they synchronize next",
                 stacklevel=4,
             )
+        self.transport.settings = ""
         due = self.local.due(local_step=self.num_steps + 1, alone=self.steps_alone + 1)
         differing = self._shake_hands() if due else []
         if problem is not None:
@@ -344,75 +330,14 @@ class ChainOptimizer(torch.optim.Optimizer):
         elif self._around is not None:
             self._around.step()
         else:
-            for p in self._inner_passes(together=False):
+            for p in inner_passes(self):
                 (updates,) = drive([p.rounds()], SingleReplica())
                 p.move(updates)
             self._show_weights()
         self._count(step=1)
+        self.leave_weights()
         if due:
             self._exchange_changes(differing)
-        self._leave_weights()
-
-    def _inner_passes(self, *, together: bool, zeros: bool = False) -> list[Pass]:
-        """The groups' chains, with what goes into each; groups without anything to move are left out."""
-        passes = []
-        for group, members in zip(self.param_groups, self._chains, strict=True):
-            talks = together and self.transport.world_size > 1 and members.talks
-            chosen = [
-                (p, layout, name)
-                for p, layout, name in zip(
-                    group["params"], group["layouts"], group["param_names"], strict=True
-                )
-                if p.grad is not None or (talks and p.requires_grad)
-            ]
-            if not chosen:
-                continue
-            if any(p.grad is not None and p.grad.is_sparse for p, _, _ in chosen):
-                raise UsageError(
-                    f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones"
-                )
-            weights = [self._moved_weight(p) for p, _, _ in chosen]
-            passes.append(
-                Pass(
-                    chain=members,
-                    weights=weights,
-                    updates=[wide_gradient(p, zero=zeros) for p, _, _ in chosen],
-                    states=[self.state[p] for p, _, _ in chosen],
-                    context=self._context(
-                        [layout for _, layout, _ in chosen],
-                        [name for _, _, name in chosen],
-                        dtypes=[p.dtype for p, _, _ in chosen],
-                        lr=float(group["lr"]),
-                        step=group["step"] + 1,
-                        transport=self.transport if together else SingleReplica(),
-                        processor=self._processor("processor"),
-                    ),
-                    weight_decay=float(group["weight_decay"]),
-                )
-            )
-        return passes
-
-    def _context(
-        self,
-        layouts: Sequence[str],
-        names: Sequence[str],
-        *,
-        dtypes: Sequence[torch.dtype],
-        lr: float,
-        step: int,
-        transport: Transport,
-        processor: Processor,
-    ) -> Context:
-        return Context(
-            lr=lr,
-            step=step,
-            transport=transport,
-            layouts=[MatrixLayout.parse(layout) for layout in layouts],
-            names=names,
-            dtypes=dtypes,
-            watch=self.watch,
-            processor=processor,
-        )
 
     def _exchange(self, passes: Sequence[Pass], problem: str | None) -> None:
         """All passes with shared messages: one for each exchange along the longest chain. Then their weights move."""
@@ -422,20 +347,15 @@ class ChainOptimizer(torch.optim.Optimizer):
         for p, moved in zip(passes, updates, strict=True):
             p.move(moved)
 
-    @staticmethod
-    def _observed(callback: Callable[[], None] | None) -> None:
-        if callback is not None:
-            callback()
-
     def _show_weights(self) -> None:
         """The parameters take what the chains have moved, where that is a copy."""
-        params = self._trained()
+        params = self.trained()
         copy_out(params, self.state, SHARED if self.look_ahead else MASTER)
         if self.look_ahead:
             for group in self.param_groups:
                 for param in group["params"]:
                     if param.requires_grad:
-                        lead = self._residual(self.state[param], param).sign().to(param.dtype)
+                        lead = unsent(self.state[param], self.look_ahead).sign().to(param.dtype)
                         param.sub_(lead, alpha=float(group["lr"]))
 
     def _raise_if_flagged(self, problem: str | None) -> None:
@@ -445,7 +365,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         transport.requested &= ~ours
         transport.agreed &= ~ours
         if Flag.CHANGED in agreed:
-            check_replicas(self._shared(), transport)
+            check_replicas(self.shared(), transport)
         if Flag.DIVERGED in agreed:
             raise self._not_finite(
                 problem or "a loss, a gradient or an update is not finite on at least one replica"
@@ -463,30 +383,32 @@ class ChainOptimizer(torch.optim.Optimizer):
     @property
     def synchronized(self) -> bool:
         """Whether the parameters hold the shared weights right now."""
-        return all(torch.equal(p, self.shared_weight(p).to(p.dtype)) for p in self._trained())
+        return all(torch.equal(p, self.shared_weight(p).to(p.dtype)) for p in self.trained())
 
     @torch.no_grad()
     def synchronize(self) -> None:
         """Bring all replicas to the same weights and floating buffers; all call it together.
 
         With local steps the weights' changes since the last synchronization are exchanged, however few. Elsewhere the weights are
-        the same already, and buffers such as BatchNorm's are averaged. If it raises, nothing shared has changed.
+        the same already, and buffers such as BatchNorm's are averaged. If it raises, as in a step that synchronizes, nothing shared
+        has changed; this replica's own local steps stand.
 
         Raises:
             as step.
         """
-        if self.local is None and (self.transport.world_size == 1 or not self._buffers()):
+        if self.local is None and (self.transport.world_size == 1 or not self.buffers()):
             return
         self.transport.step = self._gradients.count
-        self._make_sure(self._trained())
+        make_sure(self, self.trained())
         differing = self._shake_hands()
         if self.local is not None and self.steps_alone:
             self._exchange_changes(differing)
-            self._leave_weights()
         else:
-            average_buffers(self._buffers(), differing, self.transport)
+            for buffer, mean in buffer_means(self.buffers(), differing, self.transport):
+                buffer.copy_(mean)
 
-    def _buffers(self) -> list[tuple[str, Tensor]]:
+    def buffers(self) -> list[tuple[str, Tensor]]:
+        """The model's floating buffers that are averaged over the replicas."""
         return floating_buffers(self._model, exclude=self.lifecycle.exclude_buffers)
 
     def _shake_hands(self) -> list[int]:
@@ -495,61 +417,31 @@ class ChainOptimizer(torch.optim.Optimizer):
             return []
         handshake = Handshake(
             alone=self.steps_alone,
-            edits=self._agreement.edits,
-            buffers=digests([b for _, b in self._buffers()]),
+            edits=self.agreement.edits,
+            buffers=digests([b for _, b in self.buffers()]),
         )
         differing = handshake.exchange(self.transport)
-        self._agreement.forget_edits()
+        self.agreement.forget_edits()
         self._raise_if_flagged(self._failure)
         return differing
 
     def _exchange_changes(self, differing: Sequence[int]) -> None:
         """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a."""
-        self._observed(self.before_exchange)
-        self._exchange(self.outer_passes(), None)
-        average_buffers(self._buffers(), differing, self.transport)
-        params = self._trained()
+        self.before_exchange()
+        means = buffer_means(self.buffers(), differing, self.transport)
+        self._exchange(outer_passes(self), None)
+        params = self.trained()
         copy_out(params, self.state, SHARED)
         for state in (self.state[p] for p in params):
             if MASTER in state:
                 state[MASTER].copy_(state[SHARED])
+        for buffer, mean in means:
+            buffer.copy_(mean)
         for group in self.param_groups:
             group["synchronized_step"] = group["step"]
         self._count(synchronizations=1)
-        self._observed(self.after_exchange)
-
-    def outer_passes(self) -> list[Pass]:
-        """One pass for all parameters whose outer chains are alike, in the groups' order."""
-        assert self.local is not None
-        alike: dict[str, list[tuple[Tensor, str, str]]] = {}
-        for group in self.param_groups:
-            for member in zip(
-                group["params"], group["layouts"], group["param_names"], group["outer_chains"], strict=True
-            ):
-                if member[0].requires_grad:
-                    alike.setdefault(member[3], []).append(member[:3])
-        return [
-            Pass(
-                chain=self._outer[members[0][0]],
-                weights=[self.state[p][SHARED] for p, _, _ in members],
-                updates=[self.state[p][SHARED] - self._moved_weight(p) for p, _, _ in members],
-                states=[self.state[p][OUTER] for p, _, _ in members],
-                context=self._context(
-                    [layout for _, layout, _ in members],
-                    [name for _, _, name in members],
-                    dtypes=[p.dtype for p, _, _ in members],
-                    lr=self.local.outer_lr,
-                    step=self.param_groups[0]["synchronizations"] + 1,
-                    transport=self.transport,
-                    processor=self._processor("outer_processor"),
-                ),
-            )
-            for members in alike.values()
-        ]
-
-    def shared_weights(self) -> AbstractContextManager[None]:
-        """Within the block the parameters hold the weights that all replicas share, for evaluation and comparison."""
-        return holding_shared(self._trained(), self.state)
+        self.leave_weights()
+        self.after_exchange()
 
     def estimate_bytes(self, *, replicas: int) -> float | None:
         """Bytes that each replica sends per step, on average, by the stages' formulas.
@@ -562,85 +454,19 @@ class ChainOptimizer(torch.optim.Optimizer):
         Returns:
             Bytes, or None where a stage that talks has no formula, or the interval grows.
         """
-        if replicas == 1:
-            return 0.0
-        if self.local is not None and self.local.growth > 0:
-            # The average depends on the length of the run.
-            return None
-        total = 0.0
-        for params, layouts, members in self._sent():
-            part = members.estimate_bytes(params, layouts, replicas=replicas)
-            if part is None:
-                return None
-            total += part
-        return total / (1 if self.local is None else self.local.interval)
+        return estimate_bytes(self, replicas=replicas)
 
-    def _sent(self) -> list[tuple[list[Tensor], list[MatrixLayout], Chain]]:
-        if self.local is not None:
-            return [(list(p.weights), list(p.context.layouts), p.chain) for p in self.outer_passes()]
-        return [
-            (
-                [p for p in group["params"] if p.requires_grad],
-                [
-                    MatrixLayout.parse(layout)
-                    for p, layout in zip(group["params"], group["layouts"], strict=True)
-                    if p.requires_grad
-                ],
-                members,
-            )
-            for group, members in zip(self.param_groups, self._chains, strict=True)
-        ]
+    def shared_weights(self) -> AbstractContextManager[None]:
+        """Within the block the parameters hold the weights that all replicas share, for evaluation and comparison."""
+        return holding_shared(self.trained(), self.state)
 
-    def _shared(self) -> list[tuple[str, Tensor]]:
+    def shared(self) -> list[tuple[str, Tensor]]:
+        """The weights that all replicas agree on, by name."""
         return [(name, self.shared_weight(param)) for name, param in self.named_parameters()]
 
-    def _make_sure(self, params: Sequence[Tensor]) -> None:
-        """That the copies are those of the weights, and in the first step that all replicas have the same."""
-        if self._left.converted(params):
-            self._convert(params)
-        if self._left.edited(params, self.state):
-            follow(params, self.state)
-            self._leave_weights()
-            if self._agreement.reached and self.transport.world_size > 1:
-                if self.local is None:
-                    self.transport.requested |= Flag.CHANGED
-                else:
-                    self._agreement.add_edits(self._shared())
-        if self._agreement.reached:
-            return
-        own = find_processor(params[0].device if params else torch.device("cpu"))
-        talking = list(self._outer.values()) if self.local is not None else self._chains
-        key = "processor" if self.local is None else "outer_processor"
-        agreed = self._agreement.reach(
-            self.transport,
-            description=f"{self.local} {self.look_ahead} step {self.num_steps}: {groups.description(self.param_groups)}",
-            processor=next((g[key] for g in self.param_groups if g[key] is not None), own.name),
-            orthogonalizes=any(members.orthogonalizes for members in talking),
-        )
-        for group in self.param_groups:
-            group[key] = agreed
-            # Local steps orthogonalize as this replica does, on whatever processor it was when they began.
-            group["processor"] = group["processor"] or own.name
-        at_start = self.num_steps == 0
-        buffers = self._buffers() if at_start else []
-        if at_start and self.lifecycle.start == "broadcast":
-            self._agreement.broadcast([*params, *(b for _, b in buffers)], self.transport)
-            follow(params, self.state)
-            self._leave_weights()
-        self._agreement.check(self._shared(), buffers, self.transport)
-
-    def _convert(self, params: Sequence[Tensor]) -> None:
-        """Bring states to the parameters' devices and dtypes; a 16-bit weight gets a master, a wide one needs none."""
-        for param in params:
-            state = self.state[param]
-            saved.convert(state, param.device, wide_dtype(param), leave_out=AROUND)
-            if not self._keeps_master(param):
-                state.pop(MASTER, None)
-            elif MASTER not in state:
-                state[MASTER] = param.detach().to(wide_dtype(param), copy=True)
-
-    def _leave_weights(self) -> None:
-        self._left.leave(self._trained(), self.state)
+    def leave_weights(self) -> None:
+        """Remember what the parameters hold now."""
+        self.left.leave(self.trained(), self.state)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -655,19 +481,19 @@ class ChainOptimizer(torch.optim.Optimizer):
             """Runs behind the hooks that users have registered, and sees what they made of the state."""
             adopted = saved.matched(loaded, self.param_groups)
             for mine, theirs in zip(self.param_groups, adopted["param_groups"], strict=True):
-                for param, name, key in zip(
-                    mine["params"], mine["param_names"], theirs["params"], strict=True
-                ):
-                    fresh[param] = self._restored(adopted["state"].get(key, {}), param, name)
+                for param, name, key in zip(mine["params"], mine["names"], theirs["params"], strict=True):
+                    fresh[param] = saved.adopted(
+                        adopted["state"].get(key, {}), self.state.get(param, {}), param, name=name
+                    )
             return adopted
 
         def adopt(_: torch.optim.Optimizer) -> None:
             """Runs before users' hooks. Torch has cast floating states to the parameters' dtypes, which rounds wider ones."""
             self.state.update(fresh)
             if self._around is not None:
-                self._hand_back()
-            self._agreement.reached = False
-            self._left.forget()
+                self.param_groups = saved.hand_back(self._around, self.param_groups, self.state)
+            self.agreement.reached = False
+            self.left.forget()
 
         handles = [
             self.register_load_state_dict_pre_hook(translate),
@@ -679,45 +505,11 @@ class ChainOptimizer(torch.optim.Optimizer):
             for handle in handles:
                 handle.remove()
 
-    def _restored(self, theirs: State, param: Tensor, name: str) -> State:
-        """A parameter's saved state as this optimizer keeps it."""
-        own = {k: v for k, v in self.state.get(param, {}).items() if k != AROUND}
-        state = saved.restored(theirs, own, param, name=name, leave_out=AROUND)
-        missing = [k for k in own if k not in state and k not in (MASTER, HELD)]
-        if missing:
-            raise UsageError(
-                f"load_state_dict: the saved state of {name} has no {missing[0]}; it has {', '.join(state) or 'nothing'}. It was "
-                "saved by another kind of optimizer, or by one with other options"
-            )
-        if MASTER not in own:
-            state.pop(MASTER, None)
-        elif MASTER not in state:
-            state[MASTER] = param.detach().to(own[MASTER].dtype, copy=True)
-        return state
-
-    def _hand_back(self) -> None:
-        """The wrapped optimizer gets its share of a loaded state."""
-        assert self._around is not None
-        around = self._around
-        params = [p for group in self.param_groups for p in group["params"]]
-        numbers = {p: i for i, p in enumerate(params)}
-        around.load_state_dict(
-            {
-                "state": {i: self.state[p][AROUND] for p, i in numbers.items() if self.state[p].get(AROUND)},
-                "param_groups": [
-                    {**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups
-                ],
-            }
-        )
-        self.param_groups = around.param_groups
-        for param in params:
-            self.state[param][AROUND] = around.state[param]
-
     def __getstate__(self) -> dict[str, Any]:
-        kept = "transport local lifecycle look_ahead _around _model _default_chain _chains _outer _gradients _left _failure"
+        kept = "transport local lifecycle look_ahead _around _model _default_chain _chains outer _gradients left agreement _failure"
         return {
             **super().__getstate__(),
-            **{name: getattr(self, name) for name in [*kept.split(), "_agreement"]},
+            **{name: getattr(self, name) for name in kept.split()},
         }
 
     def __repr__(self) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from muonwire.optim.kept import MASTER, SHARED
+from muonwire.optim.passes import outer_passes
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -15,7 +16,7 @@ def describe(optimizer: "ChainOptimizer") -> str:
     """How many replicas, how they step, and what each group goes through."""
     replicas = optimizer.transport.world_size
     about = [f"{replicas} replica{'s' * (replicas != 1)}"]
-    outer = optimizer.outer_passes() if optimizer.local is not None else []
+    outer = outer_passes(optimizer) if optimizer.local is not None else []
     if optimizer.local is not None:
         about.append(str(optimizer.local))
     if optimizer.look_ahead:

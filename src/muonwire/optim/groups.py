@@ -25,10 +25,10 @@ def completed(group: Mapping[str, Any], *, index: int, first: Mapping[str, Any])
     result = {"name": f"group {index}", **group}
     if params and isinstance(params[0], tuple):
         # Named parameters, as torch.optim takes them.
-        result.setdefault("param_names", [name for name, _ in params])
+        result.setdefault("names", [name for name, _ in params])
         params = [param for _, param in params]
     result.setdefault("layouts", ["matrix"] * len(params))
-    result.setdefault("param_names", [f"{result['name']}[{i}]" for i in range(len(params))])
+    result.setdefault("names", [f"{result['name']}[{i}]" for i in range(len(params))])
     return {
         **result,
         "params": params,
@@ -83,15 +83,15 @@ def check(group: Mapping[str, Any], *, chains: Sequence[Chain], keeps_copies: bo
         value = group[key]
         if not isinstance(value, Tensor) and not value >= 0:
             raise UsageError(f"ChainOptimizer: {key} of {name} is {value}; it must not be negative")
-    if not len(group["layouts"]) == len(group["param_names"]) == len(params):
+    if not len(group["layouts"]) == len(group["names"]) == len(params):
         raise UsageError(
             f"ChainOptimizer: {name} has {len(params)} parameters, {len(group['layouts'])} layouts and "
-            f"{len(group['param_names'])} names; give one of each a parameter"
+            f"{len(group['names'])} names; give one of each a parameter"
         )
     for layout in group["layouts"]:
         MatrixLayout.parse(layout)
     whole = keeps_copies or any(stage.needs_whole_tensors for c in chains for _, stage in c.members)
-    for param, param_name in zip(params, group["param_names"], strict=True):
+    for param, param_name in zip(params, group["names"], strict=True):
         if param.is_meta:
             raise UsageError(
                 f"ChainOptimizer: {param_name} is on the meta device, where it has no values; give the model memory "
@@ -110,4 +110,11 @@ def description(param_groups: Sequence[Mapping[str, Any]]) -> str:
         f"{g['name']} {g['chain']} {g.get('outer_chains', '')} {g['param_shapes']} {g['layouts']} "
         f"{[str(p.dtype) for p in g['params']]}"
         for g in param_groups
+    )
+
+
+def rates(param_groups: Sequence[Mapping[str, Any]]) -> str:
+    """What must be the same on all replicas in a step that they take together."""
+    return "; ".join(
+        f"{g['name']}: lr={float(g['lr'])!r}, weight_decay={float(g['weight_decay'])!r}" for g in param_groups
     )

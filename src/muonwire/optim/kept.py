@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonwire.errors import UsageError
 from muonwire.stages.base import State
 
 # Names in a parameter's state: the float32 copy of a 16-bit weight, the weight that all replicas agree on, and samples of what the
@@ -35,6 +36,24 @@ def follow(params: Sequence[Tensor], states: States) -> None:
         for key in (MASTER, SHARED):
             if key in states[param]:
                 states[param][key].copy_(param)
+
+
+def unsent(state: State, path: Sequence[str]) -> Tensor:
+    """What a replica has not sent yet of a parameter, where its state keeps it.
+
+    Raises:
+        UsageError: the state has no such tensor.
+    """
+    found: Any = state
+    for name in path:
+        if not isinstance(found, dict) or name not in found:
+            raise UsageError(
+                f"ChainOptimizer: a parameter's state has no {'.'.join(path)}; look_ahead names the exchange whose residual is "
+                "looked ahead by, with its place in the chain"
+            )
+        found = found[name]
+    residual: Tensor = found
+    return residual
 
 
 @contextmanager

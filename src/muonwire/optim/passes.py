@@ -3,12 +3,22 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from muonwire.errors import UsageError
+from muonwire.optim.gradients import wide_gradient
+from muonwire.optim.groups import OUTER
+from muonwire.optim.kept import SHARED
 from muonwire.stages.base import Context, State
 from muonwire.stages.chain import Chain
+from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
+from muonwire.transport.base import SingleReplica
+
+if TYPE_CHECKING:
+    from muonwire.optim.chain import ChainOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +52,111 @@ class Pass:
             if self.weight_decay:
                 weight.mul_(1 - lr * self.weight_decay)
             weight.add_(update.to(weight.dtype), alpha=-lr)
+
+
+def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pass]:
+    """The groups' chains and what goes into each; groups without anything to move are left out.
+
+    Args:
+        optimizer: whose groups they are.
+        zeros: in place of gradients that are not finite. Default: False.
+
+    Raises:
+        UsageError: a gradient is sparse.
+    """
+    transport = SingleReplica() if optimizer.local is not None else optimizer.transport
+    passes = []
+    for group, chain in zip(optimizer.param_groups, optimizer.chains, strict=True):
+        talks = transport.world_size > 1 and chain.talks
+        members = [
+            (p, layout, name)
+            for p, layout, name in zip(group["params"], group["layouts"], group["names"], strict=True)
+            if p.grad is not None or (talks and p.requires_grad)
+        ]
+        if any(p.grad is not None and p.grad.is_sparse for p, _, _ in members):
+            raise UsageError(f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones")
+        if members:
+            passes.append(
+                Pass(
+                    chain=chain,
+                    weights=[optimizer.moved_weight(p) for p, _, _ in members],
+                    updates=[wide_gradient(p, zero=zeros) for p, _, _ in members],
+                    states=[optimizer.state[p] for p, _, _ in members],
+                    context=Context(
+                        lr=float(group["lr"]),
+                        step=group["step"] + 1,
+                        transport=transport,
+                        layouts=[MatrixLayout.parse(layout) for _, layout, _ in members],
+                        names=[name for _, _, name in members],
+                        dtypes=[p.dtype for p, _, _ in members],
+                        watch=optimizer.watch,
+                        processor=optimizer.processor,
+                    ),
+                    weight_decay=float(group["weight_decay"]),
+                )
+            )
+    return passes
+
+
+def outer_passes(optimizer: "ChainOptimizer") -> list[Pass]:
+    """The weights' changes Δ = a − w, one pass for all whose outer chains are alike, in the groups' order."""
+    assert optimizer.local is not None
+    alike: dict[str, list[tuple[Tensor, str, str]]] = {}
+    for group in optimizer.param_groups:
+        for param, layout, name, text in zip(
+            group["params"], group["layouts"], group["names"], group["outer_chains"], strict=True
+        ):
+            if param.requires_grad:
+                alike.setdefault(text, []).append((param, layout, name))
+    return [
+        Pass(
+            chain=optimizer.outer[members[0][0]],
+            weights=[optimizer.state[p][SHARED] for p, _, _ in members],
+            updates=[optimizer.state[p][SHARED] - optimizer.moved_weight(p) for p, _, _ in members],
+            states=[optimizer.state[p][OUTER] for p, _, _ in members],
+            context=Context(
+                lr=optimizer.local.outer_lr,
+                step=optimizer.param_groups[0]["synchronizations"] + 1,
+                transport=optimizer.transport,
+                layouts=[MatrixLayout.parse(layout) for _, layout, _ in members],
+                names=[name for _, _, name in members],
+                dtypes=[p.dtype for p, _, _ in members],
+                watch=optimizer.watch,
+                processor=optimizer.processor_of("outer_processor"),
+            ),
+        )
+        for members in alike.values()
+    ]
+
+
+def estimate_bytes(optimizer: "ChainOptimizer", *, replicas: int) -> float | None:
+    """See ChainOptimizer.estimate_bytes."""
+    local = optimizer.local
+    if replicas == 1:
+        return 0.0
+    if local is not None and local.growth > 0:
+        # The average depends on the length of the run.
+        return None
+    total = 0.0
+    for chain, params, layouts in _sent(optimizer):
+        part = chain.estimate_bytes(params, layouts, replicas=replicas)
+        if part is None:
+            return None
+        total += part
+    return total if local is None else total / local.interval
+
+
+def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], list[MatrixLayout]]]:
+    """Chains that talk to other replicas, with what goes through them."""
+    if optimizer.local is not None:
+        for p in outer_passes(optimizer):
+            yield p.chain, list(p.weights), list(p.context.layouts)
+        return
+    for group, chain in zip(optimizer.param_groups, optimizer.chains, strict=True):
+        trained = [
+            (p, text) for p, text in zip(group["params"], group["layouts"], strict=True) if p.requires_grad
+        ]
+        yield chain, [p for p, _ in trained], [MatrixLayout.parse(text) for _, text in trained]
 
 
 @contextmanager

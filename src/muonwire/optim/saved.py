@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
+from muonwire.optim.groups import AROUND
+from muonwire.optim.kept import HELD, MASTER, wide_dtype
 from muonwire.stages.base import State
 
 # What wrappers put into parameter names.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
 # Keys of a group that say what it is; the others are its settings, which a state dict replaces.
-STRUCTURE = ("name", "chain", "outer_chains", "layouts", "param_names", "param_shapes")
+STRUCTURE = ("name", "chain", "outer_chains", "layouts", "names", "param_shapes")
 
 
 def plain_name(name: str) -> str:
@@ -63,11 +65,11 @@ def matched(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> di
 
 def _order(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:
     """For each parameter of my group, which of theirs it is."""
-    names = [plain_name(n) for n in mine["param_names"]]
+    names = [plain_name(n) for n in mine["names"]]
     count = len(theirs["params"])
     # torch.distributed.checkpoint puts names in the place of numbers, already in this optimizer's order.
     renamed = all(isinstance(p, str) for p in theirs["params"])
-    saved_names = theirs["params"] if renamed else theirs.get("param_names")
+    saved_names = theirs["params"] if renamed else theirs.get("names")
     if saved_names is None or len(saved_names) != count:
         raise UsageError(f"load_state_dict: the saved state of {mine['name']!r} does not name its parameters")
     saved_names = [plain_name(n) for n in saved_names]
@@ -148,16 +150,63 @@ def in_dtype(value: Tensor, weight: Tensor, *, like: Any = None) -> Tensor:
     if isinstance(like, Tensor):
         dtype = like.dtype
     elif value.is_floating_point():
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        dtype = wide_dtype(weight)
     return value.detach().to(weight.device, dtype, copy=True)
 
 
-def convert(state: State, device: torch.device, dtype: torch.dtype, *, leave_out: str = "") -> None:
-    """Bring a state to a device, and its floating tensors to a dtype; ``leave_out`` stays as it is."""
-    for key, value in state.items():
-        if key == leave_out:
-            continue
+def adopted(saved: State, own: State, weight: Tensor, *, name: str) -> State:
+    """A parameter's saved state as an optimizer keeps it whose state of it is ``own``.
+
+    Raises:
+        UsageError: something that the optimizer keeps is not there, or has another shape.
+    """
+    own = {key: value for key, value in own.items() if key != AROUND}
+    state = restored(saved, own, weight, name=name, leave_out=AROUND)
+    missing = [key for key in own if key not in state and key not in (MASTER, HELD)]
+    if missing:
+        raise UsageError(
+            f"load_state_dict: the saved state of {name} has no {missing[0]}; it has {', '.join(state) or 'nothing'}. It was saved "
+            "by another kind of optimizer, or by one with other options"
+        )
+    unknown = [key for key in state if key not in own and key not in (MASTER, HELD, AROUND)]
+    if unknown:
+        raise UsageError(
+            f"load_state_dict: the saved state of {name} has {unknown[0]}, which this optimizer does not keep; it was saved by "
+            "another kind of optimizer, or by one with other options"
+        )
+    convert(state, weight, keeps_master=MASTER in own)
+    return state
+
+
+def hand_back(
+    around: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], states: Mapping[Tensor, State]
+) -> list[dict[str, Any]]:
+    """Give a wrapped optimizer its share of loaded states, and return its groups, which are its wrapper's."""
+    numbers = {p: i for i, p in enumerate(p for group in groups for p in group["params"])}
+    around.load_state_dict(
+        {
+            "state": {i: states[p][AROUND] for p, i in numbers.items() if states[p].get(AROUND)},
+            "param_groups": [{**g, "params": [numbers[p] for p in g["params"]]} for g in groups],
+        }
+    )
+    for param in numbers:
+        states[param][AROUND] = around.state[param]
+    return around.param_groups
+
+
+def convert(state: State, param: Tensor, *, keeps_master: bool) -> None:
+    """Bring a state to its parameter's device and wide dtype; a 16-bit weight gets a master, a wide one needs none."""
+    _move({key: value for key, value in state.items() if key != AROUND}, state, param)
+    if not keeps_master:
+        state.pop(MASTER, None)
+    elif MASTER not in state:
+        state[MASTER] = param.detach().to(wide_dtype(param), copy=True)
+
+
+def _move(entries: State, into: State, param: Tensor) -> None:
+    for key, value in entries.items():
         if isinstance(value, dict):
-            convert(value, device, dtype)
+            _move(value, value, param)
         elif isinstance(value, Tensor):
-            state[key] = value.to(device, dtype if value.is_floating_point() else value.dtype)
+            dtype = wide_dtype(param) if value.is_floating_point() else value.dtype
+            into[key] = value.to(param.device, dtype)

@@ -1,6 +1,6 @@
 """The dense recipes: gradients are averaged as they are, every step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.routing import Routing, route
+from muonwire.optim.routing import Parts, Routing, route
 from muonwire.recipes.base import (
     AdamRestSettings,
     AdamSettings,
@@ -27,12 +27,13 @@ class RoutedSettings(RecipeSettings):
 
     Args:
         polar, adam: regular expressions for parameter names to treat otherwise than routing would.
-        split: regular expression to number of parts, for fused weights: {"qkv": 3}.
+        split: regular expression to the parts of fused weights: their number, {"qkv": 3}, their sizes, {"qkv": (64, 16, 16)},
+            or {"gate_up": "2 interleaved"} where the rows of the parts take turns; see ``muonwire.optim.route``.
     """
 
     polar: Sequence[str] = ()
     adam: Sequence[str] = ()
-    split: dict[str, int] = field(default_factory=dict)
+    split: Mapping[str, Parts] = field(default_factory=dict)
 
     def routing(self, model: nn.Module) -> Routing:
         """Which parameters are orthogonalized, and how the others are treated."""
@@ -54,7 +55,7 @@ class MuonSettings(RoutedSettings, AdamRestSettings, ScaleSettings, PolarSetting
 
 def named_group(name: str, named: Sequence[tuple[str, Tensor]], **extra: Any) -> dict[str, Any]:
     """A parameter group with names for messages."""
-    return {"name": name, "params": [p for _, p in named], "param_names": [n for n, _ in named], **extra}
+    return {"name": name, "params": [p for _, p in named], "names": [n for n, _ in named], **extra}
 
 
 def by_dimensions(

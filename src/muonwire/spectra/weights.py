@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.optim import Route, route
+from muonwire.optim import Route
+from muonwire.optim.routing import survey
 
 ATTENTION = re.compile(r"attn|attention|(^|\.)(q|k|v|o|query|key|value)(_proj)?(\.|$)")
-ROUTERS = ("gate", "router", "wg")
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
@@ -39,20 +40,23 @@ class Weight:
     def matrices(self) -> Iterator[tuple[str, Tensor]]:
         """Its matrices (m, n) by name; views of the parameter, so that writing into them changes it.
 
-        The stacked experts of a mixture are one matrix each, named name[0], name[1], …
+        The stacked experts of a mixture, and the parts of a fused weight that routing splits, are one matrix each, named name[0],
+        name[1], …
         """
         param = self.route.param.detach()
-        stack = self.route.layout.matrices(param)
+        (stack,) = self.route.layout.split(param)
         assert stack.data_ptr() == param.data_ptr()
         if stack.ndim == 2:
             yield self.name, stack
             return
-        for index, matrix in enumerate(stack.flatten(0, -3)):
-            yield f"{self.name}[{index}]", matrix
+        # Flattening would copy where the leading dimensions are strided.
+        for index, at in enumerate(itertools.product(*map(range, stack.shape[:-2]))):
+            yield f"{self.name}[{index}]", stack[at]
 
 
 def weights_of(model: nn.Module) -> list[Weight]:
-    """The weight matrices of a model: hidden ones, embeddings and heads; not norms, biases and vectors.
+    """The weight matrices of a model: hidden ones, embeddings, heads and routers, and those of unknown classes; not norms, biases
+    and vectors.
 
     Args:
         model: any module.
@@ -61,23 +65,25 @@ def weights_of(model: nn.Module) -> list[Weight]:
         UsageError: none of its parameters is a matrix.
     """
     found = []
-    for r in route(model).routes:
-        if r.role not in ("hidden", "embedding", "head") or r.param.ndim < 2:
+    for r, _, _ in survey(model):
+        if r.role not in ("hidden", "embedding", "head", "router", "unknown") or r.param.ndim < 2:
             continue
+        if r.layout.kind == "matrix" and r.param.ndim > 2:
+            continue  # of unknown meaning
         # What a transformers model calls itself, such as "vit", says nothing about a layer.
         parts = [p for p in r.name.split(".") if p != "weight"]
         kind = parts[-1]
         layer = _LAYER.search(r.name)
-        number = int(layer[1]) if layer and r.role == "hidden" else None
+        number = int(layer[1]) if layer and r.role in ("hidden", "router", "unknown") else None
         found.append(Weight(name=r.name, kind=kind, group=_group(r, kind), layer=number, route=r))
+    if not found:
+        raise UsageError(f"weights: none of the trainable parameters of {type(model).__name__} is a matrix")
     return found
 
 
 def _group(r: Route, kind: str) -> str:
     if r.role != "hidden":
-        return r.role
-    if kind in ROUTERS:
-        return "router"
+        return "other" if r.role == "unknown" else r.role
     if ATTENTION.search(r.name):
         return "attention"
     return "mlp" if re.search(r"mlp|ffn|feed_forward|fc|expert|intermediate|dense", r.name) else "other"
@@ -123,7 +129,7 @@ class Choice:
         if numbers is not None and weight.layer not in numbers:
             return False
         if self.kind is None:
-            return weight.route.role == "hidden" and weight.group != "router"
+            return weight.route.role == "hidden"
         return any(fnmatch.fnmatchcase(name, self.kind) for name in (weight.kind, weight.group))
 
     def of(self, weights: Sequence[Weight]) -> list[Weight]:

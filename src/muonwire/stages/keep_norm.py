@@ -10,6 +10,13 @@ from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
 
 
+def with_norm_of(matrices: Tensor, given: Tensor) -> Tensor:
+    """``matrices`` (..., m, n), each multiplied to the Frobenius norm of the same matrix of ``given``."""
+    size: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    wanted: Tensor = torch.linalg.vector_norm(given, dim=(-2, -1), keepdim=True)
+    return matrices * (wanted / size.clamp(min=1e-30))
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeepNorm(Stage):
     """u ← stage(u) · ‖u‖_F / ‖stage(u)‖_F, for each matrix of the parameter's layout.
@@ -48,10 +55,8 @@ class KeepNorm(Stage):
         made = self.stage.apply(updates, params, states, context)
         results = []
         for update, result, layout in zip(updates, made, context.layouts, strict=True):
-            matrices = layout.matrices(result)
-            wanted = torch.linalg.vector_norm(layout.matrices(update), dim=(-2, -1), keepdim=True)
-            size = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
-            results.append((matrices * (wanted / size.clamp(min=1e-30))).reshape(update.shape))
+            pairs = zip(layout.split(result), layout.split(update), strict=True)
+            results.append(layout.join([with_norm_of(m, u) for m, u in pairs], tuple(update.shape)))
         return results
 
     def __str__(self) -> str:

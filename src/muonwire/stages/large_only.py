@@ -45,11 +45,11 @@ class LargeOnly(Stage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """See Stage.apply."""
-        large = [
-            i
-            for i, (u, layout) in enumerate(zip(updates, context.layouts, strict=True))
-            if min(layout.matrices_shape(tuple(u.shape))[-2:]) >= self.at_least
+        are_large = [
+            [min(s[-2:]) >= self.at_least for s in layout.shapes(tuple(u.shape))]
+            for u, layout in zip(updates, context.layouts, strict=True)
         ]
+        large = [i for i, parts in enumerate(are_large) if any(parts)]
         inner = replace(
             context,
             layouts=[context.layouts[i] for i in large],
@@ -61,6 +61,11 @@ class LargeOnly(Stage):
         )
         for i, result in zip(large, made, strict=True):
             results[i] = result
+            if not all(are_large[i]):
+                layout = context.layouts[i]
+                both = zip(layout.split(result), layout.split(updates[i]), are_large[i], strict=True)
+                parts = [after if is_large else before for after, before, is_large in both]
+                results[i] = layout.join(parts, tuple(result.shape))
         return results
 
     def __str__(self) -> str:

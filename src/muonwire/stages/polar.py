@@ -47,16 +47,22 @@ class Polar(Stage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """See Stage.apply."""
-        factors = polar_list(
-            [layout.matrices(u) for u, layout in zip(updates, context.layouts, strict=True)],
-            method=self.method,
-            schedule=self.schedule,
-            dtype=None if self.dtype is None else getattr(torch, self.dtype),
-            # A training loop sees what is not finite in the loss, on all replicas in the same step.
-            nonfinite="propagate",
-            processor=context.processor,
+        split = [layout.split(u) for u, layout in zip(updates, context.layouts, strict=True)]
+        factors = iter(
+            polar_list(
+                [part for parts in split for part in parts],
+                method=self.method,
+                schedule=self.schedule,
+                dtype=None if self.dtype is None else getattr(torch, self.dtype),
+                # A training loop sees what is not finite in the loss, on all replicas in the same step.
+                nonfinite="propagate",
+                processor=context.processor,
+            )
         )
-        return [factor.reshape(u.shape) for factor, u in zip(factors, updates, strict=True)]
+        return [
+            layout.join([next(factors) for _ in parts], tuple(u.shape))
+            for u, parts, layout in zip(updates, split, context.layouts, strict=True)
+        ]
 
     def __str__(self) -> str:
         return f"polar({', '.join(x for x in (self.method, self.schedule, self.dtype) if x)})"

@@ -65,6 +65,12 @@ def unit_columns(right: Tensor, *, otherwise: Tensor | float) -> Tensor:
     return torch.where(length > 0, right / torch.where(length > 0, length, 1.0), otherwise)
 
 
+def _beside(starts: Sequence[Tensor]) -> Tensor:
+    """(..., n, rank) each, side by side."""
+    # Concatenation would change the memory order of a single one, and with it the rounding of products.
+    return starts[0] if len(starts) == 1 else torch.cat(list(starts), dim=-1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Power(TalkingStage):
     """What the low-rank stages share: a rank for every matrix, a warm start, a dtype on the wire.
@@ -103,16 +109,36 @@ class _Power(TalkingStage):
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float:
         """Two factors of each matrix, (m + n) · rank numbers."""
-        shapes = [layout.matrices_shape(tuple(p.shape)) for p, layout in zip(params, layouts, strict=True)]
+        shapes = [s for p, layout in zip(params, layouts, strict=True) for s in layout.shapes(tuple(p.shape))]
         numbers = [math.prod(s[:-2]) * (s[-2] + s[-1]) * self.rank_of(s) for s in shapes]
         return float(sum(numbers) * WIRES[self.wire].itemsize)
 
-    def starts(self, xs: Sequence[Tensor], states: Sequence[State]) -> list[Tensor]:
-        """Q of each tensor, the same on every replica."""
-        return [
-            s.setdefault("start", initial_state(x, rank=self.rank_of(x.shape)))
-            for x, s in zip(xs, states, strict=True)
-        ]
+    def iterate(
+        self, xs: Sequence[Sequence[Tensor]], states: Sequence[State]
+    ) -> Generator[Request, Reply, list[list[Factors]]]:
+        """The factors of each parameter's matrices, which also become the start of its next step.
+
+        Args:
+            xs: the matrices of each parameter, as its layout splits it.
+            states: of the parameters; "start" holds Q of all its matrices, side by side.
+        """
+        starts = []
+        for parts, state in zip(xs, states, strict=True):
+            ranks = [self.rank_of(x.shape) for x in parts]
+            if "start" not in state:
+                first = [initial_state(x, rank=rank) for x, rank in zip(parts, ranks, strict=True)]
+                state["start"] = _beside(first)
+            starts.append(state["start"].split(ranks, dim=-1))
+        flat = yield from power_rounds(
+            [x for parts in xs for x in parts], [q for qs in starts for q in qs], wire=WIRES[self.wire]
+        )
+        made = iter(flat)
+        factors = [[next(made) for _ in parts] for parts in xs]
+        for state, before, after in zip(states, starts, factors, strict=True):
+            # A direction that is not reached is tried again from where it was.
+            next_start = [unit_columns(f.right, otherwise=q) for f, q in zip(after, before, strict=True)]
+            state["start"] = _beside(next_start)
+        return factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,20 +157,17 @@ class PowerSGD(_Power):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
         """See Stage.rounds."""
-        xs = [
-            layout.matrices(s["kept"].mul_(self.decay).add_(u))
-            for u, s, layout in zip(updates, states, context.layouts, strict=True)
-        ]
-        starts = self.starts(xs, states)
-        factors = yield from power_rounds(xs, starts, wire=WIRES[self.wire])
+        wholes = [s["kept"].mul_(self.decay).add_(u) for u, s in zip(updates, states, strict=True)]
+        xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
+        factors = yield from self.iterate(xs, states)
         results = []
-        for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
-            state["kept"] = (x - f.left @ f.own.mT).reshape(update.shape)
+        for whole, parts, fs, state, layout in zip(wholes, xs, factors, states, context.layouts, strict=True):
+            shape = tuple(whole.shape)
+            left_out = [x - f.left @ f.own.mT for x, f in zip(parts, fs, strict=True)]
+            state["kept"] = layout.join(left_out, shape)
             if context.watch is not None:
-                context.watch(x.reshape(update.shape), state["kept"])
-            # A direction that is not reached is tried again from where it was.
-            state["start"] = unit_columns(f.right, otherwise=start)
-            results.append((f.left @ f.right.mT).reshape(update.shape))
+                context.watch(whole, state["kept"])
+            results.append(layout.join([f.left @ f.right.mT for f in fs], shape))
         return results
 
 
@@ -172,18 +195,19 @@ class Dion(_Power):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
         """See Stage.rounds."""
-        xs = [
-            layout.matrices(s["kept"].add_(u))
-            for u, s, layout in zip(updates, states, context.layouts, strict=True)
-        ]
-        starts = self.starts(xs, states)
-        factors = yield from power_rounds(xs, starts, wire=WIRES[self.wire])
+        wholes = [s["kept"].add_(u) for u, s in zip(updates, states, strict=True)]
+        xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
+        factors = yield from self.iterate(xs, states)
         results = []
-        for update, x, start, state, f in zip(updates, xs, starts, states, factors, strict=True):
-            state["kept"] = (x - (1 - self.momentum) * (f.left @ f.own.mT)).reshape(update.shape)
+        for whole, parts, fs, state, layout in zip(wholes, xs, factors, states, context.layouts, strict=True):
+            shape = tuple(whole.shape)
+            caught = [f.left @ f.own.mT for f in fs]
+            kept = [x - (1 - self.momentum) * c for x, c in zip(parts, caught, strict=True)]
+            state["kept"] = layout.join(kept, shape)
             if context.watch is not None:
                 # Most of M is kept as momentum; what the factors leave out is what was not sent.
-                context.watch(x, x - f.left @ f.own.mT)
-            state["start"] = unit_columns(f.right, otherwise=start)
-            results.append((f.left @ unit_columns(f.right, otherwise=0.0).mT).reshape(update.shape))
+                for x, c in zip(parts, caught, strict=True):
+                    context.watch(x, x - c)
+            steps = [f.left @ unit_columns(f.right, otherwise=0.0).mT for f in fs]
+            results.append(layout.join(steps, shape))
         return results

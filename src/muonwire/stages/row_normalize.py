@@ -8,6 +8,7 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.keep_norm import with_norm_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,15 @@ class RowNormalize(Stage):
         results = []
         for update, state, layout in zip(updates, states, context.layouts, strict=True):
             state["step"] += 1
-            matrices = layout.matrices(update)
-            squares = matrices.square().mean(dim=-1, keepdim=True)
+            parts = layout.split(update)
+            squares = torch.cat([part.square().mean(dim=-1, keepdim=True) for part in parts], dim=-2)
             rows: Tensor = state.setdefault("row_squares", torch.zeros_like(squares))
             rows.lerp_(squares, 1 - self.beta2)
-            scaled = matrices / (rows.sqrt() + self.eps)
-            size = torch.linalg.vector_norm(scaled, dim=(-2, -1), keepdim=True)
-            wanted = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
-            results.append((scaled * (wanted / size.clamp(min=1e-30))).reshape(update.shape))
+            # One tensor holds the rows of unequal parts, one part behind another.
+            sizes = [part.shape[-2] for part in parts]
+            normalized = [
+                with_norm_of(part / (its_rows.sqrt() + self.eps), part)
+                for part, its_rows in zip(parts, torch.split(rows, sizes, dim=-2), strict=True)
+            ]
+            results.append(layout.join(normalized, tuple(update.shape)))
         return results

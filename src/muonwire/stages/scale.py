@@ -55,13 +55,17 @@ class Scale(Stage):
         """See Stage.apply."""
         if self.kind == "none":
             return [u * self.factor for u in updates]
-        shapes = [
-            layout.matrices_shape(tuple(u.shape)) for u, layout in zip(updates, context.layouts, strict=True)
-        ]
-        return [
-            u * (self.factor * shape_scale(self.kind, s[-2], s[-1]))
-            for u, s in zip(updates, shapes, strict=True)
-        ]
+        results = []
+        for update, layout in zip(updates, context.layouts, strict=True):
+            scales = [
+                self.factor * shape_scale(self.kind, s[-2], s[-1]) for s in layout.shapes(tuple(update.shape))
+            ]
+            if len(set(scales)) == 1:
+                results.append(update * scales[0])
+            else:
+                scaled = [part * s for part, s in zip(layout.split(update), scales, strict=True)]
+                results.append(layout.join(scaled, tuple(update.shape)))
+        return results
 
     def __str__(self) -> str:
         return f"scale(kind={self.kind}{'' if self.factor == 1 else f', factor={self.factor:g}'})"

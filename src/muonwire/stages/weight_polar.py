@@ -51,9 +51,10 @@ class WeightPolar(Stage):
         factors = self.polar.apply(weights, params, states, context)
         results = []
         for update, weight, factor, layout in zip(updates, weights, factors, context.layouts, strict=True):
-            matrices = layout.matrices(weight)
-            size = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
-            target = layout.matrices(factor) * (size / min(matrices.shape[-2:]) ** 0.5)
-            way = (matrices - target).reshape(weight.shape)
+            ways = []
+            for matrices, factors_of in zip(layout.split(weight), layout.split(factor), strict=True):
+                size = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+                ways.append(matrices - factors_of * (size / min(matrices.shape[-2:]) ** 0.5))
+            way = layout.join(ways, tuple(weight.shape))
             results.append(update + way * (self.strength / context.lr))
         return results

@@ -140,8 +140,9 @@ class Diagnostics:
         for i, (r, momentum, change) in enumerate(zip(self._routes, momenta, probe.change, strict=True)):
             # Singular values are the costly part; the replicas share the work.
             if i % self._transport.world_size == self._transport.rank:
-                cosines += _alignments(r.layout.matrices(change), r.layout.matrices(momentum))
-                ranks += _effective_ranks(r.layout.matrices(change))
+                for moved, pushed in zip(r.layout.split(change), r.layout.split(momentum), strict=True):
+                    cosines += _alignments(moved, pushed)
+                    ranks += _effective_ranks(moved)
         departure = sum(_square(own - mean) for own, mean in zip(probe.held, held, strict=True))
         own = (sum(cosines), len(cosines), sum(ranks), len(ranks), departure, probe.kept, probe.sent)
         gathered = self._transport.gather(_SUMS.pack(*own), purpose="control")

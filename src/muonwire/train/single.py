@@ -7,7 +7,6 @@ from typing import Any
 
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
-from muonwire.optim import LocalSteps
 from muonwire.tasks import make_task
 from muonwire.train import checkpoint
 from muonwire.train.config import TrainConfig
@@ -93,7 +92,7 @@ def _go_on(trainer: Trainer) -> list[str]:
     rate = rate_change(trainer.lengths, trainer.config)
     if rate is not None:
         notes.append(rate)
-    local = trainer.optimizer if isinstance(trainer.optimizer, LocalSteps) else None
+    local = trainer.optimizer.local
     if (
         local is not None
         and past[-1].steps == trainer.step

@@ -1,7 +1,7 @@
 """Bytes between replicas: payloads gathered, tensors averaged, every byte counted, weights compared."""
 
 from muonwire.transport.base import Flag, SingleReplica, Transport
-from muonwire.transport.digest import check_agreement, check_replicas, digest
+from muonwire.transport.digest import check_agreement, check_replicas, digest, digest_all
 from muonwire.transport.link import Link
 from muonwire.transport.meter import Meter, Traffic
 from muonwire.transport.process_group import ProcessGroupTransport
@@ -19,5 +19,6 @@ __all__ = [
     "check_agreement",
     "check_replicas",
     "digest",
+    "digest_all",
     "run_threads",
 ]

@@ -3,7 +3,7 @@
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
@@ -26,6 +26,16 @@ class Transport(ABC):
 
     A replica that adds to ``requested`` says so in the header of its next message. ``agreed`` is what any replica has said, and
     changes on all of them after the same operation, so that all can act on it in the same step without a message of its own.
+
+    ``step`` is the optimizer step that the next messages belong to. Whoever talks through the transport sets it before; every
+    message carries it (modulo 2³²), and replicas in different steps get an ExchangeError that names them.
+
+    ``settings`` is what replicas must have in common in this step besides, such as learning rates, in words; a checksum of a byte
+    travels with every message.
+
+    An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
+
+    A copy, deep or not, is the transport itself: a copied optimizer keeps its link.
     """
 
     rank: int
@@ -33,14 +43,15 @@ class Transport(ABC):
     meter: Meter
     requested: Flag = Flag.NONE
     agreed: Flag = Flag.NONE
-    # The optimizer's step, which every message names.
     step: int = 0
+    settings: str = ""
 
     @abstractmethod
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
         """Give ``payload`` to every replica and return all replicas' payloads in rank order (sizes may differ).
 
         Raises:
+            ExchangeError: the replicas are in different steps or operations, or gather for different purposes; on all of them.
             ReplicaLostError: a replica stopped answering.
         """
 
@@ -51,8 +62,17 @@ class Transport(ABC):
         Shapes and dtypes must agree between the replicas. Sums of 16-bit dtypes are taken in float32.
 
         Raises:
+            ExchangeError: the replicas are in different steps or operations, or average different tensors; on all of them.
             ReplicaLostError: a replica stopped answering.
         """
+
+    def __copy__(self) -> Self:
+        """See the class."""
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """See the class."""
+        return self
 
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         """What ``compute`` returns, for work that all replicas do alike on what they received; nobody may change the result.

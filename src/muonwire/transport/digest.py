@@ -1,55 +1,146 @@
 """A digest of the weights, compared between replicas: the proof that they are bit-identical."""
 
 import hashlib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from muonwire.errors import DivergedReplicasError, ExchangeError
+from muonwire.errors import DivergedReplicasError, ExchangeError, UsageError
 from muonwire.transport.base import Transport
 
 DIGEST_BYTES = 8
+Named = Iterable[tuple[str, Tensor]]
 
 
 def digest(tensor: Tensor) -> bytes:
-    """Eight bytes of BLAKE2b over the tensor's own bits: equal bits give equal digests, -0.0 and 0.0 differ."""
-    data = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(data.data, digest_size=DIGEST_BYTES).digest()
-
-
-def digest_all(named: Iterable[tuple[str, Tensor]]) -> bytes:
-    """Eight bytes over all tensors."""
-    return hashlib.blake2b(b"".join(digest(t) for _, t in named), digest_size=DIGEST_BYTES).digest()
-
-
-def check_replicas(named_tensors: Iterable[tuple[str, Tensor]], transport: Transport) -> str:
-    """Compare the weights of all replicas, and return their common digest as hexadecimal text.
-
-    Costs 8 bytes a replica where they agree, and 8 bytes a tensor more where they do not.
+    """Eight bytes of BLAKE2b over the tensor's own bits: equal bits give equal digests, -0.0 and 0.0 differ.
 
     Args:
-        named_tensors: the same names in the same order on every replica.
-        transport: between the replicas to compare.
+        tensor: of any shape, strides, device and dtype that has bits of its own. Its shape and dtype do not count.
+
+    >>> digest(torch.zeros(2, 3)).hex() == digest(torch.zeros(6)).hex()
+    True
 
     Raises:
-        DivergedReplicasError: names the first tensor that differs, and the ranks that differ from rank 0 in it.
+        UsageError: the tensor has no data here (meta), or only a part of it (DTensor), or is sparse or quantized.
     """
-    named = [(name, digest(tensor)) for name, tensor in named_tensors]
-    whole = hashlib.blake2b(b"".join(d for _, d in named), digest_size=DIGEST_BYTES).digest()
-    if len(set(transport.gather(whole, purpose="digest"))) == 1:
+    return _digest(tensor, "the tensor")
+
+
+def _digest(tensor: Tensor, which: str) -> bytes:
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is not None and isinstance(tensor, distributed.DTensor):
+        raise UsageError(
+            f"digest: {which} is a DTensor, of which this process holds a part; take full_tensor(), or compare to_local() between "
+            "the replicas that hold the same part"
+        )
+    if tensor.is_meta:
+        raise UsageError(
+            f"digest: {which} is on the meta device and has no data; give it some first (to_empty, load)"
+        )
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise UsageError(f"digest: {which} is {kind}; take a dense tensor of it (to_dense, dequantize)")
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    data = plain.view(-1).view(torch.uint8).numpy()
+    return _hash(data.data)
+
+
+def digest_all(what: nn.Module | Named) -> bytes:
+    """Eight bytes of BLAKE2b over the digests of all tensors in their order; names do not count.
+
+    Args:
+        what: a model, of which the parameters and the buffers count, or names and tensors.
+
+    >>> weight, bias = torch.ones(2, 2), torch.zeros(2)
+    >>> digest_all([("weight", weight), ("bias", bias)]) == digest_all([("bias", bias), ("weight", weight)])
+    False
+
+    Raises:
+        UsageError: see digest; names the tensor.
+    """
+    return _hash(b"".join(_digest(tensor, text) for text, tensor in _described(what)))
+
+
+def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: str = "digest") -> str:
+    """Compare the weights of all replicas, and return their common digest (``digest_all``) as hexadecimal text.
+
+    Costs 8 bytes a replica where they agree, and 16 bytes a tensor more where they do not.
+
+    Args:
+        what: a model, of which the parameters and the buffers (persistent or not) are compared, or names and tensors.
+        transport: between the replicas to compare.
+        purpose: under which the meter counts it. Default: "digest".
+
+    >>> from muonwire.transport import SingleReplica
+    >>> check_replicas([("weight", torch.zeros(2))], SingleReplica()) == digest_all([("weight", torch.zeros(2))]).hex()
+    True
+
+    Raises:
+        DivergedReplicasError: names the first tensor that differs, and the ranks that differ from rank 0 in it; or says that the
+            replicas do not hold the same tensors. On all replicas.
+        UsageError: a tensor has no digest (see digest); raised before anything is sent.
+    """
+    what = what if isinstance(what, nn.Module) else list(what)
+    named = _described(what)
+    whole = digest_all(what)
+    # Names, dtypes and shapes are compared in the same eight bytes.
+    layouts = [_hash(f"{text} {tensor.dtype} {tuple(tensor.shape)}".encode()) for text, tensor in named]
+    if len(set(transport.gather(_hash(b"".join([*layouts, whole])), purpose="digest"))) == 1:
         return whole.hex()
-    everyone = transport.gather(b"".join(d for _, d in named), purpose="digest")
-    for i, (name, _) in enumerate(named):
-        seen = [all_of_one[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for all_of_one in everyone]
-        differing = [rank for rank, d in enumerate(seen) if d != seen[0]]
+    digests = [_digest(tensor, text) for text, tensor in named]
+    everyone = transport.gather(b"".join([*layouts, *digests]), purpose=purpose)
+    _check_layouts(everyone, [text for text, _ in named], transport)
+    for i, (text, _) in enumerate(named):
+        seen = [_piece(told, len(named) + i) for told in everyone]
+        differing = _differing(seen)
         if differing:
             raise DivergedReplicasError(
-                f"replicas diverged: parameter {name!r} is the first of {len(named)} that differs; on rank(s) "
+                f"replicas diverged: {text} is the first of {len(named)} that differs; on rank(s) "
                 f"{', '.join(map(str, differing))} its digest is not that of rank 0 ({seen[0].hex()}). Look for "
                 "arithmetic whose rounding depends on the machine, or a parameter that one replica changes alone"
             )
-    raise DivergedReplicasError(f"replicas diverged in their number of parameters: this one has {len(named)}")
+    raise DivergedReplicasError(
+        "replicas diverged: a tensor was changed on some replica while they were compared"
+    )
+
+
+def _described(what: nn.Module | Named) -> list[tuple[str, Tensor]]:
+    if isinstance(what, nn.Module):
+        parameters = [(f"parameter {name!r}", tensor) for name, tensor in what.named_parameters()]
+        return parameters + [(f"buffer {name!r}", tensor) for name, tensor in what.named_buffers()]
+    return [(f"parameter {name!r}", tensor) for name, tensor in what]
+
+
+def _check_layouts(everyone: Sequence[bytes], texts: Sequence[str], transport: Transport) -> None:
+    numbers = [len(told) // (2 * DIGEST_BYTES) for told in everyone]
+    if len(set(numbers)) > 1:
+        counts = ", ".join(f"replica {rank} has {number}" for rank, number in enumerate(numbers))
+        raise DivergedReplicasError(
+            f"replicas differ in the number of their tensors: {counts}; build the same model on all of them"
+        )
+    for i, text in enumerate(texts):
+        differing = _differing([_piece(told, i) for told in everyone])
+        if differing:
+            raise DivergedReplicasError(
+                f"replicas differ in the names, dtypes or shapes of their tensors: number {i + 1} of {len(texts)}, on this rank "
+                f"{transport.rank} {text}, is another on rank(s) {', '.join(map(str, differing))} than on rank 0; build "
+                "the same model on all of them"
+            )
+
+
+def _piece(told: bytes, index: int) -> bytes:
+    return told[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+
+
+def _differing(seen: Sequence[bytes]) -> list[int]:
+    return [rank for rank, d in enumerate(seen) if d != seen[0]]
+
+
+def _hash(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def check_agreement(text: str, transport: Transport, *, what: str, note: str = "") -> list[str]:
@@ -67,10 +158,9 @@ def check_agreement(text: str, transport: Transport, *, what: str, note: str = "
     Raises:
         ExchangeError: names the replicas whose ``what`` is not that of replica 0.
     """
-    own = hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+    own = _hash(text.encode())
     told = transport.gather(own + note.encode(), purpose="control")
-    seen = [message[:DIGEST_BYTES] for message in told]
-    differing = [rank for rank, d in enumerate(seen) if d != seen[0]]
+    differing = _differing([message[:DIGEST_BYTES] for message in told])
     if differing:
         raise ExchangeError(
             f"the {what} of replica(s) {', '.join(map(str, differing))} differ from those of replica 0; this is replica "

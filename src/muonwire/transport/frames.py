@@ -1,31 +1,35 @@
 """Payloads and means as frames: point-to-point messages between every two replicas, whatever carries them.
 
 Point-to-point messages rather than collectives: payloads of different sizes go without padding, a mean is summed in rank
-order, and a failed message says which replica is gone.
-
-Frame: every message starts with 16 bytes, little-endian: magic "MX", version u8, kind and flags u8, sequence number u32,
-length of what follows u64. Replicas that fall out of step are found by their sequence numbers.
+order, and a failed message says which replica is gone. Every frame starts with a header (``header.py``), and no body is taken
+in before the headers of all replicas agree.
 """
 
-import struct
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from muonwire.errors import ExchangeError
+from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.base import Flag, Transport
+from muonwire.transport.header import (
+    GATHER,
+    HEADER,
+    LARGEST_LENGTH,
+    REDUCE,
+    SPREAD,
+    Header,
+    check_lockstep,
+    checksum,
+)
 from muonwire.transport.meter import Meter, Traffic
 
-HEADER = struct.Struct("<2sBBIQ")
-MAGIC = b"MX"
-VERSION = 1
-GATHER, REDUCE, SPREAD = 1, 2, 3
-KIND_NAMES = {GATHER: "gather", REDUCE: "mean (reduce)", SPREAD: "mean (spread)"}
-_FLAGS = Flag.STOP | Flag.DIVERGED | Flag.CHANGED
 LARGEST_PAYLOAD_BYTES = 1 << 34
+
+Accept = Callable[[Mapping[int, bytes]], None]
 
 
 class FrameTransport(Transport):
@@ -44,18 +48,29 @@ class FrameTransport(Transport):
         self.device = device
         self._sequence = 0
         self._announced = Flag.NONE
+        self._failure: ExchangeError | None = None
         self._inline_bytes: dict[str, int] = {}
         self._last_lengths: dict[str, tuple[int, int]] = {}
+        self._purposes = {checksum(purpose): purpose for purpose in ("update", "digest", "control")}
 
     @abstractmethod
-    def carry(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        """Send a message to each rank and fill the buffer for each rank with what it sent; none is empty.
+    def carry(
+        self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
+    ) -> None:
+        """Send the header and a body to each peer, and fill the buffer for each peer with the body that it sent.
+
+        A peer may be in another operation, with a body of any size: ``accept`` is given the headers of all peers before any size
+        is relied on, and raises where bodies do not fit. Then this raises what it raised, however much is still on its way.
 
         Args:
-            outgoing: bytes (uint8) by receiver.
-            incoming: buffers (uint8) by sender, of the length that the sender's message has.
+            header: 16 bytes, or none where sizes are known from an earlier frame; then no body is empty, and a peer without a
+                body is left out.
+            outgoing: bodies (uint8) by receiver.
+            incoming: buffers (uint8) by sender.
+            accept: takes the peers' headers by rank; not called without a header.
 
         Raises:
+            ExchangeError: what ``accept`` raised.
             ReplicaLostError: a replica stopped answering.
         """
 
@@ -73,31 +88,42 @@ class FrameTransport(Transport):
         if not self.peers:
             self.agreed |= self.requested
             return [payload]
+        with self._operation():
+            return self._gather(payload, purpose)
+
+    def _gather(self, payload: bytes, purpose: str) -> list[bytes]:
         start_s = time.perf_counter()
         inline = self._inline_bytes.get(purpose, 0)
-        frame = self._header(GATHER, len(payload)) + payload[:inline].ljust(inline, b"\0")
-        frames = {r: self._empty(HEADER.size + inline) for r in self.peers}
-        self._swap(dict.fromkeys(self.peers, self._to_wire(frame)), frames)
-        lengths = self._read_headers(GATHER, {r: f[: HEADER.size] for r, f in frames.items()})
-        for rank, length in lengths.items():
-            if length > LARGEST_PAYLOAD_BYTES:
-                raise ExchangeError(
-                    f"gather: replica {rank} announces {length} bytes; at most {LARGEST_PAYLOAD_BYTES} are allowed"
-                )
-        rests = {r: self._empty(max(n - inline, 0)) for r, n in lengths.items()}
-        self._swap(dict.fromkeys(self.peers, self._to_wire(payload[inline:])), rests)
+        check = checksum(purpose)
+        self._purposes[check] = purpose
+        frames = {r: self._empty(inline) for r in self.peers}
+        body = self._to_wire(payload[:inline].ljust(inline, b"\0"))
+        headers = self._swap_frames(
+            self._header(GATHER, check, min(len(payload), LARGEST_LENGTH)),
+            dict.fromkeys(self.peers, body),
+            frames,
+            about=str,
+        )
+        lengths = {r: header.length for r, header in headers.items()}
+        rest = payload[inline:]
+        rests = {r: self._empty(n - inline) for r, n in lengths.items() if n > inline}
+        if rest or rests:
+            to_all = dict.fromkeys(self.peers, self._to_wire(rest)) if rest else {}
+            self.carry(b"", to_all, rests, lambda _: None)
         payloads = [
-            payload if r == self.rank else _bytes(frames[r])[HEADER.size :][: lengths[r]] + _bytes(rests[r])
+            payload
+            if r == self.rank
+            else _bytes(frames[r][: lengths[r]]) + (_bytes(rests[r]) if r in rests else b"")
             for r in range(self.world_size)
         ]
         all_lengths = [len(payload), *lengths.values()]
         self._inline_bytes[purpose] = self._fitting(purpose, all_lengths)
-        one_copy = len(frame) + len(payload[inline:])
+        one_copy = HEADER.size + inline + len(rest)
         self._count(
             purpose,
             sent=one_copy,
             egress=one_copy * len(self.peers),
-            received=sum(t.numel() for part in (frames, rests) for t in part.values()),
+            received=len(self.peers) * (HEADER.size + inline) + sum(t.numel() for t in rests.values()),
             num_messages=2 if max(all_lengths) > inline else 1,
             start_s=start_s,
         )
@@ -114,54 +140,61 @@ class FrameTransport(Transport):
         longest, shortest = max(before[1], now[1]), min(before[0], now[0])
         return now[1] + now[1] // 256 if longest - shortest <= longest // 64 else shortest
 
+    @torch.no_grad()
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
         """See Transport.mean: replica j sums the j-th part of everything in rank order and hands the result back.
 
-        The sizes must agree before: gloo ends the process where a message is longer than its receiver expects.
+        The tensors of each dtype travel together. Results of one dtype are views of one tensor.
         """
         if not self.peers:
             self.agreed |= self.requested
             return list(tensors)
-        results: list[Tensor | None] = [None] * len(tensors)
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            indices = [i for i, t in enumerate(tensors) if t.dtype == dtype]
-            flat = torch.cat([tensors[i].reshape(-1) for i in indices]) if indices else torch.empty(0)
-            mean = self._mean_flat(flat, purpose)
-            sizes = [tensors[i].numel() for i in indices]
-            for i, part in zip(indices, torch.split(mean, sizes), strict=True):
-                results[i] = part.view(tensors[i].shape)
-        return [r for r in results if r is not None]
+        with self._operation():
+            check = checksum(f"{purpose} {[(t.dtype, *t.shape) for t in tensors]}")
+            results: list[Tensor | None] = [None] * len(tensors)
+            # Nothing to average is an operation too: the others may have something.
+            for dtype in dict.fromkeys(t.dtype for t in tensors) or (torch.float32,):
+                indices = [i for i, t in enumerate(tensors) if t.dtype == dtype]
+                mean = self._mean_flat(
+                    [tensors[i] for i in indices], dtype, check, purpose, about=lambda: self._about(tensors)
+                )
+                sizes = [tensors[i].numel() for i in indices]
+                for i, part in zip(indices, torch.split(mean, sizes), strict=True):
+                    results[i] = part.view(tensors[i].shape)
+            return [r for r in results if r is not None]
 
-    def _mean_flat(self, flat: Tensor, purpose: str) -> Tensor:
+    def _mean_flat(
+        self,
+        tensors: Sequence[Tensor],
+        dtype: torch.dtype,
+        check: int,
+        purpose: str,
+        *,
+        about: Callable[[], str],
+    ) -> Tensor:
         start_s = time.perf_counter()
-        part_numel = -(-flat.numel() // self.world_size)
-        part_bytes = part_numel * flat.element_size()
+        numel = sum(t.numel() for t in tensors)
+        # Holds the tensors, then their mean: each part of the mean arrives where this replica's own part was sent from.
+        flat = self._flatten(tensors, numel, -numel % self.world_size, dtype)
+        parts = flat.view(self.world_size, -1) if numel else flat.new_empty(self.world_size, 0)
+        wire = parts.view(torch.uint8)
+        part_bytes = wire.shape[1]
+        theirs = {r: torch.empty_like(parts[r]) for r in self.peers}
+        self._swap_frames(
+            self._header(REDUCE, check, part_bytes),
+            {r: wire[r] for r in self.peers},
+            {r: part.view(torch.uint8) for r, part in theirs.items()},
+            about=about,
+        )
+        parts[self.rank] = self._mean_of(theirs, parts[self.rank])
+        del theirs
+        self._swap_frames(
+            self._header(SPREAD, check, part_bytes),
+            dict.fromkeys(self.peers, wire[self.rank]),
+            {r: wire[r] for r in self.peers},
+            about=about,
+        )
         frame_bytes = HEADER.size + part_bytes
-        outgoing = torch.zeros(self.world_size, frame_bytes, dtype=torch.uint8, device=self.device)
-        padded = torch.zeros(self.world_size * part_numel, dtype=flat.dtype, device=self.device)
-        padded[: flat.numel()] = flat
-        outgoing[:, HEADER.size :] = padded.view(torch.uint8).view(self.world_size, part_bytes)
-        outgoing[:, : HEADER.size] = self._to_wire(self._header(REDUCE, part_bytes))
-        incoming = torch.empty_like(outgoing)
-        self._swap({r: outgoing[r] for r in self.peers}, {r: incoming[r] for r in self.peers})
-        self._check_lengths(REDUCE, {r: incoming[r, : HEADER.size] for r in self.peers}, part_bytes)
-        incoming[self.rank] = outgoing[self.rank]
-
-        wide = torch.float32 if flat.element_size() < 4 else flat.dtype
-        parts = incoming[:, HEADER.size :].contiguous().view(flat.dtype)
-        total = parts[0].to(wide, copy=True)
-        for part in parts[1:]:
-            total += part.to(wide)
-        total /= self.world_size
-
-        frame = torch.empty(frame_bytes, dtype=torch.uint8, device=self.device)
-        frame[: HEADER.size] = self._to_wire(self._header(SPREAD, part_bytes))
-        frame[HEADER.size :] = total.to(flat.dtype).view(torch.uint8)
-        self._swap(dict.fromkeys(self.peers, frame), {r: incoming[r] for r in self.peers})
-        self._check_lengths(SPREAD, {r: incoming[r, : HEADER.size] for r in self.peers}, part_bytes)
-        incoming[self.rank] = frame
-        mean = incoming[:, HEADER.size :].contiguous().view(flat.dtype).view(-1)[: flat.numel()]
-
         self._count(
             purpose,
             sent=self.world_size * frame_bytes,
@@ -170,59 +203,99 @@ class FrameTransport(Transport):
             num_messages=2,
             start_s=start_s,
         )
-        return mean.to(flat.device)
+        return flat[:numel].to(tensors[0].device) if tensors else flat[:0]
 
-    def _header(self, kind: int, length: int) -> bytes:
-        self._sequence = (self._sequence + 1) % (1 << 32)
+    def _flatten(self, tensors: Sequence[Tensor], numel: int, padding: int, dtype: torch.dtype) -> Tensor:
+        flat = torch.empty(numel + padding, dtype=dtype, device=self.device)
+        flat[numel:] = 0
+        if tensors:
+            rows = [t.reshape(-1) for t in tensors]
+            if rows[0].device == flat.device:
+                torch.cat(rows, out=flat[:numel])
+            else:
+                flat[:numel] = torch.cat(rows)
+        return flat
+
+    def _mean_of(self, theirs: Mapping[int, Tensor], own: Tensor) -> Tensor:
+        wide = torch.float32 if own.element_size() < 4 else own.dtype
+        total = theirs.get(0, own).to(wide, copy=True)
+        for rank in range(1, self.world_size):
+            total += theirs.get(rank, own).to(wide)
+        total /= self.world_size
+        return total
+
+    def _about(self, tensors: Sequence[Tensor]) -> str:
+        dtypes = ", ".join(dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in tensors))
+        numel = sum(t.numel() for t in tensors)
+        return f"Replica {self.rank}, this one, averages {len(tensors)} tensor(s), {numel} numbers in all ({dtypes})"
+
+    @contextmanager
+    def _operation(self) -> Iterator[None]:
+        """Once an operation has failed, messages are on their way that nobody will take: every later one fails at once."""
+        if self._failure is not None:
+            text = (
+                f"this transport failed before and cannot be used again: {self._failure} Start the replicas again and resume from "
+                "the last checkpoint, or make a new process group and a new transport on all of them"
+            )
+            if isinstance(self._failure, ReplicaLostError):
+                raise ReplicaLostError(text, rank=self._failure.rank)
+            raise ExchangeError(text)
+        try:
+            yield
+        except ReplicaLostError as error:
+            self._failure = ReplicaLostError(f"{error}.", rank=error.rank)
+            raise
+        except ExchangeError as error:
+            self._failure = ExchangeError(f"{error}.")
+            raise
+
+    def _header(self, kind: int, check: int, length: int) -> Header:
+        self._sequence = (self._sequence + 1) % (1 << 8)
         self._announced = self.requested
-        return HEADER.pack(MAGIC, VERSION, kind | self._announced, self._sequence, length)
+        return Header(
+            kind=kind,
+            flags=self._announced,
+            step=self.step % (1 << 32),
+            sequence=self._sequence,
+            check=check,
+            length=length,
+            settings=checksum(self.settings) & 0xFF,
+        )
 
-    def _read_headers(self, kind: int, headers: Mapping[int, Tensor]) -> dict[int, int]:
-        lengths = {}
-        agreed = self.agreed | self._announced
-        for rank, header in headers.items():
-            magic, version, kind_and_flags, sequence, length = HEADER.unpack(_bytes(header))
-            theirs = kind_and_flags & ~_FLAGS
-            if magic != MAGIC or version != VERSION:
-                raise ExchangeError(
-                    f"{KIND_NAMES[kind]}: replica {rank} sent a frame with magic {magic!r}, version {version}; this is "
-                    f"{MAGIC!r}, version {VERSION}: run the same muonwire on all replicas"
-                )
-            if (theirs, sequence) != (kind, self._sequence):
-                raise ExchangeError(
-                    f"replicas are out of step: replica {self.rank} is at operation {self._sequence} ({KIND_NAMES[kind]}), "
-                    f"replica {rank} at {sequence} ({KIND_NAMES.get(theirs, theirs)}); all must call the same operations"
-                )
-            agreed |= Flag(kind_and_flags & _FLAGS)
-            lengths[rank] = length
-        self.agreed = agreed
-        return lengths
+    def _swap_frames(
+        self,
+        own: Header,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        *,
+        about: Callable[[], str],
+    ) -> dict[int, Header]:
+        """Send and receive at once; returns the peers' headers, which agree with this replica's."""
+        headers: dict[int, Header] = {}
 
-    def _check_lengths(self, kind: int, headers: Mapping[int, Tensor], expected: int) -> None:
-        for rank, length in self._read_headers(kind, headers).items():
-            if length != expected:
-                raise ExchangeError(
-                    f"{KIND_NAMES[kind]}: replica {rank} sent {length} bytes, {expected} were expected: "
-                    "the replicas' models or parameter groups differ"
-                )
+        def accept(received: Mapping[int, bytes]) -> None:
+            headers.update({rank: Header.unpack(data, rank=rank) for rank, data in received.items()})
+            check_lockstep(
+                {self.rank: own, **headers}, purposes=self._purposes, about=about, settings=self.settings
+            )
+            for rank, header in sorted({self.rank: own, **headers}.items()):
+                if header.kind == GATHER and header.length > LARGEST_PAYLOAD_BYTES:
+                    raise ExchangeError(
+                        f"gather: the payload of replica {rank} has {header.length} bytes; at most {LARGEST_PAYLOAD_BYTES} are "
+                        "allowed"
+                    )
+                self.agreed |= header.flags
+
+        self.carry(own.pack(), outgoing, incoming, accept)
+        return headers
 
     def _empty(self, num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 
     def _to_wire(self, data: bytes) -> Tensor:
-        buffer = (
-            torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            if data
-            else torch.empty(0, dtype=torch.uint8)
+        return (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device) if data else self._empty(0)
         )
-        return buffer.to(self.device)
-
-    def _swap(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
-        """Send and receive at once; a message without bytes is not sent, as both sides know its length."""
-        outgoing = {r: m for r, m in outgoing.items() if m.numel()}
-        incoming = {r: m for r, m in incoming.items() if m.numel()}
-        if outgoing or incoming:
-            self.carry(outgoing, incoming)
 
     def _count(
         self, purpose: str, *, sent: int, egress: int, received: int, num_messages: int, start_s: float

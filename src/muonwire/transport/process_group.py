@@ -1,17 +1,40 @@
-"""Transport over a torch.distributed process group."""
+"""Transport over a torch.distributed process group.
+
+gloo ends the process where a message is longer than its receiver's buffer, and a replica that is out of step may send a message of
+any length. So with gloo a frame of up to ``FIRST_BYTES`` travels under tag 0, into a buffer that always has that many. Of a longer
+frame the header travels that way alone, and the body at the same time under a tag that follows from its length: a body of
+another length finds no buffer, waits, and does no harm. Other backends have no tags: there headers travel first, and bodies
+once the headers agree.
+"""
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from muonwire.errors import ReplicaLostError, UsageError
-from muonwire.transport.frames import FrameTransport
+from muonwire.transport.frames import Accept, FrameTransport
+
+FIRST_BYTES = 1 << 20
+_FIRST_TAG = 0
+_TAGS = (1 << 31) - 1
+
+
+class _Message(NamedTuple):
+    """A message on its way, and the buffer that must outlive it."""
+
+    peer: int
+    buffer: Tensor
+    work: dist.Work
 
 
 class ProcessGroupTransport(FrameTransport):
     """Transport between the replicas of a process group.
+
+    A copy is the transport itself, so that copies of an optimizer keep their link. One of the default group can be pickled, and is
+    made anew with the default group where it is read.
 
     Args:
         group: the process group; default: the world. ``torch.distributed`` must be initialized.
@@ -36,25 +59,141 @@ class ProcessGroupTransport(FrameTransport):
             world_size=dist.get_world_size(group),
             device=torch.device(device) if device else torch.device("cuda" if on_gpu else "cpu"),
         )
+        self._has_tags = self.device.type == "cpu"
+        self._firsts: dict[int, Tensor] = {}
+        # What a failed operation left: gloo may still write to these buffers.
+        self._left: list[_Message] = []
 
-    def carry(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """See the class: the default group alone is the same where the transport is read.
+
+        Raises:
+            UsageError: the transport is of another group.
+        """
+        if self.group is not None and self.group is not dist.group.WORLD:
+            raise UsageError(
+                "ProcessGroupTransport: a transport of a group other than the default one cannot be pickled, since the group "
+                "is not known where it is read; save the optimizer's state_dict(), and make ProcessGroupTransport(group) and the "
+                "optimizer anew before loading it"
+            )
+        return _of_default_group, (self.device.type,)
+
+    def carry(
+        self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
+    ) -> None:
         """See FrameTransport.carry."""
-        ops, peers = [], []
-        for operation, messages in ((dist.irecv, incoming), (dist.isend, outgoing)):
-            for peer, message in messages.items():
-                ops.append(dist.P2POp(operation, message, group=self.group, group_peer=peer))
-                peers.append(peer)
-        rank: int | None = None
+        if self._has_tags:
+            self._carry_at_once(header, outgoing, incoming, accept)
+        else:
+            self._carry_headers_first(header, outgoing, incoming, accept)
+
+    def _carry_at_once(
+        self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
+    ) -> None:
+        room = FIRST_BYTES - len(header) if header else 0
+        firsts_in = {peer: self._first_buffer(peer) for peer in incoming} if header else {}
+        firsts_out = self._firsts_of(header, outgoing, room) if header else {}
+        alone_in = {peer: body for peer, body in incoming.items() if body.numel() > room}
+        alone_out = {peer: body for peer, body in outgoing.items() if body.numel() > room}
+        left: list[_Message] = []
+        self._left = left
+        for peer, first in firsts_in.items():
+            self._start(left, False, peer, first, _FIRST_TAG)
+        for peer, first in firsts_out.items():
+            self._start(left, True, peer, first, _FIRST_TAG)
+        num_firsts = len(left)
+        for peer, body in alone_in.items():
+            self._start(left, False, peer, body, _tag(body))
+        for peer, body in alone_out.items():
+            self._start(left, True, peer, body, _tag(body))
+        # Sends as well: before this replica may raise and end, its own header must have left.
+        for message in left[:num_firsts]:
+            self._wait(message)
+        if header:
+            accept({peer: first[: len(header)].numpy().tobytes() for peer, first in firsts_in.items()})
+            for peer, body in incoming.items():
+                if peer not in alone_in:
+                    body.copy_(firsts_in[peer][len(header) : len(header) + body.numel()])
+        for message in left[num_firsts:]:
+            self._wait(message)
+        self._left = []
+
+    def _first_buffer(self, peer: int) -> Tensor:
+        if peer not in self._firsts:
+            self._firsts[peer] = self._empty(FIRST_BYTES)
+        return self._firsts[peer]
+
+    def _firsts_of(self, header: bytes, outgoing: Mapping[int, Tensor], room: int) -> dict[int, Tensor]:
+        # A body that goes to several peers is one tensor, and so is the message.
+        made: dict[int, Tensor] = {}
+        for body in outgoing.values():
+            if id(body) not in made:
+                first = bytearray(header)
+                if body.numel() <= room:
+                    first += body.numpy().data
+                made[id(body)] = torch.frombuffer(first, dtype=torch.uint8)
+        return {peer: made[id(body)] for peer, body in outgoing.items()}
+
+    def _carry_headers_first(
+        self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
+    ) -> None:
+        if header:
+            own = self._to_wire(header)
+            headers = {peer: self._empty(len(header)) for peer in incoming}
+            self._batch(dict.fromkeys(outgoing, own), headers)
+            accept({peer: message.cpu().numpy().tobytes() for peer, message in headers.items()})
+        self._batch(
+            {peer: body for peer, body in outgoing.items() if body.numel()},
+            {peer: body for peer, body in incoming.items() if body.numel()},
+        )
+
+    def _batch(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+        peers = [*incoming, *outgoing]
+        if not peers:
+            return
+        ops = [dist.P2POp(dist.irecv, m, group=self.group, group_peer=peer) for peer, m in incoming.items()]
+        ops += [dist.P2POp(dist.isend, m, group=self.group, group_peer=peer) for peer, m in outgoing.items()]
         try:
             works = dist.batch_isend_irecv(ops)
-            for i, work in enumerate(works):
-                # nccl answers with one work for the whole batch, which cannot say whose message failed.
-                rank = peers[i] if len(works) == len(ops) else None
-                work.wait()
         except RuntimeError as error:
-            who = "a replica" if rank is None else f"replica {rank}"
-            raise ReplicaLostError(
-                f"replica {self.rank} lost its connection to {who} (of {self.world_size}) in operation {self._sequence}: "
-                f"{str(error).splitlines()[0][:200]}",
-                rank=rank,
-            ) from error
+            raise self._lost(None, error) from error
+        for i, work in enumerate(works):
+            # nccl answers with one work for the whole batch, which cannot say whose message failed.
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise self._lost(peers[i] if len(works) == len(ops) else None, error) from error
+
+    def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
+        try:
+            if sends:
+                work = dist.isend(buffer, group=self.group, group_dst=peer, tag=tag)
+            else:
+                work = dist.irecv(buffer, group=self.group, group_src=peer, tag=tag)
+        except RuntimeError as error:
+            raise self._lost(peer, error) from error
+        assert work is not None
+        left.append(_Message(peer, buffer, work))
+
+    def _wait(self, message: _Message) -> None:
+        try:
+            message.work.wait()
+        except RuntimeError as error:
+            raise self._lost(message.peer, error) from error
+
+    def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:
+        who = "a replica" if rank is None else f"replica {rank}"
+        return ReplicaLostError(
+            f"replica {self.rank} lost its connection to {who} (of {self.world_size}) in step {self.step}: "
+            f"{str(error).splitlines()[0][:200]}",
+            rank=rank,
+        )
+
+
+def _of_default_group(device: str) -> ProcessGroupTransport:
+    return ProcessGroupTransport(device=device)
+
+
+def _tag(body: Tensor) -> int:
+    """Under which a body travels alone: bodies up to 2 GiB, if of different lengths, never meet."""
+    return 1 + body.numel() % (_TAGS - 1)

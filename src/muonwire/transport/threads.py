@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from muonwire.errors import ReplicaLostError
-from muonwire.transport.frames import FrameTransport
+from muonwire.errors import ReplicaLostError, UsageError
+from muonwire.transport.frames import Accept, FrameTransport
 from muonwire.transport.meter import Traffic
 
 Result = TypeVar("Result")
@@ -25,7 +25,7 @@ class _Hub:
 
     def __init__(self) -> None:
         self.turn = threading.Condition()
-        self.messages: defaultdict[tuple[int, int, int], deque[Tensor]] = defaultdict(deque)
+        self.messages: defaultdict[tuple[int, int, int], deque[tuple[bytes, Tensor]]] = defaultdict(deque)
         # By key: the result, the seconds it took, and how many replicas have yet to take it.
         self.shared: dict[Hashable, tuple[Any, float, int]] = {}
         self.failures: dict[int, BaseException] = {}
@@ -46,11 +46,24 @@ class ThreadTransport(FrameTransport):
         self._hub = hub
         self._number = number
 
-    def carry(self, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor]) -> None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Not possible.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "ThreadTransport: a transport between threads cannot be pickled, since the other replicas are in this process; save "
+            "the optimizer's state_dict(), and make the optimizer anew inside run_threads before loading it"
+        )
+
+    def carry(
+        self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
+    ) -> None:
         """See FrameTransport.carry; gives up the turn while it waits."""
         hub = self._hub
-        for peer, message in outgoing.items():
-            hub.messages[self._number, self.rank, peer].append(message.clone())
+        for peer, body in outgoing.items():
+            hub.messages[self._number, self.rank, peer].append((header, body.clone()))
         hub.turn.notify_all()
         boxes = {peer: hub.messages[self._number, peer, self.rank] for peer in incoming}
         hub.turn.wait_for(lambda: all(boxes.values()) or bool(hub.failures))
@@ -58,12 +71,14 @@ class ThreadTransport(FrameTransport):
         if lost:
             rank = next(iter(hub.failures))
             raise ReplicaLostError(
-                f"replica {self.rank} lost replica {rank} (of {self.world_size}) in operation {self._sequence}: "
-                f"{hub.failures[rank]}",
+                f"replica {self.rank} lost replica {rank} (of {self.world_size}) in step {self.step}: {hub.failures[rank]}",
                 rank=rank,
             )
-        for peer, box in boxes.items():
-            incoming[peer].copy_(box.popleft())
+        messages = {peer: box.popleft() for peer, box in boxes.items()}
+        if header:
+            accept({peer: theirs for peer, (theirs, _) in messages.items()})
+        for peer, (_, body) in messages.items():
+            incoming[peer].copy_(body)
 
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         """See Transport.once: the first replica computes, the others take its result.

@@ -87,7 +87,7 @@ def _moved(model: nn.Module, direction: str, share: float, generator: torch.Gene
     moved = copy.deepcopy(model)
     for mine, copied in zip(_matrices(model), _matrices(moved), strict=True):
         assert mine.param.grad is not None
-        gradient = mine.layout.matrices(mine.param.grad)
+        (gradient,) = mine.layout.split(mine.param.grad)
         if direction == "polar factor":
             step = polar_factor(gradient)
         elif direction == "gradient":
@@ -95,7 +95,7 @@ def _moved(model: nn.Module, direction: str, share: float, generator: torch.Gene
         else:
             step = torch.randn(gradient.shape, generator=generator)
         length = share * min(gradient.shape[-2:]) ** 0.5 / float(step.norm())
-        copied.param.sub_((step * length).reshape(mine.param.shape))
+        copied.param.sub_(mine.layout.join([step * length], tuple(mine.param.shape)))
     return moved
 
 

@@ -1,0 +1,163 @@
+"""The sixteen bytes before every message, and what they say of replicas that are not in lockstep.
+
+Little-endian: magic "M", settings u8, version u8, kind (low 5 bits) and flags (high 3) u8, optimizer step u32, sequence number
+u8, check u16, length u40. The length is that of the payload of a gather, and of one part of a mean. The check is a checksum of
+what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes; settings is one of the step's rates,
+short but sent again in every step. Numbers wrap.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from muonwire.errors import ExchangeError
+from muonwire.transport.base import Flag
+
+HEADER = struct.Struct("<cBBBIBHIB")
+MAGIC = b"M"
+VERSION = 2
+GATHER, REDUCE, SPREAD = 1, 2, 3
+KIND_NAMES = {GATHER: "gather", REDUCE: "mean", SPREAD: "second half of a mean"}
+_FLAGS = int(Flag.STOP | Flag.DIVERGED | Flag.CHANGED)
+LARGEST_LENGTH = (1 << 40) - 1
+
+
+class Header(NamedTuple):
+    """What a replica says of itself before each message.
+
+    >>> header = Header(kind=GATHER, flags=Flag.STOP, step=4, sequence=9, check=checksum("update"), length=100)
+    >>> len(header.pack()), Header.unpack(header.pack(), rank=1) == header
+    (16, True)
+    """
+
+    kind: int
+    flags: Flag
+    step: int
+    sequence: int
+    check: int
+    length: int
+    settings: int = 0
+
+    def pack(self) -> bytes:
+        """The bytes."""
+        high, low = divmod(self.length, 1 << 32)
+        first = self.kind | int(self.flags)
+        return HEADER.pack(
+            MAGIC, self.settings, VERSION, first, self.step, self.sequence, self.check, low, high
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes, *, rank: int) -> "Header":
+        """Read what replica ``rank`` sent.
+
+        Raises:
+            ExchangeError: it is no header of this version.
+        """
+        magic, settings, version, first, step, sequence, check, low, high = HEADER.unpack(data)
+        if magic != MAGIC or version != VERSION:
+            raise ExchangeError(
+                f"replica {rank} sent a message with magic {magic!r}, version {version}; here it is {MAGIC!r}, version {VERSION}: "
+                "run the same muonwire on all replicas"
+            )
+        return cls(first & ~_FLAGS, Flag(first & _FLAGS), step, sequence, check, (high << 32) | low, settings)
+
+    @property
+    def name(self) -> str:
+        """Of the operation."""
+        return KIND_NAMES.get(self.kind, f"an unknown operation {self.kind}")
+
+
+def checksum(text: str) -> int:
+    """The 16 bits that a header carries of what replicas must agree on."""
+    return zlib.crc32(text.encode()) & 0xFFFF
+
+
+def check_lockstep(
+    headers: Mapping[int, Header],
+    *,
+    purposes: Mapping[int, str],
+    about: Callable[[], str],
+    settings: str = "",
+) -> None:
+    """Make sure that all replicas are in the same step and operation, and average the same tensors.
+
+    >>> mean = Header(kind=REDUCE, flags=Flag.NONE, step=4, sequence=9, check=0, length=100)
+    >>> headers = {0: mean, 1: mean._replace(kind=GATHER, step=5), 2: mean}
+    >>> check_lockstep(headers, purposes={}, about=str)
+    Traceback (most recent call last):
+        ...
+    muonwire.errors.ExchangeError: replicas are out of step: replicas 0 and 2 are in step 4 (mean), replica 1 in step 5 \
+(gather); every replica must call the optimizer the same number of times
+
+    Args:
+        headers: of all replicas, by rank.
+        purposes: the known ones, by check.
+        about: what this replica averages, for the message.
+        settings: this replica's, for the message. Default: none.
+
+    Raises:
+        ExchangeError: they are not; the same on all replicas.
+    """
+
+    own, *others = [
+        (h.step, h.kind, h.sequence, h.check, h.settings, 0 if h.kind == GATHER else h.length)
+        for h in headers.values()
+    ]
+    if all(other == own for other in others):
+        return
+
+    def differ(key: Callable[[Header], object]) -> bool:
+        return len({key(header) for header in headers.values()}) > 1
+
+    if differ(lambda h: (h.step, h.kind)):
+        remedy = (
+            "every replica must call the optimizer the same number of times"
+            if differ(lambda h: h.step)
+            else "every replica must call the same operations in the same order"
+        )
+        raise ExchangeError(f"replicas are out of step: {_told(headers, lambda h: h.name)}; {remedy}")
+    if differ(lambda h: h.sequence):
+        operations = _told(headers, lambda h: f"{h.name}, operation {h.sequence} modulo 256")
+        raise ExchangeError(
+            f"replicas are out of step: {operations}; replicas must make their transports together, and call the same "
+            "operations in the same order"
+        )
+    if differ(lambda h: h.settings):
+        raise ExchangeError(
+            f"replicas step with different settings: {_told(headers, lambda h: f'settings {h.settings:02x}')}; this replica has "
+            f"{settings}. Give all replicas the same rates and schedule, and none that follows a replica's own loss"
+        )
+    averages = next(iter(headers.values())).kind != GATHER
+    if averages and differ(lambda h: h.length):
+        sizes = _told(headers, lambda h: f"{h.name}, in parts of {h.length} bytes")
+        raise ExchangeError(
+            f"replicas average different tensors: {sizes}; their models, parameter groups or dtypes differ. {about()}"
+        )
+    if averages and differ(lambda h: h.check):
+        sums = _told(headers, lambda h: f"{h.name}, checksum of shapes, dtypes and purpose {h.check:04x}")
+        raise ExchangeError(
+            f"replicas average different tensors: {sums}; their models, parameter groups or dtypes differ. {about()}"
+        )
+    named = _told(
+        headers,
+        lambda h: f"{h.name} for {repr(purposes[h.check]) if h.check in purposes else 'another purpose'}",
+    )
+    raise ExchangeError(
+        f"replicas are out of step: {named}; every replica must call the same operations in the same order"
+    )
+
+
+def _told(headers: Mapping[int, Header], describe: Callable[[Header], str]) -> str:
+    """Where each replica is, those that are together named together."""
+    ranks: dict[str, list[int]] = {}
+    for rank, header in sorted(headers.items()):
+        ranks.setdefault(f"in step {header.step} ({describe(header)})", []).append(rank)
+    parts = [
+        f"replica {there[0]}"
+        if len(there) == 1
+        else f"replicas {', '.join(map(str, there[:-1]))} and {there[-1]}"
+        for there in ranks.values()
+    ]
+    parts[0] += " is" if len(next(iter(ranks.values()))) == 1 else " are"
+    return ", ".join(f"{who} {where}" for who, where in zip(parts, ranks, strict=True))
