@@ -79,7 +79,7 @@ def test_results_of_another_kind_are_refused(function, says):
 def test_in_an_optimizer_the_error_names_the_parameter_and_nothing_has_moved():
     model = SmallNet()
     chain = stages.chain(stages.plain(lambda u: u.flatten(), name="flat"))
-    named = [{"params": list(model.parameters()), "param_names": [n for n, _ in model.named_parameters()]}]
+    named = [{"params": list(model.parameters()), "names": [n for n, _ in model.named_parameters()]}]
     optimizer = ChainOptimizer(named, chain=chain, lr=0.1)
     before = weights(model)
     with pytest.raises(UsageError, match=r"flat: .* for the update of embed.weight; .* \(16, 8\)"):

@@ -68,6 +68,8 @@ class MuonFastSettings(MuonSettings):
                 idle |= {"beta2": either, "eps": either}
         elif self.preconditioner == "before":
             idle["nesterov"] = 'with rest="sgd" or without preconditioner="before"'
+        if self.keep_norm:
+            idle["scale"] = "without keep_norm"
         return idle
 
     def momentum_stage(self) -> Momentum:
