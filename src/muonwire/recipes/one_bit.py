@@ -21,7 +21,7 @@ class OneBitMuonSettings(LocalMuonSettings):
             steps: 28, with growth=0.045 and outer_momentum=0.5.
         codec: of matrices. Default: "sign(scale=tensor)", the sign of every entry and one mean magnitude a tensor.
         normalize_rows: bring each polar factor's rows to about the same size over the steps, as NorMuon does. Default: False.
-        row_beta2: decay of the rows' mean squares, in [0, 1). Default: 0.95.
+        row_beta2: with normalize_rows, decay of the rows' mean squares, in [0, 1). Default: 0.95.
         momentum: β of the local steps. Default: 0.9, less than dense Muon's, since the kept residual is momentum too.
         feedback_decay: of what is kept, in [0, 1]. Default: 0.5; what is older than a few rounds points to where the weights no
             longer are.
