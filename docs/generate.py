@@ -118,7 +118,8 @@ def recipe_section(recipe: Any, optimizer: Any) -> str:
     opening = recipe.build.__doc__.split("\n\n")[0].strip()
     parts = [c for c in settings_of(recipe.options) if c is not RecipeSettings]
     links = ", ".join(f"[{c.__name__}](#{c.__name__.lower()})" for c in parts)
-    call = "```python\n" + "\n".join(lines) + "\n```\n"
+    # Not as Python, which the formatter would put an argument a line.
+    call = "```text\n" + "\n".join(lines) + "\n```\n"
     return f"### {recipe.name}\n\n{opening}\n\n{call}\nOptions: {links}.\n\n```text\n{optimizer}\n```\n"
 
 

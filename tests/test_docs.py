@@ -64,7 +64,7 @@ def test_every_option_has_a_default_and_a_meaning(generate, name):
 def test_a_recipe_is_shown_as_a_call_of_all_its_options(generate, name):
     recipe = recipes.RECIPES[name]
     section = generate.recipe_section(recipe, optimizer="the chain")
-    call = section.split("```python\n")[1].split("```")[0]
+    call = section.split("```text\n")[1].split("```")[0]
     shown = {k.arg for k in ast.parse(call).body[0].value.keywords}
     shared = {"transport", "start", "nonfinite", "masters", "exclude_buffers"}
     assert shown | {"weight_decay"} | shared == {f.name for f in fields(recipe.options)}
