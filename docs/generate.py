@@ -114,7 +114,8 @@ def recipe_section(recipe: Any, optimizer: Any) -> str:
         default = default_of(option)
         if option.name not in shared or default != shared[option.name]:
             given.append(f"{option.name}={default!r}")
-    lines = [f"recipes.{recipe.name}(", *wrapped(given), ")"]
+    short = f"recipes.{recipe.name}({', '.join(given)})"
+    lines = [short] if len(short) <= 100 else [f"recipes.{recipe.name}(", *wrapped(given), ")"]
     opening = recipe.build.__doc__.split("\n\n")[0].strip()
     parts = [c for c in settings_of(recipe.options) if c is not RecipeSettings]
     links = ", ".join(f"[{c.__name__}](#{c.__name__.lower()})" for c in parts)
