@@ -101,7 +101,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         self.local = local
         self.lifecycle = lifecycle or Lifecycle()
         self.look_ahead = tuple(look_ahead)
-        self._around = around
+        self.around = around
         self._model = model
         self._default_chain = chain
         self._chains: list[Chain] = []
@@ -128,8 +128,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         group = {**self.defaults, **groups.completed(param_group, index=index, first=first)}
         params = group["params"]
         stage = group.pop("chain", None) or self._default_chain
-        if self._around is not None:
-            members, group["chain"] = Chain([]), type(self._around).__name__
+        if self.around is not None:
+            members, group["chain"] = Chain([]), type(self.around).__name__
         else:
             members = groups.as_chain(stage, index=index, what="chain", remedy="to it or to the optimizer")
             group["chain"] = str(members)
@@ -154,8 +154,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         """The state of a parameter that has taken no step."""
         wide = param.detach().to(wide_dtype(param))
         state: State = dict(members.init(wide))
-        if self._around is not None:
-            state[AROUND] = self._around.state[param]
+        if self.around is not None:
+            state[AROUND] = self.around.state[param]
         if self.keeps_master(param):
             state[MASTER] = wide.clone()
         if self.local is not None or self.look_ahead:
@@ -169,7 +169,7 @@ class ChainOptimizer(torch.optim.Optimizer):
     def keeps_master(self, param: Tensor) -> bool:
         """Whether a float32 copy of a 16-bit weight takes the updates."""
         narrow = param.element_size() < 4
-        return narrow and self.lifecycle.masters and self._around is None and not self.look_ahead
+        return narrow and self.lifecycle.masters and self.around is None and not self.look_ahead
 
     def trained(self) -> list[Tensor]:
         """The parameters that take part, each with its state."""
@@ -261,9 +261,9 @@ class ChainOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         params = self.trained()
+        overflowed = unscale(params, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         self._gradients.take(params)
         self.transport.step = self._gradients.count
-        overflowed = unscale(params, getattr(self, "grad_scale", None), getattr(self, "found_inf", None))
         if overflowed:
             problem: str | None = "a scaled gradient overflowed"
         elif Flag.DIVERGED in self.transport.requested and self._failure is None:
@@ -327,8 +327,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         differing = self._shake_hands() if due else []
         if problem is not None:
             self._count(skipped_steps=1)
-        elif self._around is not None:
-            self._around.step()
+        elif self.around is not None:
+            self.around.step()
         else:
             for p in inner_passes(self):
                 (updates,) = drive([p.rounds()], SingleReplica())
@@ -475,38 +475,10 @@ class ChainOptimizer(torch.optim.Optimizer):
         Raises:
             UsageError: the state belongs to other parameters, shapes, chains or another kind of optimizer; nothing has changed.
         """
-        fresh: dict[Tensor, State] = {}
-
-        def translate(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            """Runs behind the hooks that users have registered, and sees what they made of the state."""
-            adopted = saved.matched(loaded, self.param_groups)
-            for mine, theirs in zip(self.param_groups, adopted["param_groups"], strict=True):
-                for param, name, key in zip(mine["params"], mine["names"], theirs["params"], strict=True):
-                    fresh[param] = saved.adopted(
-                        adopted["state"].get(key, {}), self.state.get(param, {}), param, name=name
-                    )
-            return adopted
-
-        def adopt(_: torch.optim.Optimizer) -> None:
-            """Runs before users' hooks. Torch has cast floating states to the parameters' dtypes, which rounds wider ones."""
-            self.state.update(fresh)
-            if self._around is not None:
-                self.param_groups = saved.hand_back(self._around, self.param_groups, self.state)
-            self.agreement.reached = False
-            self.left.forget()
-
-        handles = [
-            self.register_load_state_dict_pre_hook(translate),
-            self.register_load_state_dict_post_hook(adopt, prepend=True),
-        ]
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for handle in handles:
-                handle.remove()
+        saved.load(self, super().load_state_dict, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = "transport local lifecycle look_ahead _around _model _default_chain _chains outer _gradients left agreement _failure"
+        kept = "transport local lifecycle look_ahead around _model _default_chain _chains outer _gradients left agreement _failure"
         return {
             **super().__getstate__(),
             **{name: getattr(self, name) for name in kept.split()},

@@ -90,7 +90,9 @@ def check(group: Mapping[str, Any], *, chains: Sequence[Chain], keeps_copies: bo
         )
     for layout in group["layouts"]:
         MatrixLayout.parse(layout)
-    whole = keeps_copies or any(stage.needs_whole_tensors for c in chains for _, stage in c.members)
+    whole = keeps_copies or any(
+        stage.needs_whole_tensors or stage.orthogonalizes for c in chains for _, stage in c.members
+    )
     for param, param_name in zip(params, group["names"], strict=True):
         if param.is_meta:
             raise UsageError(
@@ -100,7 +102,7 @@ def check(group: Mapping[str, Any], *, chains: Sequence[Chain], keeps_copies: bo
         if whole and hasattr(param, "to_local"):
             raise UsageError(
                 f"ChainOptimizer: {param_name} is sharded (a {type(param).__name__}), and {group['chain']} needs whole tensors; "
-                "use a dense recipe such as muon, or replicas that each hold the whole model"
+                "use the adamw recipe, or replicas that each hold the whole model"
             )
 
 

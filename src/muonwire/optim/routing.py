@@ -1,11 +1,9 @@
 """Routing: from a model's parameters to the groups that treat them.
 
 Hidden matrices go to the polar chain: the weights of linear layers and of convolutions, attention's fused inputs and stacks of
-experts. What is known to be something else goes to Adam: embeddings, output heads,
-norms, biases, vectors, routers, grouped and transposed convolutions, recurrent and state-space weights. So Jordan has it: hidden
-layers alone, and of a convolutional network "all the convolutional filters except the first one"
-(https://github.com/KellerJordan/Muon). A matrix of an unknown class is in doubt, which is an error rather than a guess, because
-training silently without orthogonalization is what Muon's users complain of most.
+experts. What is known to be something else goes to Adam: embeddings, output heads, norms, biases, vectors, routers, grouped and
+transposed convolutions, recurrent and state-space weights. A matrix of an unknown class is in doubt, which is an error rather
+than a guess, because training silently without orthogonalization is what Muon's users complain of most.
 """
 
 import re
@@ -29,7 +27,7 @@ class Route:
     Args:
         name: as ``named_parameters`` gives it (tied parameters under their first name).
         param: the parameter.
-        role: "hidden", "embedding" (tables, positions, tokens, and linear layers that read patches), "head", "norm", "bias", "vector"
+        role: "hidden", "embedding" (tables, positions, tokens, linear layers that read patches), "head", "norm", "bias", "vector"
             (also a matrix of one row or column), "router", "grouped" (a convolution whose filters do not see all inputs),
             "transposed" (a transposed convolution), "recurrent", "state space", "reparametrized" (stored as several tensors, as
             weight normalization does) or "unknown".

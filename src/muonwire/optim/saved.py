@@ -1,8 +1,8 @@
 """Whose state is whose: saved states are matched with parameters by name and shape, and get their dtype and device."""
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,12 +10,50 @@ from torch import Tensor
 from muonwire.errors import UsageError
 from muonwire.optim.groups import AROUND
 from muonwire.optim.kept import HELD, MASTER, wide_dtype
+from muonwire.optim.passes import copied
 from muonwire.stages.base import State
+
+if TYPE_CHECKING:
+    from muonwire.optim.chain import ChainOptimizer
 
 # What wrappers put into parameter names.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
 # Keys of a group that say what it is; the others are its settings, which a state dict replaces.
 STRUCTURE = ("name", "chain", "outer_chains", "layouts", "names", "param_shapes")
+
+
+def load(
+    optimizer: "ChainOptimizer", load_by_torch: Callable[[dict[str, Any]], None], state_dict: dict[str, Any]
+) -> None:
+    """Load a state dict by torch's own way, hooks and all, with each state in its place and in its dtype."""
+    fresh: dict[Tensor, State] = {}
+
+    def translate(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        """Runs behind the hooks that users have registered, and sees what they made of the state."""
+        in_order = matched(loaded, optimizer.param_groups)
+        for mine, theirs in zip(optimizer.param_groups, in_order["param_groups"], strict=True):
+            for param, name, key in zip(mine["params"], mine["names"], theirs["params"], strict=True):
+                own = optimizer.state.get(param, {})
+                fresh[param] = adopted(in_order["state"].get(key, {}), own, param, name=name)
+        return in_order
+
+    def adopt(_: torch.optim.Optimizer) -> None:
+        """Runs before users' hooks. Torch has cast floating states to the parameters' dtypes, which rounds wider ones."""
+        optimizer.state.update(fresh)
+        if optimizer.around is not None:
+            optimizer.param_groups = hand_back(optimizer.around, optimizer.param_groups, optimizer.state)
+        optimizer.agreement.reached = False
+        optimizer.left.forget()
+
+    handles = [
+        optimizer.register_load_state_dict_pre_hook(translate),
+        optimizer.register_load_state_dict_post_hook(adopt, prepend=True),
+    ]
+    try:
+        load_by_torch(state_dict)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def plain_name(name: str) -> str:
@@ -141,7 +179,19 @@ def restored(
             result[key] = in_dtype(value, weight, like=mine)
         else:
             result[key] = value
+    # Flattened on the way, a state loses the parts without anything in them.
+    for key, mine in own.items():
+        if isinstance(mine, dict) and key not in saved and next(_leaves(mine), None) is None:
+            result[key] = copied(mine)
     return result
+
+
+def _leaves(state: State) -> Iterator[Any]:
+    for value in state.values():
+        if isinstance(value, dict):
+            yield from _leaves(value)
+        else:
+            yield value
 
 
 def in_dtype(value: Tensor, weight: Tensor, *, like: Any = None) -> Tensor:
