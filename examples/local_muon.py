@@ -16,7 +16,7 @@ transport = ProcessGroupTransport()
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64))
 teacher = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 64)).requires_grad_(False)
-optimizer = recipes.build("local_muon", model, lr=0.01, transport=transport, interval=5, density=0.1)
+optimizer = recipes.local_muon(model, lr=0.01, transport=transport, interval=5, density=0.1)
 if transport.rank == 0:
     print(optimizer)
 

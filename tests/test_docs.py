@@ -1,13 +1,16 @@
+import ast
 import importlib.util
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from torch import nn
 
 from muonwire import recipes
+from muonwire.recipes.describe import settings_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +51,22 @@ def test_what_travels_is_found_within_stages_of_stages(generate):
 
 @pytest.mark.parametrize("name", list(recipes.RECIPES))
 def test_every_option_has_a_default_and_a_meaning(generate, name):
-    for settings in generate.settings_of(recipes.RECIPES[name].options):
-        for row in generate.options_table(settings).splitlines()[4:]:
-            assert len(row.replace("\\|", "").strip("|").split("|")[2].strip()) > 3, row
+    for settings in settings_of(recipes.RECIPES[name].options):
+        rows = generate.options_table(settings).splitlines()[6:]
+        assert len(rows) == len(settings.__annotations__)
+        for row in rows:
+            option, default, meaning = row.replace("\\|", "").strip("|").split("|")
+            assert default.strip() or option.strip() == "`lr`"
+            assert len(meaning.strip()) > 3, row
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_a_recipe_is_shown_as_a_call_of_all_its_options(generate, name):
+    recipe = recipes.RECIPES[name]
+    section = generate.recipe_section(recipe, optimizer="the chain")
+    call = section.split("```text\n")[1].split("```")[0]
+    shown = {k.arg for k in ast.parse(call).body[0].value.keywords}
+    shared = {"transport", "start", "nonfinite", "masters", "exclude_buffers"}
+    assert shown | {"weight_decay"} | shared == {f.name for f in fields(recipe.options)}
+    assert not shown & shared
+    assert "the chain" in section

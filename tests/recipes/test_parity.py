@@ -7,7 +7,7 @@ import torch
 from muonwire import codec, stages
 from muonwire.codec import payload as payloads
 from muonwire.optim import ChainOptimizer
-from muonwire.recipes.distro import DistroSettings
+from muonwire.recipes.demo_family import DistroSettings
 from tests import oracles_demo as oracles
 from tests.lockstep import lockstep
 

@@ -1,10 +1,11 @@
 """`muonwire recipes`."""
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 
 from muonwire.cli.arguments import parse
 from muonwire.recipes import RECIPES
+from muonwire.recipes.describe import default_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +18,9 @@ def reference() -> str:
     lines = []
     for recipe in RECIPES.values():
         lines.append(f"{recipe.name}: {recipe.summary}")
-        for option in fields(recipe.options):
-            default = option.default_factory() if option.default_factory is not MISSING else option.default
-            lines.append(f"    {option.name}={default!r}")
+        # Their own arguments say the rate and the way to the other replicas.
+        options = [option for option in fields(recipe.options) if option.name not in ("lr", "transport")]
+        lines += [f"    {option.name}={default_of(option)!r}" for option in options]
     return "\n".join(lines)
 
 

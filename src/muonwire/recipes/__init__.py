@@ -1,79 +1,113 @@
-"""Recipes: named functions that return a complete optimizer for a model."""
+"""Recipes: functions that return a complete optimizer for a model, with typed options; and by name, for configuration.
+
+>>> from torch import nn
+>>> optimizer = one_bit_muon(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4)), lr=0.014, interval=20)
+>>> optimizer.local.interval
+20
+"""
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.anderson import gda2
 from muonwire.recipes.approaches import (
-    APPROACH_A,
-    APPROACH_B,
-    APPROACH_C,
-    APPROACH_D,
-    APPROACH_F,
-    DISTRO_WEIGHT_POLAR,
-    PRE_POLAR,
+    approach_a,
+    approach_b,
+    approach_c,
+    approach_d,
+    approach_f,
+    distro_weight_polar,
+    pre_polar,
 )
-from muonwire.recipes.base import Recipe, format_recipe, parse_recipe
 from muonwire.recipes.choose import choose_dense
-from muonwire.recipes.dense import ADAMW, MUON, NORMUON, SGD, MuonSettings
-from muonwire.recipes.distro import DEMO, DISTRO, PSYCHE
-from muonwire.recipes.feedback_muon import EF14_MUON, EF21_MUON, SIGNMUON
-from muonwire.recipes.gda2 import GDA2
-from muonwire.recipes.local import LOCAL_ADAMW, LOCAL_MUON
-from muonwire.recipes.local_presets import DILOCO, MULOCO, SPARSELOCO
-from muonwire.recipes.low_rank import APPROACH_E, DION, POWERSGD_MUON
-from muonwire.recipes.muonfast import MUONFAST
-from muonwire.recipes.one_bit import ONE_BIT_MUON
-from muonwire.recipes.weight_polar import SGD_WEIGHT_POLAR
+from muonwire.recipes.define import Recipe, format_recipe, parse_recipe, recipe_of
+from muonwire.recipes.demo_family import demo, distro, psyche
+from muonwire.recipes.dense import RoutedSettings, adamw, muon, normuon, sgd
+from muonwire.recipes.fast_variants import muonfast
+from muonwire.recipes.feedback_muon import ef14_muon, ef21_muon, signmuon
+from muonwire.recipes.local import local_adamw, local_muon
+from muonwire.recipes.local_presets import diloco, muloco, sparseloco
+from muonwire.recipes.low_rank import approach_e, dion, powersgd_muon
+from muonwire.recipes.one_bit import one_bit_muon
+from muonwire.recipes.weight_polar import sgd_weight_polar
 from muonwire.transport.base import Transport
 
-RECIPES: dict[str, Recipe] = {
-    r.name: r
-    for r in (
-        ADAMW,
-        MUON,
-        DISTRO,
-        ONE_BIT_MUON,
-        LOCAL_MUON,
-        LOCAL_ADAMW,
-        DEMO,
-        PSYCHE,
-        MULOCO,
-        DILOCO,
-        SPARSELOCO,
-        SGD,
-        NORMUON,
-        APPROACH_A,
-        APPROACH_B,
-        APPROACH_C,
-        APPROACH_D,
-        APPROACH_E,
-        POWERSGD_MUON,
-        APPROACH_F,
-        PRE_POLAR,
-        DISTRO_WEIGHT_POLAR,
-        SGD_WEIGHT_POLAR,
-        DION,
-        EF14_MUON,
-        EF21_MUON,
-        SIGNMUON,
-        MUONFAST,
-        GDA2,
-    )
-}
+_FUNCTIONS: tuple[Callable[..., ChainOptimizer], ...] = (
+    adamw,
+    muon,
+    distro,
+    one_bit_muon,
+    local_muon,
+    local_adamw,
+    demo,
+    psyche,
+    muloco,
+    diloco,
+    sparseloco,
+    sgd,
+    normuon,
+    approach_a,
+    approach_b,
+    approach_c,
+    approach_d,
+    approach_e,
+    powersgd_muon,
+    approach_f,
+    pre_polar,
+    distro_weight_polar,
+    sgd_weight_polar,
+    dion,
+    ef14_muon,
+    ef21_muon,
+    signmuon,
+    muonfast,
+    gda2,
+)
+RECIPES: dict[str, Recipe] = {r.name: r for r in map(recipe_of, _FUNCTIONS)}
 
 __all__ = [
     "RECIPES",
-    "MuonSettings",
     "Recipe",
+    "RoutedSettings",
+    "adamw",
+    "approach_a",
+    "approach_b",
+    "approach_c",
+    "approach_d",
+    "approach_e",
+    "approach_f",
     "build",
     "choose_dense",
+    "demo",
+    "diloco",
+    "dion",
+    "distro",
+    "distro_weight_polar",
+    "ef14_muon",
+    "ef21_muon",
     "find",
     "format_recipe",
+    "gda2",
+    "local_adamw",
+    "local_muon",
+    "muloco",
+    "muon",
+    "muonfast",
+    "normuon",
+    "one_bit_muon",
     "parse_recipe",
+    "powersgd_muon",
+    "pre_polar",
+    "psyche",
+    "sgd",
+    "sgd_weight_polar",
+    "signmuon",
+    "sparseloco",
 ]
 
 
@@ -91,14 +125,16 @@ def find(name: str) -> Recipe:
 def build(
     name: str, model: nn.Module, *, lr: float, transport: Transport | None = None, **options: Any
 ) -> ChainOptimizer:
-    """The optimizer that recipe ``name`` makes for ``model``.
+    """The optimizer that recipe ``name`` makes for ``model``: for configuration, where the name is a text.
+
+    Code that knows its recipe calls it: ``recipes.muon(model, lr=0.01)``, whose options type checkers and editors know.
 
     Args:
         name: one of ``RECIPES``.
         model: its trainable parameters, the same on every replica.
         lr: learning rate, at least 0.
         transport: the way to the other replicas. Default: one replica.
-        **options: the recipe's own; see its settings class.
+        **options: the recipe's own; see its function.
 
     Raises:
         UsageError: an unknown recipe or option, or a value that is not allowed.
@@ -111,4 +147,4 @@ def build(
     if "exchange" in options:
         warnings.warn("recipes.build: exchange is now called transport", DeprecationWarning, stacklevel=2)
         transport = options.pop("exchange")
-    return recipe.build(model, recipe.make_options(options, lr=lr, transport=transport))
+    return recipe.optimizer(model, {**options, "lr": lr, "transport": transport})

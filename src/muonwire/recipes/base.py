@@ -1,8 +1,10 @@
-"""What a recipe is: a named function from a model to a complete optimizer, with typed options."""
+"""The parts that recipes' options are made of: what all share, and the settings of one stage or two each.
 
-import ast
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+A recipe's settings class inherits the parts that act in it and no others, so that it offers no option without an effect.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from torch import nn
@@ -10,8 +12,7 @@ from torch import nn
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.settings import Lifecycle, LocalSteps
-from muonwire.stages.adam import Adam
-from muonwire.stages.base import Stage
+from muonwire.stages import Adam, Momentum, Polar, Scale, Stage
 from muonwire.transport.base import Transport
 
 
@@ -35,6 +36,7 @@ class RecipeSettings:
         nonfinite: "raise" on all replicas where a gradient is not finite on one, or "skip" the step and count it. Default: "raise".
         masters: keep float32 copies of 16-bit weights. Default: True.
         exclude_buffers: regular expressions for names of floating buffers that are not averaged over the replicas. Default: none.
+        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.01.
     """
 
     lr: float
@@ -43,11 +45,16 @@ class RecipeSettings:
     nonfinite: str = "raise"
     masters: bool = True
     exclude_buffers: Sequence[str] = ()
+    weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.lr >= 0:
             raise UsageError(f"recipe: lr is {self.lr}; it must be at least 0")
         self.lifecycle()
+
+    def idle(self) -> Mapping[str, str]:
+        """The options that do nothing as the others stand, each with when it acts: "with server=True"."""
+        return {}
 
     def lifecycle(self) -> Lifecycle:
         """How the optimizer behaves beside its arithmetic."""
@@ -69,19 +76,17 @@ class RecipeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamSettings(RecipeSettings):
-    """The options that every recipe with an Adam part shares.
+    """Adam.
 
     Args:
         beta1: decay of Adam's mean, in [0, 1). Default: 0.9.
         beta2: decay of Adam's mean square, in [0, 1). Default: 0.95.
         eps: added to Adam's denominator. Default: 1e-8.
-        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.01.
     """
 
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
-    weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,74 +98,79 @@ class AdamSettings(RecipeSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A named optimizer.
+class AdamRestSettings(AdamSettings):
+    """Adam for what is not orthogonalized, at a rate of its own.
 
     Args:
-        name: as the command line and reports have it.
-        options: frozen dataclass of its options.
-        build: (model, options) to the optimizer.
-        summary: its chain, in one line.
-        source: where it comes from: paper and section, or a source's approach.
+        adam_lr_ratio: learning rate of the Adam part over that of the polar part. Default: 1.
     """
 
-    name: str
-    options: type[Any]
-    build: Callable[[nn.Module, Any], ChainOptimizer]
-    summary: str
-    source: str
+    adam_lr_ratio: float = 1.0
 
-    def make_options(
-        self, given: Mapping[str, Any], *, lr: float = 1.0, transport: Transport | None = None
-    ) -> Any:
-        """The options dataclass with what was given, as on the command line; ``lr`` and ``transport`` are no options there.
-
-        Raises:
-            UsageError: an unknown option, or a value of the wrong kind or out of range.
-        """
-        allowed = {f.name: f for f in fields(self.options) if f.name not in ("lr", "transport")}
-        for key, value in given.items():
-            if key not in allowed:
-                raise UsageError(
-                    f"recipe {self.name}: {key!r} is not an option; allowed are {', '.join(allowed) or 'none'}"
-                )
-            default = allowed[key].default
-            number = isinstance(default, int | float) and not isinstance(default, bool)
-            if number and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise UsageError(
-                    f"recipe {self.name}: {key} is {value!r}; a number is wanted, such as {default}"
-                )
-            if isinstance(default, int) and not isinstance(default, bool) and value != int(value):
-                raise UsageError(
-                    f"recipe {self.name}: {key} is {value!r}; a whole number is wanted, such as {default}"
-                )
-        return self.options(lr=lr, transport=transport, **given)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adam_lr_ratio <= 0:
+            raise UsageError(f"muon: adam_lr_ratio is {self.adam_lr_ratio}; it must be positive")
 
 
-def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:
-    """Read "muon" or "local_muon(interval=10, density=0.02)": a name, and options as Python literals.
+@dataclass(frozen=True, kw_only=True)
+class MomentumSettings(RecipeSettings):
+    """Momentum.
 
-    >>> parse_recipe("local_muon(interval=10, codec='sign(scale=row)')")
-    ('local_muon', {'interval': 10, 'codec': 'sign(scale=row)'})
-
-    Raises:
-        UsageError: the text has another form.
+    Args:
+        momentum: β, in [0, 1). Default: 0.95.
+        nesterov: look ahead. Default: True.
     """
-    try:
-        expression = ast.parse(text.strip(), mode="eval").body
-        if isinstance(expression, ast.Name):
-            return expression.id, {}
-        if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and not expression.args:
-            return expression.func.id, {
-                str(k.arg): ast.literal_eval(k.value) for k in expression.keywords if k.arg
-            }
-    except (SyntaxError, ValueError):
-        pass
-    raise UsageError(
-        f"recipe: {text!r} does not parse; write a name, or name(option=value, ...) such as 'muon(momentum=0.9)'"
-    )
+
+    momentum: float = 0.95
+    nesterov: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.momentum_stage()
+
+    def momentum_stage(self) -> Momentum:
+        """The stage with these settings."""
+        return Momentum(beta=self.momentum, nesterov=self.nesterov)
 
 
-def format_recipe(name: str, options: Mapping[str, Any]) -> str:
-    """The inverse of parse_recipe."""
-    return f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})" if options else name
+@dataclass(frozen=True, kw_only=True)
+class PolarSettings(RecipeSettings):
+    """Orthogonalization.
+
+    Args:
+        method: of the polar factor; see ``muonwire.polar.polar``. Default: "auto".
+        schedule: name of its coefficients. Default: the method's own.
+        dtype: of its products. Default: what the slowest replica's processor multiplies fastest.
+    """
+
+    method: str = "auto"
+    schedule: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.polar_stage()
+
+    def polar_stage(self) -> Polar:
+        """The stage with these settings."""
+        return Polar(method=self.method, schedule=self.schedule, dtype=self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleSettings(RecipeSettings):
+    """The scale by shape.
+
+    Args:
+        scale: "rms" (one learning rate serves polar and Adam), "spectral" or "none". Default: "rms".
+    """
+
+    scale: str = "rms"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.scale_stage()
+
+    def scale_stage(self) -> Scale:
+        """The stage with these settings."""
+        return Scale(kind=self.scale)

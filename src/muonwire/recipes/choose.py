@@ -9,7 +9,8 @@ from torch import nn
 
 from muonwire.codec.finite import all_finite
 from muonwire.errors import UsageError
-from muonwire.recipes.approaches import HybridSettings
+from muonwire.recipes.approaches import HybridSettings, approach_d
+from muonwire.recipes.define import recipe_of
 from muonwire.transport.base import SingleReplica, Transport
 
 
@@ -27,7 +28,7 @@ def lost_shares(model: nn.Module, *, transport: Transport | None = None, **optio
     Raises:
         UsageError: a hidden matrix has no gradient, or one that is not finite.
     """
-    settings = HybridSettings(lr=0.0, **options)
+    settings: HybridSettings = recipe_of(approach_d).make_options(options, lr=0.0)
     codec = settings.parsed_codec()
     names, shares = [], []
     for route in settings.routing(model).polar:
@@ -87,11 +88,11 @@ def choose_dense(
     >>> dense = choose_dense(model, share=0.5, **options)
     >>> dense
     ['^1\\\\.weight$']
-    >>> optimizer = recipes.build("approach_d", model, lr=0.01, dense=dense, **options)
+    >>> optimizer = recipes.approach_d(model, lr=0.01, dense=dense, **options)
     """
     if not 0 < share <= 1:
         raise UsageError(f"choose_dense: share is {share}; it must lie in (0, 1]")
-    settings = HybridSettings(lr=0.0, **options)
+    settings: HybridSettings = recipe_of(approach_d).make_options(options, lr=0.0)
     numels = {route.name: route.param.numel() for route in settings.routing(model).polar}
     room = share * sum(numels.values())
     chosen = []

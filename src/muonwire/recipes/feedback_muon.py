@@ -4,29 +4,41 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from muonwire.codec import Pipeline, parse
+from muonwire.codec import Pipeline
 from muonwire.codec import Sign as OneBit
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import Recipe
-from muonwire.recipes.compressed import CODEC, CompressedSettings, two_groups
-from muonwire.recipes.dense import MuonSettings
+from muonwire.recipes.base import MomentumSettings, PolarSettings
+from muonwire.recipes.compressed import CODEC, CodecSettings, FedBackSettings
+from muonwire.recipes.define import recipe
+from muonwire.recipes.dense import MuonSettings, RoutedSettings, routed_groups
 from muonwire.stages import EF21, Chain, Exchange, Scale, Sign, chain
 
 
-def _ef14_muon(model: nn.Module, options: CompressedSettings) -> ChainOptimizer:
+@dataclass(frozen=True, kw_only=True)
+class EF14MuonSettings(FedBackSettings, MuonSettings):
+    """Options of ef14_muon."""
+
+
+@recipe(
+    EF14MuonSettings,
+    summary="exchange(codec, EF14) of gradients → momentum → polar → scale; exchange(codec, EF14) → adam for the rest",
+    source="EF14: Seide et al. (2014), arXiv 1901.09847",
+)
+def ef14_muon(model: nn.Module, options: EF14MuonSettings) -> ChainOptimizer:
+    """Muon on gradients that travel compressed, with error feedback."""
     hidden = chain(options.fed_back(), options.polar_chain())
     rest = chain(options.fed_back(), options.adam_stage())
-    return two_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    groups = routed_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    return options.optimizer(model, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EF21MuonSettings(MuonSettings):
-    """Options of ef21_muon; those of Muon are inherited.
+class EF21MuonSettings(CodecSettings, MuonSettings):
+    """Options of ef21_muon.
 
     Args:
-        codec: in textual form. Default: that of the other compressed recipes. EF21 wants a contraction, a decoded value nearer to
-            the signal than zero is: one with a scale.
-        nesterov: Default: False, as the paper has it.
+        codec: in textual form. EF21 wants a contraction, a decoded value nearer to the signal than zero is: one with a scale.
+        nesterov: look ahead. Default: False, as the paper has it.
     """
 
     codec: str = CODEC
@@ -38,20 +50,27 @@ class EF21MuonSettings(MuonSettings):
 
     def estimated(self) -> Exchange:
         """The mean of the replicas' estimates, which compressed differences move."""
-        return Exchange(codec=parse(self.codec), feedback=EF21())
+        return Exchange(codec=self.parsed_codec(), feedback=EF21())
 
 
-def _ef21_muon(model: nn.Module, options: EF21MuonSettings) -> ChainOptimizer:
+@recipe(
+    EF21MuonSettings,
+    summary="momentum → exchange(codec, EF21) → polar → scale; exchange(codec, EF21) → adam for the rest",
+    source="EF21-Muon, arXiv 2510.00643, algorithm 1, the way back uncompressed; Adam on the estimate for the rest",
+)
+def ef21_muon(model: nn.Module, options: EF21MuonSettings) -> ChainOptimizer:
+    """Muon on estimates of the replicas' momenta, which compressed differences move."""
     hidden = chain(
         options.momentum_stage(), options.estimated(), options.polar_stage(), options.scale_stage()
     )
     rest = chain(options.estimated(), options.adam_stage())
-    return two_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    groups = routed_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    return options.optimizer(model, groups)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignMuonSettings(MuonSettings):
-    """Options of signmuon; those of Muon are inherited.
+class SignMuonSettings(RoutedSettings, PolarSettings, MomentumSettings):
+    """Options of signmuon.
 
     Args:
         rms: root mean square of the updates, over the learning rate. Default: 0.2, that of a polar factor with scale "rms".
@@ -72,33 +91,17 @@ class SignMuonSettings(MuonSettings):
         )
 
 
-def _signmuon(model: nn.Module, options: SignMuonSettings) -> ChainOptimizer:
-    return two_groups(
+@recipe(
+    SignMuonSettings,
+    summary="momentum → polar → exchange(1-bit) → majority vote; momentum → exchange(1-bit) → majority vote for the rest",
+    source="signSGD with majority vote, arXiv 1810.05291, on polar factors",
+)
+def signmuon(model: nn.Module, options: SignMuonSettings) -> ChainOptimizer:
+    """The majority's vote on the signs of the replicas' polar factors."""
+    groups = routed_groups(
         model,
         options,
         hidden=chain(options.momentum_stage(), options.polar_stage(), options.vote()),
         rest=chain(options.momentum_stage(), options.vote()),
     )
-
-
-EF14_MUON = Recipe(
-    name="ef14_muon",
-    options=CompressedSettings,
-    build=_ef14_muon,
-    summary="exchange(codec, EF14) of gradients → momentum → polar → scale; exchange(codec, EF14) → adam for the rest",
-    source="EF14: Seide et al. (2014), arXiv 1901.09847",
-)
-EF21_MUON = Recipe(
-    name="ef21_muon",
-    options=EF21MuonSettings,
-    build=_ef21_muon,
-    summary="momentum → exchange(codec, EF21) → polar → scale; exchange(codec, EF21) → adam for the rest",
-    source="EF21-Muon, arXiv 2510.00643, algorithm 1, the way back uncompressed; Adam on the estimate for the rest",
-)
-SIGNMUON = Recipe(
-    name="signmuon",
-    options=SignMuonSettings,
-    build=_signmuon,
-    summary="momentum → polar → exchange(1-bit) → majority vote; momentum → exchange(1-bit) → majority vote for the rest",
-    source="signSGD with majority vote, arXiv 1810.05291, on polar factors",
-)
+    return options.optimizer(model, groups)

@@ -1,6 +1,6 @@
 """Local steps: an optimizer on each replica alone, and an exchange of the weight change every H steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.settings import LocalSteps
-from muonwire.recipes.base import AdamSettings, Recipe
+from muonwire.recipes.base import AdamSettings, RecipeSettings
+from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import MuonSettings, by_dimensions, muon_groups, trainable
 from muonwire.stages import EF14, Chain, Exchange, Momentum, NoFeedback, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class OuterSettings:
-    """The options of every recipe with local steps.
+class OuterSettings(RecipeSettings):
+    """Local steps, and the exchange of the weight change.
 
     Args:
         interval: H, local steps a synchronization. Default: 5.
         growth: steps by which H grows with every step of the run. Default: 0.
-        density: share of each matrix's entries that is sent, in (0, 1]. Default: 0.1.
-        codec: of matrices, in textual form; replaces the default "topk(density=…) | sign(scale=tensor)".
+        codec: of matrices, in textual form. Default: "topk(density=0.1) | sign(scale=tensor)".
         vector_codec: of biases and norms. Default: "sign(scale=tensor)".
         feedback: keep what the codecs drop for the next synchronization. Default: True.
         feedback_decay: of what is kept, in [0, 1]. Default: 0.9.
@@ -35,8 +35,7 @@ class OuterSettings:
 
     interval: int = 5
     growth: float = 0.0
-    density: float = 0.1
-    codec: str | None = None
+    codec: str = "topk(density=0.1) | sign(scale=tensor)"
     vector_codec: str = "sign(scale=tensor)"
     feedback: bool = True
     feedback_decay: float = 0.9
@@ -45,17 +44,24 @@ class OuterSettings:
     outer_momentum: float = 0.0
     outer_nesterov: bool = True
 
-    def check_outer(self) -> None:
-        """Raise UsageError where an option is not allowed."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.local_steps()
         self.outer_chain(self.matrix_codec())
         self.outer_chain(parse(self.vector_codec))
 
+    def idle(self) -> Mapping[str, str]:
+        """The decay of what is not kept, and the look-ahead of no momentum."""
+        idle = dict(super().idle())
+        if not self.feedback:
+            idle["feedback_decay"] = "with feedback=True"
+        if not self.outer_momentum:
+            idle["outer_nesterov"] = "with an outer_momentum"
+        return idle
+
     def matrix_codec(self) -> Codec:
         """The codec of tensors of two or more dimensions."""
-        if self.codec is not None:
-            return parse(self.codec)
-        return Pipeline(select=TopK(density=self.density), quantize=Sign(scale="tensor"))
+        return parse(self.codec)
 
     def outer_chain(self, through: Codec) -> Chain:
         """exchange(codec, feedback) → outer momentum."""
@@ -78,31 +84,56 @@ class OuterSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalMuonSettings(OuterSettings, MuonSettings):
-    """Options of local_muon: those of Muon, and those of local steps."""
+class SparseOuterSettings(OuterSettings):
+    """How much of a matrix the default codec sends.
 
-    def __post_init__(self) -> None:
-        MuonSettings.__post_init__(self)
-        self.check_outer()
+    Args:
+        density: share of each matrix's entries that is sent, in (0, 1], short for codec="topk(density=…) | sign(scale=tensor)".
+            Default: none, the codec says it.
+    """
+
+    density: float | None = None
+
+    def idle(self) -> Mapping[str, str]:
+        """The density makes the codec."""
+        replaced = {} if self.density is None else {"codec": "without density"}
+        return {**super().idle(), **replaced}
+
+    def matrix_codec(self) -> Codec:
+        """The codec of tensors of two or more dimensions."""
+        if self.density is None:
+            return super().matrix_codec()
+        return Pipeline(select=TopK(density=self.density), quantize=Sign(scale="tensor"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalMuonSettings(OuterSettings, MuonSettings):
+    """Muon in the local steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseLocalMuonSettings(SparseOuterSettings, LocalMuonSettings):
+    """Options of local_muon."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LocalAdamSettings(OuterSettings, AdamSettings):
-    """Options of local_adamw: those of AdamW, and those of local steps."""
-
-    def __post_init__(self) -> None:
-        AdamSettings.__post_init__(self)
-        self.check_outer()
+    """AdamW in the local steps."""
 
 
-def build_local_muon(model: nn.Module, options: LocalMuonSettings) -> ChainOptimizer:
-    """Muon inside."""
+@dataclass(frozen=True, kw_only=True)
+class SparseLocalAdamSettings(SparseOuterSettings, LocalAdamSettings):
+    """Options of local_adamw."""
+
+
+def with_muon_inside(model: nn.Module, options: LocalMuonSettings) -> ChainOptimizer:
+    """The optimizer whose local steps are Muon's."""
     groups = options.with_outer_chains(muon_groups(model, options, exchange_first=()))
     return options.optimizer(model, groups, local=options.local_steps())
 
 
-def build_local_adamw(model: nn.Module, options: LocalAdamSettings) -> ChainOptimizer:
-    """AdamW inside."""
+def with_adam_inside(model: nn.Module, options: LocalAdamSettings) -> ChainOptimizer:
+    """The optimizer whose local steps are AdamW's."""
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
     return options.optimizer(
         model,
@@ -112,17 +143,21 @@ def build_local_adamw(model: nn.Module, options: LocalAdamSettings) -> ChainOpti
     )
 
 
-LOCAL_MUON = Recipe(
-    name="local_muon",
-    options=LocalMuonSettings,
-    build=build_local_muon,
+@recipe(
+    SparseLocalMuonSettings,
     summary="inner: momentum → polar → scale; every H steps: exchange(codec, feedback) of the weight change → outer momentum",
     source="MuLoCo and DiLoCo (arXiv 2311.08105) with sparse 1-bit weight changes",
 )
-LOCAL_ADAMW = Recipe(
-    name="local_adamw",
-    options=LocalAdamSettings,
-    build=build_local_adamw,
+def local_muon(model: nn.Module, options: SparseLocalMuonSettings) -> ChainOptimizer:
+    """Muon on each replica alone for H steps, then an exchange of what the weights have changed by."""
+    return with_muon_inside(model, options)
+
+
+@recipe(
+    SparseLocalAdamSettings,
     summary="inner: adam; every H steps: exchange(codec, feedback) of the weight change → outer momentum",
     source="DiLoCo, arXiv 2311.08105, with sparse 1-bit weight changes",
 )
+def local_adamw(model: nn.Module, options: SparseLocalAdamSettings) -> ChainOptimizer:
+    """AdamW on each replica alone for H steps, then an exchange of what the weights have changed by."""
+    return with_adam_inside(model, options)

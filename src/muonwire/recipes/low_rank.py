@@ -1,20 +1,21 @@
 """Low rank on the wire: approach E in its two forms (truncated SVD, power iteration), and Dion."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from muonwire.codec import parse
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import Recipe
-from muonwire.recipes.compressed import two_groups
-from muonwire.recipes.dense import MuonSettings
+from muonwire.recipes.base import AdamRestSettings, ScaleSettings
+from muonwire.recipes.define import recipe
+from muonwire.recipes.dense import MuonSettings, RoutedSettings, routed_groups
 from muonwire.stages import EF14, Chain, Dion, Exchange, Mean, PowerSGD, chain
 
 
 @dataclass(frozen=True, kw_only=True)
 class TruncatedSettings(MuonSettings):
-    """Options of approach_e; those of Muon are inherited.
+    """Options of approach_e.
 
     Args:
         rank: of the factors, at most the smaller dimension of a matrix. Default: 4.
@@ -40,7 +41,7 @@ class TruncatedSettings(MuonSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PowerSettings(MuonSettings):
-    """Options of powersgd_muon; those of Muon are inherited.
+    """Options of powersgd_muon.
 
     Args:
         rank: of the factors, at most the smaller dimension of a matrix. Default: 4.
@@ -58,20 +59,27 @@ class PowerSettings(MuonSettings):
         super().__post_init__()
         self.power()
 
+    def idle(self) -> Mapping[str, str]:
+        """A share of the dimension takes the place of the rank."""
+        replaced = {} if self.fraction is None else {"rank": "without fraction"}
+        return {**super().idle(), **replaced}
+
     def power(self) -> PowerSGD:
         """The stage."""
         return PowerSGD(rank=self.rank, fraction=self.fraction, wire=self.wire, decay=self.feedback_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DionSettings(MuonSettings):
-    """Options of dion; those of Muon are inherited.
+class DionSettings(RoutedSettings, AdamRestSettings, ScaleSettings):
+    """Options of dion.
 
     Args:
+        momentum: decay of the momentum that the factors are taken from, in [0, 1). Default: 0.95.
         fraction: rank as a share of a matrix's smaller dimension, in (0, 1]. Default: 0.25.
         wire: dtype of the factors on the wire, "float32" or "bfloat16". Default: "float32".
     """
 
+    momentum: float = 0.95
     fraction: float = 0.25
     wire: str = "float32"
 
@@ -84,43 +92,37 @@ class DionSettings(MuonSettings):
         return Dion(fraction=self.fraction, wire=self.wire, momentum=self.momentum)
 
 
-def _approach_e(model: nn.Module, options: TruncatedSettings) -> ChainOptimizer:
-    hidden = chain(options.truncated(), options.polar_chain())
-    return _with_dense_rest(model, options, hidden)
-
-
-def _powersgd(model: nn.Module, options: PowerSettings) -> ChainOptimizer:
-    hidden = chain(options.power(), options.polar_chain())
-    return _with_dense_rest(model, options, hidden)
-
-
-def _dion(model: nn.Module, options: DionSettings) -> ChainOptimizer:
-    return _with_dense_rest(model, options, chain(options.power(), options.scale_stage()))
-
-
-def _with_dense_rest(model: nn.Module, options: MuonSettings, hidden: Chain) -> ChainOptimizer:
-    rest = chain(Mean(), options.adam_stage())
-    return two_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
-
-
-APPROACH_E = Recipe(
-    name="approach_e",
-    options=TruncatedSettings,
-    build=_approach_e,
+@recipe(
+    TruncatedSettings,
     summary="exchange(truncated SVD, EF14) of gradients → momentum → polar → scale; mean → adam for the rest",
     source="source 000, approach E; the nearest matrix of a rank: Eckart and Young (1936)",
 )
-POWERSGD_MUON = Recipe(
-    name="powersgd_muon",
-    options=PowerSettings,
-    build=_powersgd,
+def approach_e(model: nn.Module, options: TruncatedSettings) -> ChainOptimizer:
+    """Muon on gradients of which each replica sends the nearest matrix of low rank."""
+    return _with_dense_rest(model, options, chain(options.truncated(), options.polar_chain()))
+
+
+@recipe(
+    PowerSettings,
     summary="power iteration over the replicas with feedback → momentum → polar → scale; mean → adam for the rest",
     source="source 000, approach E, by power iteration; PowerSGD, arXiv 1905.13727",
 )
-DION = Recipe(
-    name="dion",
-    options=DionSettings,
-    build=_dion,
+def powersgd_muon(model: nn.Module, options: PowerSettings) -> ChainOptimizer:
+    """Muon on gradients of low rank, found by power iteration over all replicas."""
+    return _with_dense_rest(model, options, chain(options.power(), options.polar_chain()))
+
+
+@recipe(
+    DionSettings,
     summary="power iteration over the replicas' momenta, orthonormal factors as the update → scale; mean → adam for the rest",
     source="Dion, arXiv 2504.05295; source 002",
 )
+def dion(model: nn.Module, options: DionSettings) -> ChainOptimizer:
+    """Orthonormal updates of low rank, out of the replicas' momenta."""
+    return _with_dense_rest(model, options, chain(options.power(), options.scale_stage()))
+
+
+def _with_dense_rest(model: nn.Module, options: MuonSettings | DionSettings, hidden: Chain) -> ChainOptimizer:
+    rest = chain(Mean(), options.adam_stage())
+    groups = routed_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    return options.optimizer(model, groups)

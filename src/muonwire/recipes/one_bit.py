@@ -1,40 +1,46 @@
 """The recipe that wins here: local Muon whose weight changes travel as one bit an entry."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from muonwire.recipes.base import Recipe
+from torch import nn
+
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import normalized_chain
-from muonwire.recipes.local import LocalMuonSettings, build_local_muon
+from muonwire.recipes.local import LocalMuonSettings, with_muon_inside
 from muonwire.stages import Chain
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneBitMuonSettings(LocalMuonSettings):
-    """Options of one_bit_muon: those of local_muon, with the defaults that docs/one_bit_muon.md derives.
-
-    About 1/H bit per parameter and step; the learning rate is that of dense Muon or up to twice it. ``density`` has no use where a
-    codec is given.
+    """Options of one_bit_muon, with the defaults that docs/one_bit_muon.md derives.
 
     Args:
         interval: H, local steps a synchronization. Default: 11, which is below 0.1 bit with headers. For 0.02 bit over 1500
             steps: 28, with growth=0.045 and outer_momentum=0.5.
         codec: of matrices. Default: "sign(scale=tensor)", the sign of every entry and one mean magnitude a tensor.
         normalize_rows: bring each polar factor's rows to about the same size over the steps, as NorMuon does. Default: False.
-        row_beta2: decay of the rows' mean squares, in [0, 1). Default: 0.95.
+        row_beta2: with normalize_rows, decay of the rows' mean squares, in [0, 1). Default: 0.95.
         momentum: β of the local steps. Default: 0.9, less than dense Muon's, since the kept residual is momentum too.
-        feedback_decay: Default: 0.5; what is older than a few rounds points to where the weights no longer are.
-        outer_lr: Default: 0.9.
-        outer_momentum: Nesterov's. Default: 0.3; 0.5 does better where H is several times larger.
+        feedback_decay: of what is kept, in [0, 1]. Default: 0.5; what is older than a few rounds points to where the weights no
+            longer are.
+        outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.3; 0.5 does better where H is several times larger.
     """
 
     interval: int = 11
-    codec: str | None = "sign(scale=tensor)"
+    codec: str = "sign(scale=tensor)"
     normalize_rows: bool = False
     row_beta2: float = 0.95
     momentum: float = 0.9
     feedback_decay: float = 0.5
     outer_lr: float = 0.9
     outer_momentum: float = 0.3
+
+    def idle(self) -> Mapping[str, str]:
+        """The rows' decay acts on rows that are normalized."""
+        plain = {} if self.normalize_rows else {"row_beta2": "with normalize_rows=True"}
+        return {**super().idle(), **plain}
 
     def polar_chain(self) -> Chain:
         """Momentum → polar → (row_normalize →) scale."""
@@ -43,10 +49,14 @@ class OneBitMuonSettings(LocalMuonSettings):
         return super().polar_chain()
 
 
-ONE_BIT_MUON = Recipe(
-    name="one_bit_muon",
-    options=OneBitMuonSettings,
-    build=build_local_muon,
+@recipe(
+    OneBitMuonSettings,
     summary="inner: momentum → polar → scale; every 11 steps: exchange(1-bit, feedback) of the weight change → Nesterov",
     source="muonwire, docs/one_bit_muon.md; after MuLoCo, arXiv 2505.23725, and 1-bit SGD (2014)",
 )
+def one_bit_muon(model: nn.Module, options: OneBitMuonSettings) -> ChainOptimizer:
+    """Local Muon whose weight changes travel as the sign of every entry: about 1/H bit per parameter and step.
+
+    The learning rate is that of dense Muon or up to twice it.
+    """
+    return with_muon_inside(model, options)

@@ -1,18 +1,20 @@
 """Source 004's description of Muon, as it is worded: momentum SGD whose weights are orthogonalized after every step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import Recipe
-from muonwire.recipes.dense import MuonSettings, routed_groups
+from muonwire.recipes.base import AdamRestSettings, MomentumSettings, PolarSettings
+from muonwire.recipes.define import recipe
+from muonwire.recipes.dense import RoutedSettings, routed_groups
 from muonwire.stages import Mean, Momentum, Stage, WeightPolar, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGDWeightPolarSettings(MuonSettings):
-    """Options of sgd_weight_polar; those of Muon are inherited, of which ``scale`` has no effect.
+class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, MomentumSettings):
+    """Options of sgd_weight_polar.
 
     Args:
         period: steps from one orthogonalization of the weights to the next; 0: never, which is momentum SGD. Default: 1.
@@ -22,28 +24,41 @@ class SGDWeightPolarSettings(MuonSettings):
     period: int = 1
     strength: float = 1.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.hidden_stages()
+
+    def idle(self) -> Mapping[str, str]:
+        """How weights are orthogonalized, where they never are."""
+        never = (
+            {} if self.period else dict.fromkeys(("strength", "method", "schedule", "dtype"), "with a period")
+        )
+        return {**super().idle(), **never}
+
+    def momentum_stage(self) -> Momentum:
+        """The heavy ball."""
+        return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
+
     def hidden_stages(self) -> list[Stage]:
         """Momentum, then the weights' polar factor."""
-        momentum = Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
+        momentum = self.momentum_stage()
         if self.period == 0:
             return [momentum]
         return [momentum, WeightPolar(period=self.period, strength=self.strength, polar=self.polar_stage())]
 
 
-def _build(model: nn.Module, options: SGDWeightPolarSettings) -> ChainOptimizer:
+@recipe(
+    SGDWeightPolarSettings,
+    summary="mean → momentum → the weight's own polar factor for hidden matrices, mean → adam for the rest",
+    source="source 004, Muon as its first sentence describes it",
+)
+def sgd_weight_polar(model: nn.Module, options: SGDWeightPolarSettings) -> ChainOptimizer:
+    """Momentum SGD whose weights, not updates, are orthogonalized."""
     groups = routed_groups(
         model,
         options,
         hidden=chain(Mean(), *options.hidden_stages()),
         rest=chain(Mean(), options.adam_stage()),
+        rest_rate=options.adam_lr_ratio,
     )
     return options.optimizer(model, groups)
-
-
-SGD_WEIGHT_POLAR = Recipe(
-    name="sgd_weight_polar",
-    options=SGDWeightPolarSettings,
-    build=_build,
-    summary="mean → momentum → the weight's own polar factor for hidden matrices, mean → adam for the rest",
-    source="source 004, Muon as its first sentence describes it",
-)

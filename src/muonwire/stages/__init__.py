@@ -14,6 +14,7 @@ from muonwire.stages.large_only import LargeOnly
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.mean import Mean
 from muonwire.stages.momentum import Momentum
+from muonwire.stages.plain import Plain, plain
 from muonwire.stages.polar import Polar
 from muonwire.stages.power import Dion, PowerSGD
 from muonwire.stages.predict import Predicted
@@ -43,6 +44,7 @@ __all__ = [
     "Mean",
     "Momentum",
     "NoFeedback",
+    "Plain",
     "Polar",
     "PowerSGD",
     "Predicted",
@@ -60,4 +62,5 @@ __all__ = [
     "WeightPolar",
     "chain",
     "named_chain",
+    "plain",
 ]

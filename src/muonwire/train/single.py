@@ -108,7 +108,7 @@ def _go_on(trainer: Trainer) -> list[str]:
 def _describe(trainer: Trainer) -> None:
     name, options = recipes.parse_recipe(trainer.config.recipe)
     settings = recipes.find(name).make_options(options)
-    if isinstance(settings, recipes.MuonSettings):
+    if isinstance(settings, recipes.RoutedSettings):
         print(settings.routing(trainer.model), end="\n\n")
     print(trainer.optimizer, end="\n\n", flush=True)
 

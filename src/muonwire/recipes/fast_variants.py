@@ -1,12 +1,13 @@
 """Source 003's MuonFast: momentum, orthogonalized; as its text has it, and with each of its fixes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import Recipe
+from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import MuonSettings, routed_groups
 from muonwire.stages import (
     Adam,
@@ -27,7 +28,7 @@ RESTS = ("sgd", "adam")
 
 @dataclass(frozen=True, kw_only=True)
 class MuonFastSettings(MuonSettings):
-    """Options of muonfast; those of Muon are inherited.
+    """Options of muonfast.
 
     Args:
         rate_inside: multiply by the learning rate before the polar factor instead of after it, as the note's text has it: the rate
@@ -38,7 +39,6 @@ class MuonFastSettings(MuonSettings):
         keep_norm: fix 3, the direction of the polar factor at the size of what was orthogonalized. Default: False.
         rest: what embeddings, head, norms and biases go through: "sgd", as the note describes it, or "adam". Default: "sgd".
         scale: "none", "small" (its dimension-aware scaling, (min(m, n)/256)²), "rms" or "spectral". Default: "none".
-        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.
     """
 
     rate_inside: bool = False
@@ -57,6 +57,20 @@ class MuonFastSettings(MuonSettings):
         if self.rest not in RESTS:
             raise UsageError(f"muonfast: rest is {self.rest!r}; allowed are {', '.join(RESTS)}")
         super().__post_init__()
+
+    def idle(self) -> Mapping[str, str]:
+        """Adam's options act where Adam is, Nesterov's where the velocity is."""
+        idle = dict(super().idle())
+        if self.rest == "sgd":
+            idle["beta1"] = 'with rest="adam"'
+            if self.preconditioner == "none":
+                either = 'with rest="adam" or a preconditioner'
+                idle |= {"beta2": either, "eps": either}
+        elif self.preconditioner == "before":
+            idle["nesterov"] = 'with rest="sgd" or without preconditioner="before"'
+        if self.keep_norm:
+            idle["scale"] = "without keep_norm"
+        return idle
 
     def momentum_stage(self) -> Momentum:
         """The note's velocity, v ← β v + g, or g + β v with Nesterov."""
@@ -85,20 +99,18 @@ class MuonFastSettings(MuonSettings):
         return self.adam_stage() if self.rest == "adam" else self.momentum_stage()
 
 
-def _build(model: nn.Module, options: MuonFastSettings) -> ChainOptimizer:
+@recipe(
+    MuonFastSettings,
+    summary="mean → momentum → polar for hidden matrices, mean → momentum for the rest; the fixes of source 003 are options",
+    source="source 003",
+)
+def muonfast(model: nn.Module, options: MuonFastSettings) -> ChainOptimizer:
+    """Source 003's MuonFast: velocity, orthogonalized."""
     groups = routed_groups(
         model,
         options,
         hidden=chain(Mean(), options.polar_chain()),
         rest=chain(Mean(), options.rest_stage()),
+        rest_rate=options.adam_lr_ratio,
     )
     return options.optimizer(model, groups)
-
-
-MUONFAST = Recipe(
-    name="muonfast",
-    options=MuonFastSettings,
-    build=_build,
-    summary="mean → momentum → polar for hidden matrices, mean → momentum for the rest; the fixes of source 003 are options",
-    source="source 003",
-)

@@ -1,12 +1,14 @@
 """DeMo, and the DisTrO that Psyche made of it: compressed momentum, then its sign."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from muonwire import codec
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import Recipe, RecipeSettings
+from muonwire.recipes.base import RecipeSettings
+from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import Delayed, Exchange, ResidualMomentum, Sign, Stage, chain
 
@@ -22,7 +24,6 @@ class DistroSettings(RecipeSettings):
         decay: of the residual momentum, in [0, 1]. Default: 0.999.
         subtract: what the residual loses: "selected", the entries before quantization, as Psyche; or "decoded", which keeps
             the 1-bit error and needs a scale. Default: "selected".
-        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.01.
     """
 
     k: int = 32
@@ -30,7 +31,6 @@ class DistroSettings(RecipeSettings):
     scale: str = "none"
     decay: float = 0.999
     subtract: str = "selected"
-    weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,14 +58,12 @@ class DemoSettings(RecipeSettings):
         chunk: largest chunk a dimension. Default: 64.
         values: how the coefficients are written, in a codec's textual form. Default: "float32", as they are.
         decay: of the residual momentum, in [0, 1]. Default: 0.999.
-        weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.01.
     """
 
     k: int = 32
     chunk: int = 64
     values: str = "float32"
     decay: float = 0.999
-    weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +80,7 @@ class DemoSettings(RecipeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PsycheSettings(DistroSettings):
-    """Options of psyche; those of distro are inherited.
+    """Options of psyche.
 
     Args:
         look_ahead: take gradients at θ − lr · sign(δ), with δ the replica's residual and lr the last step's rate. Default: True.
@@ -92,13 +90,40 @@ class PsycheSettings(DistroSettings):
     look_ahead: bool = True
     delayed: bool = False
 
+    def idle(self) -> Mapping[str, str]:
+        """The weights that are looked ahead of are kept in float32 always."""
+        return {**super().idle(), **({"masters": "with look_ahead=False"} if self.look_ahead else {})}
 
-def _build(model: nn.Module, options: DistroSettings | DemoSettings) -> ChainOptimizer:
+
+@recipe(
+    DistroSettings,
+    summary="source 0's baseline: residual momentum + exchange(dct, top-k, 1-bit) → sign",
+    source="DeMo, arXiv 2411.19870, with Psyche's 1-bit values",
+)
+def distro(model: nn.Module, options: DistroSettings) -> ChainOptimizer:
+    """Compressed momentum, then its sign, with one bit a coefficient."""
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
     return options.optimizer(model, groups, chain=chain(options.stage(), Sign()))
 
 
-def _psyche(model: nn.Module, options: PsycheSettings) -> ChainOptimizer:
+@recipe(
+    DemoSettings,
+    summary="residual momentum + exchange(dct, top-k, float32, mean over senders) → sign",
+    source="DeMo, arXiv 2411.19870, algorithm 1",
+)
+def demo(model: nn.Module, options: DemoSettings) -> ChainOptimizer:
+    """Compressed momentum, then its sign, with whole coefficients."""
+    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
+    return options.optimizer(model, groups, chain=chain(options.stage(), Sign()))
+
+
+@recipe(
+    PsycheSettings,
+    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign, with gradients looked ahead by the residual's sign",
+    source="DeMo, arXiv 2411.19870, as Psyche's distro.rs has it",
+)
+def psyche(model: nn.Module, options: PsycheSettings) -> ChainOptimizer:
+    """DisTrO whose gradients are taken where the replica's own unsent share would lead."""
     compressed: Stage = Delayed(through=options.stage()) if options.delayed else options.stage()
     groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
     inside = ("delayed", "through") if options.delayed else ("exchange",)
@@ -108,26 +133,3 @@ def _psyche(model: nn.Module, options: PsycheSettings) -> ChainOptimizer:
         chain=chain(compressed, Sign()),
         look_ahead=(*inside, "residual") if options.look_ahead else (),
     )
-
-
-DISTRO = Recipe(
-    name="distro",
-    options=DistroSettings,
-    build=_build,
-    summary="source 0's baseline: residual momentum + exchange(dct, top-k, 1-bit) → sign",
-    source="DeMo, arXiv 2411.19870, with Psyche's 1-bit values",
-)
-DEMO = Recipe(
-    name="demo",
-    options=DemoSettings,
-    build=_build,
-    summary="residual momentum + exchange(dct, top-k, float32, mean over senders) → sign",
-    source="DeMo, arXiv 2411.19870, algorithm 1",
-)
-PSYCHE = Recipe(
-    name="psyche",
-    options=PsycheSettings,
-    build=_psyche,
-    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign, with gradients looked ahead by the residual's sign",
-    source="DeMo, arXiv 2411.19870, as Psyche's distro.rs has it",
-)

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import AdamSettings, Recipe
+from muonwire.recipes.base import AdamSettings
+from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import Anderson, Mean, chain
 
 
 @dataclass(frozen=True, kw_only=True)
 class GDA2Settings(AdamSettings):
-    """Options of gda2; those of adamw are inherited.
+    """Options of gda2.
 
     Args:
         history: differences that are mixed, at least 1. Default: 3.
@@ -37,16 +38,13 @@ class GDA2Settings(AdamSettings):
         )
 
 
-def _build(model: nn.Module, options: GDA2Settings) -> ChainOptimizer:
-    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    stages = chain(Mean(), options.adam_stage(), options.anderson_stage())
-    return options.optimizer(model, groups, chain=stages)
-
-
-GDA2 = Recipe(
-    name="gda2",
-    options=GDA2Settings,
-    build=_build,
+@recipe(
+    GDA2Settings,
     summary="AdamW, its last steps mixed: mean → adam → anderson",
     source="source 003; Anderson (1965); arXiv 1606.04133",
 )
+def gda2(model: nn.Module, options: GDA2Settings) -> ChainOptimizer:
+    """AdamW whose steps are mixed after Anderson."""
+    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
+    stages = chain(Mean(), options.adam_stage(), options.anderson_stage())
+    return options.optimizer(model, groups, chain=stages)

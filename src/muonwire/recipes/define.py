@@ -1,0 +1,223 @@
+"""What a recipe is: a function from a model to a complete optimizer, with typed options, and a name for configuration."""
+
+import ast
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields
+from numbers import Real
+from types import NoneType, UnionType
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
+
+from torch import nn
+
+from muonwire.errors import UsageError
+from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.base import RecipeSettings
+from muonwire.recipes.describe import default_of, docstring
+from muonwire.transport.base import Transport
+
+P = ParamSpec("P")
+S = TypeVar("S", bound=RecipeSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named optimizer.
+
+    Args:
+        name: as the command line and reports have it.
+        options: frozen dataclass of its options.
+        build: (model, options) to the optimizer.
+        summary: its chain, in one line.
+        source: where it comes from: paper and section, or a source's approach.
+    """
+
+    name: str
+    options: type[Any]
+    build: Callable[[nn.Module, Any], ChainOptimizer]
+    summary: str
+    source: str
+
+    def optimizer(self, model: nn.Module, given: Mapping[str, Any]) -> ChainOptimizer:
+        """The optimizer with these options, ``lr`` and ``transport`` among them.
+
+        Raises:
+            UsageError: no ``lr``, and see make_options.
+        """
+        options = dict(given)
+        if "lr" not in options:
+            raise UsageError(f"recipe {self.name}: lr is missing; give a learning rate, such as lr=0.01")
+        lr, transport = options.pop("lr"), options.pop("transport", None)
+        return self.build(model, self.make_options(options, lr=lr, transport=transport))
+
+    def make_options(
+        self, given: Mapping[str, Any], *, lr: float = 1.0, transport: Transport | None = None
+    ) -> Any:
+        """The options dataclass with what was given, as on the command line; ``lr`` and ``transport`` are no options there.
+
+        Raises:
+            UsageError: an unknown option, a value of the wrong kind or out of range, or an option that does nothing without
+                another.
+        """
+        allowed = {f.name: f for f in fields(self.options) if f.name not in ("lr", "transport")}
+        values = {}
+        for key, value in given.items():
+            if key not in allowed:
+                raise UsageError(
+                    f"recipe {self.name}: {key!r} is not an option; allowed are {', '.join(allowed) or 'none'}"
+                )
+            values[key] = self._checked(allowed[key], value)
+        if not _is_number(lr):
+            raise UsageError(f"recipe {self.name}: lr is {lr!r}; a number is wanted, such as 0.01")
+        options = self.options(lr=lr, transport=transport, **values)
+        for key, when in options.idle().items():
+            if key in given:
+                raise UsageError(
+                    f"recipe {self.name}: {key} is given but does nothing here; it acts only {when}"
+                )
+        return options
+
+    def _checked(self, option: "Field[Any]", value: Any) -> Any:
+        """The value, if it is of the option's kind; a whole number as an int."""
+        kinds = get_args(option.type) if isinstance(option.type, UnionType) else (option.type,)
+        if value is None and NoneType in kinds:
+            return value
+        for kind in kinds:
+            if kind in _KINDS:
+                wanted, fits = _KINDS[kind]
+                if not fits(value):
+                    default = default_of(option)
+                    example = "" if default in (None, ()) else f", such as {default}"
+                    raise UsageError(
+                        f"recipe {self.name}: {option.name} is {value!r}; {wanted} is wanted{example}"
+                    )
+                return int(value) if kind is int else value
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value) and value == int(value)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(v, str) for v in value)
+    )
+
+
+# What is wanted of an option by its type, and whether a value is that.
+_KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    float: ("a number", _is_number),
+    int: ("a whole number", _is_whole),
+    bool: ("True or False", lambda value: isinstance(value, bool)),
+    str: ("a text", lambda value: isinstance(value, str)),
+    Sequence[str]: ("a list of texts", _is_list_of_texts),
+}
+
+
+def recipe(
+    settings: Callable[P, S], *, summary: str, source: str
+) -> Callable[
+    [Callable[[nn.Module, S], ChainOptimizer]], Callable[Concatenate[nn.Module, P], ChainOptimizer]
+]:
+    """Make of a function from a model and settings the recipe of its name, which takes the settings' fields as keywords.
+
+    The types, the signature and the docstring of the recipe follow from the settings class, in which each option is written once.
+
+    Args:
+        settings: the recipe's settings class, a RecipeSettings.
+        summary: its chain, in one line.
+        source: where it comes from.
+
+    >>> from muonwire.recipes.base import RecipeSettings
+    >>> from muonwire.stages import Mean, Sign, chain
+    >>> @recipe(RecipeSettings, summary="mean → sign", source="signSGD, arXiv 1802.04434")
+    ... def sign_sgd(model: nn.Module, options: RecipeSettings) -> ChainOptimizer:
+    ...     '''The sign of the mean gradient.'''
+    ...     return options.optimizer(model, [{"params": list(model.parameters())}], chain=chain(Mean(), Sign()))
+    >>> optimizer = sign_sgd(nn.Linear(2, 2), lr=0.1)
+    >>> sign_sgd(nn.Linear(2, 2), lr=0.1, rate=1)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    muonwire.errors.UsageError: recipe sign_sgd: 'rate' is not an option; allowed are start, ...
+    """
+    assert isinstance(settings, type)
+
+    def decorate(
+        build: Callable[[nn.Module, S], ChainOptimizer],
+    ) -> Callable[Concatenate[nn.Module, P], ChainOptimizer]:
+        described = Recipe(name=build.__name__, options=settings, build=build, summary=summary, source=source)
+
+        @functools.wraps(build)
+        def function(model: nn.Module, /, *args: P.args, **given: P.kwargs) -> ChainOptimizer:
+            if args:
+                raise UsageError(
+                    f"recipe {described.name}: {args[0]!r} is given by place; give options by name, such as lr=0.01"
+                )
+            return described.optimizer(model, given)
+
+        signature = _signature(settings)
+        vars(function).update(
+            recipe=described,
+            __signature__=signature,
+        )
+        function.__annotations__ = {
+            **{name: p.annotation for name, p in signature.parameters.items()},
+            "return": ChainOptimizer,
+        }
+        function.__doc__ = docstring(build.__doc__ or "", summary=summary, options=settings, source=source)
+        return function
+
+    return decorate
+
+
+def _signature(settings: type) -> inspect.Signature:
+    """(model, *, lr, transport, ...) with the fields' types and defaults."""
+    defaults = {f.name: default_of(f) for f in fields(settings)}
+    options = [
+        p if p.default is p.empty else p.replace(default=defaults[name])
+        for name, p in inspect.signature(settings).parameters.items()
+    ]
+    model = inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY, annotation=nn.Module)
+    return inspect.Signature([model, *options], return_annotation=ChainOptimizer)
+
+
+def recipe_of(function: Callable[..., ChainOptimizer]) -> Recipe:
+    """What stands behind a function that ``recipe`` made."""
+    found: Recipe = vars(function)["recipe"]
+    return found
+
+
+def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:
+    """Read "muon" or "local_muon(interval=10, density=0.02)": a name, and options as Python literals.
+
+    >>> parse_recipe("local_muon(interval=10, codec='sign(scale=row)')")
+    ('local_muon', {'interval': 10, 'codec': 'sign(scale=row)'})
+
+    Raises:
+        UsageError: the text has another form.
+    """
+    try:
+        expression = ast.parse(text.strip(), mode="eval").body
+        if isinstance(expression, ast.Name):
+            return expression.id, {}
+        if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and not expression.args:
+            return expression.func.id, {
+                str(k.arg): ast.literal_eval(k.value) for k in expression.keywords if k.arg
+            }
+    except (SyntaxError, ValueError):
+        pass
+    raise UsageError(
+        f"recipe: {text!r} does not parse; write a name, or name(option=value, ...) such as 'muon(momentum=0.9)'"
+    )
+
+
+def format_recipe(name: str, options: Mapping[str, Any]) -> str:
+    """The inverse of parse_recipe."""
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in options.items())})" if options else name
