@@ -187,13 +187,13 @@ class ChainOptimizer(torch.optim.Optimizer):
     def moved_weight(self, param: Tensor) -> Tensor:
         """What the chain's updates move."""
         state = self.state[param]
-        moved: Tensor = state[SHARED] if self.look_ahead else state.get(MASTER, param.detach())
-        return moved
+        kept: Tensor | None = state.get(SHARED if self.look_ahead else MASTER)
+        return param.detach() if kept is None else kept
 
     def shared_weight(self, param: Tensor) -> Tensor:
         """The weight that all replicas agree on; ``param`` itself where it never departs from it."""
-        shared: Tensor = self.state[param].get(SHARED, param.detach())
-        return shared
+        kept: Tensor | None = self.state[param].get(SHARED)
+        return param.detach() if kept is None else kept
 
     def named_parameters(self) -> list[tuple[str, Tensor]]:
         """The trained parameters of all groups with their names."""

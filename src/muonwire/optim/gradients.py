@@ -92,4 +92,4 @@ def wide_gradient(param: Tensor, *, zero: bool) -> Tensor:
     dtype = torch.promote_types(param.dtype, torch.float32)
     if zero or param.grad is None:
         return torch.zeros_like(param, dtype=dtype)
-    return param.grad.to(dtype)
+    return param.grad if param.grad.dtype is dtype else param.grad.to(dtype)

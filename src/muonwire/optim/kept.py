@@ -87,38 +87,88 @@ class LeftWeights:
     """
 
     def __init__(self) -> None:
-        self._marks: list[Any] | None = None
+        self._marks: list[_Mark] | None = None
+        self._samples: list[_Samples] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's weights lie elsewhere.
+        return {"_marks": None, "_samples": []}
 
     def leave(self, params: Sequence[Tensor], states: States) -> None:
         """The optimizer has written these."""
-        self._marks = [_mark(p) for p in params]
-        for param, piece in _sampled(_copied(params, states)):
-            states[param][HELD] = piece
+        marks = [_mark(p) for p in params]
+        if self._samples and self._in_place(marks):
+            for samples in self._samples:
+                samples.take()
+        else:
+            self._samples = [_Samples(alike, states) for alike in _by_kind(_copied(params, states))]
+        self._marks = marks
 
     def forget(self) -> None:
         """The states were loaded: where no samples tell, nothing is known of the weights."""
-        self._marks = None
+        self._marks, self._samples = None, []
 
     def converted(self, params: Sequence[Tensor]) -> bool:
         """Whether any weight has another dtype or is on another device than it was left with, or nothing is known."""
-        return self._marks is None or [mark[2:] for mark in self._marks] != [
-            (p.dtype, p.device) for p in params
-        ]
+        return self._marks is None or any(
+            mark[2] is not p.dtype or mark[3] != p.device
+            for mark, p in zip(self._marks, params, strict=False)
+        )
 
     def edited(self, params: Sequence[Tensor], states: States) -> bool:
         """Whether any weight holds other values than it was left with; a cast is no edit."""
+        marks = [_mark(p) for p in params]
+        if self._samples and self._in_place(marks):
+            return any(samples.differ() for samples in self._samples)
         copied = _copied(params, states)
         if not copied:
-            return self._marks is not None and [_mark(p) for p in params] != self._marks
-        for param, piece in _sampled(copied):
-            held = states[param].get(HELD)
+            return self._marks is not None and marks != self._marks
+        for param in copied:
+            held, now = states[param].get(HELD), sample(param)
             # In the weight's own dtype: one that was cast since holds what its cast samples hold.
-            if held is None or not torch.equal(piece, held.to(piece.device, param.dtype).to(piece.dtype)):
+            if held is None or not torch.equal(now, held.to(param.device, param.dtype)):
                 return True
         return False
 
+    def _in_place(self, marks: "Sequence[_Mark]") -> bool:
+        """Whether the weights lie where they lay, in the same dtypes."""
+        return self._marks is not None and [m[1:] for m in marks] == [m[1:] for m in self._marks]
 
-def _mark(param: Tensor) -> tuple[int, int, torch.dtype, torch.device]:
+
+class _Samples:
+    """Samples of the weights of one device and dtype: views of what they hold now, and one tensor of what they held.
+
+    One large operation in place of many small ones.
+    """
+
+    def __init__(self, params: Sequence[Tensor], states: States) -> None:
+        self._params = params
+        self._views = [sample(p) for p in params]
+        self._left = torch.cat(self._views).to(wide_dtype(params[0]))
+        pieces = torch.split(self._left, [len(v) for v in self._views])
+        for param, piece in zip(params, pieces, strict=True):
+            states[param][HELD] = piece
+
+    def _now(self) -> Tensor:
+        # The sample of a weight that is not contiguous is a copy.
+        views = [
+            v if p.is_contiguous() else sample(p) for v, p in zip(self._views, self._params, strict=True)
+        ]
+        return torch.cat(views).to(self._left.dtype)
+
+    def differ(self) -> bool:
+        """Whether the weights hold something else than was taken."""
+        return not torch.equal(self._now(), self._left)
+
+    def take(self) -> None:
+        """What the weights hold now."""
+        self._left.copy_(self._now())
+
+
+_Mark = tuple[int, int, torch.dtype, torch.device]
+
+
+def _mark(param: Tensor) -> _Mark:
     return param._version, param.data_ptr(), param.dtype, param.device
 
 
@@ -127,12 +177,8 @@ def _copied(params: Sequence[Tensor], states: States) -> list[Tensor]:
     return [p for p in params if MASTER in states[p] or SHARED in states[p]]
 
 
-def _sampled(params: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each with its samples, which are pieces of one tensor a device and dtype: a few large operations in place of many small."""
+def _by_kind(params: Sequence[Tensor]) -> list[list[Tensor]]:
     by_kind: defaultdict[Any, list[Tensor]] = defaultdict(list)
     for param in params:
-        by_kind[param.device, wide_dtype(param)].append(param)
-    for (_, dtype), alike in by_kind.items():
-        pieces = [sample(p) for p in alike]
-        joined = torch.cat(pieces).to(dtype)
-        yield from zip(alike, torch.split(joined, [len(p) for p in pieces]), strict=True)
+        by_kind[param.device, param.dtype].append(param)
+    return list(by_kind.values())

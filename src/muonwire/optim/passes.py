@@ -167,8 +167,12 @@ def restored_on_error(passes: Sequence[Pass]) -> Iterator[None]:
     nothing is wrong.
     """
     kept = [
-        (state, {name: copied(state[name]) for name in p.chain.before_last_talk if name in state})
+        (
+            state,
+            {n: copied(state[n], tensors=not stage.replaces_states) for n, stage in members if n in state},
+        )
         for p in passes
+        if (members := p.chain.before_last_talk)
         for state in p.states
     ]
     try:
@@ -179,13 +183,13 @@ def restored_on_error(passes: Sequence[Pass]) -> Iterator[None]:
         raise
 
 
-def copied(state: State) -> State:
-    """A copy of nested states that shares no tensor with them."""
+def copied(state: State, *, tensors: bool = True) -> State:
+    """A copy of nested states; one with ``tensors`` shares none with them."""
     return {
-        key: copied(value)
+        key: copied(value, tensors=tensors)
         if isinstance(value, dict)
         else value.detach().clone()
-        if isinstance(value, Tensor)
+        if tensors and isinstance(value, Tensor)
         else value
         for key, value in state.items()
     }

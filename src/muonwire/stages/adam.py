@@ -43,13 +43,17 @@ class Adam(Stage):
     ) -> list[Tensor]:
         """See Stage.apply."""
         results = []
+        # Tensor by tensor, so that what one needs lies in the caches, and few temporaries are there at a time.
         for update, state in zip(updates, states, strict=True):
             state["step"] += 1
             mean: Tensor = state["mean"].lerp_(update, 1 - self.beta1)
             square: Tensor = (
                 state["mean_square"].mul_(self.beta2).addcmul_(update, update, value=1 - self.beta2)
             )
-            correction = (1 - self.beta2 ** state["step"]) ** 0.5
-            denominator = (square.sqrt() / correction).add_(self.eps)
-            results.append((mean / denominator).div_(1 - self.beta1 ** state["step"]))
+            first, second = 1 - self.beta1 ** state["step"], (1 - self.beta2 ** state["step"]) ** 0.5
+            # Both corrections go into the denominator: one pass over the tensor in the place of three.
+            result = square.sqrt()
+            eps = torch.full((), self.eps * first, dtype=result.dtype, device=result.device)
+            torch.add(eps, result, alpha=first / second, out=result)
+            results.append(torch.div(mean, result, out=result))
         return results

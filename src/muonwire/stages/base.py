@@ -77,6 +77,14 @@ class Stage(ABC):
         return False
 
     @property
+    def replaces_states(self) -> bool:
+        """Whether the stage puts new tensors into its states and writes into none that were there before the step.
+
+        Then a step that fails is undone without copies of them.
+        """
+        return False
+
+    @property
     def orthogonalizes(self) -> bool:
         """Whether every replica computes polar factors in this stage, whose rounding follows from the processor."""
         return False

@@ -43,11 +43,10 @@ class Chain(Stage):
         return any(stage.talks for _, stage in self.members)
 
     @property
-    def before_last_talk(self) -> list[str]:
+    def before_last_talk(self) -> list[tuple[str, Stage]]:
         """The members up to the last that talks, itself included: whose states change while another replica can still fail."""
-        names = [name for name, _ in self.members]
         talking = [i for i, (_, stage) in enumerate(self.members) if stage.talks]
-        return names[: talking[-1] + 1] if talking else []
+        return self.members[: talking[-1] + 1] if talking else []
 
     @property
     def orthogonalizes(self) -> bool:

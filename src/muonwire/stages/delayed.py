@@ -25,6 +25,11 @@ class Delayed(TalkingStage):
     def __init__(self, *, through: Stage) -> None:
         self.through = through
 
+    @property
+    def replaces_states(self) -> bool:
+        """Where the stage inside does."""
+        return self.through.replaces_states
+
     def init(self, param: Tensor) -> State:
         """The result that waits, zero, and the state of the stage."""
         waiting = torch.zeros_like(param, memory_format=torch.preserve_format)

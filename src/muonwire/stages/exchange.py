@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ class Exchange(TalkingStage):
             raise UsageError(
                 f"exchange: {self.feedback} needs the mean over all replicas; leave over=senders out"
             )
+
+    @cached_property
+    def replaces_states(self) -> bool:
+        """Where the feedback does, and the codec keeps none."""
+        return self.feedback.replaces_states and not self.codec.init((4, 4))
 
     def init(self, param: Tensor) -> State:
         """The feedback's state, and the codec's where it keeps any."""

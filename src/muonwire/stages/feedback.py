@@ -17,6 +17,8 @@ class Feedback(ABC):
 
     # Whether ``restore`` counts on a mean over all replicas, which one over senders is not.
     needs_replicas: ClassVar[bool] = False
+    # See Stage.replaces_states; of the tensors that were there before the step.
+    replaces_states: ClassVar[bool] = False
 
     def init(self, param: Tensor) -> State:
         """The kept residual, zero."""
@@ -48,6 +50,8 @@ def _check_share(where: str, option: str, value: float) -> None:
 class NoFeedback(Feedback):
     """Nothing is kept: what the codec drops is lost."""
 
+    replaces_states: ClassVar[bool] = True
+
     def init(self, param: Tensor) -> State:
         """No state."""
         return {}
@@ -70,6 +74,7 @@ class EF14(Feedback):
     Source: Seide et al., "1-bit SGD" (2014); Karimireddy et al., arXiv 1901.09847, algorithm 2.
     """
 
+    replaces_states: ClassVar[bool] = True
     decay: float = 1.0
 
     def __post_init__(self) -> None:
@@ -78,7 +83,8 @@ class EF14(Feedback):
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
         """Decay · e + u."""
         residual: Tensor = state["residual"]
-        return residual.mul_(self.decay).add_(update)
+        state["residual"] = signal = residual.mul(self.decay).add_(update)
+        return signal
 
     def keep(self, encoded: Encoded, state: State) -> None:
         """Keep what was not sent."""
@@ -97,6 +103,7 @@ class EF21(Feedback):
     """
 
     needs_replicas: ClassVar[bool] = True
+    replaces_states: ClassVar[bool] = True
 
     def init(self, param: Tensor) -> State:
         """The estimate of this replica's update, and the mean of all replicas' estimates, both zero."""
@@ -113,12 +120,13 @@ class EF21(Feedback):
 
     def keep(self, encoded: Encoded, state: State) -> None:
         """Move gᵣ by what was sent."""
-        state["estimate"].add_(encoded.decoded)
+        state["estimate"] = state["estimate"] + encoded.decoded
 
     def restore(self, mean: Tensor, state: State) -> Tensor:
         """Move ḡ by the mean of what all sent, and return it."""
-        mean_estimate: Tensor = state["mean_estimate"]
-        return mean_estimate.add_(mean)
+        state["mean_estimate"] = state["mean_estimate"] + mean
+        moved: Tensor = state["mean_estimate"]
+        return moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +145,7 @@ class ResidualMomentum(Feedback):
     Source: Peng et al., "DeMo", arXiv 2411.19870, algorithm 1; Psyche's distro.rs for "selected".
     """
 
+    replaces_states: ClassVar[bool] = True
     decay: float = 0.999
     subtract: str = "decoded"
     factor: float = 1.0
@@ -152,7 +161,8 @@ class ResidualMomentum(Feedback):
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
         """Decay · δ + lr · u."""
         residual: Tensor = state["residual"]
-        return residual.mul_(self.decay).add_(update, alpha=context.lr)
+        state["residual"] = signal = residual.mul(self.decay).add_(update, alpha=context.lr)
+        return signal
 
     def keep(self, encoded: Encoded, state: State) -> None:
         """Subtract what went out."""

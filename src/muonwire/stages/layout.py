@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -54,6 +55,7 @@ class MatrixLayout:
             )
 
     @classmethod
+    @cache
     def parse(cls, text: str) -> "MatrixLayout":
         """Read "matrix", "conv" or "batch"; with ".T" behind it where inputs come first; then "/parts" where it is split.
 

@@ -100,6 +100,11 @@ class _Power(TalkingStage):
         wanted = self.rank if self.fraction is None else round(self.fraction * smaller)
         return max(1, min(wanted, smaller))
 
+    @property
+    def replaces_states(self) -> bool:
+        """It makes new ones of the old."""
+        return True
+
     def init(self, param: Tensor) -> State:
         """What the replica keeps of its matrices, zero; the start Q is made in the first step, when the layout is known."""
         dtype = torch.promote_types(param.dtype, torch.float32)
@@ -157,7 +162,7 @@ class PowerSGD(_Power):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
         """See Stage.rounds."""
-        wholes = [s["kept"].mul_(self.decay).add_(u) for u, s in zip(updates, states, strict=True)]
+        wholes = [s["kept"].mul(self.decay).add_(u) for u, s in zip(updates, states, strict=True)]
         xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
         factors = yield from self.iterate(xs, states)
         results = []
@@ -195,7 +200,7 @@ class Dion(_Power):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
         """See Stage.rounds."""
-        wholes = [s["kept"].add_(u) for u, s in zip(updates, states, strict=True)]
+        wholes = [s["kept"] + u for u, s in zip(updates, states, strict=True)]
         xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
         factors = yield from self.iterate(xs, states)
         results = []
