@@ -22,7 +22,7 @@ from torch import Tensor
 from muonwire.errors import UsageError
 from muonwire.transport.base import Transport
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 KEPT = 2
 
@@ -164,7 +164,10 @@ def load(
             f"checkpoint: {path / MANIFEST} cannot be read ({error}); give another, or start afresh"
         ) from error
     if known != FORMAT:
-        raise UsageError(f"checkpoint: {path} has format {known}, this version reads {FORMAT}")
+        raise UsageError(
+            f"checkpoint: {path} has format {known}, this version reads {FORMAT}; go on with the version that wrote it, or start "
+            "afresh from its weights (model.safetensors)"
+        )
     if world_size != transport.world_size:
         raise UsageError(
             f"checkpoint: {path} was written by {world_size} replicas, this run has {transport.world_size}; each replica's "

@@ -89,7 +89,7 @@ def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: st
     whole = digest_all(what)
     # Names, dtypes and shapes are compared in the same eight bytes.
     layouts = [_hash(f"{text} {tensor.dtype} {tuple(tensor.shape)}".encode()) for text, tensor in named]
-    if len(set(transport.gather(_hash(b"".join([*layouts, whole])), purpose="digest"))) == 1:
+    if len(set(transport.gather(_hash(b"".join([*layouts, whole])), purpose=purpose))) == 1:
         return whole.hex()
     digests = [_digest(tensor, text) for text, tensor in named]
     everyone = transport.gather(b"".join([*layouts, *digests]), purpose=purpose)
