@@ -287,8 +287,8 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As in torch.optim; gradients that no step has used count as a step left out, which other replicas must leave out too."""
-        self._gradients.discard(p for group in self.param_groups for p in group["params"])
-        super().zero_grad(set_to_none)
+        zero = super().zero_grad
+        self._gradients.discard(self.trained(), lambda: zero(set_to_none))
 
     def _talks(self) -> bool:
         chains = self.outer.values() if self.local else self._chains

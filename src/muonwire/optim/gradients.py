@@ -1,7 +1,7 @@
 """Which gradients were taken in, and whether they are finite."""
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,14 +31,19 @@ class GradientCount:
         gradients = [p.grad for p in params if p.grad is not None]
         if not gradients or self._unused(gradients):
             self.count += 1
-        self._used = [(weakref.ref(g), g._version) for g in gradients]
+        self._use(gradients)
 
-    def discard(self, params: Iterable[Tensor]) -> None:
-        """The gradients are about to be zeroed."""
+    def discard(self, params: Sequence[Tensor], zero: Callable[[], None]) -> None:
+        """Let ``zero`` zero the gradients; those that were not used count."""
         gradients = [p.grad for p in params if p.grad is not None]
         if gradients and self._unused(gradients):
             self.count += 1
-        self._used = []
+        zero()
+        # Zeros that stay in place are no new gradients.
+        self._use([p.grad for p in params if p.grad is not None])
+
+    def _use(self, gradients: Sequence[Tensor]) -> None:
+        self._used = [(weakref.ref(g), g._version) for g in gradients]
 
     def _unused(self, gradients: Sequence[Tensor]) -> bool:
         """Whether any gradient is new since the last step."""

@@ -88,7 +88,7 @@ def check_lockstep(
     Traceback (most recent call last):
         ...
     muonwire.errors.ExchangeError: replicas are out of step: replicas 0 and 2 are in step 4 (mean), replica 1 in step 5 \
-(gather); every replica must call the optimizer the same number of times
+(gather); every replica must call the optimizer the same number of times (a gradient that zero_grad throws away counts, too)
 
     Args:
         headers: of all replicas, by rank.
@@ -112,7 +112,7 @@ def check_lockstep(
 
     if differ(lambda h: (h.step, h.kind)):
         remedy = (
-            "every replica must call the optimizer the same number of times"
+            "every replica must call the optimizer the same number of times (a gradient that zero_grad throws away counts, too)"
             if differ(lambda h: h.step)
             else "every replica must call the same operations in the same order"
         )
