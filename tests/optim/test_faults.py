@@ -199,3 +199,31 @@ def test_a_replica_that_dies_is_named_to_the_others(name, at):
     lost, seconds = run_replicas(_dies, 2, name, RECIPES[name], at, expect_lost=(1,))[0]
     assert lost == 1
     assert seconds < 10
+
+
+def main():
+    """Every fault at every step on every recipe: python -m tests.optim.test_faults."""
+    from tests.recipes.test_conformance import CASES
+
+    count, slowest, odd = 0, 0.0, []
+    for name, options in CASES:
+        options = {**options, "interval": INTERVAL} if "interval" in options else options
+        first, second = run_replicas(_all, 2, name, options, FAULTS)
+        for situation, (one, seconds) in first.items():
+            other, other_seconds = second[situation]
+            kinds = {str(o).split(":")[0] if isinstance(o, str) else o[1] for o in (one, other)}
+            count, slowest = count + 1, max(slowest, seconds, other_seconds)
+            fault = situation[0]
+            ends = isinstance(one, str)
+            if len(kinds) > 1 or ((fault in ERROR_ON_BOTH) != ends and fault != "another rate"):
+                odd.append((recipes.format_recipe(name, options), *situation, one, other))
+        print(f"{recipes.format_recipe(name, options)}: {len(first)} situations", flush=True)
+    print(
+        f"{count} situations, the slowest {slowest:.1f} s, {len(odd)} neither one error on both nor one result"
+    )
+    for line in odd:
+        print(*line)
+
+
+if __name__ == "__main__":
+    main()
