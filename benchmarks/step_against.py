@@ -4,7 +4,9 @@
     python benchmarks/step_against.py --other /tmp/before/src --out evidence/step.json
 
 Each tree has a process of its own for each recipe; the two take turns, so that what else the machine does meets both alike.
-Gradients are made beforehand. Replicas are threads that take turns, so a step with two replicas is the work of both.
+Gradients are made beforehand. Replicas are threads that take turns, so a step with two replicas is the work of both. Both trees
+take the processor for one of class avx2, so that polar factors are made alike, and the allocator gives no memory back, since which
+run pays for page faults is chance.
 """
 
 import argparse
@@ -15,17 +17,22 @@ import resource
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1] / "src"
+ALIKE = {
+    "MUONWIRE_PROCESSOR": "avx2",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
+    "PYTHONWARNINGS": "ignore",
+}
 RECIPES = ("adamw", "muon", "distro", "dion", "ef21_muon", "one_bit_muon", "local_adamw")
 SIZES = {"small": (128, 4), "large": (384, 4)}
 
 
 def worker(recipe: str, size: str, replicas: int) -> None:
-    """Answers each line on standard input with the seconds that some steps took."""
-    import time
-
+    """Takes as many steps as each line on standard input says, and answers when they are done."""
     import torch
     from torch import nn
 
@@ -70,11 +77,10 @@ def worker(recipe: str, size: str, replicas: int) -> None:
             transport.gather(b"")
             if not command[0]:
                 return
-            start = time.perf_counter()
             steps(int(command[0]))
             transport.gather(b"")
             if rank == 0:
-                print((time.perf_counter() - start) / int(command[0]), flush=True)
+                print("done", flush=True)
 
     def tensors(tree):
         if isinstance(tree, torch.Tensor):
@@ -93,7 +99,7 @@ def compare(recipe: str, size: str, replicas: int, other: Path, *, turns: int, s
     for tree, source in (("other", other), ("here", HERE)):
         processes[tree] = subprocess.Popen(
             [sys.executable, __file__, "--worker", recipe, size, str(replicas)],
-            env={**os.environ, "PYTHONPATH": str(source), "PYTHONWARNINGS": "ignore"},
+            env={**os.environ, **ALIKE, "PYTHONPATH": str(source)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -102,9 +108,11 @@ def compare(recipe: str, size: str, replicas: int, other: Path, *, turns: int, s
     times = {tree: [] for tree in processes}
     for turn in range(turns):
         for tree in sorted(processes, reverse=bool(turn % 2)):
+            start = time.perf_counter()
             processes[tree].stdin.write(f"{steps}\n")
             processes[tree].stdin.flush()
-            times[tree].append(float(processes[tree].stdout.readline()))
+            processes[tree].stdout.readline()
+            times[tree].append((time.perf_counter() - start) / steps)
     for p in processes.values():
         p.stdin.close()
         p.wait()
@@ -117,6 +125,17 @@ def compare(recipe: str, size: str, replicas: int, other: Path, *, turns: int, s
         "ratio": statistics.median(h / o for h, o in zip(times["here"], times["other"], strict=True)),
         **{f"{tree}_{key}": value for tree, held in memory.items() for key, value in held.items()},
     }
+
+
+def machine() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in (info.read_text().splitlines() if info.exists() else [])
+        if line.startswith("model name")
+    ]
+    return f"{os.cpu_count()} cores, {names[0] if names else platform.processor()}"
 
 
 def main() -> None:
@@ -148,7 +167,7 @@ def main() -> None:
                     flush=True,
                 )
     if given.out:
-        given.out.write_text(json.dumps({"machine": platform.processor(), "rows": rows}, indent=1) + "\n")
+        given.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
