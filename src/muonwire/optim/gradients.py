@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonwire.optim.kept import wide_dtype
+
 # Above it squares, which Adam and norms take, leave float32's range.
 LARGEST_NORM = 1e18
 
@@ -94,7 +96,7 @@ def unscale(params: Iterable[Tensor], scale: Tensor | None, found_inf: Tensor | 
 
 def wide_gradient(param: Tensor, *, zero: bool) -> Tensor:
     """The gradient in the dtype that stages compute in; zeros where there is none."""
-    dtype = torch.promote_types(param.dtype, torch.float32)
+    dtype = wide_dtype(param)
     if zero or param.grad is None:
         return torch.zeros_like(param, dtype=dtype)
     return param.grad if param.grad.dtype is dtype else param.grad.to(dtype)

@@ -151,10 +151,10 @@ class TalkingStage(Stage):
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
         """What goes out in the one round."""
-        raise NotImplementedError
+        raise TypeError(f"{self.name}: a stage that talks writes rounds, or send and receive")
 
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
         """The updates that the next stage sees, made of the answers of the one round."""
-        raise NotImplementedError
+        raise TypeError(f"{self.name}: a stage that talks writes rounds, or send and receive")
