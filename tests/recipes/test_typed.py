@@ -79,7 +79,7 @@ def test_the_docstring_has_the_chain_every_option_with_its_default_the_errors_an
         ({"lr": 0.01, "weight_decay": "much"}, "weight_decay is 'much'; a number is wanted, such as 0"),
         ({"lr": 0.01, "masters": 1}, "masters is 1; True or False is wanted, such as True"),
         ({"lr": 0.01, "exclude_buffers": "mean"}, "exclude_buffers is 'mean'; a list of texts is wanted"),
-        ({"lr": 0.01, "start": None}, "start is None; a text is wanted, such as check"),
+        ({"lr": 0.01, "start": None}, "start is None; allowed are check and broadcast"),
         ({"lr": "much"}, "lr is 'much'; a number is wanted, such as 0.01"),
         ({"lr": -0.1}, "lr is -0.1; it must be at least 0"),
     ],
@@ -230,6 +230,7 @@ clip: stages.Stage = stages.plain(lambda update: update.clamp(-1, 1), name="clip
 pull: stages.Stage = stages.plain(lambda update, param: update + param, name="pull")
 """
 WRONG = {
+    'recipes.muon(model, lr=0.1, start="brodcast")': "incompatible type \"Literal['brodcast']\"",
     "recipes.muon(model)": 'Missing named argument "lr"',
     "recipes.muon(lr=0.1)": "Too few arguments",
     "recipes.muon(model, 0.1)": "Too many positional arguments",

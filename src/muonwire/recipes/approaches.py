@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -58,7 +59,7 @@ class PostPolarSettings(CompressedSettings, ScaleSettings, PolarSettings):
     """
 
     server: bool = False
-    owners: str = "one"
+    owners: Literal["one", "all"] = "one"
     wire: str = "bfloat16"
 
     def __post_init__(self) -> None:

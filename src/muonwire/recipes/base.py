@@ -5,7 +5,7 @@ A recipe's settings class inherits the parts that act in it and no others, so th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 from torch import nn
 
@@ -41,8 +41,8 @@ class RecipeSettings:
 
     lr: float
     transport: Transport | None = None
-    start: str = "check"
-    nonfinite: str = "raise"
+    start: Literal["check", "broadcast"] = "check"
+    nonfinite: Literal["raise", "skip"] = "raise"
     masters: bool = True
     exclude_buffers: Sequence[str] = ()
     weight_decay: float = 0.01
@@ -165,7 +165,7 @@ class ScaleSettings(RecipeSettings):
         scale: "rms" (one learning rate serves polar and Adam), "spectral" or "none". Default: "rms".
     """
 
-    scale: str = "rms"
+    scale: Literal["spectral", "rms", "small", "none"] = "rms"
 
     def __post_init__(self) -> None:
         super().__post_init__()

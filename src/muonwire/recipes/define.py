@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from numbers import Real
 from types import NoneType, UnionType
-from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 from torch import nn
 
@@ -84,6 +84,10 @@ class Recipe:
         kinds = get_args(option.type) if isinstance(option.type, UnionType) else (option.type,)
         if value is None and NoneType in kinds:
             return value
+        if get_origin(option.type) is Literal and value not in get_args(option.type):
+            *others, last = map(str, get_args(option.type))
+            allowed = f"{', '.join(others)} and {last}"
+            raise UsageError(f"recipe {self.name}: {option.name} is {value!r}; allowed are {allowed}")
         for kind in kinds:
             if kind in _KINDS:
                 wanted, fits = _KINDS[kind]

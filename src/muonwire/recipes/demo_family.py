@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -28,9 +29,9 @@ class DistroSettings(RecipeSettings):
 
     k: int = 32
     chunk: int = 64
-    scale: str = "none"
+    scale: Literal["none", "chunk", "tensor"] = "none"
     decay: float = 0.999
-    subtract: str = "selected"
+    subtract: Literal["decoded", "selected"] = "selected"
 
     def __post_init__(self) -> None:
         super().__post_init__()

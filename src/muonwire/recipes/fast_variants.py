@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -46,7 +47,7 @@ class MuonFastSettings(MuonSettings):
     polar_at_least: int = 1
     keep_norm: bool = False
     rest: str = "sgd"
-    scale: str = "none"
+    scale: Literal["spectral", "rms", "small", "none"] = "none"
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ class OuterSettings(RecipeSettings):
     vector_codec: str = "sign(scale=tensor)"
     feedback: bool = True
     feedback_decay: float = 0.9
-    over: str = "replicas"
+    over: Literal["replicas", "senders"] = "replicas"
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     outer_nesterov: bool = True
