@@ -11,8 +11,8 @@ import argparse
 import torch
 from torch import Tensor
 
-from muonwire.polar.bench import plain_steps
-from muonwire.polar.break_even import take_turns
+from muonwire.bench.break_even import take_turns
+from muonwire.bench.polar import plain_steps
 from muonwire.polar.halley import LOWER, halley_polar
 from muonwire.polar.newton_schulz import normalized
 from muonwire.polar.qdwh import halley_weights

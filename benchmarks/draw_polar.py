@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from muonwire.polar import schedules, svg
+from muonwire.bench import svg
+from muonwire.polar import schedules
 from muonwire.polar.minimax import evaluate, minimax_odd
 
 

@@ -10,7 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
-from muonwire.lab.inputs import ABOUT, INPUTS
+from muonwire.lab.engine.input import ABOUT
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the pages of docs/ show; the whole page has every chart.
@@ -38,11 +38,10 @@ def main() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # One line each: indented, the rows of all claims are ten times as many lines.
         target.write_text(json.dumps(json.loads(path.read_text())) + "\n")
-    for name in INPUTS:
-        about = out / "inputs" / name / ABOUT
-        if about.exists():
-            (kept / "inputs" / name).mkdir(parents=True)
-            shutil.copy(about, kept / "inputs" / name / ABOUT)
+    for about in sorted(out.glob(f"inputs/*/{ABOUT}")):
+        target = kept / about.relative_to(out)
+        target.parent.mkdir(parents=True)
+        shutil.copy(about, target)
     shutil.copy(out / "verdicts.json", kept / "verdicts.json")
     for name in SHOWN:
         shutil.copy(out / "images" / f"{name}.png", images)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from muonwire.lab.run import machine
+from muonwire.lab.engine.run import machine
 from muonwire.spectra.edit import read_record
 from muonwire.spectra.inputs import input_energy
 from muonwire.spectra.likeness import log_probabilities, text_windows

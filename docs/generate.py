@@ -353,8 +353,8 @@ def spectra_sweep_table() -> str:
 
 def polar_table() -> str:
     """Times and errors of polar factors on each processor class that was measured."""
+    from muonwire.bench.polar import PLAIN, REFERENCE
     from muonwire.polar import PROCESSORS
-    from muonwire.polar.bench import PLAIN, REFERENCE
 
     parts = []
     for path in sorted(POLAR.glob("*.json")):
@@ -388,7 +388,7 @@ def polar_table() -> str:
 
 def small_table() -> str:
     """Time of small matrices over that of the plain five steps in the machine's best dtype, single and in lists."""
-    from muonwire.polar.bench import PLAIN, REFERENCE
+    from muonwire.bench.polar import PLAIN, REFERENCE
 
     columns: dict[str, dict[str, float]] = {}
     for path in sorted(POLAR.glob("*_small.json")):

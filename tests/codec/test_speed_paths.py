@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonwire import codec
+from muonwire.bench.codec import demo_decode, demo_encode
 from muonwire.codec import memory
-from muonwire.codec.bench import demo_decode, demo_encode
 from muonwire.codec.finite import all_finite
 from muonwire.codec.part import Round
 from muonwire.codec.transform import dct

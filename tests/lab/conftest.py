@@ -2,8 +2,8 @@
 
 import pytest
 
-from muonwire.lab.catalog import load_claims
-from muonwire.lab.run import LabConfig, run
+from muonwire.lab.engine.catalog import load_claims
+from muonwire.lab.engine.run import LabConfig, run
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from muonwire.errors import UsageError
-from muonwire.lab import samples
-from muonwire.lab.claim import Setting
-from muonwire.lab.claims import conflict_2, integration_6
-from muonwire.lab.inputs import INPUTS, key, write
-from muonwire.lab.measures import condition, departure
+from muonwire.lab.claims.conflict import dct_energy
+from muonwire.lab.claims.integration import precision_by_device
+from muonwire.lab.engine.claim import Setting
+from muonwire.lab.inputs import samples
+from muonwire.lab.inputs.captured import key, write
+from muonwire.lab.inputs.text_training import TEXT_TRAINING
+from muonwire.lab.measures.matrices import condition, departure
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (9, 9)])
@@ -41,14 +43,14 @@ def test_condition_ends_where_float32_does():
 
 
 def test_the_seeds_deal_every_real_matrix_once_and_no_zero(tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "REAL", {"text-training": "training"})
-    folder = INPUTS["text-training"].folder(tmp_path, quick=False)
+    monkeypatch.setattr(samples, "REAL", {TEXT_TRAINING: "training"})
+    folder = TEXT_TRAINING.folder(tmp_path, quick=False)
     folder.mkdir(parents=True)
     made = {key("step 1", "momentum", f"layer {i:02}"): torch.full((2, 3), float(i)) for i in range(12)}
     write(folder, made, {})
     dealt = []
     for seed in range(samples.NUM_PARTS):
-        setting = Setting(seed=seed, quick=False, folder=tmp_path, inputs=("text-training",))
+        setting = Setting(seed=seed, quick=False, folder=tmp_path, inputs=(TEXT_TRAINING,))
         found = list(samples.real_samples(setting))
         assert {what for what, _ in found} == {"training momentum"}
         dealt += [float(x[0, 0]) for _, x in found]
@@ -56,10 +58,10 @@ def test_the_seeds_deal_every_real_matrix_once_and_no_zero(tmp_path, monkeypatch
 
 
 def test_without_a_photograph_the_error_says_what_to_install(monkeypatch):
-    assert conflict_2.photograph().ndim == 2
+    assert dct_energy.photograph().ndim == 2
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install scikit-learn"):
-        conflict_2.photograph()
+        dct_energy.photograph()
 
 
 @pytest.mark.parametrize(
@@ -75,4 +77,4 @@ def test_without_a_photograph_the_error_says_what_to_install(monkeypatch):
 )
 def test_the_rule_of_the_source(monkeypatch, device, capability, dtype):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert integration_6.rule(torch.device(device)) == dtype
+    assert precision_by_device.rule(torch.device(device)) == dtype

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from polar_inputs import gaussian, spectra
 
+from muonwire.bench.polar import torch_muon
 from muonwire.errors import UsageError
 from muonwire.polar import count_products, explain, polar, set_processor
-from muonwire.polar.bench import torch_muon
 from muonwire.polar.halley import (
     HALLEY_ERROR,
     LOWER,
@@ -20,6 +19,7 @@ from muonwire.polar.halley import (
 )
 from muonwire.polar.quality import exact_factor, polar_error
 from muonwire.polar.schedules import JORDAN
+from tests.polar.polar_inputs import gaussian, spectra
 
 SHAPES = [(24, 24), (24, 60), (60, 24), (1, 5), (5, 1)]
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polar_inputs import gaussian, spectra
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from muonwire.errors import UsageError
 from muonwire.polar import METHODS, PROCESSORS, adaptive, clear_buffers, explain, polar, polar_list
 from muonwire.polar.quality import polar_error
+from tests.polar.polar_inputs import gaussian, spectra
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SHAPES = [

@@ -3,13 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from polar_inputs import gaussian, spectra, with_values
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muonwire.polar import adaptive, polar
 from muonwire.polar.device import device_polar
 from muonwire.polar.quality import polar_error
 from muonwire.polar.spectrum import measure_spectrum
+from tests.polar.polar_inputs import gaussian, spectra, with_values
 
 # Relative difference between what a report expects and what a float64 SVD finds: the floor is an estimate.
 SLACK = 2.5

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from muonwire.bench.polar import torch_muon
 from muonwire.polar import SCHEDULES, adaptive, polar
-from muonwire.polar.bench import torch_muon
 from muonwire.polar.gram import gram_iteration
 from muonwire.polar.quality import exact_factor, polar_error
 

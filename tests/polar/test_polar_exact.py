@@ -1,6 +1,5 @@
 import pytest
 import torch
-from polar_inputs import gaussian, with_values
 
 from muonwire.errors import UsageError
 from muonwire.polar import (
@@ -12,6 +11,7 @@ from muonwire.polar import (
     quality,
 )
 from muonwire.polar.qdwh import qdwh
+from tests.polar.polar_inputs import gaussian, with_values
 
 SHAPES = [(40, 40), (40, 90), (90, 40), (2, 3, 12, 7)]
 

@@ -119,10 +119,6 @@ def test_stable_interval_and_slope():
     assert schedules.JORDAN.slope == pytest.approx(3.4445**5)
 
 
-def test_picture_is_svg():
-    assert schedules.JORDAN.svg().startswith("<svg")
-
-
 @pytest.mark.parametrize(
     "call",
     [

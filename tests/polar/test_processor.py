@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from polar_inputs import gaussian
 
+from muonwire.bench.break_even import measure_rates, take_turns
 from muonwire.errors import UsageError
 from muonwire.polar import PROCESSORS, explain, find_processor, polar, polar_list, set_processor
-from muonwire.polar.break_even import measure_rates, take_turns
 from muonwire.polar.processor import slowest
+from tests.polar.polar_inputs import gaussian
 
 CPU = torch.device("cpu")
 ORDER = list(PROCESSORS)

@@ -193,7 +193,7 @@ def test_a_folder_with_a_tokenizer_keeps_it(saved: Callable[[str], Path], tmp_pa
 
 def test_a_model_that_overflows_has_a_place_on_the_pages() -> None:
     """Infinite loss, perplexity and divergence are shown as such."""
-    from muonwire.report import render_page
+    from muonwire.pages import render_page
     from muonwire.spectra.compare_page import likeness_table
     from muonwire.spectra.likeness import Likeness
     from muonwire.spectra.sweep_page import sweep_page

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonwire.bench import codec as bench
+from muonwire.bench.codec import Measurement
 from muonwire.cli.arguments import captured_matrices, check_chart, matrix_shape, parse
 from muonwire.cli.progress import bench_bar
-from muonwire.codec import bench
-from muonwire.codec.bench import Measurement
 
 CAPTURED = Path("benchmarks/data/updates.safetensors")
 SHAPES = ((2048, 2048),)

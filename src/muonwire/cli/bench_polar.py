@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from muonwire.bench import polar as bench
+from muonwire.bench.polar import Measurement
 from muonwire.cli.arguments import captured_matrices, check_chart, matrix_shape, parse
 from muonwire.cli.env import processor_name
 from muonwire.cli.progress import bench_bar
 from muonwire.errors import UsageError
-from muonwire.polar import bench, find_processor
+from muonwire.polar import find_processor
 from muonwire.polar.auto import EXACT, METHODS
-from muonwire.polar.bench import Measurement
 from muonwire.polar.orthonormal import BASES
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from muonwire.bench.break_even import NUM_DECISIONS, BreakEven, measure_row
 from muonwire.cli.arguments import parse
 from muonwire.cli.progress import bench_bar
 from muonwire.polar import find_processor
-from muonwire.polar.break_even import NUM_DECISIONS, BreakEven, measure_row
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from muonwire import __version__
+from muonwire.bench.break_even import measure_rates
 from muonwire.cli.arguments import parse
 from muonwire.polar import find_processor
-from muonwire.polar.break_even import measure_rates
 
 PACKAGES = (
     *(

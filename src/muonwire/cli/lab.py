@@ -11,9 +11,9 @@ import tyro
 from muonwire.cli.actions import Action, dispatch
 from muonwire.cli.arguments import parse
 from muonwire.errors import UsageError
-from muonwire.lab.catalog import choose, load_claims
-from muonwire.lab.page import PAGE_NAME, read_verdicts, write_report
-from muonwire.lab.run import LabConfig, run
+from muonwire.lab.engine.catalog import choose, load_claims
+from muonwire.lab.engine.page import PAGE_NAME, read_verdicts, write_report
+from muonwire.lab.engine.run import LabConfig, run
 from muonwire.spectra.models import PACKAGED
 
 Ids = Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -131,7 +131,7 @@ def _list(args: Sequence[str]) -> int:
         examples=("muonwire lab list", "muonwire lab list vit"),
     )
     for claim in choose(load_claims(settings.claims_from), settings.ids):
-        print(f"{claim.id}  source {claim.source}, {claim.repeats} seeds: {claim.says}")
+        print(f"{claim.id}  {claim.repeats} seeds: {claim.says}")
     return 0
 
 

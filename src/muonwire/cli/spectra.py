@@ -16,7 +16,7 @@ from muonwire.spectra.models import Opened, open_model
 from muonwire.spectra.talk import PROMPTS, Sampling
 
 if TYPE_CHECKING:
-    from muonwire.report import Page
+    from muonwire.pages import Page
 
 Models = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
@@ -237,7 +237,7 @@ def _show(args: Sequence[str]) -> int:
 
 def _write_page(page: "Page", path: Path) -> None:
     """The page, and each of its charts as a PNG beside it."""
-    from muonwire.report import render_page, write_png
+    from muonwire.pages import render_page, write_png
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render_page(page), encoding="utf-8")

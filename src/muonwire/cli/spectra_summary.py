@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from muonwire.report.units import number_text
+from muonwire.pages.units import number_text
 from muonwire.spectra.measure import Measured
 from muonwire.spectra.show_page import summary_rows
 

@@ -9,12 +9,12 @@ import torch
 
 from muonwire import __version__
 from muonwire.compare.config import CompareConfig, Comparison
+from muonwire.compare.report import ReportSetting, write_compare_report
 from muonwire.compare.runs import pending
 from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.compare.worker import worker
 from muonwire.errors import ExchangeError, StoppedError
-from muonwire.report import ReportSetting, write_compare_report
 from muonwire.tasks import make_task
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import launch

@@ -5,6 +5,7 @@ from typing import Any
 import polars as pl
 
 from muonwire.compare.config import Comparison
+from muonwire.compare.report import CURVE_COLUMNS
 from muonwire.compare.runs import (
     Result,
     Run,
@@ -15,7 +16,6 @@ from muonwire.compare.runs import (
     tuning_losses,
 )
 from muonwire.recipes import parse_recipe
-from muonwire.report import CURVE_COLUMNS
 from muonwire.train.metrics import read_metrics
 from muonwire.transport import Link
 

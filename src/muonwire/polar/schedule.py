@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muonwire.errors import UsageError
-from muonwire.polar import svg
 from muonwire.polar.minimax import evaluate, extrema
 
 Step = tuple[float, ...]
@@ -117,17 +116,3 @@ class Schedule:
                 return False
             upper = float(values.max())
         return True
-
-    def svg(self, *, lower: float = 1e-3, width: int = 640, height: int = 320) -> str:
-        """Picture of p on [lower, 1], x logarithmic, as the text of an SVG file.
-
-        >>> Schedule(name="cubic", coefficients=((1.5, -0.5),), source="Higham (2008)").svg()[:4]
-        '<svg'
-        """
-        x = np.geomspace(lower, 1.0, width)
-        return svg.line_chart(
-            {self.name: (x, self.apply(x))},
-            title=f"{self.name}: {len(self)} iterations",
-            width=width,
-            height=height,
-        )

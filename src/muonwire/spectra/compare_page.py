@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from muonwire.report import Cell, Column, Listing, Listings, Page, Section, Table
-from muonwire.report.units import count_text, number_text, percent_text
+from muonwire.pages import Cell, Column, Listing, Listings, Page, Section, Table
+from muonwire.pages.units import count_text, number_text, percent_text
 from muonwire.spectra.likeness import Likeness
 from muonwire.spectra.talk import Answer
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from muonwire.report import Block, Cell, Chart, Column, Page, Row, Section, Table
-from muonwire.report.charts.series import series_chart
-from muonwire.report.units import count_text, file_slug, number_text
+from muonwire.pages import Block, Cell, Chart, Column, Page, Row, Section, Table
+from muonwire.pages.series import series_chart
+from muonwire.pages.units import count_text, file_slug, number_text
 from muonwire.spectra.measure import MEASURES, Measured
 
 TITLES = {

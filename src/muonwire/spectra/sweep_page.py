@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from muonwire.report import Block, Cell, Chart, Column, Page, Section, Table
-from muonwire.report.charts.series import series_chart
-from muonwire.report.units import digits_text, file_slug, number_text, percent_text
+from muonwire.pages import Block, Cell, Chart, Column, Page, Section, Table
+from muonwire.pages.series import series_chart
+from muonwire.pages.units import digits_text, file_slug, number_text, percent_text
 from muonwire.spectra.compare_page import answers_table, conversations, likeness_table
 from muonwire.spectra.likeness import Likeness
 from muonwire.spectra.sweep import Point

@@ -1,1 +1,1 @@
-"""One file a claim, or one a table that several claims share; each defines CLAIM, or CLAIMS."""
+"""The claims of the five notes, a folder a note; each file defines CLAIM, or CLAIMS for one measurement that settles several."""

@@ -1,0 +1,1 @@
+"""Rooms of the library measured against their peers."""

@@ -1,0 +1,217 @@
+"""What a comparison found, as sentences that follow from its numbers and from nothing else."""
+
+from collections.abc import Callable
+
+from markupsafe import Markup
+
+from muonwire.compare.report.results import RecipeResult, Results, told_apart
+from muonwire.compare.report.setting import ReportSetting
+from muonwire.compare.report.target import Reached, Target
+from muonwire.pages.units import bytes_text, listing_text, loss_text, lr_text, ratio_text, seconds_text
+
+
+def headline(results: Results) -> Markup:
+    """Who ended lowest, by how much, and whether the seeds bear it out."""
+    ranking = results.ranking
+    if not ranking:
+        every = "The only recipe" if len(results.recipes) == 1 else f"All {len(results.recipes)} recipes"
+        return Markup("{} diverged, so there is nothing to rank.").format(every)
+    best = ranking[0]
+    if len(ranking) == 1:
+        others = len(results.recipes) - 1
+        tail = (
+            "" if others == 0 else f"; the other {others} diverged" if others > 1 else "; the other diverged"
+        )
+        return Markup("{} ended at a loss of {}{}.").format(_name(best), _loss(best), tail)
+    second = ranking[1]
+    gap = _gap(second, best)
+    if gap == 0:
+        return Markup("{} and {} ended at the same loss, {}.").format(_name(best), _name(second), _loss(best))
+    if told_apart(best, second) is False:
+        return Markup("{} ({}) and {} ({}) ended level: the ranges of their seeds overlap.").format(
+            _name(best), _loss(best), _name(second), _loss(second)
+        )
+    seeds = ", and every one of its seeds below every one of the other’s" if told_apart(best, second) else ""
+    return Markup("{} ended lowest, at a loss of {}: {} below {} ({}){}.").format(
+        _name(best), _loss(best), loss_text(gap), _name(second), _loss(second), seeds
+    )
+
+
+def findings(results: Results, *, setting: ReportSetting, target: Target | None) -> tuple[Markup, ...]:
+    """Everything after the headline: bytes, what the target took, the subject, and what to be wary of."""
+    found = [
+        *_fewest_bytes(results),
+        *_to_target(results, setting=setting, target=target),
+        *_subject(results, subject=setting.subject),
+        *_diverged(results),
+        *_at_edge(results),
+        *_few_seeds(results),
+    ]
+    return tuple(found)
+
+
+def _fewest_bytes(results: Results) -> list[Markup]:
+    ranking = results.ranking
+    if not any(_sent(r) for r in results.recipes):
+        return [Markup("Nothing was sent: there are no bytes to compare.")]
+    senders = [r for r in ranking if _sent(r) > 0]
+    if len(senders) < 2:
+        return []
+    best = ranking[0]
+    least = min(senders, key=lambda r: (_sent(r), r.index))
+    most = max(senders, key=lambda r: (_sent(r), -r.index))
+    if _sent(most) == _sent(least):
+        return [
+            Markup("All recipes sent the same: {} per replica and step.").format(bytes_text(_sent(least)))
+        ]
+    if least is best:
+        return [
+            Markup("It also sent the fewest bytes: {} per replica and step, {} fewer than {} ({}).").format(
+                bytes_text(_sent(least)),
+                ratio_text(_sent(most) / _sent(least)),
+                _name(most),
+                bytes_text(_sent(most)),
+            )
+        ]
+    if best not in senders:
+        return []
+    return [
+        Markup(
+            "{} sent the fewest bytes, {} per replica and step, {} fewer than {} ({}), and ended {} above it."
+        ).format(
+            _name(least),
+            bytes_text(_sent(least)),
+            ratio_text(_sent(best) / _sent(least)),
+            _name(best),
+            bytes_text(_sent(best)),
+            loss_text(_gap(least, best)),
+        )
+    ]
+
+
+def _to_target(results: Results, *, setting: ReportSetting, target: Target | None) -> list[Markup]:
+    if target is None or target.reference not in target.reached:
+        return []
+    reference = Markup("<b>{}</b>").format(target.reference)
+    if len(target.reached) == 1:
+        return [
+            Markup("No other recipe got to the loss at which {} ended, {}.").format(
+                reference, loss_text(target.loss)
+            )
+        ]
+    basis = "{}, where {} ended" if target.named else "{}, where {} ended, the highest of those that finished"
+    to = Markup("To a loss of ") + Markup(basis).format(loss_text(target.loss), reference)
+    costs: tuple[tuple[str, Callable[[Reached], float], Callable[[float], str]], ...] = (
+        ("the fewest bytes per replica", lambda r: r.bytes_sent, bytes_text),
+        (f"the least modelled time at {setting.link}", lambda r: r.link_s, seconds_text),
+    )
+    by_recipe: dict[str, list[str]] = {}
+    for cost_name, cost, text in costs:
+        spent = {
+            r.recipe: cost(target.reached[r.recipe]) for r in results.ranking if r.recipe in target.reached
+        }
+        if not all(value > 0 for value in spent.values()):
+            continue
+        least = min(spent, key=lambda recipe: spent[recipe])
+        phrase = f"{cost_name}, {text(spent[least])}"
+        if least != target.reference:
+            ratio = ratio_text(spent[target.reference] / spent[least])
+            phrase += f" against {text(spent[target.reference])} ({ratio})"
+        by_recipe.setdefault(least, []).append(phrase)
+    return [
+        Markup("{}, {} needed {}.").format(
+            to,
+            Markup("<b>{}</b> itself").format(recipe)
+            if recipe == target.reference
+            else Markup("<b>{}</b>").format(recipe),
+            ", and ".join(phrases),
+        )
+        for recipe, phrases in by_recipe.items()
+    ]
+
+
+def _subject(results: Results, *, subject: str | None) -> list[Markup]:
+    if subject is None:
+        return []
+    ranking = results.ranking
+    result = results.find(subject)
+    if result is None:
+        return [
+            Markup("<b>{}</b>, which this comparison is about, is not among the results.").format(subject)
+        ]
+    if not result.ranked:
+        return [Markup("{}, which this comparison is about, diverged and has no rank.").format(_name(result))]
+    if len(ranking) == 1:
+        return []
+    best, place = ranking[0], ranking.index(result) + 1
+    if place == 1:
+        return [
+            Markup("{}, which this comparison is about, ended first of {}.").format(
+                _name(result), len(ranking)
+            )
+        ]
+    level = "; their seeds overlap" if told_apart(best, result) is False else ""
+    sent = ""
+    if _sent(result) > 0 and _sent(best) > 0 and _sent(result) != _sent(best):
+        less = _sent(result) < _sent(best)
+        ratio = _sent(best) / _sent(result) if less else _sent(result) / _sent(best)
+        sent = f", and sent {ratio_text(ratio)} {'fewer' if less else 'more'} bytes"
+    return [
+        Markup("{}, which this comparison is about, ended in place {} of {}: {} above {}{}{}.").format(
+            _name(result), place, len(ranking), loss_text(_gap(result, best)), _name(best), sent, level
+        )
+    ]
+
+
+def _diverged(results: Results) -> list[Markup]:
+    found = []
+    for result in results.recipes:
+        if result.ranked:
+            continue
+        rates = listing_text([lr_text(lr) for lr in sorted({seed.lr for seed in result.seeds})])
+        number = len(result.seeds)
+        which = "" if number == 1 else f" with {result.num_diverged} of {number} seeds"
+        found.append(
+            Markup("{} diverged{} at its best rate ({}) and is not ranked.").format(
+                _name(result), which, rates
+            )
+        )
+    return found
+
+
+def _at_edge(results: Results) -> list[Markup]:
+    edge = [r for r in results.recipes if r.ranked and any(seed.lr_at_grid_edge for seed in r.seeds)]
+    if not edge:
+        return []
+    names = Markup(", ").join(_name(r) for r in edge)
+    whose = "its" if len(edge) == 1 else "their"
+    return [
+        Markup(
+            "The best learning rate lies at the edge of the grid for {}: a wider grid could lower {} loss."
+        ).format(names, whose)
+    ]
+
+
+def _few_seeds(results: Results) -> list[Markup]:
+    if len(results.ranking) < 2 or results.num_seeds > 1:
+        return []
+    return [Markup("One seed per recipe: how much of a difference is chance is not measured here.")]
+
+
+def _name(result: RecipeResult) -> Markup:
+    return Markup("<b>{}</b>").format(result.recipe)
+
+
+def _loss(result: RecipeResult) -> str:
+    assert result.loss is not None
+    return loss_text(result.loss)
+
+
+def _gap(result: RecipeResult, best: RecipeResult) -> float:
+    assert result.loss is not None
+    assert best.loss is not None
+    return result.loss - best.loss
+
+
+def _sent(result: RecipeResult) -> float:
+    return result.mean(lambda seed: seed.bytes_sent_per_step)

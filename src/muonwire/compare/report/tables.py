@@ -1,0 +1,209 @@
+"""The tables and tiles of a comparison."""
+
+from collections.abc import Callable, Sequence
+
+from muonwire.compare.report.marks import swatch
+from muonwire.compare.report.results import RecipeResult, Results, SeedResult
+from muonwire.compare.report.setting import ReportSetting
+from muonwire.compare.report.target import Target
+from muonwire.pages.blocks import Cell, Column, Table, Tile, Tiles
+from muonwire.pages.units import bytes_text, digits_text, loss_text, lr_text, seconds_text
+
+_MISSING = "–"
+
+_Value = Callable[[RecipeResult], float | None]
+
+
+def headline_tiles(results: Results, *, setting: ReportSetting, target: Target | None) -> Tiles | None:
+    """The lowest loss, and the fewest bytes and least link time to the target; ``None`` if none finished."""
+    if not results.ranking:
+        return None
+    best = results.ranking[0]
+    assert best.loss is not None
+    tiles = [
+        Tile(label="Lowest final loss", value=loss_text(best.loss), detail=best.recipe, swatch=swatch(best)),
+    ]
+    reached = list(target.reached.values()) if target else []
+    if target and reached:
+        to = loss_text(target.loss)
+        if all(r.bytes_sent > 0 for r in reached):
+            least = min(reached, key=lambda r: r.bytes_sent)
+            tiles.append(
+                _tile(
+                    results,
+                    f"Fewest bytes per replica to a loss of {to}",
+                    bytes_text(least.bytes_sent),
+                    least.recipe,
+                )
+            )
+        if all(r.link_s > 0 for r in reached):
+            least = min(reached, key=lambda r: r.link_s)
+            label = f"Least time to {to} at {setting.link}, modelled"
+            tiles.append(_tile(results, label, seconds_text(least.link_s), least.recipe))
+    return Tiles(tiles=tuple(tiles))
+
+
+def _tile(results: Results, label: str, value: str, recipe: str) -> Tile:
+    result = results.find(recipe)
+    assert result is not None
+    return Tile(label=label, value=value, detail=recipe, swatch=swatch(result))
+
+
+def results_table(results: Results, *, setting: ReportSetting, target: Target | None) -> Table:
+    """Loss, rate, traffic and what the target took, by recipe; lowest loss first."""
+    recipes = results.ordered
+    columns: list[tuple[Column, list[Cell]]] = [
+        (Column(label="Final loss", unit="evaluation"), _loss_cells(recipes)),
+        (Column(label="Learning rate", unit="best of grid"), [_rate_cell(r) for r in recipes]),
+        (
+            Column(label="Bits", unit="per parameter, step"),
+            _cells(recipes, _mean(lambda s: s.bits_per_parameter_step), text=digits_text),
+        ),
+        (
+            Column(label="Sent", unit="per replica, step"),
+            _cells(recipes, _mean(lambda s: s.bytes_sent_per_step), text=bytes_text),
+        ),
+    ]
+    if target:
+        to = f"to {loss_text(target.loss)}"
+        reached = target.reached
+        columns += [
+            (
+                Column(label="Sent in all", unit=f"per replica, {to}"),
+                _cells(
+                    recipes,
+                    lambda r: reached[r.recipe].bytes_sent if r.recipe in reached else None,
+                    text=bytes_text,
+                ),
+            ),
+            (
+                Column(label=f"Time at {setting.link}", unit=f"{to}, modelled"),
+                _cells(
+                    recipes,
+                    lambda r: reached[r.recipe].link_s if r.recipe in reached else None,
+                    text=seconds_text,
+                ),
+            ),
+        ]
+    notes = ["The best value of a column is marked; a recipe that diverged takes no part in that."]
+    if results.num_seeds > 1:
+        notes.append(
+            f"Final loss: mean over {results.num_seeds} seeds, and below it their lowest and highest."
+        )
+    if target:
+        notes.append(
+            f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe "
+            "never got there."
+        )
+    if any(s.lr_at_grid_edge for r in results.recipes for s in r.seeds):
+        notes.append(
+            "“Edge”: the best rate is the lowest or highest of the grid, so a wider grid may do better."
+            if not setting.lr_searched
+            else "“Edge”: the best rate is the lowest or highest of the grid that was searched before, or not the one that was "
+            "best then; other rates may do better."
+        )
+    return _table("Results by recipe, lowest loss first", recipes, columns, notes=notes)
+
+
+def costs_table(results: Results) -> Table:
+    """Traffic and time of a step, by recipe; lowest loss first."""
+    recipes = results.ordered
+    columns = [
+        (
+            Column(label="Sent", unit="per step"),
+            _cells(recipes, _mean(lambda s: s.bytes_sent_per_step), text=bytes_text),
+        ),
+        (
+            Column(label="Received", unit="per step"),
+            _cells(recipes, _mean(lambda s: s.bytes_received_per_step), text=bytes_text),
+        ),
+        (
+            Column(label="Egress", unit="per step"),
+            _cells(recipes, _mean(lambda s: s.bytes_egress_per_step), text=bytes_text),
+        ),
+        (
+            Column(label="Messages", unit="per step"),
+            _cells(recipes, _mean(lambda s: s.messages_per_step), text=digits_text),
+        ),
+        *(
+            (Column(label=label, unit=unit), _cells(recipes, _mean(value), text=seconds_text))
+            for label, unit, value in _TIMES
+        ),
+    ]
+    return _table(
+        "Cost of a step by recipe, per replica",
+        recipes,
+        columns,
+        notes=[
+            "Means over the seeds, the replicas and the steps; a recipe that talks only at times talks "
+            "less per step."
+        ],
+    )
+
+
+_TIMES: tuple[tuple[str, str, Callable[[SeedResult], float]], ...] = (
+    ("Compute", "measured", lambda s: s.compute_s_per_step),
+    ("Optimizer", "measured", lambda s: s.optimizer_s_per_step),
+    ("Exchange", "measured here", lambda s: s.exchange_s_per_step),
+    ("Link", "modelled", lambda s: s.link_s_per_step),
+)
+
+
+def _table(
+    caption: str,
+    recipes: Sequence[RecipeResult],
+    columns: Sequence[tuple[Column, list[Cell]]],
+    *,
+    notes: Sequence[str],
+) -> Table:
+    names = [Cell(text=r.recipe, swatch=swatch(r)) for r in recipes]
+    return Table(
+        caption=caption,
+        columns=(Column(label="Recipe", numeric=False), *(column for column, _ in columns)),
+        rows=tuple(zip(names, *(cells for _, cells in columns), strict=True)),
+        notes=tuple(notes),
+    )
+
+
+def _mean(value: Callable[[SeedResult], float]) -> _Value:
+    return lambda recipe: recipe.mean(value)
+
+
+def _cells(recipes: Sequence[RecipeResult], value: _Value, *, text: Callable[[float], str]) -> list[Cell]:
+    values = [value(recipe) for recipe in recipes]
+    best = _best(recipes, values)
+    # Values that read the same are equally good.
+    best_text = None if best is None else text(best)
+    return [
+        Cell(text=_MISSING)
+        if number is None
+        else Cell(text=text(number), best=recipe.ranked and text(number) == best_text)
+        for recipe, number in zip(recipes, values, strict=True)
+    ]
+
+
+def _best(recipes: Sequence[RecipeResult], values: Sequence[float | None]) -> float | None:
+    """The smallest value of the ranked recipes; ``None`` if they are all alike."""
+    ranked = [v for r, v in zip(recipes, values, strict=True) if r.ranked and v is not None]
+    return min(ranked) if len(set(ranked)) > 1 else None
+
+
+def _loss_cells(recipes: Sequence[RecipeResult]) -> list[Cell]:
+    best = _best(recipes, [r.loss for r in recipes])
+    cells = []
+    for recipe in recipes:
+        if recipe.loss is None:
+            number = len(recipe.seeds)
+            detail = f"{recipe.num_diverged} of {number} seeds" if number > 1 else ""
+            cells.append(Cell(text="", flag="diverged", detail=detail))
+            continue
+        low, high = min(recipe.losses), max(recipe.losses)
+        detail = f"{loss_text(low)} to {loss_text(high)}" if len(recipe.losses) > 1 else ""
+        cells.append(Cell(text=loss_text(recipe.loss), detail=detail, best=recipe.loss == best))
+    return cells
+
+
+def _rate_cell(recipe: RecipeResult) -> Cell:
+    rates = sorted({seed.lr for seed in recipe.seeds})
+    edge = any(seed.lr_at_grid_edge for seed in recipe.seeds)
+    return Cell(text=", ".join(lr_text(lr) for lr in rates), flag="edge" if edge else "")

@@ -1,0 +1,188 @@
+"""Why each recipe lands where it does: its measures beside dense Muon's, by rules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from muonwire.compare.report.marks import swatch
+from muonwire.compare.report.results import RecipeResult, Results, told_apart
+from muonwire.pages.blocks import Cell, Column, Section, Table, Terms
+from muonwire.pages.units import digits_text, percent_text, ratio_text
+
+REFERENCE = "muon"
+MEASURES = ("alignment", "effective_rank", "disagreement", "kept_over_sent")
+
+# From where on a measure counts as a reason, as a share of dense Muon's; what is kept, as a share of what is sent.
+LOW_ALIGNMENT = 0.9
+LOW_RANK = 0.75
+HIGH_DISAGREEMENT = 1.25
+HIGH_KEPT = 1.0
+# A gap to dense Muon below this share of its loss is none.
+LEVEL = 0.001
+
+DEFINITIONS = (
+    (
+        "Alignment",
+        "Cosine between the change of the shared weights, of the last step or with local steps of the last "
+        "synchronization, and the dense update −polar(mean of the replicas’ momenta). Mean over the hidden matrices. All four "
+        "measures are means over a few probes of each run.",
+    ),
+    (
+        "Effective rank",
+        "exp(entropy of the normalized singular values) of the same change, over the number of singular values.",
+    ),
+    (
+        "Disagreement",
+        "How far what the replicas hold before an exchange, their weight change with local steps, else their "
+        "momentum, lies from its mean: root mean square over the replicas, over the mean’s norm.",
+    ),
+    (
+        "Kept over sent",
+        "Norm of what the feedback keeps back for later over the norm of what an exchange sends.",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reason:
+    """A measure that departs from dense Muon's: by how much, from 0 (not at all) to 1, and in words."""
+
+    weight: float
+    text: str
+
+
+def why_section(results: Results) -> Section | None:
+    """The measures of all recipes and a sentence on each, or ``None`` where nothing was measured."""
+    if not any(seed.diagnostics for r in results.recipes for seed in r.seeds):
+        return None
+    recipes = results.ordered
+    reference = _reference(results)
+    sentences = tuple((r.recipe, why(r, results)) for r in recipes)
+    lead = "What the runs measured beside dense Muon’s figures" if reference else "What the runs measured"
+    return Section(
+        title="Why they land there",
+        anchor="why",
+        lead=f"{lead}, at a few probes of each run. The sentences follow from the figures by fixed rules.",
+        blocks=(_table(recipes, reference), Terms(items=sentences)),
+    )
+
+
+def why(recipe: RecipeResult, results: Results) -> Markup:
+    """One sentence: where the recipe landed against dense Muon, and which measures tell it apart."""
+    if not recipe.ranked:
+        return Markup("Diverged, so there is no end to explain.")
+    if all(recipe.diagnostic(name) is None for name in MEASURES):
+        return Markup("Not measured: its runs took no probes.")
+    reference = _reference(results)
+    if reference is None:
+        return Markup("No run of {} to measure it against: {}.").format(REFERENCE, _figures(recipe))
+    if recipe is reference:
+        return Markup("The reference: {}.").format(_figures(recipe))
+    reasons = [r.text for r in find_reasons(recipe, reference, results)]
+    landed, gap = _landed(recipe, reference)
+    if not reasons:
+        return Markup("{}; none of the measures departs from dense Muon’s by enough to tell why.").format(
+            landed
+        )
+    listed = "; ".join(reasons)
+    if gap <= 0:
+        return Markup("{}, although {}.").format(landed, listed)
+    return Markup("{}: {}{}.").format(landed, "mainly, " if len(reasons) > 1 else "", listed)
+
+
+def find_reasons(recipe: RecipeResult, reference: RecipeResult, results: Results) -> list[Reason]:
+    """The measures by which ``recipe`` departs from ``reference``, the farthest first."""
+    reasons = []
+    others = [r for r in results.ranking if r is not reference]
+    cosine, dense = recipe.diagnostic("alignment"), reference.diagnostic("alignment")
+    if cosine is not None and dense and cosine < LOW_ALIGNMENT * dense:
+        text = f"its weights move at a cosine of {_figure(cosine)} to the dense update (dense Muon’s: {_figure(dense)})"
+        extreme = _extreme(recipe, others, "alignment", lowest=True)
+        reasons.append(Reason(weight=1 - cosine / dense, text=text + extreme))
+    rank, dense = recipe.diagnostic("effective_rank"), reference.diagnostic("effective_rank")
+    if rank is not None and dense and rank < LOW_RANK * dense:
+        text = (
+            f"the change has an effective rank of {percent_text(rank)} (dense Muon’s: {percent_text(dense)})"
+        )
+        extreme = _extreme(recipe, others, "effective_rank", lowest=True)
+        reasons.append(Reason(weight=1 - rank / dense, text=text + extreme))
+    apart, dense = recipe.diagnostic("disagreement"), reference.diagnostic("disagreement")
+    if apart is not None and dense is not None and apart > HIGH_DISAGREEMENT * dense:
+        text = f"what its replicas bring differs by {_figure(apart)} of its mean (dense Muon’s: {_figure(dense)})"
+        extreme = _extreme(recipe, others, "disagreement", lowest=False)
+        reasons.append(Reason(weight=1 - dense / apart, text=text + extreme))
+    kept = recipe.diagnostic("kept_over_sent")
+    if kept is not None and kept > HIGH_KEPT:
+        text = f"its feedback holds back {ratio_text(kept)} what an exchange sends"
+        extreme = _extreme(recipe, others, "kept_over_sent", lowest=False)
+        reasons.append(Reason(weight=1 - HIGH_KEPT / kept, text=text + extreme))
+    return sorted(reasons, key=lambda reason: -reason.weight)
+
+
+def _extreme(recipe: RecipeResult, others: Sequence[RecipeResult], measure: str, *, lowest: bool) -> str:
+    """A remark where no other recipe's measure reaches this one's; silence among fewer than three."""
+    mine = recipe.diagnostic(measure)
+    values = [v for r in others if r is not recipe and (v := r.diagnostic(measure)) is not None]
+    assert mine is not None
+    if len(values) < 2 or not all(mine < v if lowest else mine > v for v in values):
+        return ""
+    return f", the {'lowest' if lowest else 'highest'} here"
+
+
+def _reference(results: Results) -> RecipeResult | None:
+    found = results.find(REFERENCE)
+    return found if found and found.ranked and found.diagnostic("alignment") is not None else None
+
+
+def _landed(recipe: RecipeResult, reference: RecipeResult) -> tuple[str, float]:
+    """Where it landed, and the gap, which is 0 where the two are level."""
+    assert recipe.loss is not None
+    assert reference.loss is not None
+    gap = recipe.loss / reference.loss - 1
+    lower, higher = (recipe, reference) if gap < 0 else (reference, recipe)
+    if abs(gap) < LEVEL or told_apart(lower, higher) is False:
+        where, gap = "Level with dense Muon", 0.0
+    else:
+        where = f"{percent_text(abs(gap))} {'below' if gap < 0 else 'above'} dense Muon"
+    if recipe.bits and reference.bits and recipe.bits != reference.bits:
+        less = recipe.bits < reference.bits
+        ratio = reference.bits / recipe.bits if less else recipe.bits / reference.bits
+        where += f" at {ratio_text(ratio)} {'fewer' if less else 'more'} bits"
+    return where, gap
+
+
+def _figures(recipe: RecipeResult) -> str:
+    found = [(name, recipe.diagnostic(name)) for name in MEASURES]
+    return ", ".join(f"{name.replace('_', ' ')} {_figure(v)}" for name, v in found if v is not None)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else digits_text(value)
+
+
+def _table(recipes: Sequence[RecipeResult], reference: RecipeResult | None) -> Table:
+    labels = (
+        ("Alignment", "with the dense update"),
+        ("Effective rank", "of the change"),
+        ("Disagreement", "between replicas"),
+        ("Kept over sent", "feedback"),
+    )
+    rows = []
+    for r in recipes:
+        gap = "–"
+        if reference and reference.loss and r.loss is not None:
+            gap = f"{100 * (r.loss / reference.loss - 1):+.1f} %"
+        values = [r.diagnostic(name) for name in MEASURES]
+        cells = [Cell(text="–" if v is None else _figure(v)) for v in values]
+        rows.append((Cell(text=r.recipe, swatch=swatch(r)), Cell(text=gap), *cells))
+    return Table(
+        caption="Measures by recipe, lowest loss first",
+        columns=(
+            Column(label="Recipe", numeric=False),
+            Column(label="Loss", unit="against dense Muon"),
+            *(Column(label=label, unit=unit) for label, unit in labels),
+        ),
+        rows=tuple(rows),
+        notes=("A dash: it does not apply, or was not measured.",),
+    )

@@ -1,0 +1,102 @@
+"""hypothesis.3: attention weights need orthogonalization most."""
+
+from muonwire.lab.claims.conflict import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot
+from muonwire.lab.inputs.captured import hidden_matrices
+from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, share_of_gain
+from muonwire.tasks.models import build_llama
+
+RECIPES = {
+    "none (AdamW)": "adamw",
+    "attention": "muon(adam=['mlp'])",
+    "MLP": "muon(adam=['self_attn'])",
+    "all": "muon",
+}
+ROLES = {"attention": "self_attn", "MLP": "mlp"}
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Dense Muon on attention, on the MLP, on both and on neither; AdamW for what is left."""
+    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    matrices = hidden_matrices(build_llama("pico", vocabulary=256, sequence=64, seed=0))
+    none, rows = runs["adamw"], runs.rows(RECIPES)
+    gains, dense = {}, {}
+    for name, role in ROLES.items():
+        run = runs[RECIPES[name]]
+        weights = sum(p.numel() for layer, p in matrices.items() if role in layer)
+        gains[name], dense[name] = run.below(none), run.below(none) / weights * 1e6
+        rows.append(
+            {
+                "orthogonalized": name,
+                "gain": gains[name],
+                "share": share_of_gain(run, start=none, end=runs["muon"]),
+                "weights": weights,
+                "per_million": dense[name],
+            }
+        )
+    rows.append({"orthogonalized": "both", "gain": runs["muon"].below(none), "share": 100.0})
+    return [
+        *rows,
+        {
+            "attention beside MLP": "difference",
+            "lead": gains["attention"] - gains["MLP"],
+            "lead_per_million": dense["attention"] - dense["MLP"],
+        },
+    ]
+
+
+CLAIM = Claim(
+    id="hypothesis.3",
+    note=NOTE,
+    says="attention weights are where orthogonality matters most; MLP weights are larger and benefit more from "
+    "compression",
+    question="Does Muon on attention alone gain more over AdamW than Muon on the MLP alone, in all and for each "
+    "weight that it orthogonalizes?",
+    expected="The MLP gains more in all, having more than twice the weights; for each weight the two are about "
+    "level.",
+    measure=measure,
+    inputs=(TRAINING,),
+    repeats=len(SEEDS),
+    checks=(
+        Check(
+            name="attention gains at least as much as the MLP",
+            setting="in all",
+            column="lead",
+            select={"attention beside MLP": "difference"},
+            at_least=0.0,
+            unit="nats a token",
+        ),
+        Check(
+            name="attention gains at least as much as the MLP",
+            setting="for each weight",
+            column="lead_per_million",
+            select={"attention beside MLP": "difference"},
+            at_least=0.0,
+            unit="nats a token and million weights",
+        ),
+    ),
+    meaning={
+        "confirmed": "If only some matrices can be orthogonalized, or sent densely, take attention.",
+        "refuted": "Do not leave the MLP out: orthogonalizing it gains more than attention, in all and for each "
+        "weight.",
+        "depends": "Attention and MLP differ in what they gain in all and for each weight; where the budget is "
+        "bytes take the one that gains more for each weight, and orthogonalize both where you can.",
+    },
+    tables=(
+        OUTCOMES,
+        Pivot(
+            caption="What Muon on some matrices gains over AdamW on all: final loss, nats a token; share of the "
+            "gain on all, %",
+            rows={"orthogonalized": "Orthogonalized"},
+            values={
+                "gain": "Gain",
+                "share": "Share",
+                "weights": "Weights",
+                "per_million": "Gain for each million weights",
+            },
+        ),
+    ),
+    plots=(CURVES,),
+)

@@ -1,0 +1,67 @@
+"""approach.A: Muon's momentum, compressed, without orthogonalization."""
+
+from muonwire.lab.claims.conflict import NOTE
+from muonwire.lab.engine.check import Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+
+RECIPES = {
+    "approach A": "approach_a",
+    "A without momentum": "approach_a(momentum=0.0)",
+    "approach B": "approach_b",
+    "DisTrO alone": "distro",
+    "dense Muon": "muon",
+}
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Approach A beside itself without momentum, with a polar factor, and DisTrO alone."""
+    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    a = runs["approach_a"]
+    return [
+        *runs.rows(RECIPES),
+        gain("momentum before the codec", of=a, over=runs["approach_a(momentum=0.0)"]),
+        gain("a polar factor behind the codec", of=runs["approach_b"], over=a),
+        gain("A instead of DisTrO alone", of=a, over=runs["distro"]),
+    ]
+
+
+CLAIM = Claim(
+    id="approach.A",
+    note=NOTE,
+    says="compressing Muon’s momentum without orthogonalizing it keeps the benefit of its smoothing, loses that of "
+    "orthogonalization, and might be good enough",
+    question="With DisTrO’s codec and error feedback, does momentum before the codec lower the loss, would a polar "
+    "factor behind it lower it further, and does the approach end below DisTrO alone?",
+    expected="Momentum hardly helps, since the error feedback and the sign behind it smooth already; a polar "
+    "factor lowers the loss; level with DisTrO alone, whose residual momentum is nearly the same thing.",
+    measure=measure,
+    inputs=(TRAINING,),
+    repeats=len(SEEDS),
+    checks=(
+        gain_check(
+            "momentum before the codec lowers the loss",
+            setting="with momentum against without",
+            change="momentum before the codec",
+        ),
+        gain_check(
+            "a polar factor behind the codec would lower it further",
+            setting="against approach B",
+            change="a polar factor behind the codec",
+        ),
+        gain_check(
+            "it ends below the baseline",
+            setting="against DisTrO alone",
+            change="A instead of DisTrO alone",
+        ),
+    ),
+    meaning={
+        "confirmed": "Momentum before a compressing exchange pays, and a polar factor behind it pays more.",
+        "refuted": "Momentum before a compressing exchange with feedback gains nothing, nor does a polar factor "
+        "behind it.",
+        "depends": "The note’s three expectations of this approach do not hold together: see which of momentum, "
+        "the polar factor and the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
+    },
+    tables=(OUTCOMES, GAINS),
+    plots=(CURVES,),
+)

@@ -1,0 +1,113 @@
+"""approach.F: DisTrO, and every P steps everything in full, orthogonalized."""
+
+from muonwire.lab.claims.conflict import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.inputs.training import (
+    CURVES,
+    GAINS,
+    OUTCOMES,
+    SEEDS,
+    TRAINING,
+    Results,
+    gain,
+    gain_check,
+    share_of_gain,
+)
+
+PERIODS = {3: "approach_f(period=3)", 10: "approach_f", 50: "approach_f(period=50)"}
+RECIPES = {
+    **{f"every {period} steps": recipe for period, recipe in PERIODS.items()},
+    "approach B": "approach_b",
+    "DisTrO alone": "distro",
+    "dense Muon": "muon",
+}
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Approach F at three periods, between DisTrO alone and dense Muon."""
+    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    distro, muon, every_step = runs["distro"], runs["muon"], runs["approach_b"]
+    rows = runs.rows(RECIPES)
+    for period, recipe in PERIODS.items():
+        f = runs[recipe]
+        rows.append(gain(f"every {period} steps", of=f, over=distro))
+        rows.append(
+            {
+                "period": period,
+                "loss_share": share_of_gain(f, start=distro, end=muon),
+                "bits_share": 100 * f.bits / muon.bits,
+                "time": f.optimizer_ms / every_step.optimizer_ms,
+            }
+        )
+    return rows
+
+
+CLAIM = Claim(
+    id="approach.F",
+    note=NOTE,
+    says="DisTrO for nine steps, and at the tenth a full synchronization, orthogonalized, spreads the cost of "
+    "orthogonalization over the steps; how often is enough is open",
+    quoted={"period": "10"},
+    question="With periods of 3, 10 and 50 steps: does it end below DisTrO alone, how far does it go towards dense "
+    "Muon, and is its optimizer faster than one that orthogonalizes every step?",
+    expected="No period helps much: one orthogonal step in ten moves the weights no farther than the nine others "
+    "do, and the bits of a full step every ten are forty times DisTrO’s. The residual momentum is sent in full, "
+    "not the weights, which DisTrO keeps equal on all replicas anyway.",
+    measure=measure,
+    inputs=(TRAINING,),
+    repeats=len(SEEDS),
+    checks=(
+        gain_check(
+            "it ends below the baseline", setting="every 10 steps, as in the source", change="every 10 steps"
+        ),
+        gain_check("it ends below the baseline", setting="every 50 steps", change="every 50 steps"),
+        Check(
+            name="it goes at least half of the way from DisTrO alone to dense Muon",
+            setting="every 10 steps, between DisTrO and Muon",
+            column="loss_share",
+            select={"period": 10},
+            at_least=50.0,
+            unit="%",
+        ),
+        Check(
+            name="its optimizer takes less time than one that orthogonalizes every step",
+            setting="by time",
+            column="time",
+            select={"period": 10},
+            at_most=1.0,
+            possible=(0.0, float("inf")),
+            unit="of approach B’s",
+        ),
+    ),
+    meaning={
+        "confirmed": "A full orthogonalized step now and then brings DisTrO most of the way to Muon; every ten "
+        "steps is often enough.",
+        "refuted": "Full steps among compressed ones buy nothing; leave them out.",
+        "depends": "The table says what each period buys and what it sends: a full step every ten costs a tenth of "
+        "dense Muon’s bits on the hidden matrices, so compare it with recipes that orthogonalize every step at "
+        "DisTrO’s bits.",
+    },
+    tables=(
+        OUTCOMES,
+        Pivot(
+            caption="By period: part of the way from DisTrO alone to dense Muon in loss, %; bits in % of dense "
+            "Muon’s; optimizer time over approach B’s",
+            rows={"period": "Period"},
+            values={"loss_share": "Part of the way", "bits_share": "Bits", "time": "Time"},
+        ),
+        GAINS,
+    ),
+    plots=(
+        CURVES,
+        Plot(
+            name="period",
+            title="How often is enough?",
+            how_to_read="0 is DisTrO alone, 100 is dense Muon. The band is a 95 % interval over the seeds.",
+            x=("period", "Steps from one full synchronization to the next"),
+            y=("loss_share", "% of the way to dense Muon"),
+            log_x=True,
+        ),
+    ),
+)

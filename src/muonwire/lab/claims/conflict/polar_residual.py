@@ -1,0 +1,120 @@
+"""approach.C: orthogonalize, and compress the residual."""
+
+from muonwire.lab.claims.conflict import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot
+from muonwire.lab.inputs.captured import captured
+from muonwire.lab.inputs.text_training import TEXT_TRAINING
+from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+from muonwire.lab.measures.matrices import cosine, polar_factor, relative_error, through
+from muonwire.recipes.compressed import CODEC
+
+RECIPES = {
+    "approach C": "approach_c",
+    "approach B": "approach_b",
+    "DisTrO alone": "distro",
+    "dense Muon": "muon",
+}
+
+
+def _residuals(setting: Setting) -> list[Row]:
+    rows: list[Row] = []
+    # Another part of the matrices for each seed.
+    for one in list(captured(setting.input(TEXT_TRAINING), kind="momentum"))[setting.seed :: len(SEEDS)]:
+        m = one.matrix
+        u = polar_factor(m)
+        scaled = m - cosine(m, u) * m.norm() / u.norm() * u
+        plain = relative_error(through(CODEC, m), m)
+        rows += [
+            {
+                "residual": name,
+                "size": float(r.norm() / m.norm()),
+                "error": relative_error(through(CODEC, r), r),
+                "saved": 100 * (plain - relative_error(through(CODEC, r), r)) / plain,
+            }
+            for name, r in (("momentum − polar factor", m - u), ("momentum − s · polar factor", scaled))
+        ]
+        rows.append({"residual": "momentum itself", "size": 1.0, "error": plain})
+    return rows
+
+
+def measure(setting: Setting) -> list[Row]:
+    """The residual's size and compressibility on real momentum, and approach C beside DisTrO alone."""
+    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    return [
+        *_residuals(setting),
+        *runs.rows(RECIPES),
+        gain("C instead of DisTrO alone", of=runs["approach_c"], over=runs["distro"]),
+        gain("C instead of B", of=runs["approach_c"], over=runs["approach_b"]),
+    ]
+
+
+CLAIM = Claim(
+    id="approach.C",
+    note=NOTE,
+    says="what orthogonalization removes from the momentum, momentum − polar factor, might be small and "
+    "compressible; how to aggregate the polar factors is open",
+    question="How large is the residual beside the momentum, as written and with the polar factor at its best "
+    "scale; does the codec lose less of it than of the momentum; and what does the approach come to, with the "
+    "polar factor of the last shared estimate as the part that need not be sent?",
+    expected="Not small: a polar factor’s norm is √min(m, n) whatever the momentum’s is, so that the residual as "
+    "written is minus the polar factor; at the best scale it is √(1 − cos²), most of the momentum for peaked "
+    "spectra. No more compressible. In training no gain.",
+    measure=measure,
+    inputs=(TEXT_TRAINING, TRAINING),
+    repeats=len(SEEDS),
+    checks=(
+        Check(
+            name="the residual is smaller than the momentum",
+            setting="on real momentum, as written",
+            column="size",
+            select={"residual": "momentum − polar factor"},
+            at_most=1.0,
+            possible=(0.0, float("inf")),
+            unit="of its norm",
+        ),
+        Check(
+            name="it is at most half of the momentum",
+            setting="on real momentum, at the best scale",
+            column="size",
+            select={"residual": "momentum − s · polar factor"},
+            at_most=0.5,
+            possible=(0.0, 1.0),
+            unit="of its norm",
+        ),
+        Check(
+            name="the codec loses a smaller share of it than of the momentum",
+            setting="on real momentum, through DisTrO’s codec",
+            column="saved",
+            select={"residual": "momentum − s · polar factor"},
+            at_least=0.0,
+            possible=(float("-inf"), 100.0),
+            unit="%",
+        ),
+        gain_check(
+            "it ends below the baseline",
+            setting="in training against DisTrO alone",
+            change="C instead of DisTrO alone",
+        ),
+    ),
+    meaning={
+        "confirmed": "Send what a shared polar prediction leaves over: it is smaller and easier to compress.",
+        "refuted": "Do not subtract a polar factor before the codec: what is left is as large and no easier to "
+        "compress.",
+        "depends": "Subtracting a polar factor does not make the momentum small and easy at once, whatever the "
+        "approach comes to in training: beside approach B, which leaves it out, the table says what the prediction "
+        "itself is worth.",
+    },
+    tables=(
+        Pivot(
+            caption="What is left of real momentum, ‖residual‖/‖momentum‖, and the relative error of DisTrO’s "
+            "codec on it",
+            rows={"residual": "Matrix"},
+            values={"size": "Norm", "error": "Error of the codec"},
+        ),
+        OUTCOMES,
+        GAINS,
+    ),
+    plots=(CURVES,),
+)

@@ -1,0 +1,205 @@
+"""future.1: real gradients of language models may behave differently from random matrices."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from muonwire.lab.claims.integration import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
+from muonwire.lab.measures.matrices import condition, cosine, cosine_transform, energy_of_largest, through
+from muonwire.polar.quality import exact_factor
+
+SHARE = 0.05
+DENSITIES = (0.05, 0.25)
+# The kurtosis of Laplace's distribution; Gaussian entries have 3.
+HEAVY = 6.0
+SPECTRUM = tuple(i / 10 for i in range(11))
+
+
+def _kurtosis(x: Tensor) -> float:
+    centered = x.double() - x.double().mean()
+    return float(centered.pow(4).mean() / centered.square().mean().square())
+
+
+def _effective_rank(values: Tensor) -> float:
+    """exp of the entropy of σ²/Σσ², over the number of singular values."""
+    shares = values.double().square() / values.double().square().sum()
+    return float(torch.special.entr(shares).sum().exp()) / len(values)
+
+
+def _properties(x: Tensor) -> dict[str, float]:
+    """What integration.1 to 4 measure, of one matrix."""
+    u = exact_factor(x).float()
+    left, values, right = torch.linalg.svd(x, full_matrices=False)
+    concentration = {
+        what: 100 * energy_of_largest(cosine_transform(one), SHARE)
+        for what, one in (("it", x), ("factor", u), ("rank one", values[0] * left[:, :1] @ right[:1]))
+    }
+    found = {
+        "kurtosis": _kurtosis(x),
+        # Kurtoses of real matrices differ by orders of magnitude; their mean is that of the largest.
+        "log kurtosis": math.log10(_kurtosis(x)),
+        "effective rank": 100 * _effective_rank(values),
+        "condition": math.log10(condition(values)),
+        "concentration": concentration["it"],
+        "lost by polar": concentration["it"] - concentration["factor"],
+        "rank one gain": concentration["rank one"] - concentration["it"],
+        "alignment": cosine(u, x),
+    }
+    for density in DENSITIES:
+        codec = f"dct(chunk=64) | topk(density={density}) | float32"
+        decoded = through(codec, x)
+        found[f"cosine {density:g}"] = cosine(decoded, x)
+        found[f"cosine lost {density:g}"] = cosine(decoded, x) - cosine(through(codec, u), x)
+        found[f"growth {density:g}"] = math.log10(
+            condition(torch.linalg.svdvals(decoded)) / condition(values)
+        )
+    return found
+
+
+def _spectrum(x: Tensor, data: str) -> list[Row]:
+    values = torch.linalg.svdvals(x)
+    last = len(values) - 1
+    return [
+        {"data": data, "place": p, "singular": float(values[round(p * last)] / values[0])} for p in SPECTRUM
+    ]
+
+
+def _pairs(setting: Setting) -> Iterator[tuple[str, Tensor, Tensor]]:
+    for stream, (data, x) in enumerate(real_samples(setting, kinds=("gradient", "momentum"))):
+        yield data, x, gaussian(setting, *x.shape, stream=stream)
+
+
+def measure(setting: Setting) -> list[Row]:
+    """The properties of real gradients and momenta, and of Gaussian matrices of their shapes."""
+    rows: list[Row] = []
+    for data, x, noise in _pairs(setting):
+        real, made = _properties(x), _properties(noise)
+        rows.append({"data": data, **real})
+        rows.append({"data": "Gaussian of their shapes", **made})
+        rows.append(
+            {
+                "real": data,
+                "rank ratio": real["effective rank"] / made["effective rank"],
+                "more concentrated": real["concentration"] - made["concentration"],
+                "more lost": real["cosine lost 0.05"] / made["cosine lost 0.05"],
+            }
+        )
+        rows += [*_spectrum(x, data), *_spectrum(noise, "Gaussian of their shapes")]
+    return rows
+
+
+def _checks(data: str, setting: str) -> tuple[Check, ...]:
+    select = {"real": data}
+    return (
+        Check(
+            name="the entries' tails are heavier than Laplace's, kurtosis 6, in the geometric mean",
+            setting=f"tails, {setting}",
+            column="log kurtosis",
+            select={"data": data},
+            at_least=math.log10(HEAVY),
+            possible=(0.0, 9.0),
+            unit="powers of ten",
+        ),
+        Check(
+            name="the effective rank is at most half of a Gaussian matrix's",
+            setting=f"rank, {setting}",
+            column="rank ratio",
+            select=select,
+            at_most=0.5,
+            possible=(0.0, 100.0),
+            unit="× a Gaussian matrix's",
+        ),
+        Check(
+            name="the largest 5 % of the DCT coefficients have at least 2 points more of the energy",
+            setting=f"concentration, {setting}",
+            column="more concentrated",
+            select=select,
+            at_least=2.0,
+            possible=(-100.0, 100.0),
+            unit="points",
+        ),
+        Check(
+            name="orthogonalizing first costs at least twice the cosine that it costs a Gaussian matrix",
+            setting=f"what orthogonalizing costs, {setting}",
+            column="more lost",
+            select=select,
+            at_least=2.0,
+            possible=(-1e3, 1e3),
+            unit="×",
+        ),
+    )
+
+
+_VALUES = {
+    "kurtosis": "Kurtosis",
+    "log kurtosis": "log₁₀",
+    "effective rank": "Effective rank, %",
+    "condition": "log₁₀ condition",
+    "alignment": "cos(X, UVᵀ)",
+    "concentration": "Largest 5 %",
+    "lost by polar": "less in UVᵀ",
+    "rank one gain": "more at rank 1",
+    "cosine 0.05": "Cosine, 5 %",
+    "cosine lost 0.05": "lost by UVᵀ",
+    "growth 0.05": "growth, 5 %",
+    "growth 0.25": "growth, 25 %",
+}
+
+CLAIM = Claim(
+    id="future.1",
+    note=NOTE,
+    says="real gradients of language models may behave differently from the random matrices of the note, with "
+    "heavy tails and a rank structure of their own",
+    question="Do tails, rank, DCT concentration, and what orthogonalizing costs before a DCT codec differ between "
+    "gradients and momenta of a pretrained language model and Gaussian matrices of the same shapes?",
+    expected="Yes: entries of few rows and columns dominate, the effective rank is a small part of the full one, "
+    "and so top-k keeps more of a real gradient, and orthogonalizing, which gives every direction the same weight, "
+    "takes more away.",
+    measure=measure,
+    inputs=MATRICES,
+    checks=_checks("language-model gradient", "gradients of a language model"),
+    meaning={
+        "confirmed": "What Gaussian matrices say of a codec or an order of stages does not carry over to a "
+        "language model, in any of the four respects. Capture your own gradients and measure on those.",
+        "refuted": "In these respects Gaussian matrices are a fair stand-in for a language model's gradients.",
+        "depends": "Gaussian matrices stand in for a language model's gradients in some respects only; the checks "
+        "say in which. Capture your own gradients before choosing a codec.",
+    },
+    tables=(
+        Pivot(
+            caption="Real matrices and Gaussian ones of the same shapes: kurtosis of the entries (Gaussian 3), "
+            "effective rank, condition, cosine to the polar factor; energy of the largest 5 % of the DCT "
+            "coefficients, what it is less for the polar factor and more for the matrix cut to rank 1, in points; "
+            "cosine after DCT top-k, what sending the polar factor loses of it; growth of the condition, powers of "
+            "ten",
+            rows={"data": "Data"},
+            values=_VALUES,
+        ),
+        Pivot(
+            caption="Against a Gaussian matrix of the same shape",
+            rows={"real": "Data"},
+            values={
+                "rank ratio": "Effective rank, ×",
+                "more concentrated": "Largest 5 %, points more",
+                "more lost": "Cosine lost by UVᵀ, ×",
+            },
+        ),
+    ),
+    plots=(
+        Plot(
+            name="spectra",
+            title="Singular values of real and of Gaussian matrices",
+            how_to_read="Over the largest one; 0 on the left is the largest, 1 on the right the smallest.",
+            x=("place", "place among the singular values"),
+            y=("singular", "singular value over the largest"),
+            series=("data", "Data"),
+            log_y=True,
+        ),
+    ),
+)

@@ -1,0 +1,66 @@
+"""future.3: orthogonalizing the weights now and then, with DisTrO."""
+
+from muonwire.lab.claims.integration import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot
+from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results
+
+BASE = "distro(scale='chunk', subtract='decoded')"
+VARIANTS = {
+    "a tenth of the way, every 10 steps": "distro_weight_polar(period=10)",
+    "a tenth of the way, every 60 steps": "distro_weight_polar(period=60)",
+    "all the way, every 60 steps": "distro_weight_polar(period=60, strength=1.0)",
+}
+RECIPES = {**VARIANTS, "never": BASE, "DisTrO alone": "distro", "dense Muon": "muon"}
+
+
+def measure(setting: Setting) -> list[Row]:
+    """DisTrO whose weights move towards their polar factors, beside the same without."""
+    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    costs: list[Row] = [
+        {"weights": name, "cost": runs[recipe].over(runs[BASE])} for name, recipe in VARIANTS.items()
+    ]
+    return [*runs.rows(RECIPES), *costs]
+
+
+CLAIM = Claim(
+    id="future.3",
+    note=NOTE,
+    says="orthogonalizing the weights periodically, and not the gradients, might be compatible with DisTrO",
+    question="With DisTrO, does moving the hidden weights towards their polar factors (of equal Frobenius norm), a "
+    "tenth of the way or all of it, every 10 or 60 steps, cost more than 1 % of the final loss? The last move of "
+    "the longer period leaves twenty steps.",
+    expected="Compatible where gentle: every replica holds the same weights and orthogonalizes them alone, so no "
+    "byte is added, and a tenth of the way every 60 steps costs nothing. A tenth every 10 steps, or all the way, "
+    "costs more, since trained weights are far from orthogonal for a reason.",
+    measure=measure,
+    inputs=(TRAINING,),
+    repeats=len(SEEDS),
+    checks=tuple(
+        Check(
+            name="it costs at most 1 % of the final loss",
+            setting=name,
+            column="cost",
+            select={"weights": name},
+            at_most=1.0,
+            possible=(-100.0, float("inf")),
+            unit="%",
+        )
+        for name in VARIANTS
+    ),
+    meaning={
+        "confirmed": "Weights may be pulled towards their polar factors with DisTrO at no cost, often and fully.",
+        "refuted": "Leave the weights alone: even pulling them gently and seldom costs loss with DisTrO.",
+        "depends": "It hangs on strength and period: the table says what each costs.",
+    },
+    tables=(
+        Pivot(
+            caption="Final loss over that of DisTrO with the same codec, %",
+            rows={"weights": "Weights move to their polar factors"},
+            values={"cost": "Cost"},
+        ),
+        OUTCOMES,
+    ),
+    plots=(CURVES,),
+)

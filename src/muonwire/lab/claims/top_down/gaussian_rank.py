@@ -1,0 +1,394 @@
+"""topdown.5: random matrices in high dimension are linearly independent with high probability."""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import kstest
+from torch import Tensor
+
+from muonwire.lab.claims.top_down import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
+from muonwire.lab.measures.matrices import fitted_power
+from muonwire.polar import SCHEDULES, polar
+from muonwire.polar.newton_schulz import map_values
+
+Values = NDArray[np.float64]
+
+# (n, draws): the more draws, the better the law is tested; the larger n, the more a draw costs.
+GAUSSIAN = ((16, 400), (32, 400), (64, 400), (128, 300), (256, 150), (512, 60))
+QUICK_GAUSSIAN = ((4, 40), (8, 40), (16, 40))
+SIGNS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
+QUICK_SIGNS = (2, 4, 8)
+# All ±1 matrices up to this size are gone through: 2^((n−1)²) of them, the first row and column being +1.
+MOST_ENUMERATED = 5
+LIKELY = 95.0
+# The 5 % point of √draws times the Kolmogorov-Smirnov distance.
+CRITICAL = 1.36
+SCHEDULE = SCHEDULES["polar_express"]
+BITS_OF_BFLOAT16 = 8
+
+
+def edelman_cdf(t: Values) -> Values:
+    """P(√n σ_min ≤ t) of an n×n matrix of independent standard normal entries, n → ∞: 1 − exp(−t²/2 − t).
+
+    Source: Edelman, "Eigenvalues and condition numbers of random matrices" (1988): n σ_min² has the density
+    (1 + √x)/(2√x) exp(−(x/2 + √x)).
+    """
+    share: Values = -np.expm1(-(t**2) / 2 - t)
+    return share
+
+
+def edelman_quantile(share: float) -> float:
+    """The t with ``edelman_cdf(t) = share``: √(1 − 2 ln(1 − share)) − 1."""
+    return math.sqrt(1 - 2 * math.log1p(-share)) - 1
+
+
+def is_singular(signs: Tensor) -> Tensor:
+    """Whether each matrix of entries ±1 is singular, decided exactly.
+
+    Adding the first row to the others makes their entries 0 or ±2, so the determinant is a multiple of 2^(n−1), and one below
+    half of that is zero. A float64 determinant is off by far less than that for n ≤ 20.
+
+    Args:
+        signs: (..., n, n), n ≤ 20.
+    """
+    size: Tensor = torch.linalg.det(signs.double()).abs()
+    return size < 2.0 ** (signs.shape[-1] - 2)
+
+
+def all_signs(n: int) -> Tensor:
+    """All n×n matrices of entries ±1 whose first row and column are +1: turning signs of rows and columns keeps the rank."""
+    free = (n - 1) ** 2
+    bits = (torch.arange(2**free)[:, None] >> torch.arange(free)) & 1
+    made = torch.ones(2**free, n, n)
+    made[:, 1:, 1:] = (2.0 * bits - 1).view(-1, n - 1, n - 1)
+    return made
+
+
+def rounding_norm(x: Tensor, generator: torch.Generator) -> float:
+    """‖E‖₂ of errors as rounding to bfloat16 makes them: independent, uniform in half a spacing to either side of each entry.
+
+    Drawn rather than taken, because matrices that are kept in bfloat16 have no error of their own left.
+    """
+    _, exponent = torch.frexp(x)
+    spacing = torch.ldexp(torch.ones_like(x), exponent - BITS_OF_BFLOAT16)
+    errors = (torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5) * spacing * (x != 0)
+    return float(torch.linalg.matrix_norm(errors, 2))
+
+
+def full_rank(values: Tensor, *, size: int, dtype: torch.dtype) -> Tensor:
+    """Whether σ_min > σ_max · size · ε, the usual rule of numerical rank, of falling singular values (..., r)."""
+    return values[..., -1] > values[..., 0] * size * torch.finfo(dtype).eps
+
+
+def _gaussian_rows(setting: Setting) -> list[Row]:
+    rows: list[Row] = []
+    medians: list[tuple[float, float]] = []
+    sizes = setting.pick(GAUSSIAN, QUICK_GAUSSIAN)
+    for stream, (n, draws) in enumerate(sizes):
+        generator = setting.generator(stream=stream)
+        x = torch.randn(draws, n, n, generator=generator, dtype=torch.float64)
+        values = torch.linalg.svdvals(x)
+        rounded = torch.linalg.svdvals(x.bfloat16().double())
+        least, least_rounded = values[:, -1].numpy(), rounded[:, -1].numpy()
+        floor = rounding_norm(x[0], generator)
+        root, largest = math.sqrt(n), n == sizes[-1][0]
+        medians.append((n, float(np.median(least))))
+        rows.append(
+            {
+                "data": "Gaussian",
+                "n": n,
+                "largest": largest,
+                "draws": draws,
+                "independent": 100 * float(full_rank(values, size=n, dtype=torch.float64).double().mean()),
+                "median": medians[-1][1],
+                "median by the law": edelman_quantile(0.5) / root,
+                "lowest": float(least.min()),
+                "distance": math.sqrt(draws) * float(kstest(root * least, edelman_cdf).statistic),
+                "rounded distance": math.sqrt(draws)
+                * float(kstest(root * least_rounded, edelman_cdf).statistic),
+                "change": 100 * float(np.median(np.abs(least_rounded - least) / least)),
+                "rounded independent": 100
+                * float(full_rank(rounded, size=n, dtype=torch.float64).double().mean()),
+                "floor": floor,
+                "floor over root": floor / root,
+                "above floor": 100 * float((least > floor).mean()),
+                "above by the law": 100 * (1 - float(edelman_cdf(np.asarray(root * floor)))),
+            }
+        )
+        if largest:
+            for t in np.linspace(0.1, 3.0, 30):
+                at = round(float(t), 1)
+                shares = {
+                    "as drawn": float((root * least <= t).mean()),
+                    "rounded to bfloat16": float((root * least_rounded <= t).mean()),
+                    "Edelman’s law": float(edelman_cdf(np.asarray(t))),
+                }
+                rows += [{"matrices": name, "t": at, "below": 100 * s} for name, s in shares.items()]
+    return [*rows, {"fit": "median of σ_min against n", "exponent": fitted_power(medians)}]
+
+
+def _sign_rows(setting: Setting) -> list[Row]:
+    rows: list[Row] = []
+    sizes, draws = setting.pick((SIGNS, 20_000), (QUICK_SIGNS, 500))
+    for n in sizes:
+        signs = torch.randint(0, 2, (draws, n, n), generator=setting.generator(stream=100 + n)) * 2 - 1
+        row: dict[str, float | int | str | bool | None] = {
+            "data": "±1",
+            "n": n,
+            "largest": n == sizes[-1],
+            "independent": 100 * (1 - float(is_singular(signs).double().mean())),
+            "singular": 100 * float(is_singular(signs).double().mean()),
+            # The expected number of pairs of rows or columns that are equal up to sign.
+            "pairs": 100 * 2 * n * (n - 1) / 2**n,
+        }
+        if n <= MOST_ENUMERATED:
+            row["all"] = 100 * float(is_singular(all_signs(n)).double().mean())
+        rows.append(row)
+    return rows
+
+
+def _real_rows(setting: Setting) -> list[Row]:
+    rows: list[Row] = []
+    generator = setting.generator(stream=200)
+    for data, matrix in real_samples(setting, kinds=("momentum", "weight")):
+        x = matrix.double()
+        values = torch.linalg.svdvals(x)
+        floor = rounding_norm(x, generator)
+        mapped = map_values(SCHEDULE, values.numpy(), frobenius=float(x.norm()))
+        rows.append(
+            {
+                "real": data,
+                "kind": data.split()[-1],
+                "independent": 100.0 * bool(full_rank(values, size=max(x.shape), dtype=torch.float32)),
+                "resolved": 100 * float((values > floor).double().mean()),
+                "all resolved": 100.0 * bool(values[-1] > floor),
+                "smallest": float(values[-1] / values[0]),
+                "carried": 100 * float((mapped > 0.5).mean()),
+            }
+        )
+    return rows
+
+
+def _iterated_rows(setting: Setting) -> list[Row]:
+    """What five iterations make of a Gaussian matrix and of one of half its rank, whose other singular values are zero."""
+    n = setting.pick(256, 16)
+    left, right = (gaussian(setting, n, n // 2, stream=300 + i).double() for i in range(2))
+    made = {
+        "Gaussian": (gaussian(setting, n, n, stream=302).double(), n),
+        "half the rank": (left @ right.mT, n // 2),
+    }
+    rows: list[Row] = []
+    for name, (x, rank) in made.items():
+        calls = {
+            "five steps, float64": polar(x, method="newton_schulz", schedule=SCHEDULE, dtype=torch.float64),
+            "five steps, bfloat16": polar(x, method="newton_schulz", schedule=SCHEDULE, dtype=torch.bfloat16),
+            "auto, bfloat16": polar(x, dtype=torch.bfloat16),
+        }
+        for method, result in calls.items():
+            after = torch.linalg.svdvals(result)
+            rows.append(
+                {
+                    "iterated": name,
+                    "method": method,
+                    "within": 100 * float((after[:rank] > 0.5).double().mean()),
+                    "least": float(after[rank - 1]),
+                    "largest zero": float(after[rank]) if rank < n else None,
+                }
+            )
+    return rows
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Smallest singular values of Gaussian matrices against the law, singular ±1 matrices, and real momenta and weights."""
+    return _gaussian_rows(setting) + _sign_rows(setting) + _real_rows(setting) + _iterated_rows(setting)
+
+
+def _resolved(kind: str) -> Check:
+    return Check(
+        name=f"{LIKELY:g} % of the matrices have every singular value above the norm of rounding to bfloat16",
+        setting=f"on real {'momentum' if kind == 'momentum' else 'weights'}",
+        column="all resolved",
+        select={"kind": kind},
+        at_least=LIKELY,
+        possible=(0.0, 100.0),
+        unit="%",
+    )
+
+
+CLAIM = Claim(
+    id="topdown.5",
+    note=NOTE,
+    says="the matrix that is orthogonalized is linearly independent with high probability, because its "
+    "dimensions are large",
+    quoted={"linearly independent": "with high probability becauses the dimensions are large"},
+    question="How often are random square matrices singular, how small is their smallest singular value "
+    "against n, does it follow Edelman’s law, and is it still told from zero in bfloat16, for random "
+    "matrices and for real ones?",
+    expected="With a density the probability is 1 at every n, not because n is large: the singular matrices "
+    "are the zeros of a polynomial, a set of measure zero. Only for discrete entries a large n is needed: of "
+    "±1 matrices two thirds are singular at n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not "
+    "mean far from dependent: σ_min falls as 1/√n, by Edelman’s law, while the norm of rounding to bfloat16 "
+    "grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a singular one within the reach "
+    "of rounding. Rounding does not go there: to first order it moves σ_min by uᵀEv, which does not grow "
+    "with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s "
+    "rank is at most the number of its tokens, and its small singular values end in rounding.",
+    measure=measure,
+    inputs=MATRICES,
+    checks=(
+        Check(
+            name=f"at least {LIKELY:g} % have full numerical rank in float64",
+            setting="on Gaussian matrices of the largest size",
+            column="independent",
+            select={"data": "Gaussian", "largest": True},
+            at_least=LIKELY,
+            possible=(0.0, 100.0),
+            unit="%",
+        ),
+        Check(
+            name=f"at least {LIKELY:g} % are not singular",
+            setting="on ±1 matrices of the largest size",
+            column="independent",
+            select={"data": "±1", "largest": True},
+            at_least=LIKELY,
+            possible=(0.0, 100.0),
+            unit="%",
+        ),
+        Check(
+            name="the smallest singular value falls as n to the power −0.5, within a tenth of that",
+            setting="as the theory has it",
+            column="exponent",
+            select={"fit": "median of σ_min against n"},
+            at_least=-0.55,
+            at_most=-0.45,
+        ),
+        Check(
+            name="√draws times the Kolmogorov–Smirnov distance to Edelman’s law is below its 5 % point",
+            setting="as the theory has it, at the largest size",
+            column="distance",
+            select={"data": "Gaussian", "largest": True},
+            at_most=CRITICAL,
+            possible=(0.0, math.inf),
+        ),
+        Check(
+            name=f"{LIKELY:g} % of the draws have every singular value above the norm of rounding to "
+            f"bfloat16",
+            setting="in bfloat16, on Gaussian matrices of the largest size",
+            column="above floor",
+            select={"data": "Gaussian", "largest": True},
+            at_least=LIKELY,
+            possible=(0.0, 100.0),
+            unit="%",
+        ),
+        _resolved("momentum"),
+        _resolved("weight"),
+    ),
+    meaning={
+        "confirmed": "Independence can be taken for granted, in bfloat16 and on real matrices too.",
+        "refuted": "Do not count on independent rows: neither random nor real matrices have them.",
+        "depends": "Independent in exact arithmetic, but in bfloat16 not measurably so. Muon does not need "
+        "it: an iteration of odd polynomials keeps a zero singular value at zero and carries small ones only "
+        "as far as its steps reach. What rounding puts in place of zeros it carries too, as the last table "
+        "tells: those directions of the update are noise, of bounded size. polar’s default limits how far it "
+        "carries what rounding may have made.",
+    },
+    tables=(
+        Pivot(
+            caption="Smallest singular value of Gaussian n×n matrices. Distance: √draws times "
+            "Kolmogorov–Smirnov’s, whose "
+            f"5 % point is {CRITICAL}. Full rank: σ_min > σ_max n ε of float64",
+            rows={"n": "n"},
+            values={
+                "draws": "Draws",
+                "independent": "Full rank, %",
+                "median": "Median",
+                "median by the law": "Median by the law",
+                "lowest": "Lowest drawn",
+                "distance": "Distance to the law",
+            },
+            select={"data": "Gaussian"},
+        ),
+        Pivot(
+            caption="The same matrices rounded to bfloat16: how far the smallest singular value moves "
+            "(median), the rounded matrices’ distance to the law, the norm of the rounding, and in how many "
+            "draws σ_min is above it",
+            rows={"n": "n"},
+            values={
+                "change": "Change, %",
+                "rounded independent": "Full rank, %",
+                "rounded distance": "Distance to the law",
+                "floor": "‖E‖₂",
+                "floor over root": "‖E‖₂/√n",
+                "above floor": "σ_min > ‖E‖₂, %",
+                "above by the law": "By the law, %",
+            },
+            select={"data": "Gaussian"},
+        ),
+        Pivot(
+            caption="The fitted power of n",
+            rows={"fit": "Fit"},
+            values={"exponent": "Exponent"},
+        ),
+        Pivot(
+            caption="Singular matrices among those of entries ±1, %, decided exactly: of all, and of those "
+            "drawn; beside them the expected number of pairs of rows or columns that are equal up to sign, "
+            "which the probability is conjectured to come down to for large n",
+            rows={"n": "n"},
+            values={"all": "Of all", "singular": "Of those drawn", "pairs": "Pairs, in hundredths"},
+            select={"data": "±1"},
+        ),
+        Pivot(
+            caption="Real matrices. Full rank: by float32’s ε. Resolved: singular values above the norm of "
+            "rounding to bfloat16. Carried: what five steps of Polar Express bring above a half",
+            rows={"real": "Matrices"},
+            values={
+                "independent": "Full rank, %",
+                "all resolved": "All resolved, %",
+                "resolved": "Resolved, % of the values",
+                "smallest": "σ_min/σ_max",
+                "carried": "Carried, % of the values",
+            },
+        ),
+        Pivot(
+            caption="Five steps of Polar Express, and polar’s default: which part of the nonzero singular "
+            "values ends above a half, the least of them, and the largest of those that were zero",
+            rows={"iterated": "Matrix", "method": "Method"},
+            values={"within": "Above a half, %", "least": "Least", "largest zero": "Largest that was zero"},
+        ),
+    ),
+    plots=(
+        Plot(
+            name="law",
+            title="Distribution of √n σ_min at the largest n",
+            how_to_read="The share of matrices whose smallest singular value, times √n, is at most t. "
+            "Rounding changes each value and keeps the distribution.",
+            x=("t", "t"),
+            y=("below", "% at most t"),
+            series=("matrices", "Matrices"),
+        ),
+        Plot(
+            name="against-n",
+            title="Smallest singular value against n",
+            how_to_read="A straight line of slope −1/2 is 1/√n. Bands are 95 % intervals of the median over "
+            "the seeds.",
+            x=("n", "n"),
+            y=("median", "median of σ_min"),
+            log_x=True,
+            log_y=True,
+            select={"data": "Gaussian"},
+        ),
+        Plot(
+            name="signs",
+            title="Singular ±1 matrices",
+            how_to_read="Here, unlike with a density, independence does come from a large n.",
+            x=("n", "n"),
+            y=("singular", "% singular"),
+            select={"data": "±1"},
+        ),
+    ),
+)

@@ -1,0 +1,95 @@
+"""topdown.1: Muon replaces the weights by their nearest orthogonal matrix."""
+
+import statistics
+
+from muonwire.lab.claims.top_down import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot
+from muonwire.lab.inputs.optimizers import (
+    ADAM,
+    MUON,
+    OPTIMIZERS,
+    SEEDS,
+    SGD,
+    TRAINERS,
+    WEIGHTS,
+    final_loss,
+    trained,
+)
+from muonwire.spectra.measure import measure as measure_spectra
+
+COMPARED = (MUON, WEIGHTS, SGD, ADAM)
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Final loss of each, and how far from orthogonal its hidden weights are at the end."""
+    folder = setting.input(OPTIMIZERS)
+    losses = {name: final_loss(folder, name, seed=setting.seed) for name in COMPARED}
+    rows: list[Row] = []
+    for name in COMPARED:
+        *_, (_, model) = trained(folder, name, seed=setting.seed, quick=setting.quick)
+        spectra = measure_spectra(model, label=name).matrices.to_dicts()
+        hidden = [s for s in spectra if s["group"] in ("attention", "mlp")]
+        rows.append(
+            {
+                "optimizer": name,
+                "recipe": TRAINERS[name].recipe,
+                "loss": losses[name],
+                "over_muon": 100 * (losses[name] / losses[MUON] - 1),
+                "condition": statistics.median(s["condition"] for s in hidden),
+                "effective_rank": 100 * statistics.fmean(s["effective_rank"] for s in hidden),
+            }
+        )
+    return rows
+
+
+CLAIM = Claim(
+    id="topdown.1",
+    note=NOTE,
+    says="Muon is SGD with momentum that replaces the weight matrix with the nearest orthogonal matrix at every step",
+    question="What does training come to when the weights are orthogonalized, as the note words it, and when the update "
+    "is, as Muon does; and are the weights that Muon trains orthogonal?",
+    expected="Muon orthogonalizes the update. Its weights start Gaussian, with a condition number in the hundreds, and "
+    "stay far from orthogonal, as sums of orthogonal matrices are not orthogonal. Orthogonalizing the weights keeps "
+    "every singular value equal, so that a layer can turn but not choose; it trains worse than Muon.",
+    measure=measure,
+    inputs=(OPTIMIZERS,),
+    repeats=len(SEEDS),
+    checks=(
+        Check(
+            name="orthogonalizing the weights after every step comes within 1 % of Muon’s loss",
+            setting="in training",
+            column="over_muon",
+            select={"optimizer": WEIGHTS},
+            at_most=1.0,
+            unit="%",
+        ),
+        Check(
+            name="the weights that Muon trains are orthogonal: their condition number is at most 1.5",
+            setting="in training",
+            column="condition",
+            select={"optimizer": MUON},
+            at_most=1.5,
+            possible=(1.0, 1e12),
+        ),
+    ),
+    meaning={
+        "confirmed": "Either reading of Muon trains as well.",
+        "refuted": "Muon orthogonalizes the update, not the weight: its weights are not orthogonal, and orthogonalizing "
+        "them instead costs loss. Do not constrain the weights to get Muon’s benefit.",
+        "depends": "One of the two holds; the rows tell which.",
+    },
+    tables=(
+        Pivot(
+            caption="Each at the best of four rates. Condition number and effective rank of the hidden weights at the end",
+            rows={"optimizer": "Optimizer", "recipe": "Recipe"},
+            values={
+                "loss": "Final loss, nats a byte",
+                "over_muon": "Above Muon, %",
+                "condition": "Condition number, median",
+                "effective_rank": "Effective rank, % of r",
+            },
+        ),
+    ),
+)

@@ -1,0 +1,175 @@
+"""vit.8: MuonFast works on large convolutional networks."""
+
+import math
+
+import torch
+from torch import nn
+
+from muonwire.lab.claims.vision import NOTE
+from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.inputs.vision_training import (
+    DESCRIBED,
+    MUONFAST,
+    STEPS,
+    VISION_RATES,
+    WORST_LOSS,
+    compare,
+    hidden,
+    vision_task,
+)
+
+METHODS_COMPARED = ("Adam", "SGD", "GDA2", "Muon", MUONFAST, DESCRIBED)
+# The note's example, its rate, and what its words ask for: a step close to Adam's, a network that works.
+NOTES_LAYER = "512×4608"
+NOTES_RATE = 1e-3
+CLOSE = 3.0
+WORKS = 0.9
+
+
+def resnet50_shapes() -> list[tuple[int, int, int]]:
+    """The distinct convolutions of ResNet-50, small to large: rows and columns as a matrix, and entries of a kernel."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    with torch.device("meta"):
+        model = ResNetForImageClassification(ResNetConfig())
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    found = {(w.shape[0], math.prod(w.shape[1:]), math.prod(w.shape[2:])) for w in weights}
+    return sorted(found, key=lambda s: (min(s[:2]), max(s[:2])))
+
+
+def relative_step(m: int, n: int, weight: float) -> float:
+    """√min(m, n) · lr / ‖W‖ at the note's rate, in per cent."""
+    return 100 * math.sqrt(min(m, n)) * NOTES_RATE / weight
+
+
+def measure(setting: Setting) -> list[Row]:
+    """Step sizes by ResNet-50's shapes, and validation losses of a small ResNet."""
+    rows: list[Row] = []
+    vit = vision_task("vit", quick=False).build_model(seed=setting.seed)
+    square = next(r.param.detach() for r in hidden(vit) if r.param.shape == (64, 64))
+    of_vit = relative_step(64, 64, float(square.norm()))
+    generator = setting.generator()
+    for m, n, kernel in resnet50_shapes():
+        # Kaiming's normal initialization by outputs, the model's own.
+        weight = float(torch.randn(m, n, generator=generator).norm()) * math.sqrt(2 / (m * kernel))
+        rows.append(
+            {
+                "layer": f"{m}×{n}",
+                "weight": weight,
+                "root": math.sqrt(min(m, n)),
+                "relative": relative_step(m, n, weight),
+                # The entries of Adam's first step are ±lr, so that its norm is lr √(m n).
+                "over adam": math.sqrt(min(m, n) / (m * n)),
+                "over vit": relative_step(m, n, weight) / of_vit,
+            }
+        )
+    outcomes = compare(
+        "resnet",
+        METHODS_COMPARED,
+        setting.input(VISION_RATES),
+        seed=setting.seed,
+        steps=setting.pick(STEPS, 2),
+        quick=setting.quick,
+    )
+    for name, (lr, o) in outcomes.items():
+        rows.append({"method": name, "lr": lr, "loss": o.loss, "accuracy": o.accuracy})
+    for name in (MUONFAST, DESCRIBED):
+        rows.append({"method": name, "behind adam": outcomes[name][1].loss - outcomes["Adam"][1].loss})
+    return rows
+
+
+def _works(method: str, setting: str) -> Check:
+    return Check(
+        name="accuracy is at least 90 %",
+        setting=setting,
+        column="accuracy",
+        select={"method": method},
+        at_least=WORKS,
+        possible=(0.0, 1.0),
+    )
+
+
+CLAIM = Claim(
+    id="vit.8",
+    note=NOTE,
+    says="MuonFast works on large convolutional networks: on ResNet-50’s 512 × 4608 layers the relative update is "
+    "0.015 %, close to Adam’s",
+    quoted={"√512": "22.6", "norm of the weight": "150", "relative update": "0.015 %"},
+    question="How large is an orthogonalized step of ResNet-50’s layers relative to the weight and to Adam’s step, "
+    "and does MuonFast train a ResNet on the same digits, as described and with the rate outside?",
+    expected="With ResNet-50’s own initialization the weight’s norm is √(2 · 512) = 32, not 150, and the step at "
+    "equal rates 1/√4608 of Adam’s. The small ResNet trains with the rate outside. As described it may train too: "
+    "a normalization behind a convolution makes its output independent of the weight’s length, so that steps too "
+    "large make the weight grow until they are small.",
+    measure=measure,
+    inputs=(VISION_RATES,),
+    repeats=3,
+    checks=(
+        Check(
+            name="the relative step is smaller than that of the ViT’s 64×64",
+            setting="512×4608 against the ViT",
+            column="over vit",
+            select={"layer": NOTES_LAYER},
+            at_most=1.0,
+            possible=(0.0, math.inf),
+        ),
+        Check(
+            name="the step is at least a third of Adam’s at the same rate",
+            setting="512×4608 against Adam",
+            column="over adam",
+            select={"layer": NOTES_LAYER},
+            at_least=1 / CLOSE,
+            possible=(0.0, 1.0),
+        ),
+        _works(DESCRIBED, "training a ResNet as described, the rate inside"),
+        _works(MUONFAST, "training a ResNet with the rate outside"),
+        Check(
+            name="its validation loss is no higher than Adam’s",
+            setting="training a ResNet with the rate outside",
+            column="behind adam",
+            select={"method": MUONFAST},
+            at_most=0.0,
+            possible=(-WORST_LOSS, WORST_LOSS),
+            unit="nats",
+        ),
+    ),
+    meaning={
+        "confirmed": "Use MuonFast on convolutional networks as it is.",
+        "refuted": "MuonFast does not train a convolutional network either.",
+        "depends": "A convolutional network with normalization forgives the size of the steps more than a ViT "
+        "does, not their direction; keep the rate outside there too, and scale by shape, since equal rates give "
+        "steps tens of times smaller than Adam’s.",
+    },
+    tables=(
+        Pivot(
+            caption="ResNet-50’s layers at their initialization: an orthogonalized step at a rate of 0.001",
+            rows={"layer": "Layer"},
+            values={
+                "weight": "‖W‖",
+                "root": "√min(m, n)",
+                "relative": "‖ΔW‖/‖W‖, %",
+                "over adam": "Over Adam’s",
+                "over vit": "Over the ViT’s 64×64",
+            },
+            quoted={(NOTES_LAYER,): {"weight": "150", "root": "22.6", "relative": "0.015"}},
+        ),
+        Pivot(
+            caption=f"Validation of a ResNet of 309 K parameters after {STEPS} steps of 128 digits, each "
+            f"method at the best of five rates",
+            rows={"method": "Method"},
+            values={"loss": "Loss", "accuracy": "Accuracy", "lr": "Rate"},
+        ),
+    ),
+    plots=(
+        Plot(
+            name="methods",
+            title="Validation loss of the ResNet by method",
+            how_to_read="Lower is better; chance is 2.3. Thin lines are 95 % intervals over the seeds.",
+            x=("method", "Method"),
+            y=("loss", "validation loss"),
+            mark="bar",
+        ),
+    ),
+)

@@ -1,0 +1,1 @@
+"""What every claim needs: checks, verdicts, repeats that are kept, and the page."""

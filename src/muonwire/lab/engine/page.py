@@ -1,0 +1,216 @@
+"""The lab's page: every claim with its verdict, the source's figures beside ours, and how it was measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from markupsafe import Markup
+
+from muonwire.lab.engine.check import Row
+from muonwire.lab.engine.claim import Claim
+from muonwire.lab.engine.figures import excerpt_listings, pivot_table, plot_chart
+from muonwire.lab.engine.run import machine, repeats_of, rows_of
+from muonwire.lab.engine.verdict import Decision
+from muonwire.pages import Block, Cell, Column, Page, Section, Table, Terms, render_page, write_png
+from muonwire.pages.units import file_slug, seconds_text
+from muonwire.train.checkpoint import write_json
+
+PAGE_NAME = "lab.html"
+VERDICTS_NAME = "verdicts.json"
+
+
+def write_report(claims: Sequence[Claim], *, out: Path, quick: bool, images: bool = True) -> list[Path]:
+    """Write ``lab.html``, ``verdicts.json``, a PNG of each chart and a Parquet file of each claim's rows.
+
+    Args:
+        claims: those to show; one that was not measured says so.
+        out: the lab's output.
+        quick: show the quick measurements.
+        images: write the PNGs.
+
+    Returns:
+        The paths written, the page first.
+    """
+    measured = {c.id: rows_of(c, out=out, quick=quick) for c in claims}
+    told = {i.name: i.told(out, quick=quick) for c in claims for i in c.inputs}
+    page = lab_page(claims, measured, quick=quick, inputs=told)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / PAGE_NAME
+    path.write_text(render_page(page), encoding="utf-8")
+    written = [path, write_verdicts(claims, measured, out=out, quick=quick)]
+    (out / "rows").mkdir(exist_ok=True)
+    for claim in claims:
+        rows = measured[claim.id][0]
+        if rows:
+            target = out / "rows" / f"{claim.id}.parquet"
+            pl.DataFrame(rows, infer_schema_length=None, strict=False).write_parquet(target)
+            written.append(target)
+    if not images:
+        return written
+    (out / "images").mkdir(exist_ok=True)
+    return written + [write_png(chart, out / "images") for chart in page.charts]
+
+
+def write_verdicts(
+    claims: Sequence[Claim], measured: Mapping[str, tuple[list[Row], float]], *, out: Path, quick: bool
+) -> Path:
+    """The verdicts with the figures they follow from, for machines."""
+    table: dict[str, Any] = {}
+    for claim in claims:
+        decision = claim.decide(measured[claim.id][0])
+        table[claim.id] = {
+            "verdict": decision.verdict,
+            "says": claim.says,
+            "seeds": len({row["seed"] for row in measured[claim.id][0]}),
+            "seeds_wanted": len(repeats_of(claim, quick=quick)),
+            "checks": [
+                {
+                    "statement": o.check.name,
+                    "setting": o.check.setting,
+                    "wanted": o.check.wanted,
+                    "state": o.state,
+                    "mean": None if o.interval is None else o.interval.mean,
+                    "low": None if o.interval is None else o.interval.low,
+                    "high": None if o.interval is None else o.interval.high,
+                    "repeats": 0 if o.interval is None else o.interval.repeats,
+                }
+                for o in decision.outcomes
+            ],
+        }
+    write_json(out / VERDICTS_NAME, table)
+    return out / VERDICTS_NAME
+
+
+def lab_page(
+    claims: Sequence[Claim],
+    measured: Mapping[str, tuple[list[Row], float]],
+    *,
+    quick: bool,
+    inputs: Mapping[str, str],
+) -> Page:
+    """The page of these claims.
+
+    Args:
+        claims: in order.
+        measured: the rows of each, and the seconds that they took.
+        quick: whether they are quick measurements.
+        inputs: what each input is, by its name.
+    """
+    decided = {c.id: c.decide(measured[c.id][0]) for c in claims}
+    counts = [d.verdict for d in decided.values()]
+    told = ", ".join(f"{counts.count(v)} {v}" for v in dict.fromkeys(counts))
+    sections = [
+        Section(
+            title=note.title,
+            anchor=file_slug(note.title),
+            lead=note.about,
+            blocks=(_overview([c for c in claims if c.note == note], decided),),
+        )
+        for note in dict.fromkeys(c.note for c in claims)
+    ]
+    sections += [_section(c, decided[c.id], *measured[c.id], quick=quick, inputs=inputs) for c in claims]
+    return Page(
+        title="The sources’ claims, measured",
+        kicker="muonwire lab",
+        lead=f"{len(claims)} claims of public notes on Muon and DisTrO, each measured at the note’s own setting and on "
+        f"real gradients or in real training: {told}. Every verdict comes out of a rule over repeated measurements.",
+        facts=(machine(), *(["quick settings: no evidence"] if quick else [])),
+        sections=tuple(sections),
+        footer="Intervals are Student’s t, 95 %, over the seeds.",
+    )
+
+
+def anchor(claim: Claim) -> str:
+    """The claim's address in the page."""
+    return claim.id.replace(".", "-").lower()
+
+
+def _overview(claims: Sequence[Claim], decided: Mapping[str, Decision]) -> Table:
+    rows = []
+    for claim in claims:
+        decision = decided[claim.id]
+        link = Markup('<a href="#{}">{}</a>').format(anchor(claim), claim.id)
+        rows.append(
+            (Cell(text=link), Cell(text=Markup("<b>{}</b>").format(decision.verdict)), Cell(text=claim.says))
+        )
+    return Table(
+        caption="What the note says, and what came out",
+        columns=(
+            Column(label="Claim", numeric=False),
+            Column(label="Verdict", numeric=False),
+            Column(label="The note says", numeric=False, words=True),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def _section(
+    claim: Claim,
+    decision: Decision,
+    rows: list[Row],
+    took_s: float,
+    *,
+    quick: bool,
+    inputs: Mapping[str, str],
+) -> Section:
+    seeds = repeats_of(claim, quick=quick)
+    measured = sorted({int(r["seed"] or 0) for r in rows})
+    terms: list[tuple[str | Markup, str | Markup]] = [
+        ("Question", claim.question),
+        ("Expected", claim.expected),
+        ("Verdict", Markup("<b>{}</b>: {}").format(decision.verdict, decision.summary)),
+    ]
+    if decision.verdict in claim.meaning:
+        terms.append(("If you train", claim.meaning[decision.verdict]))
+    if claim.quoted:
+        terms.append(
+            ("The note’s figures", "; ".join(f"{what}: {value}" for what, value in claim.quoted.items()))
+        )
+    if claim.inputs:
+        terms.append(("Measured on", "; ".join(inputs[i.name] for i in claim.inputs)))
+    told = f"seeds {', '.join(map(str, measured))} of {len(seeds)}" if measured else "not measured yet"
+    terms.append(("Setting", f"{told}; {seconds_text(took_s)} in all"))
+    command = f"muonwire lab run {claim.id}{' --quick' if quick else ''}"
+    terms.append(("Command", command))
+    blocks: list[Block] = [Terms(items=tuple(terms), code=frozenset({command})), _checks(decision)]
+    if rows:
+        blocks += [pivot_table(p, rows) for p in claim.tables]
+        blocks += [plot_chart(p, rows, claim=claim.id) for p in claim.plots]
+        blocks += [block for e in claim.excerpts for block in excerpt_listings(e, rows)]
+    return Section(
+        title=f"{claim.id}: {decision.verdict}",
+        anchor=anchor(claim),
+        lead=claim.says,
+        blocks=tuple(blocks),
+        listed=False,
+    )
+
+
+def _checks(decision: Decision) -> Table:
+    return Table(
+        caption="What decides",
+        columns=(
+            Column(label="Statement", numeric=False, words=True),
+            Column(label="Where", numeric=False, words=True),
+            Column(label="Wanted"),
+            Column(label="Measured"),
+            Column(label="It", numeric=False),
+        ),
+        rows=tuple(
+            (
+                Cell(text=o.check.name),
+                Cell(text=o.check.setting),
+                Cell(text=o.check.wanted),
+                Cell(text=o.figure),
+                Cell(text=o.state),
+            )
+            for o in decision.outcomes
+        ),
+    )
+
+
+def read_verdicts(path: Path) -> dict[str, str]:
+    """Verdict by claim, of a ``verdicts.json``."""
+    return {claim: entry["verdict"] for claim, entry in json.loads(path.read_text()).items()}

@@ -1,0 +1,45 @@
+"""The page kit: blocks of a page, charts, images and units. It knows nothing of what it shows."""
+
+from muonwire.pages.blocks import (
+    Block,
+    Cell,
+    Chart,
+    Column,
+    KeyEntry,
+    Listing,
+    Listings,
+    Page,
+    Points,
+    Row,
+    Section,
+    Swatch,
+    Table,
+    Terms,
+    Tile,
+    Tiles,
+)
+from muonwire.pages.image import write_png
+from muonwire.pages.page import render_page
+from muonwire.pages.series import series_chart
+
+__all__ = [
+    "Block",
+    "Cell",
+    "Chart",
+    "Column",
+    "KeyEntry",
+    "Listing",
+    "Listings",
+    "Page",
+    "Points",
+    "Row",
+    "Section",
+    "Swatch",
+    "Table",
+    "Terms",
+    "Tile",
+    "Tiles",
+    "render_page",
+    "series_chart",
+    "write_png",
+]

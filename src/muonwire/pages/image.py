@@ -1,0 +1,32 @@
+"""A chart as a PNG that stands on its own: with its title and its key."""
+
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from muonwire.pages.blocks import Chart
+from muonwire.pages.page import VEGA_LITE_VERSION
+from muonwire.pages.theme import IMAGE_FONT, chart_config
+
+IMAGE_WIDTH = 760
+IMAGE_SCALE = 2.0
+
+
+def write_png(chart: Chart, folder: Path) -> Path:
+    """Draws ``chart`` to ``folder/<name>.png``, light, at twice the pixels, and returns the path."""
+    spec: dict[str, Any] = {
+        **chart.spec,
+        "title": chart.title,
+        "width": IMAGE_WIDTH,
+        "padding": 18,
+        "autosize": "pad",
+    }
+    config = chart_config(dark=False, font=IMAGE_FONT)
+    path = folder / f"{chart.name}.png"
+    path.write_bytes(
+        vl_convert.vegalite_to_png(
+            spec, vl_version=VEGA_LITE_VERSION, config=config, scale=IMAGE_SCALE, allowed_base_urls=[]
+        )
+    )
+    return path
