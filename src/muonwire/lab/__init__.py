@@ -1,7 +1,7 @@
 """The sources' claims: each with the measurement that settles it, and a verdict that comes out of a rule."""
 
 from muonwire.lab.engine.catalog import choose, load_claims
-from muonwire.lab.engine.check import Check, Interval, Outcome
+from muonwire.lab.engine.check import Check, Interval, Outcome, Reading
 from muonwire.lab.engine.claim import Claim, Note, Setting
 from muonwire.lab.engine.input import Input
 from muonwire.lab.engine.run import LabConfig, run
@@ -31,6 +31,7 @@ __all__ = [
     "Outcome",
     "Pivot",
     "Plot",
+    "Reading",
     "Setting",
     "all_needed",
     "choose",

@@ -9,8 +9,8 @@ import pytest
 
 from muonwire.cli.main import main
 from muonwire.errors import UsageError
-from muonwire.lab import Check, Interval, LabConfig, all_needed, choose, load_claims, run, unanimous
-from muonwire.lab.engine.check import FAILS, HOLDS, OPEN, by_seed
+from muonwire.lab import Check, Decision, Interval, LabConfig, all_needed, choose, load_claims, run, unanimous
+from muonwire.lab.engine.check import FAILS, HOLDS, OPEN, Reading, by_seed
 from muonwire.lab.engine.run import read_repeat, repeat_file, rows_of
 from muonwire.lab.engine.verdict import CONFIRMED, DEPENDS, REFUTED, UNDECIDED
 from muonwire.lab.inputs.captured import captured
@@ -259,24 +259,29 @@ def test_families_are_chosen_by_their_word():
         choose(claims, ["integration.99"])
 
 
-def test_a_verdict_says_how_many_statements_hold_and_where():
-    from muonwire.lab.engine.verdict import Decision
-
+def test_a_verdict_answers_in_one_sentence_with_figures():
+    reading = Reading(holds="it is large", fails="it is small", by="{size} by {mean}")
     checks = [
-        Check(name="it is large", setting=setting, column="x", select={"at": setting}, at_least=1.0)
-        for setting in ("here", "there", "nowhere")
+        Check(
+            name="it is large",
+            setting=at,
+            column="x",
+            select={"at": at},
+            at_least=1.0,
+            unit="m",
+            reading=None if at == "untold" else reading,
+        )
+        for at in ("here", "there", "between", "nowhere", "untold")
     ]
-    rows = [{"seed": s, "at": at, "x": x} for s in (0, 1) for at, x in (("here", 2.0), ("there", 0.5))]
+    places = {"here": (2.0, 2.0), "there": (-0.449, -0.449), "between": (0.0, 2.0), "untold": (3.0, 3.0)}
+    rows = [{"seed": s, "at": at, "x": x[s]} for s in (0, 1) for at, x in places.items()]
     decision = Decision(verdict="depends", outcomes=tuple(c.evaluate(rows) for c in checks))
-    assert decision.summary == (
-        "1 statement holds here; 1 statement fails there; 1 statement is open nowhere"
+    assert decision.answer == (
+        "It is large (2.0 by 2.0); it is small (0.45 by −0.45); open whether it is large (−12 to 14 m); "
+        "not measured whether it is large."
     )
-    many = [
-        Check(name="it is large", setting=f"place {i}", column="x", select={"at": "here"}, at_least=1.0)
-        for i in range(4)
-    ]
-    decision = Decision(verdict="confirmed", outcomes=tuple(c.evaluate(rows) for c in many))
-    assert decision.summary == "4 statements hold"
+    assert decision.counts == "2 holds, 1 fails, 2 open"
+    assert Decision(verdict="depends", outcomes=(checks[-1].evaluate(rows),)).answer == ""
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

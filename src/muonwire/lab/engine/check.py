@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from scipy.stats import t as student
 
 from muonwire.errors import UsageError
+from muonwire.pages.units import digits_text
 
 Value = float | int | str | bool | None
 Row = Mapping[str, Value]
@@ -78,6 +79,24 @@ def by_seed(rows: Sequence[Row], *, column: str, select: Mapping[str, Value]) ->
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a check reads in the sentence that answers its claim.
+
+    Args:
+        holds: the clause where it holds, such as "momentum before the codec lowers the loss".
+        fails: the clause where it fails, such as "momentum before the codec raises the loss".
+        by: the figure beside it; {mean}, {size} (the mean without its sign), {low} and {high} stand for numbers. Default:
+            the mean with the check's unit.
+        digits: significant digits of the figure. Default: 2.
+    """
+
+    holds: str
+    fails: str
+    by: str = ""
+    digits: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One statement about the rows of a measurement: the mean of a column lies in a range.
 
@@ -91,6 +110,7 @@ class Check:
         at_least, at_most: the range that bears the statement out; at least one of them.
         possible: the values that the column can have at all.
         unit: of the values, for the page.
+        reading: its clause in the claim's answer. Default: none; the answer leaves it out.
 
     Raises:
         UsageError: neither bound is given, or every possible value lies in the range, or none: such a check can't tell anything.
@@ -104,6 +124,7 @@ class Check:
     at_most: float | None = None
     possible: tuple[float, float] = (-math.inf, math.inf)
     unit: str = ""
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if self.at_least is None and self.at_most is None:
@@ -168,6 +189,34 @@ class Outcome:
         """The measured mean and its interval."""
         if self.interval is None:
             return "not measured"
-        i, unit = self.interval, f" {self.check.unit}" if self.check.unit else ""
+        i = self.interval
         spread = f" ({i.low:.4g} to {i.high:.4g})" if i.repeats > 1 else ""
-        return f"{i.mean:.4g}{unit}{spread}"
+        return f"{i.mean:.4g}{self._unit}{spread}"
+
+    @property
+    def clause(self) -> str:
+        """What came out, as a clause with its figure; empty where the check has no reading.
+
+        >>> reading = Reading(holds="momentum lowers the loss", fails="momentum raises the loss", by="{size} nats")
+        >>> check = Check(name="lower", setting="in training", column="gain", at_least=0.0, reading=reading)
+        >>> check.evaluate([{"seed": 0, "gain": -0.449}]).clause
+        'momentum raises the loss (0.45 nats)'
+        """
+        reading, i = self.check.reading, self.interval
+        if reading is None:
+            return ""
+        if i is None:
+            return f"not measured whether {reading.holds}"
+        numbers = {"mean": i.mean, "size": abs(i.mean), "low": i.low, "high": i.high}
+        shown = {
+            name: digits_text(value, digits=reading.digits).replace("-", "−")
+            for name, value in numbers.items()
+        }
+        if self.state == OPEN:
+            return f"open whether {reading.holds} ({shown['low']} to {shown['high']}{self._unit})"
+        figure = reading.by.format(**shown) if reading.by else f"{shown['mean']}{self._unit}"
+        return f"{reading.holds if self.state == HOLDS else reading.fails} ({figure})"
+
+    @property
+    def _unit(self) -> str:
+        return f" {self.check.unit}" if self.check.unit else ""

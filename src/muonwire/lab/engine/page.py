@@ -160,7 +160,7 @@ def _section(
     terms: list[tuple[str | Markup, str | Markup]] = [
         ("Question", claim.question),
         ("Expected", claim.expected),
-        ("Verdict", Markup("<b>{}</b>: {}").format(decision.verdict, decision.summary)),
+        ("Verdict", Markup("<b>{}</b>: {}").format(decision.verdict, decision.answer or decision.counts)),
     ]
     if decision.verdict in claim.meaning:
         terms.append(("If you train", claim.meaning[decision.verdict]))

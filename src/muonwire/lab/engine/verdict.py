@@ -8,9 +8,6 @@ from muonwire.lab.engine.check import FAILS, HOLDS, OPEN, Outcome
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
 VERDICTS = (CONFIRMED, REFUTED, DEPENDS, UNDECIDED)
 
-# More settings than these are not named in a sentence.
-MOST_NAMED = 3
-
 Rule = Callable[[Sequence[Outcome]], str]
 
 
@@ -27,21 +24,16 @@ class Decision:
     outcomes: tuple[Outcome, ...]
 
     @property
-    def summary(self) -> str:
-        """How many statements hold, fail or are open, and where they do."""
-        where = {
-            s: list(dict.fromkeys(o.check.setting for o in self.outcomes if o.state == s))
-            for s in (HOLDS, FAILS, OPEN)
-        }
-        counts = {s: sum(o.state == s for o in self.outcomes) for s in where}
-        words = {HOLDS: ("holds", "hold"), FAILS: ("fails", "fail"), OPEN: ("is open", "are open")}
-        parts = []
-        for state, settings in where.items():
-            if settings:
-                told = f"{counts[state]} {'statement' if counts[state] == 1 else 'statements'} {words[state][counts[state] > 1]}"
-                # Many settings are a table's matter, which stands below.
-                parts.append(f"{told} {_listing(settings)}" if len(settings) <= MOST_NAMED else told)
-        return "; ".join(parts)
+    def answer(self) -> str:
+        """One sentence: what holds, what fails and what is open, each with its figure, in the order of the checks."""
+        clauses = "; ".join(o.clause for o in self.outcomes if o.clause)
+        return f"{clauses[:1].upper()}{clauses[1:]}." if clauses else ""
+
+    @property
+    def counts(self) -> str:
+        """How many statements hold, fail or are open."""
+        found = [o.state for o in self.outcomes]
+        return ", ".join(f"{found.count(s)} {s}" for s in (HOLDS, FAILS, OPEN) if s in found)
 
 
 def unanimous(outcomes: Sequence[Outcome]) -> str:
@@ -63,8 +55,3 @@ def all_needed(outcomes: Sequence[Outcome]) -> str:
     if FAILS in states:
         return REFUTED
     return CONFIRMED if states == {HOLDS} else UNDECIDED
-
-
-def _listing(names: Sequence[str]) -> str:
-    unique = list(dict.fromkeys(names))
-    return unique[0] if len(unique) == 1 else f"{', '.join(unique[:-1])} and {unique[-1]}"
