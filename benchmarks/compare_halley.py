@@ -13,9 +13,9 @@ from torch import Tensor
 
 from muonwire.bench.break_even import take_turns
 from muonwire.bench.polar import plain_steps
+from muonwire.polar.exact import halley_weights
 from muonwire.polar.halley import LOWER, halley_polar
 from muonwire.polar.newton_schulz import normalized
-from muonwire.polar.qdwh import halley_weights
 from muonwire.polar.quality import exact_factor, polar_error
 
 SHAPES = ((64, 64), (128, 128), (128, 384), (192, 192), (256, 256), (256, 1024), (512, 512), (512, 2048))

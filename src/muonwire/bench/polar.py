@@ -13,7 +13,8 @@ from torch.optim import _muon
 
 from muonwire.bench.peers import Factor, peers
 from muonwire.errors import UsageError
-from muonwire.polar.auto import EXACT, adaptive, polar, polar_list
+from muonwire.polar.auto import adaptive, polar, polar_list
+from muonwire.polar.exact import EXACT
 from muonwire.polar.orthonormal import BASES, orthonormal_basis
 from muonwire.polar.products import count_products
 from muonwire.polar.quality import exact_factor, orthogonality_error, polar_error

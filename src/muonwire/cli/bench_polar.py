@@ -16,7 +16,8 @@ from muonwire.cli.env import processor_name
 from muonwire.cli.progress import bench_bar
 from muonwire.errors import UsageError
 from muonwire.polar import find_processor
-from muonwire.polar.auto import EXACT, METHODS
+from muonwire.polar.auto import METHODS
+from muonwire.polar.exact import EXACT
 from muonwire.polar.orthonormal import BASES
 
 

@@ -5,10 +5,9 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Values = NDArray[np.float64]
+from muonwire.polar.minimax import Values
 
 # Lanczos steps. Eight resolve the edge of a flat spectrum to a few percent; two more cost 2 r² FLOPs each.
 NUM_STEPS = 10
