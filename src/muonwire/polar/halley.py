@@ -108,6 +108,7 @@ def halley_map(values: Values) -> Values:
     Args:
         values: at most 1.
 
+    >>> import numpy as np
     >>> [round(float(v), 3) for v in halley_map(np.array([1e-4, LOWER, 1.0]))]
     [0.096, 0.843, 1.157]
     """
