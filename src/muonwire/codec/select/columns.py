@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.select.amount import amount, check_amount
 from muonwire.codec.select.base import Groups, Select
@@ -32,20 +33,21 @@ class TopColumns(Select):
     def __post_init__(self) -> None:
         check_amount(self.name, k=self.k, density=self.density)
 
+    @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        """See Select.groups; an item is a column."""
+        """One group, whose items are columns."""
         return Groups(
             num_groups=1, group_numel=block_numel, k=amount(block_numel, k=self.k, density=self.density)
         )
 
+    @override
     def choose(self, blocks: Tensor) -> Tensor:
-        """See Select.choose."""
         return largest(squared_norms(blocks, dim=0), self.groups(*blocks.shape).k)
 
+    @override
     def count(self, num_blocks: int, block_numel: int) -> int:
-        """See Select.count."""
         return self.groups(num_blocks, block_numel).k * num_blocks
 
+    @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
-        """See Select.expand."""
         return (torch.arange(num_blocks).unsqueeze(1) * block_numel + items).view(-1)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.select.amount import amount, check_amount
 from muonwire.codec.select.base import Groups, Select
@@ -33,20 +34,21 @@ class TopRows(Select):
     def __post_init__(self) -> None:
         check_amount(self.name, k=self.k, density=self.density)
 
+    @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        """See Select.groups; an item is a row."""
+        """One group, whose items are rows."""
         return Groups(
             num_groups=1, group_numel=num_blocks, k=amount(num_blocks, k=self.k, density=self.density)
         )
 
+    @override
     def choose(self, blocks: Tensor) -> Tensor:
-        """See Select.choose."""
         return largest(squared_norms(blocks, dim=1), self.groups(*blocks.shape).k)
 
+    @override
     def count(self, num_blocks: int, block_numel: int) -> int:
-        """See Select.count."""
         return self.groups(num_blocks, block_numel).k * block_numel
 
+    @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
-        """See Select.expand."""
         return (items.unsqueeze(1) * block_numel + torch.arange(block_numel)).view(-1)
