@@ -159,7 +159,7 @@ class Codebook(Quantize):
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
         self.check_length(data, count, layout.num_blocks)
-        split = scales.SCALE_BYTES * scales.num_scales(self.scale, layout.num_blocks)
+        split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
         book = self._book_bytes()
         levels = scales.read(data[split : split + book], what="level") if book else gaussian_levels(self.bits)
@@ -172,5 +172,4 @@ class Codebook(Quantize):
 
     @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        num_scales = scales.num_scales(self.scale, num_blocks)
-        return scales.SCALE_BYTES * num_scales + self._book_bytes() + (count * self.bits + 7) // 8
+        return scales.num_bytes(self.scale, num_blocks) + self._book_bytes() + (count * self.bits + 7) // 8

@@ -19,7 +19,7 @@ class _Float(Quantize):
     @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
         narrow = values.to(self.dtype)
-        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(torch.float32)
+        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(self.decoded_dtype)
 
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
@@ -27,7 +27,7 @@ class _Float(Quantize):
         values = torch.frombuffer(bytearray(data), dtype=self.dtype) if count else torch.empty(0)
         if not all_finite(values):
             raise PayloadError(f"payload: a value of its {count} is not finite")
-        return values.to(torch.float32)
+        return values.to(self.decoded_dtype)
 
     @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
@@ -48,3 +48,12 @@ class BFloat16(_Float):
 
     name: ClassVar[str] = "bfloat16"
     dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float64(_Float):
+    """Values as they are, eight bytes each; the mean over replicas is taken in float64 too. For parity in double precision."""
+
+    name: ClassVar[str] = "float64"
+    dtype: ClassVar[torch.dtype] = torch.float64
+    decoded_dtype: ClassVar[torch.dtype] = torch.float64

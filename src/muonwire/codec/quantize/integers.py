@@ -76,7 +76,7 @@ class Int(Quantize):
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
         self.check_length(data, count, layout.num_blocks)
-        split = scales.SCALE_BYTES * scales.num_scales(self.scale, layout.num_blocks)
+        split = scales.num_bytes(self.scale, layout.num_blocks)
         steps = scales.read(data[:split], what="step")
         scales.check_range(steps, self.largest_code)
         codes = unpack_codes(data[split:], count, self.bits)
@@ -92,5 +92,4 @@ class Int(Quantize):
 
     @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        num_scales = scales.num_scales(self.scale, num_blocks)
-        return scales.SCALE_BYTES * num_scales + (count * self.bits + 7) // 8
+        return scales.num_bytes(self.scale, num_blocks) + (count * self.bits + 7) // 8

@@ -50,8 +50,9 @@ class Sign(Quantize):
             raise UsageError(f"sign: scale is {self.scale!r}; allowed are {', '.join(SCALES)}")
 
     @property
+    @override
     def notices_nonfinite(self) -> bool:
-        """A mean magnitude that is not finite tells it."""
+        """Where there are scales: a value that is not finite makes the mean magnitude so."""
         return self.scale != "none"
 
     @override

@@ -122,7 +122,7 @@ class Ternary(Quantize):
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
         self.check_length(data, count, layout.num_blocks)
-        split = scales.SCALE_BYTES * scales.num_scales(self.scale, layout.num_blocks)
+        split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
         digits = torch.from_numpy(unpack_trits(data[split:], count))
         return self._values(digits, scales.Sharing(self.scale, count, layout).spread(narrow))
@@ -132,4 +132,4 @@ class Ternary(Quantize):
 
     @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        return scales.SCALE_BYTES * scales.num_scales(self.scale, num_blocks) + -(-count // PER_BYTE)
+        return scales.num_bytes(self.scale, num_blocks) + -(-count // PER_BYTE)

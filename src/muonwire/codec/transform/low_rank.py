@@ -78,6 +78,7 @@ class LowRank(Transform):
         m, n = matrix_shape(shape)
         return (rank, m + n) if rank else (m, n)
 
+    @override
     def init(self, shape: Shape) -> State:
         """The start of the power iteration: ``q`` (n, rank) in float32, the same on all replicas."""
         rank = self._rank(shape)
