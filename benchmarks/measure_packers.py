@@ -2,8 +2,8 @@
 
     python benchmarks/measure_packers.py
 
-One core; the best of five repeats, in which the packers take turns. Decision 0010 quotes it. The packers that ``ans`` was
-chosen over (Rice codes, a bitmap, items as they are) are defined here, since nothing sends them.
+`make measured` runs it, and decision 0010 quotes it. One core; the best of five repeats, in which the packers take turns. The
+packers that ``ans`` was chosen over (Rice codes, a bitmap, items as they are) are defined here, since nothing sends them.
 """
 
 import argparse
@@ -74,7 +74,9 @@ def bound_bits(groups: Groups) -> float:
 
 def measured(packers: list[Pack], groups: Groups) -> list[str]:
     items = drawn(groups)
-    encode, decode, sizes = {}, {}, {}
+    encode: dict[Pack, float] = {}
+    decode: dict[Pack, float] = {}
+    sizes: dict[Pack, int] = {}
     for _ in range(REPEATS):
         for packer in packers:
             if isinstance(packer, Ranks) and not Ranks.fits(groups):
