@@ -57,7 +57,7 @@ class TopK(Select):
 
 @lru_cache(maxsize=1024)
 def _num_columns(groups: Groups) -> int:
-    """Columns to cut a group into: a divisor of its items, at least twice k and at most an eighth of them; 0 where there is none."""
+    """Columns to cut a group into: a divisor of its items, at least twice k and at most an eighth of them; 0 if there is none."""
     low, high = 2 * groups.k, groups.group_numel // 8
     if groups.count < SMALLEST_BY_COLUMNS or groups.group_numel > STRIP_NUMEL:
         return 0
