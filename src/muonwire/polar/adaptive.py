@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from muonwire.polar.buffers import buffer
-from muonwire.polar.composed import mixed
-from muonwire.polar.gram import gram_iteration, gram_matrix
+from muonwire.polar.gram import gram_iteration, gram_matrix, symmetric_flops, uses_blocks
 from muonwire.polar.halley import HALLEY_ERROR, LOWER, halley, halley_cost, halley_flops, halley_map
 from muonwire.polar.plans import (
     CENTERS,
@@ -22,18 +21,17 @@ from muonwire.polar.plans import (
     resolution,
     rounding_noise,
 )
-from muonwire.polar.products import gram_flops
-from muonwire.polar.reference import reference_error, reference_flops
+from muonwire.polar.products import gram_flops, plain_flops
 from muonwire.polar.restarts import derive_restarts
+from muonwire.polar.schedules import JORDAN, mixed
 from muonwire.polar.spectrum import Spectrum, measure_spectrum
-from muonwire.polar.symmetric import symmetric_flops, uses_blocks
 
 # The estimate of the reference's error and of our own come from the same nodes; this is what they differ by.
 REFERENCE_MARGIN = 0.85
 # A schedule is chosen for this fraction of a requested error, since the spectrum is an estimate.
 CHOICE_MARGIN = 0.8
 # A spectrum is measured again after two growing iterations when more than this fraction lies below this
-# value: Lanczos on the Gram matrix sees squares, and tells nothing apart down there.
+# value: Lanczos sees the squares of the singular values, and cannot separate the smallest ones.
 HARD_VALUE = 0.06
 HARD_FRACTION = 0.1
 # Values above the growing iterations' own lower end keep clear of those below it: folding a flat spectrum
@@ -169,7 +167,8 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
         grown = work.spectrum if len(work.plans) == 1 else None
         mass = _merge(first, grown) if grown is not None else mass
     floor = seen.floor(mass)
-    reference = reference_error(values, mass, seen, frobenius=first.frobenius)
+    # What torch.optim.Muon does with the same spectrum is the yardstick.
+    reference = seen.error(mass, JORDAN.apply(values / first.frobenius))
     limit = reference_flops(shape)
     requested = REFERENCE_MARGIN * reference if error is None else error
     expected, bound, covered, unresolved = 1.0, 1.0, 1.0, 0.0
@@ -238,10 +237,19 @@ def resolves(gram: Tensor, shape: tuple[int, int], *, error: float) -> bool:
     return floor <= CHOICE_MARGIN * error
 
 
+def reference_flops(shape: tuple[int, int]) -> int:
+    """FLOPs of torch.optim.Muon's five plain iterations on an (m, n) matrix.
+
+    >>> reference_flops((512, 2048)) // 512**3 // 2
+    45
+    """
+    return plain_flops(JORDAN, *shape)
+
+
 def _is_hard(work: _Work, threshold: float) -> bool:
     """Whether more than ``threshold`` of the spectrum is too small to be told apart, but might be."""
     spectrum = work.spectrum
-    # Once noise itself is as large as the values to be told apart, growing them further tells nothing.
+    # Once noise itself is as large as the values to be told apart, growing them further separates nothing.
     if spectrum.smallest >= HARD_VALUE * spectrum.upper or work.noise >= HARD_VALUE * spectrum.upper / 2:
         return False
     return float(spectrum.fraction_below(np.array([HARD_VALUE]))[0]) > threshold
