@@ -13,6 +13,8 @@ from muonwire.recipes.approaches import HybridSettings, approach_d
 from muonwire.recipes.define import recipe_of
 from muonwire.transport.base import SingleReplica, Transport
 
+__all__ = ["choose_dense"]
+
 
 def lost_shares(model: nn.Module, *, transport: Transport | None = None, **options: Any) -> dict[str, float]:
     """What the codec drops of each hidden matrix's gradient: ‖g − decoded(g)‖² / ‖g‖², averaged over the replicas.

@@ -18,6 +18,8 @@ from muonwire.recipes.base import RecipeSettings
 from muonwire.recipes.describe import default_of, docstring
 from muonwire.transport.base import Transport
 
+__all__ = ["Recipe", "format_recipe", "parse_call", "parse_recipe", "recipe", "recipe_of"]
+
 P = ParamSpec("P")
 S = TypeVar("S", bound=RecipeSettings)
 
@@ -199,7 +201,7 @@ def recipe_of(function: Callable[..., ChainOptimizer]) -> Recipe:
 
 
 def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:
-    """Read "muon" or "local_muon(interval=10, density=0.02)": a name, and options as Python literals.
+    """Read "muon" or "local_muon(interval=10, density=0.02)": a name, and options as Python literals; see ``parse_call``.
 
     >>> parse_recipe("local_muon(interval=10, codec='sign(scale=row)')")
     ('local_muon', {'interval': 10, 'codec': 'sign(scale=row)'})
@@ -207,18 +209,30 @@ def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UsageError: the text has another form.
     """
+    return parse_call(text, what="recipe", example="muon(momentum=0.9)")
+
+
+def parse_call(text: str, *, what: str, example: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options in a text such as "muon(momentum=0.9)"; the name may have dots, as that of a module's member.
+
+    Args:
+        text: to read.
+        what: it names, for messages.
+        example: for messages.
+
+    Raises:
+        UsageError: the text has another form.
+    """
     try:
         expression = ast.parse(text.strip(), mode="eval").body
-        if isinstance(expression, ast.Name):
-            return expression.id, {}
-        if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and not expression.args:
-            return expression.func.id, {
-                str(k.arg): ast.literal_eval(k.value) for k in expression.keywords if k.arg
-            }
+        call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
+        name = ast.unparse(call.func)
+        if all(word.isidentifier() for word in name.split(".")) and not call.args:
+            return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}
     except (SyntaxError, ValueError):
         pass
     raise UsageError(
-        f"recipe: {text!r} does not parse; write a name, or name(option=value, ...) such as 'muon(momentum=0.9)'"
+        f"{what}: {text!r} does not parse; write a name, or name(option=value, ...) such as {example!r}"
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from muonwire.errors import UsageError
-from muonwire.tasks import MODEL_SIZES, VisionSettings, VisionTask, build_llama
+from muonwire.tasks import TASKS
 from muonwire.tasks.text import BYTES
 from muonwire.train.checkpoint import MANIFEST, latest
 
@@ -243,20 +243,13 @@ def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:
 
     manifest = json.loads((path / MANIFEST).read_text())
     task = manifest["identity"]["task"]
-    tokens: Tokens | None = None
-    if task["kind"] == "text":
-        if task["model_size"] not in MODEL_SIZES:
-            raise UsageError(
-                f"model: {name} is of size {task['model_size']!r}, which this version does not know"
-            )
-        model = build_llama(
-            task["model_size"], vocabulary=task["vocabulary"], sequence=task["sequence"], seed=0
+    if task["kind"] not in TASKS:
+        raise UsageError(
+            f"model: {name} is of the task {task['kind']!r}, which is not among {', '.join(TASKS)}; add it to muonwire.tasks.TASKS"
         )
-        tokens = ByteTokens() if task["tokenizer"] == BYTES else _text_tokens(task["tokenizer"])
-    else:
-        given = manifest["identity"]["config"]["task"]
-        data = None if given["data"] is None else Path(given["data"])
-        model = VisionTask(VisionSettings(**{**given, "data": data})).build_model(seed=0)
+    model = TASKS[task["kind"]].read(manifest["identity"]["config"]["task"]).saved_model(task)
+    tokenizer = task.get("tokenizer")
+    tokens: Tokens | None = ByteTokens() if tokenizer == BYTES else _text_tokens(tokenizer)
     weights = load_file(path / WEIGHTS)
     missing = [n for n, _ in model.named_parameters() if n not in weights]
     if missing:
@@ -267,7 +260,9 @@ def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:
     return Opened(name=name, model=model if dtype is None else model.to(dtype), tokens=tokens)
 
 
-def _text_tokens(tokenizer: str) -> Tokens | None:
+def _text_tokens(tokenizer: str | None) -> Tokens | None:
+    if tokenizer is None:
+        return None
     from transformers import PreTrainedTokenizerFast
 
     if Path(tokenizer).is_file():

@@ -254,7 +254,11 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
-        return {"config": self.settings(), "task": self.task.description, "shapes": shapes}
+        return {
+            "config": self.settings(),
+            "task": {"kind": self.config.task.name, **self.task.description},
+            "shapes": shapes,
+        }
 
     def _named_tensors(self) -> list[tuple[str, torch.Tensor]]:
         return [*self.model.named_parameters(), *self.model.named_buffers()]

@@ -7,7 +7,6 @@ from typing import Any
 
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
-from muonwire.tasks import make_task
 from muonwire.train import checkpoint
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
@@ -50,7 +49,7 @@ def _finished_config(folder: Path) -> Any:
 
 def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resume: bool) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
-    trainer = Trainer(config, make_task(config.task), transport, folder)
+    trainer = Trainer(config, config.task.make(), transport, folder)
     first = transport.rank == 0
     notes: list[str] = []
     if resume:
@@ -165,5 +164,5 @@ def train(
     if under_launcher() or replicas == 1:
         _worker(config, folder, resume, threads)
     else:
-        make_task(config.task)
+        config.task.make()
         launch(_worker, (config, folder, resume, threads), replicas=replicas, port=port)
