@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import opacity
 from muonwire.compare.report.results import RecipeResult, Results, SeedResult
 from muonwire.pages.blocks import Chart, KeyEntry, Swatch
@@ -111,3 +112,9 @@ def _rows(recipe: RecipeResult, *, parts: _Parts, per: float) -> list[dict[str, 
         )
         start += seconds / per
     return rows
+
+
+TIME_AT_LINK = PageChart(
+    section="time", row="step", draw=lambda results, setting: time_at_link(results, link=setting.link)
+)
+TIME_MEASURED = PageChart(section="time", row="step", draw=lambda results, setting: time_measured(results))

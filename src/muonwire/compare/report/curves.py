@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import SI_BYTES, opacity, recipe_colour, recipe_dash, recipe_key
 from muonwire.compare.report.results import Results
 from muonwire.pages.blocks import Chart, Text
@@ -293,3 +294,13 @@ def _tooltip(results: Results, *, axis: _Axis) -> list[alt.Tooltip]:
         title = "sent" if axis.column == "bytes_sent" else "time"
         fields.append(alt.Tooltip("at:N", title=title))
     return fields
+
+
+LOSS_BY_STEPS = PageChart(section="loss", draw=lambda results, setting: loss_by_steps(results))
+LOSS_BY_BYTES = PageChart(section="loss", draw=lambda results, setting: loss_by_bytes(results))
+LOSS_BY_LINK_TIME = PageChart(
+    section="time", row="loss", draw=lambda results, setting: loss_by_link_time(results, link=setting.link)
+)
+LOSS_BY_MEASURED_TIME = PageChart(
+    section="time", row="loss", draw=lambda results, setting: loss_by_measured_time(results)
+)

@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import opacity, recipe_colour, recipe_key, recipe_shape
 from muonwire.compare.report.names import short_names
 from muonwire.compare.report.results import RecipeResult, Results
@@ -218,3 +219,9 @@ def _names(
                 .encode(x=x, y=y, text="name:N")
             )
     return layers
+
+
+LOSS_BY_BITS = PageChart(
+    section="loss",
+    draw=lambda results, setting: loss_by_bits(results, named=(setting.reference, setting.subject)),
+)

@@ -6,6 +6,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import opacity, recipe_colour, recipe_dash, recipe_key
 from muonwire.compare.report.results import Results
 from muonwire.pages.blocks import Chart
@@ -149,3 +150,8 @@ def _layers(results: Results, *, rows: list[dict[str, Any]], low: float, top: fl
         .mark_point(filled=False, size=230, strokeWidth=2, opacity=opacity(1))
         .encode(x=x, y=alt.Y("shown:Q", scale=scale), color=colour, tooltip=tooltip),
     ]
+
+
+LOSS_BY_RATE = PageChart(
+    section="rates", draw=lambda results, setting: loss_by_rate(results, searched=setting.lr_searched)
+)
