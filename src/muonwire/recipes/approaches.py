@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.codec import parse
 from muonwire.errors import UsageError
@@ -66,8 +67,8 @@ class PostPolarSettings(CompressedSettings, ScaleSettings, PolarSettings):
         super().__post_init__()
         self.after_exchange()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """What a server does has no meaning without one."""
         without = {} if self.server else dict.fromkeys(("owners", "wire"), "with server=True")
         return {**super().idle(), **without}
 

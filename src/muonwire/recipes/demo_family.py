@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire import codec
 from muonwire.optim.chain import ChainOptimizer
@@ -91,6 +92,7 @@ class PsycheSettings(DistroSettings):
     look_ahead: bool = True
     delayed: bool = False
 
+    @override
     def idle(self) -> Mapping[str, str]:
         """The weights that are looked ahead of are kept in float32 always."""
         return {**super().idle(), **({"masters": "with look_ahead=False"} if self.look_ahead else {})}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
@@ -165,6 +166,7 @@ class NorMuonSettings(MuonSettings):
 
     row_beta2: float = 0.95
 
+    @override
     def polar_chain(self) -> Chain:
         """Momentum → polar → row_normalize → scale."""
         return normalized_chain(self, row_beta2=self.row_beta2)
@@ -193,8 +195,8 @@ class SGDSettings(MomentumSettings):
     momentum: float = 0.9
     weight_decay: float = 0.0
 
+    @override
     def momentum_stage(self) -> Momentum:
-        """The heavy ball."""
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
@@ -59,8 +60,8 @@ class MuonFastSettings(MuonSettings):
             raise UsageError(f"muonfast: rest is {self.rest!r}; allowed are {', '.join(RESTS)}")
         super().__post_init__()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """Adam's options act where Adam is, Nesterov's where the velocity is."""
         idle = dict(super().idle())
         if self.rest == "sgd":
             idle["beta1"] = 'with rest="adam"'
@@ -73,10 +74,12 @@ class MuonFastSettings(MuonSettings):
             idle["scale"] = "without keep_norm"
         return idle
 
+    @override
     def momentum_stage(self) -> Momentum:
         """The note's velocity, v ← β v + g, or g + β v with Nesterov."""
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
+    @override
     def polar_chain(self) -> Chain:
         """Velocity, orthogonalized and scaled, with the fixes that are chosen."""
         direction: Stage = chain(self.polar_stage(), Scale(kind=self.scale))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
 from muonwire.optim.chain import ChainOptimizer
@@ -50,8 +51,8 @@ class OuterSettings(RecipeSettings):
         self.outer_chain(self.matrix_codec())
         self.outer_chain(parse(self.vector_codec))
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """The decay of what is not kept, and the look-ahead of no momentum."""
         idle = dict(super().idle())
         if not self.feedback:
             idle["feedback_decay"] = "with feedback=True"
@@ -94,13 +95,13 @@ class SparseOuterSettings(OuterSettings):
 
     density: float | None = None
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """The density makes the codec."""
         replaced = {} if self.density is None else {"codec": "without density"}
         return {**super().idle(), **replaced}
 
+    @override
     def matrix_codec(self) -> Codec:
-        """The codec of tensors of two or more dimensions."""
         if self.density is None:
             return super().matrix_codec()
         return Pipeline(select=TopK(density=self.density), quantize=Sign(scale="tensor"))

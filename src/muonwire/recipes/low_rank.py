@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.codec import parse
 from muonwire.optim.chain import ChainOptimizer
@@ -59,8 +60,8 @@ class PowerSettings(MuonSettings):
         super().__post_init__()
         self.power()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """A share of the dimension takes the place of the rank."""
         replaced = {} if self.fraction is None else {"rank": "without fraction"}
         return {**super().idle(), **replaced}
 

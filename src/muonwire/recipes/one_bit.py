@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.define import recipe
@@ -37,11 +38,12 @@ class OneBitMuonSettings(LocalMuonSettings):
     outer_lr: float = 0.9
     outer_momentum: float = 0.3
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """The rows' decay acts on rows that are normalized."""
         plain = {} if self.normalize_rows else {"row_beta2": "with normalize_rows=True"}
         return {**super().idle(), **plain}
 
+    @override
     def polar_chain(self) -> Chain:
         """Momentum → polar → (row_normalize →) scale."""
         if self.normalize_rows:

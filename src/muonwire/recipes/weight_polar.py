@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import AdamRestSettings, MomentumSettings, PolarSettings
@@ -28,15 +29,15 @@ class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, Mo
         super().__post_init__()
         self.hidden_stages()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """How weights are orthogonalized, where they never are."""
         never = (
             {} if self.period else dict.fromkeys(("strength", "method", "schedule", "dtype"), "with a period")
         )
         return {**super().idle(), **never}
 
+    @override
     def momentum_stage(self) -> Momentum:
-        """The heavy ball."""
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
     def hidden_stages(self) -> list[Stage]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Self, TypeVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.transport.meter import Meter
 
@@ -98,11 +99,13 @@ class SingleReplica(Transport):
         self.world_size = 1
         self.meter = Meter()
 
+    @override
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
         """Return the one payload."""
         self.agreed |= self.requested
         return [payload]
 
+    @override
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
         """Return the tensors themselves."""
         self.agreed |= self.requested

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.base import Flag, Transport
@@ -79,6 +80,7 @@ class FrameTransport(Transport):
         """Ranks of the other replicas."""
         return [r for r in range(self.world_size) if r != self.rank]
 
+    @override
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
         """See Transport.gather: a frame to every peer, and a second message for what does not fit.
 
@@ -141,6 +143,7 @@ class FrameTransport(Transport):
         return now[1] + now[1] // 256 if longest - shortest <= longest // 64 else shortest
 
     @torch.no_grad()
+    @override
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
         """See Transport.mean: replica j sums the j-th part of everything in rank order and hands the result back.
 

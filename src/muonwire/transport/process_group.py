@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport.frames import Accept, FrameTransport
@@ -78,10 +79,10 @@ class ProcessGroupTransport(FrameTransport):
             )
         return _of_default_group, (self.device.type,)
 
+    @override
     def carry(
         self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
     ) -> None:
-        """See FrameTransport.carry."""
         if self._has_tags:
             self._carry_at_once(header, outgoing, incoming, accept)
         else:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport.frames import Accept, FrameTransport
@@ -57,6 +58,7 @@ class ThreadTransport(FrameTransport):
             "the optimizer's state_dict(), and make the optimizer anew inside run_threads before loading it"
         )
 
+    @override
     def carry(
         self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
     ) -> None:
@@ -80,6 +82,7 @@ class ThreadTransport(FrameTransport):
         for peer, (_, body) in messages.items():
             incoming[peer].copy_(body)
 
+    @override
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
         """See Transport.once: the first replica computes, the others take its result.
 
