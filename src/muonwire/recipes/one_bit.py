@@ -1,4 +1,4 @@
-"""The recipe that wins here: local Muon whose weight changes travel as one bit an entry."""
+"""The recipe that muonwire recommends: local Muon whose weight changes travel as one bit an entry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class OneBitMuonSettings(LocalMuonSettings):
 
     @override
     def polar_chain(self) -> Chain:
-        """Momentum → polar → (row_normalize →) scale."""
+        """momentum → polar → scale, with row_normalize before the scale where rows are normalized."""
         if self.normalize_rows:
             return normalized_chain(self, row_beta2=self.row_beta2)
         return super().polar_chain()

@@ -1,4 +1,4 @@
-"""Source 004's description of Muon, as it is worded: momentum SGD whose weights are orthogonalized after every step."""
+"""Muon as the note “Muon from the top down” first describes it: SGD that orthogonalizes the weights after every step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing_extensions import override
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import AdamRestSettings, MomentumSettings, PolarSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import RoutedSettings, routed_groups
+from muonwire.recipes.dense import RoutedSettings
 from muonwire.stages import Mean, Momentum, Stage, WeightPolar, chain
 
 
@@ -51,15 +51,13 @@ class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, Mo
 @recipe(
     SGDWeightPolarSettings,
     summary="mean → momentum → the weight's own polar factor for hidden matrices, mean → adam for the rest",
-    source="source 004, Muon as its first sentence describes it",
+    source="the first sentence of “Muon from the top down”",
 )
 def sgd_weight_polar(model: nn.Module, options: SGDWeightPolarSettings) -> ChainOptimizer:
     """Momentum SGD whose weights, not updates, are orthogonalized."""
-    groups = routed_groups(
+    return options.routed(
         model,
-        options,
         hidden=chain(Mean(), *options.hidden_stages()),
         rest=chain(Mean(), options.adam_stage()),
         rest_rate=options.adam_lr_ratio,
     )
-    return options.optimizer(model, groups)
