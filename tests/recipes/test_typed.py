@@ -195,7 +195,7 @@ def describe(optimizer):
 
 
 def test_options_by_place_and_a_missing_rate_are_refused():
-    with pytest.raises(UsageError, match=r"0\.01 is given by place; give options by name"):
+    with pytest.raises(UsageError, match=r"0\.01 is a positional argument; give options by name"):
         recipes.muon(SmallNet(), 0.01)
     with pytest.raises(UsageError, match="recipe muon: lr is missing"):
         recipes.muon(SmallNet())

@@ -33,7 +33,7 @@ class Recipe:
         options: frozen dataclass of its options.
         build: (model, options) to the optimizer.
         summary: its chain, in one line.
-        source: where it comes from: paper and section, or a source's approach.
+        source: where it comes from: a paper and its section, or a note by its title.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Recipe:
     def make_options(
         self, given: Mapping[str, Any], *, lr: float = 1.0, transport: Transport | None = None
     ) -> Any:
-        """The options dataclass with what was given, as on the command line; ``lr`` and ``transport`` are no options there.
+        """The options dataclass with the given values; ``lr`` and ``transport`` are arguments of their own.
 
         Raises:
             UsageError: an unknown option, a value of the wrong kind or out of range, or an option that does nothing without
@@ -117,7 +117,7 @@ def _is_list_of_texts(value: Any) -> bool:
     )
 
 
-# What is wanted of an option by its type, and whether a value is that.
+# By an option's type: what is wanted of a value, and whether a value is that.
 _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     float: ("a number", _is_number),
     int: ("a whole number", _is_whole),
@@ -139,7 +139,7 @@ def recipe(
     Args:
         settings: the recipe's settings class, a RecipeSettings.
         summary: its chain, in one line.
-        source: where it comes from.
+        source: where it comes from, as Recipe has it.
 
     >>> from muonwire.recipes.base import RecipeSettings
     >>> from muonwire.stages import Mean, Sign, chain
@@ -164,7 +164,7 @@ def recipe(
         def function(model: nn.Module, /, *args: P.args, **given: P.kwargs) -> ChainOptimizer:
             if args:
                 raise UsageError(
-                    f"recipe {described.name}: {args[0]!r} is given by place; give options by name, such as lr=0.01"
+                    f"recipe {described.name}: {args[0]!r} is a positional argument; give options by name, such as lr=0.01"
                 )
             return described.optimizer(model, given)
 
@@ -195,7 +195,7 @@ def _signature(settings: type) -> inspect.Signature:
 
 
 def recipe_of(function: Callable[..., ChainOptimizer]) -> Recipe:
-    """What stands behind a function that ``recipe`` made."""
+    """The Recipe of a function that ``recipe`` made."""
     found: Recipe = vars(function)["recipe"]
     return found
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.recipes import format_recipe, parse_recipe
@@ -95,8 +96,8 @@ class Clip(Edit):
     high: float | None = None
     of: str = "rms"
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         low, high = 0.0 if self.low is None else self.low, math.inf if self.high is None else self.high
         if (self.low is None and self.high is None) or low < 0 or high < low or self.of not in UNITS:
@@ -105,8 +106,8 @@ class Clip(Edit):
                 f"it takes low and high, at least one, with 0 <= low <= high, and of={' or '.join(UNITS)}",
             )
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         s = factors.s
         unit = {"rms": _root_mean_square(s), "largest": s.max(), "one": torch.ones_like(s[0])}[self.of]
         low = None if self.low is None else self.low * unit
@@ -127,14 +128,14 @@ class Flatten(Edit):
 
     power: float = 0.5
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if not 0 <= self.power < math.inf:
             raise _wrong(self, "power must be at least 0")
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         s = factors.s
         if not float(s.max()):
             return factors
@@ -147,8 +148,8 @@ class Flatten(Edit):
 class PolarFactor(Edit):
     """σ' = ‖W‖_F/√r: the polar factor at equal Frobenius norm."""
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         return factors._replace(s=_root_mean_square(factors.s).expand_as(factors.s).clone())
 
 
@@ -166,8 +167,8 @@ class Counted(Edit):
     fraction: float | None = None
     which: str = "largest"
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if (self.k is None) == (self.fraction is None):
             raise _wrong(self, "it takes either k or fraction")
@@ -192,8 +193,8 @@ class Counted(Edit):
 class Keep(Counted):
     """σ' = σ for the k largest (or smallest), 0 for the others."""
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         return factors._replace(s=torch.where(self.chosen(factors.s, name), factors.s, 0))
 
 
@@ -201,8 +202,8 @@ class Keep(Counted):
 class Drop(Counted):
     """σ' = 0 for the k largest (or smallest), σ for the others."""
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         return factors._replace(s=torch.where(self.chosen(factors.s, name), 0, factors.s))
 
 
@@ -219,14 +220,14 @@ class Scale(Edit):
     start: float = 0.0
     stop: float = 0.1
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if not 0 <= self.start < self.stop <= 1 or not 0 <= self.factor < math.inf:
             raise _wrong(self, "0 <= start < stop <= 1 and a finite factor of at least 0 are wanted")
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         s = factors.s
         place = _rank_of_each(s) / len(s)
         return factors._replace(
@@ -244,8 +245,8 @@ class Permute(Edit):
 
     seed: int = 0
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         order = torch.randperm(len(factors.s), generator=_generator(self.seed, seed))
         return factors._replace(s=factors.s[order.to(factors.s.device)])
 
@@ -262,14 +263,14 @@ class Rotate(Edit):
     side: str = "both"
     seed: int = 0
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if self.side not in ("left", "right", "both"):
             raise _wrong(self, "side is left, right or both")
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         generator = _generator(self.seed, seed)
         u = _random_columns(factors.u, generator) if self.side != "right" else factors.u
         vt = _random_columns(factors.vt.mT, generator).mT if self.side != "left" else factors.vt
