@@ -25,7 +25,7 @@ class TrainCommand:
     """Arguments of `muonwire train`.
 
     Args:
-        task: "text" or "vision"; with --help after it, the options of that task.
+        task: "text", "vision", or a task of your own; with --help after it, the options of that task.
         config: the run.
         out: folder for metrics.jsonl, checkpoints, TensorBoard events and result.json.
         replicas: processes to start on this machine; under torchrun, which starts them itself, leave it out.
