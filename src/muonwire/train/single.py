@@ -70,9 +70,9 @@ def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resum
 def _check_alike(trainer: Trainer) -> None:
     """All replicas go on from one step to one length; where one of them refused, the others end here, before a file is changed."""
     own = f"step {trainer.step} of {trainer.config.steps}"
-    said = [told.decode() for told in trainer.transport.gather(own.encode(), purpose="control")]
-    if len(set(said)) > 1:
-        listed = "; ".join(f"replica {rank}: {told}" for rank, told in enumerate(said))
+    positions = [text.decode() for text in trainer.transport.gather(own.encode(), purpose="control")]
+    if len(set(positions)) > 1:
+        listed = "; ".join(f"replica {rank}: {position}" for rank, position in enumerate(positions))
         raise UsageError(
             f"train: the replicas would not resume alike ({listed}); give all the same --steps, and an --out that they share"
         )
@@ -149,7 +149,7 @@ def train(
     Args:
         config: the settings.
         folder: where metrics, checkpoints and result.json go.
-        replicas: processes to start on this machine; ignored under torchrun, which says how many there are.
+        replicas: processes to start on this machine; ignored under torchrun, which starts them itself.
         resume: continue from the newest checkpoint in the folder; ``config.steps`` may be another number than the run has so far.
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous. Default: any free one.
