@@ -45,8 +45,8 @@ FINALISTS = (
     "muon(momentum=0.9)",
     "muloco",
 )
-# Every recipe but those of source 003, which the lab trains on its images, and the variants that the hypotheses of source 000 ask
-# for.
+# Every recipe but those of the note “Why MuonFast fails on vision transformers”, which the lab trains on its images, and the
+# variants that the hypotheses of “Why Muon and DisTrO conflict” ask for.
 FRONTIER = (
     *FINALISTS,
     "approach_b",
@@ -87,7 +87,7 @@ OPTIONS_OF = {
     "text": ("text", "tokenizer", "own_text", "model_size", "sequence"),
     "vision": ("images", "vision_model"),
 }
-# Images a replica and step: with four replicas, what source 003 trains with.
+# Images a replica and step: with four replicas, the batch of the note “Why MuonFast fails on vision transformers”.
 VISION_BATCH = 32
 # What the best rate depends on, beside the recipe and the seed that tunes.
 DECIDES_RATES = (
