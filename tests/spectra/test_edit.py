@@ -153,7 +153,7 @@ def test_a_model_that_is_there_is_not_overwritten_unasked(tmp_path: Path) -> Non
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="something else than a model"):
+    with pytest.raises(UsageError, match="something other than a model"):
         write_model(_opened(), other, overwrite=True)
     assert (other / "chapter.txt").exists()
 
