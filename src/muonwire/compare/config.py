@@ -44,8 +44,8 @@ FINALISTS = (
     "muon(momentum=0.9)",
     "muloco",
 )
-# Every recipe but those of “Why MuonFast fails on vision transformers”, which the lab trains on its images, and the variants that
-# the hypotheses of “Why Muon and DisTrO conflict” ask for.
+# Every recipe but those of the note “Why MuonFast fails on vision transformers”, which the lab trains on its images, and the
+# variants that the hypotheses of “Why Muon and DisTrO conflict” ask for.
 FRONTIER = (
     *FINALISTS,
     "approach_b",

@@ -14,7 +14,7 @@ IMAGE_SCALE = 2.0
 
 
 def write_png(chart: Chart, folder: Path) -> Path:
-    """Draws ``chart`` to ``folder/<name>.png``, light, at twice the pixels, and returns the path."""
+    """Draw ``chart`` to ``folder/<name>.png``, in the light scheme and twice the pixels; returns the path."""
     spec: dict[str, Any] = {
         **chart.spec,
         "title": chart.title,

@@ -24,11 +24,12 @@ class RecipeSettings:
     Args:
         lr: learning rate, at least 0.
         transport: the way to the other replicas. Default: one replica.
-        start: "check" before the first step that all replicas start with the same weights and buffers, or "broadcast" those of
-            replica 0 when the optimizer is built. Default: "check".
-        nonfinite: "raise" on all replicas where a gradient is not finite on one, or "skip" the step and count it. Default: "raise".
-        masters: keep float32 copies of 16-bit weights. Default: True.
-        exclude_buffers: regular expressions for names of floating buffers that are not averaged over the replicas. Default: none.
+        start: "check" before the first step that all replicas hold the same weights and began with the same buffers; or "broadcast"
+            those of replica 0 when the optimizer is built, which all replicas then build together. Default: "check".
+        nonfinite: a gradient or update that is not finite on one replica raises NonFiniteUpdateError on all ("raise"), or the step
+            is left out on all and counted ("skip"). Default: "raise".
+        masters: keep float32 copies of 16-bit weights, to which small updates add up. Default: True.
+        exclude_buffers: regular expressions; floating buffers whose name matches are not averaged over the replicas. Default: none.
         weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.01.
     """
 

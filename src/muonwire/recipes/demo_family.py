@@ -119,7 +119,7 @@ def demo(model: nn.Module, options: DemoSettings) -> ChainOptimizer:
 
 @recipe(
     PsycheSettings,
-    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign, with gradients looked ahead by the residual's sign",
+    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign, with gradients taken ahead by the residual's sign",
     source="DeMo, arXiv 2411.19870, as Psyche's distro.rs has it",
 )
 def psyche(model: nn.Module, options: PsycheSettings) -> ChainOptimizer:

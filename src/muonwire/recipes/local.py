@@ -23,7 +23,7 @@ class OuterSettings(RecipeSettings):
 
     Args:
         interval: H, local steps a synchronization. Default: 5.
-        growth: steps by which H grows with every step of the run. Default: 0.
+        growth: steps by which H grows with every local step. Default: 0.
         codec: of matrices, in textual form. Default: "topk(density=0.1) | sign(scale=tensor)".
         vector_codec: of biases and norms. Default: "sign(scale=tensor)".
         feedback: keep what the codecs drop for the next synchronization. Default: True.

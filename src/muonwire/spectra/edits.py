@@ -43,7 +43,7 @@ class Edit(ABC):
 
     @property
     def choice(self) -> Choice:
-        """Which weights it changes."""
+        """The weights that it changes."""
         return Choice(kind=self.kind, layers=self.layers)
 
     def check(self) -> None:
@@ -77,7 +77,7 @@ def _root_mean_square(s: Tensor) -> Tensor:
 
 
 def _rank_of_each(s: Tensor) -> Tensor:
-    """0 for the largest, 1 for the next, …"""
+    """The place of each singular value by size: 0 for the largest, 1 for the next, …"""
     ranks = torch.empty_like(s, dtype=torch.int64)
     ranks[s.argsort(descending=True, stable=True)] = torch.arange(len(s), device=s.device)
     return ranks
@@ -139,7 +139,7 @@ class Flatten(Edit):
         s = factors.s
         if not float(s.max()):
             return factors
-        # Relative to the largest, so that no power overflows; what is exactly zero has no direction to give a length to.
+        # Relative to the largest, so that no power overflows. Zeros stay zero for every p.
         powered = torch.where(s > 0, (s / s.max()) ** self.power, torch.zeros_like(s))
         return factors._replace(s=powered * (s.norm() / powered.norm()))
 
@@ -155,7 +155,7 @@ class PolarFactor(Edit):
 
 @dataclass(frozen=True, kw_only=True)
 class Counted(Edit):
-    """What chooses k singular values.
+    """An edit of k of the singular values.
 
     Args:
         k: how many.
@@ -178,7 +178,7 @@ class Counted(Edit):
             raise _wrong(self, "which is largest or smallest")
 
     def chosen(self, s: Tensor, name: str) -> Tensor:
-        """Which of the singular values are meant."""
+        """A mask of the chosen singular values."""
         k = round(self.fraction * len(s)) if self.fraction is not None else self.k
         assert k is not None
         if k > len(s):
@@ -312,7 +312,7 @@ def parse_edit(text: str) -> Edit:
     "keep(kind='mlp', fraction=0.5)"
 
     Raises:
-        UsageError: the text has another form, or names an edit or an option that there is not, or a value out of range.
+        UsageError: the text has another form, names an unknown edit or option, or has a value out of range.
     """
     name, options = parse_recipe(text)
     if name not in EDITS:

@@ -29,9 +29,8 @@ def time_at_link(results: Results, *, link: str) -> Chart | None:
         parts=_LINK,
         name="step_time_link",
         title=f"Time of a step at {link} (modelled)",
-        how_to_read="Shorter is better. The link's part is modelled: the measured bytes and messages of "
-        "a step over "
-        f"{link}, in place of the exchange as measured here.",
+        how_to_read=f"Shorter is better. The link's part is modelled: the measured bytes and messages of a step over {link}, "
+        "in place of the exchange as measured here.",
         axis_title="time per step",
     )
 

@@ -38,7 +38,7 @@ def write_compare_report(
     summary: Sequence[Mapping[str, Any]],
     curves: pl.DataFrame,
 ) -> list[Path]:
-    """Writes ``report.html`` and a PNG of each chart to ``folder``; the same bytes for the same input.
+    """Write ``report.html`` and a PNG of each chart into ``folder``; the same bytes for the same input.
 
     Args:
         folder: where to write; made if missing.
@@ -105,9 +105,8 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
         lead=headline(results),
         facts=tuple(facts),
         sections=tuple(sections),
-        footer="Every number and sentence on this page is computed from the runs. Each chart is also in "
-        "this page’s "
-        "folder as an image with its key, under the chart’s name.",
+        footer="Every number and sentence on this page is computed from the runs. Each chart is also in this page’s folder as "
+        "an image with its key, under the chart’s name.",
     )
 
 
@@ -123,7 +122,7 @@ def _charts(section: str, results: Results, setting: ReportSetting) -> list[Bloc
     for row, charts in groupby(wanted, key=lambda chart: chart.row):
         drawn = (chart.draw(results, setting) for chart in charts)
         shown = tuple(chart for chart in drawn if chart is not None)
-        # A long key and many lines want the whole width.
+        # A long key and many lines need the whole width.
         alone = row is None or len(shown) < 2 or any(len(chart.key) > _MOST_SIDE_BY_SIDE for chart in shown)
         blocks += shown if alone else [Row(charts=shown)]
     return blocks
@@ -183,24 +182,21 @@ def _definitions(setting: ReportSetting, *, measures: bool) -> Terms:
             ),
             (
                 "Bytes sent",
-                "Payload bytes that a replica hands to the exchange, as they go on the wire, each "
-                "payload counted "
-                "once however many replicas get it. Mean over the replicas.",
+                "Payload bytes that a replica hands to the exchange, as they go on the wire, each payload counted once "
+                "however many replicas get it. Mean over the replicas.",
             ),
             ("Bytes received", "Payload bytes that a replica gets from all others. Mean over the replicas."),
             (
                 "Bytes egress",
-                "Bytes sent, times the replicas that each payload goes to: what leaves a replica without "
-                "multicast "
-                "or a server that copies.",
+                "Bytes sent, times the replicas that each payload goes to: what leaves a replica without multicast or a "
+                "server that copies.",
             ),
             ("Bits per parameter and step", "8 × bytes sent per step / number of parameters of the model."),
             ("Compute, optimizer, exchange", "Wall-clock seconds of a step, measured on this machine."),
             (
                 "Link time",
-                "Modelled, not measured: the seconds that the measured bytes and messages of a step "
-                "take over a link "
-                f"of {setting.link}. Time at the link is the measured computation plus this.",
+                "Modelled, not measured: the seconds that the measured bytes and messages of a step take over a link of "
+                f"{setting.link}. Time at the link is the measured computation plus this.",
             ),
             (
                 "Diverged",

@@ -1,4 +1,4 @@
-"""The learning-rate sweep: final loss by rate, with the rate each recipe ended up with."""
+"""Final loss by learning rate, with the rate that was chosen for each recipe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart |
 
     Args:
         results: of the comparison.
-        searched: the grid of an earlier search, whose best rates alone were tried.
+        searched: the grid of an earlier search, of which only the best rates were tried again. Default: none.
     """
     rates = _rates(results)
     if rates.is_empty() or rates.group_by("recipe").len()["len"].max() == 1:
@@ -53,7 +53,7 @@ def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart |
         )
     else:
         reading = (
-            "A flat valley means the recipe forgives a badly chosen rate; a ring at the end of its line means the grid may be "
+            "A flat line means that the loss depends little on the rate; a ring at the end of a line means that the grid may be "
             "too narrow."
         )
     return Chart(
