@@ -16,7 +16,7 @@ IMAGE_SCALE = 2.0
 
 
 def write_png(chart: Chart, folder: Path) -> Path:
-    """Draws ``chart`` to ``folder/<name>.png``, light, at twice the pixels, and returns the path."""
+    """Draw ``chart`` to ``folder/<name>.png``, in the light scheme and twice the pixels; returns the path."""
     path = folder / f"{chart.name}.png"
     path.write_bytes(
         vl_convert.vegalite_to_png(_spec(chart, width=IMAGE_WIDTH), scale=IMAGE_SCALE, **_options())
@@ -25,7 +25,7 @@ def write_png(chart: Chart, folder: Path) -> Path:
 
 
 def write_svg(chart: Chart, folder: Path) -> Path:
-    """Draws ``chart`` to ``folder/<name>.svg``, light, and returns the path."""
+    """Draw ``chart`` to ``folder/<name>.svg``, in the light scheme; returns the path."""
     path = folder / f"{chart.name}.svg"
     path.write_text(vl_convert.vegalite_to_svg(_spec(chart, width=SVG_WIDTH), **_options()) + "\n")
     return path

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from muonwire.errors import UsageError
+from muonwire.tasks.base import build_seeded, named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +45,9 @@ def build_llama(size_name: str, *, vocabulary: int, sequence: int, seed: int) ->
     Raises:
         UsageError: an unknown size.
     """
-    if size_name not in MODEL_SIZES:
-        raise UsageError(f"model size: {size_name!r} is unknown; allowed are {', '.join(MODEL_SIZES)}")
+    size = named("model size", size_name, MODEL_SIZES)
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = MODEL_SIZES[size_name]
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=size.width,
@@ -64,7 +61,4 @@ def build_llama(size_name: str, *, vocabulary: int, sequence: int, seed: int) ->
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: nn.Module = LlamaForCausalLM(config)
-    return model
+    return build_seeded(lambda: LlamaForCausalLM(config), seed=seed)
