@@ -19,7 +19,7 @@ class Input:
     Args:
         name: of its folder.
         about: what it is, for the page; with ``of_model``, {model} stands for the model's name.
-        make: fills a folder, small where it is told to be quick; with ``of_model``, from a pretrained model of that name.
+        make: fills a folder, with little where quick is true; with ``of_model``, from a pretrained model of that name.
         made_with: what ``about.json`` must hold for the folder to count, quick or not. Default: nothing in particular.
         of_model: whether it is made from a pretrained model that the user may choose.
     """
@@ -58,8 +58,8 @@ class Input:
             self.make(folder, quick, *([model] if self.of_model else []))
         return folder
 
-    def told(self, out: Path, *, quick: bool) -> str:
-        """What it is, with the name of the model that it was made from."""
+    def described(self, out: Path, *, quick: bool) -> str:
+        """``about``, with the name of the model that it was made from."""
         kept = self._kept(self.folder(out, quick=quick)) or {}
         return self.about.format(model=kept.get("model", PACKAGED)) if self.of_model else self.about
 

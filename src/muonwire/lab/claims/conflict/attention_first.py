@@ -1,11 +1,11 @@
 """hypothesis.3: attention weights need orthogonalization most."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.captured import hidden_matrices
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, share_of_gain
+from muonwire.lab.inputs.training import CURVES, NATS, OUTCOMES, SEEDS, TRAINING, Results, share_of_gain
 from muonwire.tasks.models import build_llama
 
 RECIPES = {
@@ -19,7 +19,7 @@ ROLES = {"attention": "self_attn", "MLP": "mlp"}
 
 def measure(setting: Setting) -> list[Row]:
     """Dense Muon on attention, on the MLP, on both and on neither; AdamW for what is left."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = Results.of(setting)
     matrices = hidden_matrices(build_llama("pico", vocabulary=256, sequence=64, seed=0))
     none, rows = runs["adamw"], runs.rows(RECIPES)
     gains, dense = {}, {}
@@ -66,7 +66,12 @@ CLAIM = Claim(
             column="lead",
             select={"attention beside MLP": "difference"},
             at_least=0.0,
-            unit="nats a token",
+            unit=NATS,
+            reading=Reading(
+                holds="orthogonalizing attention alone gains more than orthogonalizing the MLP alone",
+                fails="orthogonalizing attention alone gains less than orthogonalizing the MLP alone",
+                by=f"by {{size}} {NATS}",
+            ),
         ),
         Check(
             name="attention gains at least as much as the MLP",
@@ -74,7 +79,12 @@ CLAIM = Claim(
             column="lead_per_million",
             select={"attention beside MLP": "difference"},
             at_least=0.0,
-            unit="nats a token and million weights",
+            unit=f"{NATS} and million weights",
+            reading=Reading(
+                holds="for each weight it gains more",
+                fails="for each weight it gains less",
+                by=f"by {{size}} {NATS} and million weights",
+            ),
         ),
     ),
     meaning={

@@ -10,7 +10,7 @@ from muonwire.bench.codec import demo_encode
 from muonwire.codec import payload
 from muonwire.codec.transform import Dct
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
@@ -76,6 +76,13 @@ def _hundredfold(form: str, k: int, setting: str) -> Check:
         at_least=100.0,
         possible=(0.0, 1e6),
         unit="×",
+        reading=Reading(
+            holds="a message is at least a hundred times smaller than in bfloat16",
+            fails="a message is less than a hundred times smaller than in bfloat16",
+            by="{mean} times",
+            digits=3,
+            where=setting,
+        ),
     )
 
 
@@ -92,10 +99,10 @@ CLAIM = Claim(
     inputs=MATRICES,
     repeats=1,
     checks=(
-        _hundredfold(PSYCHE, 4, "with Psyche's 1-bit format, k=4"),
-        _hundredfold(PSYCHE, 32, "with Psyche's 1-bit format, k=32"),
-        _hundredfold(ONE_BIT, 64, "with entropy-coded indices, 1-bit, k=64"),
-        _hundredfold(AS_PUBLISHED, 32, "with DeMo as published, k=32"),
+        _hundredfold(PSYCHE, 4, "in Psyche’s 1-bit format at k=4"),
+        _hundredfold(PSYCHE, 32, "in Psyche’s 1-bit format at k=32"),
+        _hundredfold(ONE_BIT, 64, "in muonwire’s 1-bit payload at k=64"),
+        _hundredfold(AS_PUBLISHED, 32, "in DeMo’s published format at k=32"),
     ),
     meaning={
         "confirmed": "A hundredfold is what any of these formats gives; choose k by the loss.",
@@ -123,7 +130,7 @@ CLAIM = Claim(
         Plot(
             name="ratio",
             title="Compression against bfloat16",
-            how_to_read="The source's range is 100 to 1000.",
+            how_to_read="The note's range is 100 to 1000.",
             x=("k", "coefficients kept of each 64×64 chunk"),
             y=("against bfloat16", "times smaller than bfloat16"),
             series=("format", "Format"),

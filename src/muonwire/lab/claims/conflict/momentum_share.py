@@ -1,10 +1,10 @@
 """hypothesis.2: momentum gives most of Muon's benefit, orthogonalization is secondary."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, share_of_gain
+from muonwire.lab.inputs.training import CURVES, NATS, OUTCOMES, SEEDS, TRAINING, Results, share_of_gain
 
 RECIPES = {
     "SGD": "sgd(momentum=0.0)",
@@ -25,7 +25,7 @@ STEPS = {
 
 def measure(setting: Setting) -> list[Row]:
     """What momentum gains, and what a polar factor gains on top of it, dense and behind DisTrO's codec."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = Results.of(setting)
     rows = runs.rows(RECIPES)
     for transport, (neither, momentum, both) in STEPS.items():
         first = runs[momentum].below(runs[neither])
@@ -50,7 +50,13 @@ def _leads(transport: str, setting: str) -> Check:
         column="lead",
         select={"exchange": transport},
         at_least=0.0,
-        unit="nats a token",
+        unit=NATS,
+        reading=Reading(
+            holds="momentum gains more than orthogonalization on top of it",
+            fails="momentum gains less than orthogonalization on top of it",
+            by=f"by {{size}} {NATS}",
+            where=setting,
+        ),
     )
 
 

@@ -1,33 +1,36 @@
 """approach.D: dense Muon for attention, DisTrO for the rest."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.training import (
     CURVES,
     GAINS,
     OUTCOMES,
+    REFERENCES,
     SEEDS,
     TRAINING,
     Results,
-    gain,
-    gain_check,
+    below_distro_check,
+    half_way_check,
+    instead_of_distro,
     share_of_gain,
 )
 
-RECIPES = {"approach D": "approach_d", "DisTrO alone": "distro", "dense Muon": "muon"}
+RECIPES = {"approach D": "approach_d", **REFERENCES}
+WAY = {"way": "from DisTrO alone to dense Muon"}
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach D between DisTrO alone and dense Muon."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = Results.of(setting)
     d, distro, muon = runs["approach_d"], runs["distro"], runs["muon"]
     return [
         *runs.rows(RECIPES),
-        gain("D instead of DisTrO alone", of=d, over=distro),
+        instead_of_distro("D", runs, "approach_d"),
         {
-            "way": "from DisTrO alone to dense Muon",
+            **WAY,
             "loss_share": share_of_gain(d, start=distro, end=muon),
             "bits_share": 100 * (d.bits - distro.bits) / (muon.bits - distro.bits),
         },
@@ -48,17 +51,8 @@ CLAIM = Claim(
     inputs=(TRAINING,),
     repeats=len(SEEDS),
     checks=(
-        gain_check(
-            "it ends below the baseline", setting="against DisTrO alone", change="D instead of DisTrO alone"
-        ),
-        Check(
-            name="it goes at least half of the way to dense Muon",
-            setting="between DisTrO alone and dense Muon",
-            column="loss_share",
-            select={"way": "from DisTrO alone to dense Muon"},
-            at_least=50.0,
-            unit="%",
-        ),
+        below_distro_check("D", setting="against DisTrO alone"),
+        half_way_check("it", setting="in loss", select=WAY),
     ),
     meaning={
         "confirmed": "Spending the bytes on attention buys most of Muon’s gain; where the link has room for a "

@@ -1,23 +1,32 @@
 """approach.B: orthogonalization of what the replicas sent, on every replica or on a server."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+from muonwire.lab.inputs.training import (
+    CURVES,
+    GAINS,
+    OUTCOMES,
+    REFERENCES,
+    SEEDS,
+    TRAINING,
+    Results,
+    below_distro_check,
+    instead_of_distro,
+)
 
 RECIPES = {
     "approach B": "approach_b",
     "B with a server": "approach_b(server=True)",
     "B at 9 bits": "approach_b(codec='dct(chunk=64) | topk(k=1024) | float32')",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **REFERENCES,
 }
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach B with and without a server beside DisTrO alone and dense Muon."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = Results.of(setting)
     b, served = runs["approach_b"], RECIPES["B with a server"]
     rows = runs.rows(RECIPES)
     rows += [
@@ -32,8 +41,7 @@ def measure(setting: Setting) -> list[Row]:
     ]
     if served in runs:
         rows.append({"server": "against none", "ratio": runs[served].egress_bytes / b.egress_bytes})
-    rows.append(gain("B instead of DisTrO alone", of=b, over=runs["distro"]))
-    return rows
+    return [*rows, instead_of_distro("B", runs, "approach_b")]
 
 
 CLAIM = Claim(
@@ -57,10 +65,13 @@ CLAIM = Claim(
             select={"update": "approach B"},
             at_least=0.9,
             possible=(0.0, 1.0),
+            reading=Reading(
+                holds="the update is nearly orthogonal",
+                fails="the update is not orthogonal",
+                by="effective rank {mean} of 1",
+            ),
         ),
-        gain_check(
-            "it ends below the baseline", setting="against DisTrO alone", change="B instead of DisTrO alone"
-        ),
+        below_distro_check("B", setting="against DisTrO alone"),
         Check(
             name="more leaves the link of the replica that serves",
             setting="with a server against without",
@@ -69,6 +80,11 @@ CLAIM = Claim(
             at_least=1.0,
             possible=(0.0, float("inf")),
             unit="times",
+            reading=Reading(
+                holds="more leaves a replica that serves the others",
+                fails="no more leaves a replica that serves the others",
+                by="{mean} times as much",
+            ),
         ),
     ),
     meaning={

@@ -1,28 +1,36 @@
 """approach.C: orthogonalize, and compress the residual."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.captured import captured
+from muonwire.lab.inputs.samples import samples_of
 from muonwire.lab.inputs.text_training import TEXT_TRAINING
-from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+from muonwire.lab.inputs.training import (
+    CURVES,
+    GAINS,
+    OUTCOMES,
+    REFERENCES,
+    SEEDS,
+    TRAINING,
+    Results,
+    below_distro_check,
+    gain,
+    instead_of_distro,
+)
 from muonwire.lab.measures.matrices import cosine, polar_factor, relative_error, through
 from muonwire.recipes.compressed import CODEC
 
 RECIPES = {
     "approach C": "approach_c",
     "approach B": "approach_b",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **REFERENCES,
 }
 
 
 def _residuals(setting: Setting) -> list[Row]:
     rows: list[Row] = []
-    # Another part of the matrices for each seed.
-    for one in list(captured(setting.input(TEXT_TRAINING), kind="momentum"))[setting.seed :: len(SEEDS)]:
-        m = one.matrix
+    for m in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(SEEDS)):
         u = polar_factor(m)
         scaled = m - cosine(m, u) * m.norm() / u.norm() * u
         plain = relative_error(through(CODEC, m), m)
@@ -41,11 +49,11 @@ def _residuals(setting: Setting) -> list[Row]:
 
 def measure(setting: Setting) -> list[Row]:
     """The residual's size and compressibility on real momentum, and approach C beside DisTrO alone."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = Results.of(setting)
     return [
         *_residuals(setting),
         *runs.rows(RECIPES),
-        gain("C instead of DisTrO alone", of=runs["approach_c"], over=runs["distro"]),
+        instead_of_distro("C", runs, "approach_c"),
         gain("C instead of B", of=runs["approach_c"], over=runs["approach_b"]),
     ]
 
@@ -73,6 +81,11 @@ CLAIM = Claim(
             at_most=1.0,
             possible=(0.0, float("inf")),
             unit="of its norm",
+            reading=Reading(
+                holds="as written the residual is smaller than the momentum",
+                fails="as written the residual is larger than the momentum",
+                by="{mean} times",
+            ),
         ),
         Check(
             name="it is at most half of the momentum",
@@ -82,6 +95,11 @@ CLAIM = Claim(
             at_most=0.5,
             possible=(0.0, 1.0),
             unit="of its norm",
+            reading=Reading(
+                holds="at the best scale it is at most half of it",
+                fails="at the best scale it is more than half of it",
+                by="{mean} of its norm",
+            ),
         ),
         Check(
             name="the codec loses a smaller share of it than of the momentum",
@@ -91,12 +109,13 @@ CLAIM = Claim(
             at_least=0.0,
             possible=(float("-inf"), 100.0),
             unit="%",
+            reading=Reading(
+                holds="the codec loses a smaller share of the residual",
+                fails="the codec loses no smaller share of the residual",
+                by="{mean} % less",
+            ),
         ),
-        gain_check(
-            "it ends below the baseline",
-            setting="in training against DisTrO alone",
-            change="C instead of DisTrO alone",
-        ),
+        below_distro_check("C"),
     ),
     meaning={
         "confirmed": "Send what a shared polar prediction leaves over: it is smaller and easier to compress.",

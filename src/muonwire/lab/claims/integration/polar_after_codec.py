@@ -4,7 +4,16 @@ from muonwire.lab.claims.integration import NOTE
 from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+from muonwire.lab.inputs.training import (
+    CURVES,
+    OUTCOMES,
+    REFERENCES,
+    SEEDS,
+    TRAINING,
+    Results,
+    gain,
+    gain_check,
+)
 
 # What is decoded: the recipe that takes its sign, and the one that takes its polar factor.
 SIGNALS = {
@@ -19,14 +28,13 @@ RECIPES = {
     "residual, polar": "approach_b",
     "momentum after, polar": "ef14_muon",
     "polar before": "pre_polar",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **REFERENCES,
 }
 
 
 def measure(setting: Setting) -> list[Row]:
     """What a polar factor instead of the sign gains, by what was decoded."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = Results.of(setting)
     rows = runs.rows(RECIPES)
     for signal, (sign, polar) in SIGNALS.items():
         rows.append(gain(signal, of=runs[polar], over=runs[sign]))
@@ -59,7 +67,13 @@ CLAIM = Claim(
     repeats=len(SEEDS),
     checks=tuple(
         gain_check(
-            "a polar factor does not end below the sign", setting=f"of {signal}", change=signal, helps=False
+            "a polar factor does not end below the sign",
+            setting=f"of {signal}",
+            change=signal,
+            below="a polar factor of what was decoded ends below its sign",
+            above="a polar factor of what was decoded ends above its sign",
+            where=f"for {signal}",
+            helps=False,
         )
         for signal in SIGNALS
     ),

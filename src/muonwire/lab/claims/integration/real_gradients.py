@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
@@ -105,6 +105,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_least=math.log10(HEAVY),
             possible=(0.0, 9.0),
             unit="powers of ten",
+            reading=Reading(
+                holds=f"{setting} have heavier tails than Laplace’s distribution",
+                fails=f"{setting} have no heavier tails than Laplace’s distribution",
+                by="kurtosis {power}",
+            ),
         ),
         Check(
             name="the effective rank is at most half of a Gaussian matrix's",
@@ -114,6 +119,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_most=0.5,
             possible=(0.0, 100.0),
             unit="× a Gaussian matrix's",
+            reading=Reading(
+                holds="their effective rank is less than half of a Gaussian matrix’s",
+                fails="their effective rank is more than half of a Gaussian matrix’s",
+                by="{mean} times",
+            ),
         ),
         Check(
             name="the largest 5 % of the DCT coefficients have at least 2 points more of the energy",
@@ -123,6 +133,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_least=2.0,
             possible=(-100.0, 100.0),
             unit="points",
+            reading=Reading(
+                holds="their largest 5 % of the coefficients have more of the energy",
+                fails="their largest 5 % of the coefficients have no more of the energy",
+                by="{mean} points more",
+            ),
         ),
         Check(
             name="orthogonalizing first costs at least twice the cosine that it costs a Gaussian matrix",
@@ -132,6 +147,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_least=2.0,
             possible=(-1e3, 1e3),
             unit="×",
+            reading=Reading(
+                holds="orthogonalizing first costs them more cosine",
+                fails="orthogonalizing first costs them no more cosine",
+                by="{mean} times as much",
+            ),
         ),
     )
 
