@@ -1,7 +1,7 @@
 """Something that several claims are measured on: made once, kept in the lab's output."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,17 @@ from muonwire.errors import UsageError
 from muonwire.spectra.models import PACKAGED
 
 ABOUT = "about.json"
+
+
+def plain(about: object) -> dict[str, Any]:
+    """``about`` as it reads back from a JSON file: tuples are lists."""
+    made: dict[str, Any] = json.loads(json.dumps(about))
+    return made
+
+
+def write_about(folder: Path, about: Mapping[str, object]) -> None:
+    """Write what an input is and what it was made with; it is there from then on."""
+    (folder / ABOUT).write_text(json.dumps(about, indent=1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,7 @@ def _findings(
                 question, anchor(claim), claim.id, decision.verdict
             )
             found = decision.answer or decision.counts
-            items.append((link, Markup("<b>{}</b> {}").format(found, meaning_of(claim, decision))))
+            items.append((link, Markup("<b>{}</b><br>{}").format(found, meaning_of(claim, decision))))
     if not items:
         return []
     return [
@@ -216,7 +216,7 @@ def _section(
     terms.append(("Repeats", f"{repeats}; {seconds_text(took_s)} in all"))
     command = f"muonwire lab run {claim.id}{' --quick' if quick else ''}"
     terms.append(("Command", command))
-    blocks: list[Block] = [Terms(items=tuple(terms), code=frozenset({command})), _checks(decision)]
+    blocks: list[Block] = [Terms(items=tuple(terms), code=frozenset({"Command"})), _checks(decision)]
     if rows:
         blocks += [pivot_table(p, rows) for p in claim.tables]
         blocks += [plot_chart(p, rows, claim=claim.id) for p in claim.plots]
@@ -224,7 +224,7 @@ def _section(
     return Section(
         title=f"{claim.id}: {decision.verdict}",
         anchor=anchor(claim),
-        lead=decision.answer or f"Of its statements, {decision.counts}.",
+        lead=Markup("<b>{}</b>").format(decision.answer or f"Of its statements, {decision.counts}."),
         blocks=tuple(blocks),
         listed=False,
     )

@@ -1,6 +1,7 @@
 """The matrices that static claims are measured on: made ones, and a part of the real ones for each seed."""
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.language_model import LANGUAGE_MODEL
 from muonwire.lab.inputs.text_training import TEXT_TRAINING
 
+T = TypeVar("T")
+
 REAL = {TEXT_TRAINING: "training", LANGUAGE_MODEL: "language-model"}
 MATRICES = tuple(REAL)
 NUM_PARTS = 5
@@ -19,6 +22,11 @@ NUM_PARTS = 5
 def gaussian(setting: Setting, m: int, n: int, *, stream: int = 0) -> Tensor:
     """Independent standard normal entries, (m, n)."""
     return torch.randn(m, n, generator=setting.generator(stream=stream))
+
+
+def dealt(setting: Setting, items: Sequence[T], *, num_parts: int = NUM_PARTS) -> Sequence[T]:
+    """Every ``num_parts``-th item, another part for each seed."""
+    return items[setting.seed % num_parts :: num_parts]
 
 
 def samples_of(setting: Setting, wanted: Input, *, kind: str, num_parts: int = NUM_PARTS) -> Iterator[Tensor]:
@@ -33,7 +41,7 @@ def samples_of(setting: Setting, wanted: Input, *, kind: str, num_parts: int = N
         num_parts: into how many parts the matrices are dealt. Default: 5.
     """
     found = [c.matrix for c in captured(setting.input(wanted), kind=kind) if c.matrix.any()]
-    yield from found[setting.seed % num_parts :: num_parts]
+    yield from dealt(setting, found, num_parts=num_parts)
 
 
 def real_samples(

@@ -17,7 +17,7 @@ from muonwire.compare.virtual import run_virtual
 from muonwire.errors import UsageError
 from muonwire.lab.engine.check import Check, Reading, Row, Value
 from muonwire.lab.engine.claim import Setting
-from muonwire.lab.engine.input import ABOUT, Input
+from muonwire.lab.engine.input import Input, plain, write_about
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.train.checkpoint import write_json
 
@@ -107,8 +107,7 @@ def identity(quick: bool) -> dict[str, Any]:
     """What the comparison is made with, as JSON has it."""
     made_with = asdict(settings(Path(), quick=quick))
     del made_with["out"]
-    plain: dict[str, Any] = json.loads(json.dumps(made_with))
-    return plain
+    return plain(made_with)
 
 
 def make(folder: Path, quick: bool) -> None:
@@ -118,7 +117,7 @@ def make(folder: Path, quick: bool) -> None:
         run_virtual(config)
     write_json(folder / SUMMARY, summarize(config))
     curves(config).write_parquet(folder / RESULTS)
-    (folder / ABOUT).write_text(json.dumps(identity(quick), indent=1))
+    write_about(folder, identity(quick))
 
 
 TRAINING = Input(
@@ -322,6 +321,39 @@ def gain_check(
         at_most=None if helps else 0.0,
         unit=NATS,
         reading=Reading(holds=holds, fails=fails, by=f"{{size}} {NATS}", where=where) if holds else None,
+    )
+
+
+def lead_check(
+    name: str,
+    *,
+    setting: str,
+    column: str,
+    select: Mapping[str, Value],
+    ahead: str,
+    behind: str,
+    where: str = "",
+    unit: str = NATS,
+) -> Check:
+    """A check that one thing gains at least as much as another.
+
+    Args:
+        name: the statement.
+        setting: where it is measured.
+        column: by how much it gains more, in ``unit``.
+        select: the rows that take part.
+        ahead, behind: clauses for the answer where it gains more and where it gains less.
+        where: the clauses' end; see ``Reading``.
+        unit: of the column. Default: nats a token.
+    """
+    return Check(
+        name=name,
+        setting=setting,
+        column=column,
+        select=select,
+        at_least=0.0,
+        unit=unit,
+        reading=Reading(holds=ahead, fails=behind, by=f"by {{size}} {unit}", where=where),
     )
 
 

@@ -7,14 +7,14 @@ from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
-from muonwire.lab.measures.matrices import cosine, departure, through
+from muonwire.lab.measures.matrices import cosine, dct_topk, departure, through
+from muonwire.lab.measures.spectrum import spectrum_rows
 from muonwire.polar.quality import exact_factor, orthogonality_error
 
 # 0.001 is four coefficients of a 64×64 chunk: the thousandfold compression that the note speaks of.
 DENSITIES = (0.001, 0.01, 0.05, 0.25, 1.0)
 VALUES = {"exact": "float32", "1-bit": "sign(scale=chunk)"}
 SIZE = 64
-PLACES = tuple(i / 10 for i in range(11))
 # The data that the claim's answer is about.
 ANSWERED = "language-model momentum"
 
@@ -25,10 +25,9 @@ def _rows(x: torch.Tensor, data: str) -> list[Row]:
     rows: list[Row] = []
     for values, quantizer in VALUES.items():
         for density in DENSITIES:
-            codec = f"dct(chunk=64) | topk(density={density}) | {quantizer}"
+            codec = dct_topk(density, quantizer)
             decoded = through(codec, u)
             where: Row = {"data": data, "values": values, "density": density}
-            singular = torch.linalg.svdvals(decoded)
             rows.append(
                 {
                     **where,
@@ -42,10 +41,7 @@ def _rows(x: torch.Tensor, data: str) -> list[Row]:
                 }
             )
             if values == "exact":
-                rows += [
-                    {**where, "place": place, "singular": float(singular[round(place * (len(singular) - 1))])}
-                    for place in PLACES
-                ]
+                rows += spectrum_rows(decoded, where, over_largest=False)
     return rows
 
 

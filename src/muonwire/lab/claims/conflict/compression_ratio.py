@@ -82,7 +82,9 @@ def _hundredfold(form: str, k: int, setting: str) -> Check:
             by="{mean} times",
             digits=3,
             where=setting,
-        ),
+        )
+        if k == 32
+        else None,
     )
 
 
@@ -107,11 +109,10 @@ CLAIM = Claim(
     meaning={
         "confirmed": "A hundredfold is what any of these formats gives; choose k by the loss.",
         "refuted": "None of these formats gives a hundredfold at its usual setting; count the bytes of yours.",
-        "depends": "A ratio belongs to a format and a k, and to whether it is taken against bfloat16 or float32, "
-        "which doubles it. One-bit values with packed indices reach a hundredfold at the usual k; int64 indices "
-        "and float32 values do not. The ratio is of what a replica sends: with R replicas it receives R − 1 such "
-        "messages, where a dense mean costs two tensors whatever R. See the cosines for what is left of the "
-        "momentum.",
+        "depends": "Count the bytes of your own format: a ratio belongs to a format, a k and a reference, and float32 "
+        "as the reference doubles it. One-bit values with packed indices reach a hundredfold at the usual k; int64 "
+        "indices and float32 values do not. And with R replicas each receives R − 1 such messages, where a dense "
+        "mean costs two tensors whatever R.",
     },
     tables=(
         Pivot(

@@ -9,20 +9,9 @@ from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.inputs import training
 from muonwire.lab.inputs.samples import samples_of
 from muonwire.lab.inputs.text_training import TEXT_TRAINING
-from muonwire.lab.inputs.training import (
-    CURVES,
-    GAINS,
-    OUTCOMES,
-    REFERENCES,
-    SEEDS,
-    TRAINING,
-    Results,
-    below_distro_check,
-    gain,
-    instead_of_distro,
-)
 from muonwire.lab.measures.matrices import cosine, polar_factor, through
 from muonwire.polar import polar
 from muonwire.recipes.compressed import CODEC
@@ -31,7 +20,7 @@ RECIPES = {
     "approach E, rank 4": "approach_e",
     "approach E, rank 13": "approach_e(rank=13)",
     "approach B": "approach_b",
-    **REFERENCES,
+    **training.REFERENCES,
 }
 SVD = "lowrank(rank=4, method=svd) | bfloat16"
 TIMED = {
@@ -55,7 +44,7 @@ def dct_of_equal_bytes(shape: torch.Size) -> str:
 
 def _structure(setting: Setting) -> list[Row]:
     rows: list[Row] = []
-    for x in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(SEEDS)):
+    for x in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(training.SEEDS)):
         wanted = polar_factor(x)
         texts = {"truncated SVD, rank 4": SVD, "DCT, top-k": dct_of_equal_bytes(x.shape)}
         found = {name: cosine(polar(through(text, x)).float(), wanted) for name, text in texts.items()}
@@ -86,13 +75,13 @@ def _times(setting: Setting) -> list[Row]:
 
 def measure(setting: Setting) -> list[Row]:
     """What low rank and DCT keep of real momentum's polar factor, their time, and approach E in training."""
-    runs = Results.of(setting)
+    runs = training.Results.of(setting)
     return [
         *_structure(setting),
         *_times(setting),
         *runs.rows(RECIPES),
-        instead_of_distro("E", runs, "approach_e"),
-        gain("E instead of B", of=runs["approach_e"], over=runs["approach_b"]),
+        training.instead_of_distro("E", runs, "approach_e"),
+        training.gain("E instead of B", of=runs["approach_e"], over=runs["approach_b"]),
     ]
 
 
@@ -109,8 +98,8 @@ CLAIM = Claim(
     "√(4/n), while top-k leaves some of every direction. Slower from a few hundred rows on. In training better "
     "than DisTrO alone, for its feedback brings the other directions in turn, and at many times its bits.",
     measure=measure,
-    inputs=(TEXT_TRAINING, TRAINING),
-    repeats=len(SEEDS),
+    inputs=(TEXT_TRAINING, training.TRAINING),
+    repeats=len(training.SEEDS),
     alone=True,
     checks=(
         Check(
@@ -139,7 +128,7 @@ CLAIM = Claim(
                 holds="it takes longer", fails="it takes no longer", by="{mean} times DCT’s time"
             ),
         ),
-        below_distro_check("E"),
+        training.below_distro_check("E"),
     ),
     meaning={
         "confirmed": "Factors of low rank keep more of the polar factor at equal bytes and train better than "
@@ -161,11 +150,11 @@ CLAIM = Claim(
             rows={"codec": "Codec", "n": "n"},
             values={"encode_ms": "Time"},
         ),
-        OUTCOMES,
-        GAINS,
+        training.OUTCOMES,
+        training.GAINS,
     ),
     plots=(
-        CURVES,
+        training.CURVES,
         Plot(
             name="time",
             title="Time to encode an n×n matrix",

@@ -10,7 +10,7 @@ from muonwire.lab.engine.check import Check, Reading, Row, Value
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
-from muonwire.lab.inputs.samples import MATRICES, NUM_PARTS, REAL, gaussian
+from muonwire.lab.inputs.samples import MATRICES, REAL, dealt, gaussian
 from muonwire.lab.measures.matrices import cosine, departure
 from muonwire.polar import polar
 from muonwire.polar.quality import exact_factor, orthogonality_error
@@ -50,7 +50,7 @@ def _real(setting: Setting) -> Iterator[tuple[str, list[Tensor]]]:
         apart: dict[tuple[str, str], list[Tensor]] = {}
         for one in captured(setting.input(name), kind="gradient", replicas=True):
             apart.setdefault((one.point, one.layer), []).append(one.matrix)
-        for members in list(apart.values())[setting.seed % NUM_PARTS :: NUM_PARTS]:
+        for members in dealt(setting, list(apart.values())):
             if all(x.any() for x in members):
                 yield f"{label} gradient", members
 

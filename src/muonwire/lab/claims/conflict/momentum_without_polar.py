@@ -3,37 +3,25 @@
 from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.inputs.training import (
-    CURVES,
-    GAINS,
-    OUTCOMES,
-    REFERENCES,
-    SEEDS,
-    TRAINING,
-    Results,
-    below_distro_check,
-    gain,
-    gain_check,
-    instead_of_distro,
-)
+from muonwire.lab.inputs import training
 
 RECIPES = {
     "approach A": "approach_a",
     "A without momentum": "approach_a(momentum=0.0)",
     "approach B": "approach_b",
-    **REFERENCES,
+    **training.REFERENCES,
 }
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach A beside itself without momentum, with a polar factor, and DisTrO alone."""
-    runs = Results.of(setting)
+    runs = training.Results.of(setting)
     a = runs["approach_a"]
     return [
         *runs.rows(RECIPES),
-        gain("momentum before the codec", of=a, over=runs["approach_a(momentum=0.0)"]),
-        gain("a polar factor behind the codec", of=runs["approach_b"], over=a),
-        instead_of_distro("A", runs, "approach_a"),
+        training.gain("momentum before the codec", of=a, over=runs["approach_a(momentum=0.0)"]),
+        training.gain("a polar factor behind the codec", of=runs["approach_b"], over=a),
+        training.instead_of_distro("A", runs, "approach_a"),
     ]
 
 
@@ -47,24 +35,24 @@ CLAIM = Claim(
     expected="Momentum hardly helps, since the error feedback and the sign behind it smooth already; a polar "
     "factor lowers the loss; level with DisTrO alone, whose residual momentum is nearly the same thing.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
-        gain_check(
+        training.gain_check(
             "momentum before the codec lowers the loss",
             setting="with momentum against without",
             change="momentum before the codec",
             below="momentum before the codec lowers the loss",
             above="momentum before the codec raises the loss",
         ),
-        gain_check(
+        training.gain_check(
             "a polar factor behind the codec would lower it further",
             setting="against approach B",
             change="a polar factor behind the codec",
             below="a polar factor behind the codec lowers it",
             above="a polar factor behind the codec raises it",
         ),
-        below_distro_check("A", setting="against DisTrO alone"),
+        training.below_distro_check("A", setting="against DisTrO alone"),
     ),
     meaning={
         "confirmed": "Momentum before a compressing exchange pays, and a polar factor behind it pays more.",
@@ -73,6 +61,6 @@ CLAIM = Claim(
         "depends": "The note’s three expectations of this approach do not hold together: see which of momentum, "
         "the polar factor and the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
     },
-    tables=(OUTCOMES, GAINS),
-    plots=(CURVES,),
+    tables=(training.OUTCOMES, training.GAINS),
+    plots=(training.CURVES,),
 )

@@ -4,34 +4,22 @@ from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import (
-    CURVES,
-    GAINS,
-    OUTCOMES,
-    REFERENCES,
-    SEEDS,
-    TRAINING,
-    Results,
-    below_distro_check,
-    half_way_check,
-    instead_of_distro,
-    share_of_gain,
-)
+from muonwire.lab.inputs import training
 
-RECIPES = {"approach D": "approach_d", **REFERENCES}
+RECIPES = {"approach D": "approach_d", **training.REFERENCES}
 WAY = {"way": "from DisTrO alone to dense Muon"}
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach D between DisTrO alone and dense Muon."""
-    runs = Results.of(setting)
+    runs = training.Results.of(setting)
     d, distro, muon = runs["approach_d"], runs["distro"], runs["muon"]
     return [
         *runs.rows(RECIPES),
-        instead_of_distro("D", runs, "approach_d"),
+        training.instead_of_distro("D", runs, "approach_d"),
         {
             **WAY,
-            "loss_share": share_of_gain(d, start=distro, end=muon),
+            "loss_share": training.share_of_gain(d, start=distro, end=muon),
             "bits_share": 100 * (d.bits - distro.bits) / (muon.bits - distro.bits),
         },
     ]
@@ -48,11 +36,11 @@ CLAIM = Claim(
     "holds most of the parameters. “Local Muon” is read as dense Muon: attention weights that nobody exchanges "
     "would drift apart.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
-        below_distro_check("D", setting="against DisTrO alone"),
-        half_way_check("it", setting="in loss", select=WAY),
+        training.below_distro_check("D", setting="against DisTrO alone"),
+        training.half_way_check("it", setting="in loss", select=WAY),
     ),
     meaning={
         "confirmed": "Spending the bytes on attention buys most of Muon’s gain; where the link has room for a "
@@ -63,13 +51,13 @@ CLAIM = Claim(
         "seldom come further with fewer.",
     },
     tables=(
-        OUTCOMES,
+        training.OUTCOMES,
         Pivot(
             caption="Part of the way from DisTrO alone to dense Muon, %",
             rows={"way": "Way"},
             values={"loss_share": "In loss", "bits_share": "In bits"},
         ),
-        GAINS,
+        training.GAINS,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

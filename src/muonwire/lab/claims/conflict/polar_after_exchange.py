@@ -4,29 +4,19 @@ from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import (
-    CURVES,
-    GAINS,
-    OUTCOMES,
-    REFERENCES,
-    SEEDS,
-    TRAINING,
-    Results,
-    below_distro_check,
-    instead_of_distro,
-)
+from muonwire.lab.inputs import training
 
 RECIPES = {
     "approach B": "approach_b",
     "B with a server": "approach_b(server=True)",
     "B at 9 bits": "approach_b(codec='dct(chunk=64) | topk(k=1024) | float32')",
-    **REFERENCES,
+    **training.REFERENCES,
 }
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach B with and without a server beside DisTrO alone and dense Muon."""
-    runs = Results.of(setting)
+    runs = training.Results.of(setting)
     b, served = runs["approach_b"], RECIPES["B with a server"]
     rows = runs.rows(RECIPES)
     rows += [
@@ -41,7 +31,7 @@ def measure(setting: Setting) -> list[Row]:
     ]
     if served in runs:
         rows.append({"server": "against none", "ratio": runs[served].egress_bytes / b.egress_bytes})
-    return [*rows, instead_of_distro("B", runs, "approach_b")]
+    return [*rows, training.instead_of_distro("B", runs, "approach_b")]
 
 
 CLAIM = Claim(
@@ -55,8 +45,8 @@ CLAIM = Claim(
     "bit; the loss is below DisTrO’s. The server is not needed: every replica decodes the same payloads and can "
     "orthogonalize alone, and with one, hundreds of times more leaves its link.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
         Check(
             name="the update has an effective rank of at least 0.9 of a full one’s",
@@ -71,7 +61,7 @@ CLAIM = Claim(
                 by="effective rank {mean} of 1",
             ),
         ),
-        below_distro_check("B", setting="against DisTrO alone"),
+        training.below_distro_check("B", setting="against DisTrO alone"),
         Check(
             name="more leaves the link of the replica that serves",
             setting="with a server against without",
@@ -96,14 +86,14 @@ CLAIM = Claim(
         "can decode and orthogonalize by itself.",
     },
     tables=(
-        OUTCOMES,
+        training.OUTCOMES,
         Pivot(
             caption="The change of the weights: effective rank as a share of the smaller dimension, cosine with "
             "dense Muon’s update, and kB a step that leave the first replica’s link",
             rows={"update": "Recipe"},
             values={"rank": "Effective rank", "cosine": "Cosine", "egress_kb": "Leaves the link"},
         ),
-        GAINS,
+        training.GAINS,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

@@ -4,33 +4,22 @@ from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
+from muonwire.lab.inputs import training
 from muonwire.lab.inputs.samples import samples_of
 from muonwire.lab.inputs.text_training import TEXT_TRAINING
-from muonwire.lab.inputs.training import (
-    CURVES,
-    GAINS,
-    OUTCOMES,
-    REFERENCES,
-    SEEDS,
-    TRAINING,
-    Results,
-    below_distro_check,
-    gain,
-    instead_of_distro,
-)
 from muonwire.lab.measures.matrices import cosine, polar_factor, relative_error, through
 from muonwire.recipes.compressed import CODEC
 
 RECIPES = {
     "approach C": "approach_c",
     "approach B": "approach_b",
-    **REFERENCES,
+    **training.REFERENCES,
 }
 
 
 def _residuals(setting: Setting) -> list[Row]:
     rows: list[Row] = []
-    for m in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(SEEDS)):
+    for m in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(training.SEEDS)):
         u = polar_factor(m)
         scaled = m - cosine(m, u) * m.norm() / u.norm() * u
         plain = relative_error(through(CODEC, m), m)
@@ -49,12 +38,12 @@ def _residuals(setting: Setting) -> list[Row]:
 
 def measure(setting: Setting) -> list[Row]:
     """The residual's size and compressibility on real momentum, and approach C beside DisTrO alone."""
-    runs = Results.of(setting)
+    runs = training.Results.of(setting)
     return [
         *_residuals(setting),
         *runs.rows(RECIPES),
-        instead_of_distro("C", runs, "approach_c"),
-        gain("C instead of B", of=runs["approach_c"], over=runs["approach_b"]),
+        training.instead_of_distro("C", runs, "approach_c"),
+        training.gain("C instead of B", of=runs["approach_c"], over=runs["approach_b"]),
     ]
 
 
@@ -70,8 +59,8 @@ CLAIM = Claim(
     "written is minus the polar factor; at the best scale it is √(1 − cos²), most of the momentum for peaked "
     "spectra. No more compressible. In training no gain.",
     measure=measure,
-    inputs=(TEXT_TRAINING, TRAINING),
-    repeats=len(SEEDS),
+    inputs=(TEXT_TRAINING, training.TRAINING),
+    repeats=len(training.SEEDS),
     checks=(
         Check(
             name="the residual is smaller than the momentum",
@@ -115,7 +104,7 @@ CLAIM = Claim(
                 by="{mean} % less",
             ),
         ),
-        below_distro_check("C"),
+        training.below_distro_check("C"),
     ),
     meaning={
         "confirmed": "Send what a shared polar prediction leaves over: it is smaller and easier to compress.",
@@ -132,8 +121,8 @@ CLAIM = Claim(
             rows={"residual": "Matrix"},
             values={"size": "Norm", "error": "Error of the codec"},
         ),
-        OUTCOMES,
-        GAINS,
+        training.OUTCOMES,
+        training.GAINS,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

@@ -9,6 +9,7 @@ from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import (
     cosine,
+    dct_topk,
     error_at_best_scale,
     relative_error,
     sign_agreement,
@@ -38,7 +39,7 @@ def _rows(x: torch.Tensor, data: str) -> list[Row]:
     u = exact_factor(x).float()
     rows: list[Row] = []
     for density in DENSITIES:
-        codec = f"dct(chunk=64) | topk(density={density}) | float32"
+        codec = dct_topk(density)
         sent = {PLAIN: through(codec, x), FIRST: through(codec, u)}
         for target, aim in (("the original", x), ("its polar factor", u)):
             found = {

@@ -8,16 +8,16 @@ import torch
 from muonwire.lab.claims.integration import NOTE
 from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import condition, through
+from muonwire.lab.measures.spectrum import spectrum_plot, spectrum_rows
 from muonwire.polar.quality import numerical_rank
 
 SIZE = 64
 DENSITIES = (0.05, 0.1, 0.25)
 # The least growth that the note reports, of 37 to 48,000 times.
 LEAST = 37.0
-PLACES = tuple(i / 10 for i in range(11))
 WHOLE = "DCT of the 64×64"
 # What the note may have compressed: (codec, shape that it is given). A vector's chunks are stretches of it.
 DEFINITIONS = {
@@ -28,14 +28,6 @@ DEFINITIONS = {
     "DCT of the flat matrix": ("dct(chunk=4096) | topk(density={}) | float32", (SIZE * SIZE,)),
     "no DCT": ("topk(density={}) | float32", (SIZE, SIZE)),
 }
-
-
-def _spectrum(values: torch.Tensor, where: Row) -> list[Row]:
-    last = len(values) - 1
-    return [
-        {**where, "place": place, "singular": float(values[round(place * last)] / values[0])}
-        for place in PLACES
-    ]
 
 
 def _before_and_after(x: torch.Tensor, decoded: torch.Tensor) -> dict[str, float]:
@@ -73,11 +65,11 @@ def _made(setting: Setting) -> list[Row]:
 
 
 def _rows(x: torch.Tensor, data: str) -> list[Row]:
-    rows: list[Row] = _spectrum(torch.linalg.svdvals(x), {"data": data, "density": 1.0})
+    rows: list[Row] = spectrum_rows(x, {"data": data, "density": 1.0})
     for density in DENSITIES:
         decoded = through(DEFINITIONS[WHOLE][0].format(density), x)
         where: Row = {"data": data, "density": density}
-        rows += _spectrum(torch.linalg.svdvals(decoded), where)
+        rows += spectrum_rows(decoded, where)
         rows.append({**where, "definition": WHOLE, **_before_and_after(x, decoded)})
     return rows
 
@@ -172,15 +164,11 @@ CLAIM = Claim(
         ),
     ),
     plots=tuple(
-        Plot(
-            name=f"spectrum-{name}",
+        spectrum_plot(
+            f"spectrum-{name}",
             title=f"Singular values of {data} before and after",
-            how_to_read="Over the largest one; 0 on the left is the largest, 1 on the right the smallest. Density "
-            "1 is before compression.",
-            x=("place", "place among the singular values"),
-            y=("singular", "singular value over the largest"),
+            remark="Density 1 is before compression.",
             series=("density", "Density"),
-            log_y=True,
             select={"data": data},
         )
         for name, data in (
