@@ -171,8 +171,8 @@ def _fastest(error: float, products: str) -> Check:
         possible=(0.0, 1e6),
         unit="× the fastest's time",
         reading=Reading(
-            holds="the rule names the fastest dtype",
-            fails="the rule names a slower dtype",
+            holds="the note’s dtype for the device is the fastest",
+            fails="the note’s dtype for the device is not the fastest",
             by="{mean} times the fastest’s time",
             where=where,
         )
