@@ -42,7 +42,7 @@ def comment_above(value: Attribute) -> str:
     return "\n".join(comment)
 
 
-class Docstrings(Extension):
+class Docstrings(Extension):  # type: ignore[misc]
     """Rewrites every docstring before it is parsed."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:

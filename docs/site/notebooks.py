@@ -54,12 +54,12 @@ def to_markdown(path: Path, names: dict[str, Any] | None = None) -> str:
 def run(source: str, names: dict[str, Any]) -> list[str]:
     """Runs a cell; what it prints and the value of its last expression, as Markdown."""
     body = ast.parse(source).body
-    last = body.pop() if body and isinstance(body[-1], ast.Expr) else None
+    last = body[-1] if body and isinstance(body[-1], ast.Expr) else None
     printed = io.StringIO()
     value = None
     with contextlib.redirect_stdout(printed):
-        exec(compile(ast.Module(body, []), "cell", "exec"), names)
-        if last is not None:
+        exec(compile(ast.Module(body[:-1] if last else body, []), "cell", "exec"), names)
+        if last:
             value = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
     text = printed.getvalue()
     return [*([output(text)] if text else []), *([] if value is None else [shown(value)])]
