@@ -94,8 +94,10 @@ def recipes_page() -> str:
         formula = "—" if sent is None else f"{8 * sent / num_parameters:.3g}"
         wires = "<br>".join(f"`{cell(wire)}`" for wire in wires_of(optimizer))
         found = f"{measured[name]:.3g}" if name in measured else "—"
+        # Titles in quotes are those of the notes.
+        source = re.sub("“[^”]+”", r"[\g<0>](notes.md)", cell(recipe.source))
         rows.append(
-            f"| [`{name}`](#{name}) | {cell(recipe.summary)} | {wires} | {formula} | {found} | {cell(recipe.source)} |"
+            f"| [`{name}`](#{name}) | {cell(recipe.summary)} | {wires} | {formula} | {found} | {source} |"
         )
         chains.append(recipe_section(recipe, optimizer))
     classes = {c: None for recipe in RECIPES.values() for c in settings_of(recipe.options)}

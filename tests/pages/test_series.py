@@ -71,7 +71,7 @@ def test_a_logarithmic_axis_has_no_point_at_zero():
     assert [v["x"] for v in values] == [0.5, 1.0]
 
 
-def test_an_unknown_mark_is_told():
+def test_an_unknown_mark_is_refused():
     with pytest.raises(UsageError, match="mark is 'pie'; allowed are line, point, bar"):
         _chart(["a"], mark="pie")
 

@@ -5,22 +5,18 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from muonwire.codec.pack import Ans, Bitmap, Bits, Pack, Ranks, Rice
+from muonwire.codec import table
+from muonwire.codec.pack import Pack
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
-from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Quantize, Sign, Ternary
-from muonwire.codec.select import All, NOfM, RandomK, Select, TopBlocks, TopColumns, TopK, TopRows
-from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Tiles, Transform
+from muonwire.codec.quantize import Quantize
+from muonwire.codec.select import Select
+from muonwire.codec.transform import Transform
 from muonwire.errors import UsageError
 
+# Each part by its name: those of codec/table.py, and what a program adds.
 PARTS: dict[str, type[Part]] = {
-    part.name: part
-    for part in (
-        *(Rows, Tiles, Dct, Hadamard, Projection, LowRank),
-        *(All, TopK, RandomK, TopRows, TopColumns, TopBlocks, NOfM),
-        *(Float32, BFloat16, Float64, Sign, Int, Codebook, Ternary),
-        *(Ans, Bitmap, Bits, Ranks, Rice),
-    )
+    part.name: part for line, part in vars(table).items() if not line.startswith("_")
 }
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),

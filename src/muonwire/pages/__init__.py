@@ -1,4 +1,4 @@
-"""The page kit: blocks of a page, charts, images and units. It knows nothing of what it shows."""
+"""The page kit: blocks of a page, charts, images and units, for any subject."""
 
 from muonwire.pages.blocks import (
     Block,

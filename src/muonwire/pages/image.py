@@ -16,7 +16,7 @@ LEGEND = {"orient": "bottom", "columns": 2, "offset": 12}
 
 
 def write_png(chart: Chart, folder: Path) -> Path:
-    """Draws ``chart`` to ``folder/<name>.png``, light, at twice the pixels, and returns the path."""
+    """Draw ``chart`` to ``folder/<name>.png``, in the light scheme and twice the pixels; returns the path."""
     spec: dict[str, Any] = {
         **chart.spec,
         "title": chart.title,

@@ -1,4 +1,4 @@
-"""One column against another, a series for each value of a third."""
+"""Charts of several series: lines, points or bars."""
 
 import json
 import textwrap
@@ -49,7 +49,7 @@ def series_chart(
     """
     if mark not in MARKS:
         raise UsageError(f"chart {name}: mark is {mark!r}; allowed are {', '.join(MARKS)}")
-    # The page brings out a series by the name "recipe".
+    # The page highlights a series by the field "recipe".
     rows = [
         {**{k: v for k, v in p.items() if k != "series"}, "recipe": p["series"]}
         for p in points
@@ -68,7 +68,7 @@ def series_chart(
     samples = legend(line=mark == "line") if len(labels) > 1 else None
     colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=samples)
     dashes = [list(series_dash(i)) for i in range(len(labels))]
-    # More series than colours: the next round of them is dashed.
+    # Where there are more series than colours, colours repeat with other dashes.
     dash = (
         alt.StrokeDash("recipe:N", scale=alt.Scale(domain=labels, range=dashes), legend=samples)
         if dashes != dashes[:1] * len(dashes)

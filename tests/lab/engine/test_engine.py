@@ -1,9 +1,7 @@
 """The lab itself, with a toy claim from a file: measuring, keeping, resuming, failing, deciding, listing."""
 
 import json
-import re
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -91,18 +89,6 @@ def test_a_claim_is_one_file(toy, tmp_path, capsys):
     assert (out / "rows" / "toy.1.parquet").stat().st_size
     assert command("list", "toy", "--claims-from", toy) == 0
     assert "a coin falls" in capsys.readouterr().out
-
-
-def test_the_claim_in_the_docs_runs(tmp_path, capsys):
-    text = (Path(__file__).parents[3] / "docs" / "lab.md").read_text()
-    source = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
-    path = tmp_path / "rows.py"
-    path.write_text(source)
-    assert (
-        command("run", "rows.1", "--claims-from", path, "--out", tmp_path / "lab", "--jobs", "1", "--quick")
-        == 0
-    )
-    assert "rows.1: confirmed" in capsys.readouterr().out
 
 
 def test_repeats_are_kept_and_remeasured_when_the_version_rises(toy, tmp_path):
