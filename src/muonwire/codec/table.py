@@ -25,7 +25,4 @@ from muonwire.codec.quantize import Codebook as Codebook
 from muonwire.codec.quantize import Ternary as Ternary
 
 from muonwire.codec.pack import Ans as Ans
-from muonwire.codec.pack import Bitmap as Bitmap
-from muonwire.codec.pack import Bits as Bits
 from muonwire.codec.pack import Ranks as Ranks
-from muonwire.codec.pack import Rice as Rice

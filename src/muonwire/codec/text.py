@@ -18,6 +18,8 @@ from muonwire.errors import UsageError
 PARTS: dict[str, type[Part]] = {
     part.name: part for line, part in vars(table).items() if not line.startswith("_")
 }
+# Packers of version 0.1 that nothing sent unless it was asked to by name.
+REMOVED_PACKERS = ("bitmap", "bits", "rice")
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),
     ("select", Select),
@@ -36,6 +38,11 @@ def _value(text: str) -> Any:
 
 def _part(text: str) -> Part:
     match = _PART.fullmatch(text.strip())
+    if match is not None and match["name"] in REMOVED_PACKERS:
+        raise UsageError(
+            f"codec: {match['name']!r} is a packer of muonwire 0.1; leave it out, and positions go by 'ans' at their entropy. "
+            "Payloads that name it are read by muonwire 0.1"
+        )
     if match is None or match["name"] not in PARTS:
         raise UsageError(f"codec: {text.strip()!r} is not a part; allowed are {', '.join(PARTS)}")
     kind = PARTS[match["name"]]

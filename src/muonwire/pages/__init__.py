@@ -18,7 +18,7 @@ from muonwire.pages.blocks import (
     Tile,
     Tiles,
 )
-from muonwire.pages.image import write_png
+from muonwire.pages.image import write_png, write_svg
 from muonwire.pages.page import render_page
 from muonwire.pages.series import series_chart
 
@@ -42,4 +42,5 @@ __all__ = [
     "render_page",
     "series_chart",
     "write_png",
+    "write_svg",
 ]
