@@ -23,11 +23,11 @@ class LabList:
 @command(
     LabList,
     name="lab list",
-    about="List the claims: id, seeds, what the note says.",
+    about="List the claims: id, the note that makes it, seeds, what the note says.",
     examples=("muonwire lab list", "muonwire lab list vit"),
 )
 def main(options: LabList) -> int:
     """List claims; returns the exit code."""
     for claim in choose(load_claims(options.claims_from), options.ids):
-        print(f"{claim.id}  {claim.repeats} seeds: {claim.says}")
+        print(f"{claim.id}  “{claim.note.title}”, {claim.repeats} seeds: {claim.says}")
     return 0
