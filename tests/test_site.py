@@ -38,7 +38,8 @@ def anchors(page):
     """The anchors of a page's headings."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     headings = [re.sub(r"[`*]", "", h) for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
-    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in headings}
+    named = set(re.findall(r'<a id="([^"]+)">', text))
+    return named | {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in headings}
 
 
 def test_every_page_is_in_the_navigation_once_and_every_entry_exists():

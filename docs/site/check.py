@@ -9,6 +9,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 ROOMS = (
@@ -77,6 +78,18 @@ def remote_loads(site: Path, pages: dict[Path, Page]) -> list[str]:
     return wrong
 
 
+def public_names(module: ModuleType) -> list[str]:
+    """The names that a room's module declares in ``__all__``, or, without that, gives of its own."""
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    own = f"{module.__name__}."
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and f"{getattr(value, '__module__', '')}.".startswith(own)
+    ]
+
+
 def misplaced_names(site: Path, pages: dict[Path, Page]) -> list[str]:
     """Public names of the rooms that have no heading in the API pages and the list of recipes, or more than one."""
     wrong = []
@@ -89,7 +102,7 @@ def misplaced_names(site: Path, pages: dict[Path, Page]) -> list[str]:
         )
         named.update(word.upper() for h in headings if "." not in h for word in h.split("-"))
         module = import_module(f"muonwire.{room}")
-        for name in module.__all__:
+        for name in public_names(module):
             times = named[name] + (recipes[name] if room == "recipes" else 0)
             submodule = f"muonwire{room}{name}" in headings
             if times != 1 and not submodule:

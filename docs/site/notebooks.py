@@ -58,9 +58,9 @@ def run(source: str, names: dict[str, Any]) -> list[str]:
     printed = io.StringIO()
     value = None
     with contextlib.redirect_stdout(printed):
-        exec(compile(ast.Module(body[:-1] if last else body, []), "cell", "exec"), names)
+        exec(compile(ast.Module(body[:-1] if last else body, []), "cell of a notebook", "exec"), names)
         if last:
-            value = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+            value = eval(compile(ast.Expression(last.value), "cell of a notebook", "eval"), names)
     text = printed.getvalue()
     return [*([output(text)] if text else []), *([] if value is None else [shown(value)])]
 
