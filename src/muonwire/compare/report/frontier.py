@@ -18,7 +18,7 @@ from muonwire.pages.spec import CHART_HEIGHT, inline, spec_of
 from muonwire.pages.units import digits_text, listing_text, loss_text
 
 # Plot widths the names are laid out for, and from which and below which width of the plot each layout is shown.
-_LAYOUTS = ((280.0, 0, 520), (640.0, 520, 900), (960.0, 900, 100_000))
+_LAYOUTS = ((280.0, 0, 520), (520.0, 520, 640), (640.0, 640, 900), (960.0, 900, 100_000))
 # Up to as many recipes, all points are named; beyond, those on the frontier and the named ones.
 _MOST_NAMED = 8
 # Dense recipes that a reader measures the others against.
