@@ -1,4 +1,4 @@
-"""What the release check does with the extra `report` alone: one page with a table and a chart, and the chart's image.
+"""What the release check does with the extra `report` alone: a page with a table and a chart, and the image of the chart.
 
 python release_page.py PAGE.html CHART.png
 """
@@ -6,7 +6,6 @@ python release_page.py PAGE.html CHART.png
 import sys
 from pathlib import Path
 
-import muonwire.compare.report  # noqa: F401  # the report of a comparison imports with this extra alone
 from muonwire.pages import Cell, Column, Page, Section, Table, render_page, series_chart, write_png
 
 points = [{"series": "muon", "x": step, "y": 1 / step} for step in range(1, 9)]
