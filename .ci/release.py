@@ -50,8 +50,8 @@ TRIES = {
     ],
     "report": [f"python {HERE / 'release_page.py'} page.html page.png"],
     "lab": [
-        # Its photograph is what the claim reads; the Makefile's DATA says why it comes without what it needs itself.
-        "python -m pip install --quiet --no-deps scikit-learn",
+        # The claim reads a photograph that this package carries.
+        "python -m pip install --quiet scikit-learn",
         "muonwire lab run conflict.2 --quick --out lab",
         f"muonwire train --recipe muon {PICO} --out run",
         "muonwire spectra show run --out spectra",
