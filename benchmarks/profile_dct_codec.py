@@ -1,5 +1,9 @@
-"""Where the time of the chunked cosine codec goes, against its dense products alone: python benchmarks/profile_dct_codec.py"""
+"""Where the time of the chunked cosine codec goes, against its dense products alone: `make measured`, or
 
+python benchmarks/profile_dct_codec.py
+"""
+
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +18,12 @@ ROUNDS = 21
 
 
 def main() -> None:
+    """Print a line for each part of encoding and decoding."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    rounds = parser.parse_args().rounds
     torch.set_num_threads(1)
     x = torch.randn(2048, 2048, generator=torch.Generator().manual_seed(0))
     codec = parse("dct(chunk=64) | topk(k=32) | sign(scale=chunk)")
@@ -33,7 +43,7 @@ def main() -> None:
         "decode": lambda: codec.decode(payload),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, call in calls.items():
             start = time.perf_counter()
             call()

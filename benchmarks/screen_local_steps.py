@@ -5,6 +5,8 @@ evidence: payloads are not made, and headers and index coding are taken at their
 
 python benchmarks/screen_local_steps.py --steps 500 --lr 0.02
 python benchmarks/screen_local_steps.py --steps 1500 --lr 0.014 --only dense-0.9 H10-signs-o0.9-m0.3
+
+Each run of it is an experiment of its own, in docs/experiments.md; the tests run it for two steps.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -197,7 +200,9 @@ class Replicas:
         self.start = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.hidden = [n for n, p in self.start.items() if p.ndim == 2 and n != EMBEDDING]
         length = task.settings.sequence
-        rotary = model.model.rotary_emb(torch.zeros(1, length, 1), torch.arange(length)[None])
+        rotary: tuple[Tensor, Tensor] = cast(Any, model).model.rotary_emb(
+            torch.zeros(1, length, 1), torch.arange(length)[None]
+        )
         self.cosines, self.sines = rotary[0][0], rotary[1][0]
         self.compiled = torch.compile(self.loss, dynamic=False)
 
@@ -233,7 +238,8 @@ class Replicas:
             )
         logits = norm(x, weights["model.norm.weight"]) @ table.mT
         total = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, :, 1:].flatten(), reduction="sum")
-        return total / (sequences * length)
+        mean: Tensor = total / (sequences * length)
+        return mean
 
     def gradients(self, weights: Tensors, step: int) -> Tensors:
         """Of each replica, on its batch of ``step``."""
@@ -291,7 +297,8 @@ class Muon:
         rows = self.rows.setdefault(name, torch.zeros_like(energy)).lerp_(energy, 0.05)
         made = update / (rows / (1 - 0.95**self.steps)).sqrt().add_(1e-8)
         lengths = [m.flatten(1).norm(dim=1)[:, None, None] for m in (update, made)]
-        return made * (lengths[0] / lengths[1])
+        rescaled: Tensor = made * (lengths[0] / lengths[1])
+        return rescaled
 
 
 def train(

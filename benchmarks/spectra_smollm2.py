@@ -1,8 +1,9 @@
-"""Time, memory and exactness of `muonwire spectra` on SmolLM2-135M, and what its sweep says; kept for the documentation.
+"""Time, memory and exactness of `muonwire spectra` on SmolLM2-135M, and what its sweep says: `make spectra`, or
 
 python benchmarks/spectra_smollm2.py            # on a quiet machine; writes evidence/spectra/ and docs/images/spectra/
 
-Everything it writes is in runs/spectra; what the sweep there has measured is not measured again.
+The documentation quotes what it writes. All that it makes is in runs/spectra; what the sweep there has measured is not measured
+again.
 """
 
 import argparse

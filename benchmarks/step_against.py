@@ -3,10 +3,10 @@
     git worktree add /tmp/before COMMIT
     python benchmarks/step_against.py --other /tmp/before/src --out evidence/step.json
 
-Each tree has a process of its own for each recipe; the two take turns, so that what else the machine does meets both alike.
-Gradients are made beforehand. Replicas are threads that take turns, so a step with two replicas is the work of both. Both trees
-take the processor for one of class avx2, so that polar factors are made alike, and the allocator gives no memory back, since which
-run pays for page faults is chance.
+docs/optimizer.md quotes it; the tests run one process of it. Each tree has a process of its own for each recipe; the two take
+turns, so that what else the machine does meets both alike. Gradients are made beforehand. Replicas are threads that take turns, so
+a step with two replicas is the work of both. Both trees take the processor for one of class avx2, so that polar factors are made
+alike, and the allocator gives no memory back, since which run pays for page faults is chance.
 """
 
 import argparse
@@ -18,7 +18,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parents[1] / "src"
 ALIKE = {
@@ -45,7 +47,7 @@ def worker(recipe: str, size: str, replicas: int) -> None:
         from muonwire.exchange import run_threads
     width, layers = SIZES[size]
 
-    def build(rank, make):
+    def build(rank: int, make: Callable[[], Any]) -> None:
         transport = make()
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -60,9 +62,10 @@ def worker(recipe: str, size: str, replicas: int) -> None:
         for p in model.parameters():
             p.grad = torch.randn_like(p) * 1e-3
 
-        def steps(count):
+        def steps(count: int) -> None:
             for _ in range(count):
                 for p in model.parameters():
+                    assert p.grad is not None
                     p.grad = p.grad.clone()  # as a backward pass leaves new gradients
                 optimizer.step()
 
@@ -82,7 +85,7 @@ def worker(recipe: str, size: str, replicas: int) -> None:
             if rank == 0:
                 print("done", flush=True)
 
-    def tensors(tree):
+    def tensors(tree: Any) -> Iterator[torch.Tensor]:
         if isinstance(tree, torch.Tensor):
             yield tree
         elif isinstance(tree, dict | list | tuple):
@@ -93,7 +96,7 @@ def worker(recipe: str, size: str, replicas: int) -> None:
     run_threads(build, replicas=replicas)
 
 
-def compare(recipe: str, size: str, replicas: int, other: Path, *, turns: int, steps: int) -> dict:
+def compare(recipe: str, size: str, replicas: int, other: Path, *, turns: int, steps: int) -> dict[str, Any]:
     """Medians of both trees, the median of the turns' ratios, and what each holds."""
     processes = {}
     for tree, source in (("other", other), ("here", HERE)):
@@ -104,18 +107,22 @@ def compare(recipe: str, size: str, replicas: int, other: Path, *, turns: int, s
             stdout=subprocess.PIPE,
             text=True,
         )
-    memory = {tree: json.loads(p.stdout.readline()) for tree, p in processes.items()}
-    times = {tree: [] for tree in processes}
+
+    def answer(tree: str) -> str:
+        output = processes[tree].stdout
+        assert output is not None
+        return output.readline()
+
+    memory = {tree: json.loads(answer(tree)) for tree in processes}
+    times: dict[str, list[float]] = {tree: [] for tree in processes}
     for turn in range(turns):
         for tree in sorted(processes, reverse=bool(turn % 2)):
             start = time.perf_counter()
-            processes[tree].stdin.write(f"{steps}\n")
-            processes[tree].stdin.flush()
-            processes[tree].stdout.readline()
+            print(steps, file=processes[tree].stdin, flush=True)
+            answer(tree)
             times[tree].append((time.perf_counter() - start) / steps)
-    for p in processes.values():
-        p.stdin.close()
-        p.wait()
+    for process in processes.values():
+        process.communicate()
     return {
         "recipe": recipe,
         "size": size,
@@ -128,7 +135,7 @@ def compare(recipe: str, size: str, replicas: int, other: Path, *, turns: int, s
 
 
 def machine() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system says it."""
     info = Path("/proc/cpuinfo")
     names = [
         line.split(":", 1)[1].strip()

@@ -56,15 +56,17 @@ CORE = modules_of(PROJECT["dependencies"])
 
 
 def imported(path):
-    """The packages that a file imports anywhere, functions included, but for muonwire and Python's own."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """The packages that a file imports when it runs, functions included, but for muonwire and Python's own."""
+    names, left = set(), [ast.parse(path.read_text())]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        left += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module}
-    if any(name.startswith("torch.utils.tensorboard") for name in names):
-        names.add("tensorboard")
     return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"muonwire"}
 
 

@@ -15,6 +15,8 @@ DOCUMENTS = {
     "README.md": "from stand_ins import data, loss, model",
     "docs/one_bit_muon.md": "from stand_ins import model, transport",
     "docs/optimizer.md": "from stand_ins import model, transport",
+    "docs/own_loop.md": "# It makes all that it uses.",
+    "docs/choose.md": "from stand_ins import model",
 }
 STAND_INS = '''"""A model, its loss, and a replica's data."""
 

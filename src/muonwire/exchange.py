@@ -1,4 +1,4 @@
-"""The room's name before 0.2, kept for programs that use it: ``muonwire.transport`` has what is here, under the names of now."""
+"""The old name of ``muonwire.transport``, with its old names of classes, for programs that still use it."""
 
 import warnings
 
@@ -33,7 +33,8 @@ __all__ = [
 ]
 
 warnings.warn(
-    "muonwire.exchange is now muonwire.transport, and ProcessGroupExchange is ProcessGroupTransport",
+    "muonwire.exchange is now muonwire.transport; Exchange, ProcessGroupExchange and ThreadExchange are now Transport, "
+    "ProcessGroupTransport and ThreadTransport there",
     DeprecationWarning,
     stacklevel=2,
 )

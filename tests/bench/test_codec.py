@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from muonwire import codec
 from muonwire.bench import codec as bench
+from muonwire.bench.codec_report import as_table
 from muonwire.cli import bench_codec
-from muonwire.cli.bench_codec import BenchCodec, as_table, main, run
+from muonwire.cli.bench_codec import BenchCodec, main, run
 from muonwire.errors import UsageError
 
 

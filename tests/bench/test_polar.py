@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from muonwire.bench import peers
 from muonwire.bench import polar as bench
-from muonwire.cli.bench_polar import BenchPolar, main, run, summary
+from muonwire.bench.polar_report import summary
+from muonwire.cli.bench_polar import BenchPolar, main, run
 from muonwire.errors import UsageError
 from tests.polar.polar_inputs import gaussian
 
@@ -116,9 +117,9 @@ def test_command_line_prints_a_table(capsys):
     threads = torch.get_num_threads()
     args = ["--shapes", "8x16", "--methods", "auto", "--rounds", "1", "--listed", "3", "--no-mixed-list"]
     assert main(args) == 0
-    told = capsys.readouterr().out
-    assert "torch.optim.Muon" in told
-    assert "3 of 8x16" in told
+    out = capsys.readouterr().out
+    assert "torch.optim.Muon" in out
+    assert "3 of 8x16" in out
     assert torch.get_num_threads() == threads
 
 

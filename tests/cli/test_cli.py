@@ -146,7 +146,7 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(capsys, monkeypatch, tmp_p
     assert call(capsys, *args, "--resume")[0] == 0
 
 
-def test_a_reader_that_has_gone_is_no_traceback():
+def test_a_closed_pipe_is_no_traceback():
     process = subprocess.Popen(
         [sys.executable, "-m", "muonwire", "lab", "list"],
         stdout=subprocess.PIPE,
@@ -154,10 +154,10 @@ def test_a_reader_that_has_gone_is_no_traceback():
         text=True,
     )
     process.stdout.close()
-    told = process.stderr.read()
+    printed = process.stderr.read()
     assert process.wait() == 141
-    assert "Traceback" not in told
-    assert "BrokenPipe" not in told
+    assert "Traceback" not in printed
+    assert "BrokenPipe" not in printed
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))

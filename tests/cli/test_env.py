@@ -42,11 +42,11 @@ def test_the_screen_fits_and_tells_what_a_report_needs(capsys, monkeypatch):
 def test_the_class_and_dtype_are_those_that_optimizers_take(capsys):
     set_processor("avx2")
     try:
-        told = json.loads(run(capsys, "--json"))["processor"]
+        printed = json.loads(run(capsys, "--json"))["processor"]
     finally:
         set_processor(None)
-    assert told["class"] == "avx2 (AVX2)"
-    assert told["polar factors"].startswith("in float32")
+    assert printed["class"] == "avx2 (AVX2)"
+    assert printed["polar factors"].startswith("in float32")
 
 
 def test_the_interface_that_routes_to_the_master_is_named(monkeypatch):

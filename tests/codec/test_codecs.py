@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from muonwire import codec
 from muonwire.codec import payload as payloads
 from muonwire.codec.part import Round
-from muonwire.codec.select import Groups
 from muonwire.errors import PayloadError, UsageError
 
 TEXTS = [
@@ -55,11 +54,7 @@ TEXTS = [
     "ternary(scale=tensor, rounding=search)",
     "topk(density=0.3) | ternary(scale=row, rounding=threshold)",
     "dct(chunk=8) | ternary(scale=chunk, rounding=stochastic)",
-    "topk(density=0.1) | float32 | rice",
-    "topk(density=0.1) | sign(scale=tensor) | bitmap",
-    "topk(density=0.1) | sign(scale=tensor) | bits",
     "topk(k=3) | sign(scale=row) | ranks",
-    "topk(k=3) | sign(scale=row) | rice",
     "dct(chunk=8) | topk(k=2) | sign(scale=chunk) | ranks",
 ]
 SHAPES = [
@@ -274,32 +269,6 @@ def test_the_estimate_is_near_the_real_size(text, shape):
         # Scales of chunks go as differences, of seven bits where they lie within an octave; here they may span four.
         tolerance += chosen.transform.grid(shape)[0] * 2 / 8
     assert abs(size - estimate) <= tolerance
-
-
-@pytest.mark.parametrize("density", [0.01, 0.05, 0.1, 0.2])
-def test_positions_cost_little_more_than_their_entropy(density):
-    """Rice codes of geometric gaps: at most 3 % over log2 C(n, k), measured on random positions."""
-    numel = 512 * 2048
-    count = round(density * numel)
-    positions = (
-        torch.randperm(numel, generator=torch.Generator().manual_seed(1))[:count].sort().values.numpy()
-    )
-    bits = 8 * len(codec.Rice().encode(positions, Groups(num_groups=1, group_numel=numel, k=count)))
-    bound = (math.lgamma(numel + 1) - math.lgamma(count + 1) - math.lgamma(numel - count + 1)) / math.log(2)
-    assert 1.0 <= bits / bound <= 1.03
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sets(st.integers(0, 5000), min_size=1), st.integers(0, 100))
-def test_positions_round_trip(positions, beyond):
-    import numpy as np
-
-    array = np.array(sorted(positions), dtype=np.int64)
-    groups = Groups(num_groups=1, group_numel=int(array[-1]) + 1 + beyond, k=len(array))
-    data = codec.Rice().encode(array, groups)
-    decoded, read = codec.Rice().decode(data + b"\xff" * (beyond % 5), groups)
-    assert (decoded == array).all()
-    assert read == len(data)
 
 
 @settings(max_examples=300, deadline=None)

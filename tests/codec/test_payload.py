@@ -40,7 +40,7 @@ def test_the_example_of_the_document_is_what_is_written():
     block = re.search(r"<!-- example -->\n```text\n(.*?)```", DOCUMENT, re.DOTALL)[1]
     written = "".join(re.match(r"(?:[0-9a-f]{2} ?)*", line)[0] for line in block.splitlines())
     x = torch.tensor([[0.0, 8, -1, 2], [-4, 1, 1, 6]])
-    text = "topk(k=2) | sign(scale=tensor) | rice"
+    text = "topk(k=2) | sign(scale=tensor)"
     body = codec.parse(text).encode_body(x).body
     assert bytes.fromhex(written) == payloads.pack(text, [((2, 4), torch.float32, body)])
 

@@ -183,9 +183,9 @@ def test_a_failed_local_step_warns_where_it_happened_and_raises_together():
             said += [str(w.message) for w in caught]
         return said, raised
 
-    (quiet, first), (told, second) = lockstep(run, 2)
+    (quiet, first), (warned, second) = lockstep(run, 2)
     assert quiet == []
-    assert "the gradient of up.weight is not finite" in told[0]
+    assert "the gradient of up.weight is not finite" in warned[0]
     assert [r[:2] for r in first] == [r[:2] for r in second] == [(3, "NonFiniteUpdateError")]
     assert "on at least one replica" in first[0][2]
     assert "up.weight is not finite (its norm is nan) in step 2" in second[0][2]

@@ -300,7 +300,7 @@ def _different_chains():
     train(model, recipes.build(recipe, model, lr=0.01, transport=transport), 1)
 
 
-def test_replicas_with_different_recipes_are_told_before_they_exchange():
+def test_replicas_with_different_recipes_raise_before_they_exchange():
     for error in run_replicas(_different_chains, 2):
         assert error.kind == "ExchangeError"
         assert "optimizer groups of replica(s) 1" in str(error)

@@ -112,7 +112,9 @@ def test_a_group_can_be_added_later():
 
 def test_a_chain_without_that_residual_is_refused():
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    with pytest.raises(UsageError, match=r"has no exchange\.residual; look_ahead names the exchange"):
+    with pytest.raises(
+        UsageError, match=r"has no exchange\.residual; look_ahead wants the path of the residual"
+    ):
         ChainOptimizer(
             [weight], chain=stages.chain(stages.Sign()), lr=0.1, look_ahead=("exchange", "residual")
         )

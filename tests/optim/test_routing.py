@@ -106,14 +106,14 @@ def test_heads_and_embeddings_under_other_peoples_names_go_to_adam():
         "to_logits": nn.Linear(8, 50, bias=False),
     }
     got = roles(nn.ModuleDict(names))
-    told = {name: got[f"{name}.weight"][:2] for name in names}
+    expected = {name: got[f"{name}.weight"][:2] for name in names}
     embeddings, heads = (
         dict.fromkeys(("tok_embeddings", "bag", "token_emb"), ("embedding", "adam")),
         ("head", "adam"),
     )
-    assert told == {**embeddings, "wq": ("hidden", "polar"), "output": heads, "to_logits": heads}
+    assert expected == {**embeddings, "wq": ("hidden", "polar"), "output": heads, "to_logits": heads}
     wrapped = roles(nn.ModuleDict({"_orig_mod": nn.ModuleDict(names)}))
-    assert {name: wrapped[f"_orig_mod.{name}.weight"][:2] for name in names} == told
+    assert {name: wrapped[f"_orig_mod.{name}.weight"][:2] for name in names} == expected
 
 
 def test_positions_as_a_bare_parameter_are_an_embedding():

@@ -84,7 +84,7 @@ def test_everything_is_written(written):
         image = path.read_bytes()
         assert image.startswith(b"\x89PNG\r\n\x1a\n")
         width, height = struct.unpack(">II", image[16:24])
-        assert width >= 1500
+        assert width >= 1100
         assert height >= 400
         assert len(image) > 20_000
 

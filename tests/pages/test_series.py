@@ -51,8 +51,14 @@ def test_every_bar_has_its_name(tmp_path):
     names = tuple(f"the quite long name of method {i}" for i in range(7))
     chart = _chart(["a"], mark="bar", x=names)
     (axis,) = (e["axis"] for e in _encodings(chart, "x"))
-    assert '["the quite long", "name of method", "6"]' in axis["labelExpr"]
+    assert '["the quite", "long name", "of method", "6"]' in axis["labelExpr"]
     assert write_png(chart, tmp_path).stat().st_size > 0
+
+
+def test_a_name_in_code_breaks_behind_its_underscores():
+    chart = _chart(["a"], mark="bar", x=("polar_express", "cans", *"abcde"))
+    (axis,) = (e["axis"] for e in _encodings(chart, "x"))
+    assert '"polar_express": ["polar_", "express"]' in axis["labelExpr"]
 
 
 def test_a_logarithmic_axis_ends_where_its_points_do():
@@ -65,7 +71,7 @@ def test_a_logarithmic_axis_has_no_point_at_zero():
     assert [v["x"] for v in values] == [0.5, 1.0]
 
 
-def test_an_unknown_mark_is_told():
+def test_an_unknown_mark_is_refused():
     with pytest.raises(UsageError, match="mark is 'pie'; allowed are line, point, bar"):
         _chart(["a"], mark="pie")
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from muonwire.polar import adaptive, polar
 from muonwire.polar.device import device_polar
 from muonwire.polar.quality import polar_error
-from muonwire.polar.spectrum import measure_spectrum
+from muonwire.polar.spectrum import measure_spectrum, probe
 from tests.polar.polar_inputs import gaussian, spectra, with_values
 
 # Relative difference between what a report expects and what a float64 SVD finds: the floor is an estimate.
@@ -114,3 +114,15 @@ def test_extreme_condition_is_delivered_in_float32():
 def test_polar_adaptive_is_adaptive():
     x = gaussian(64, 128)
     assert torch.equal(polar(x, method="adaptive"), adaptive(x)[0])
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (300, 300), (400, 300)])
+def test_a_direction_that_the_random_start_cannot_see_is_found(shape):
+    """As many of these random signs are negative as positive: they are orthogonal to the one direction of a constant matrix."""
+    x = torch.ones(shape)
+    assert abs(float(probe(min(shape), x.device).sum())) < 1e-6
+    gram = x.mT @ x if shape[0] > shape[1] else x @ x.mT
+    assert measure_spectrum(gram).upper == pytest.approx(math.prod(shape) ** 0.5, rel=1e-3)
+    assert polar_error(adaptive(x, error=0.1)[0], x) <= 0.1
+    assert polar_error(polar(x), x) <= 0.2
+    assert polar_error(device_polar(x, dtype=torch.float32), x) <= 0.2

@@ -10,7 +10,7 @@ from muonwire.polar import (
     power_iteration,
     quality,
 )
-from muonwire.polar.qdwh import qdwh
+from muonwire.polar.exact import qdwh
 from tests.polar.polar_inputs import gaussian, with_values
 
 SHAPES = [(40, 40), (40, 90), (90, 40), (2, 3, 12, 7)]

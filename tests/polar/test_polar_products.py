@@ -5,9 +5,8 @@ import torch
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from muonwire.polar import count_products, explain, polar, processor, schedules
-from muonwire.polar.gram import gram_iteration
+from muonwire.polar.gram import gram_iteration, symmetric_flops, symmetric_gram, uses_blocks
 from muonwire.polar.products import gram_flops, plain_flops
-from muonwire.polar.symmetric import symmetric_flops, symmetric_gram, uses_blocks
 from tests.polar.polar_inputs import gaussian, spectra
 
 SHAPES = [(64, 64), (64, 256), (256, 64), (48, 100)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from muonwire.errors import UsageError
 from muonwire.polar import schedules
 from muonwire.polar.minimax import evaluate, extrema, minimax_odd
-from muonwire.polar.schedule import Schedule
+from muonwire.polar.schedules import Schedule
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_schedules.json").read_text())
 PAPER_CUSHION = 0.02407327424182761

@@ -382,7 +382,7 @@ def test_meta_parameters_are_refused_with_the_remedy(name):
         recipes.build(name, model, lr=0.01)
 
 
-def test_masters_are_told_and_can_be_left_out():
+def test_masters_are_shown_and_can_be_left_out():
     kept = recipes.build("muon", SmallNet().bfloat16(), lr=0.01)
     bare = recipes.build("muon", SmallNet().bfloat16(), lr=0.01, masters=False)
     assert "16-bit weights: 6 tensors, 348 parameters with float32 masters" in str(kept)

@@ -87,12 +87,12 @@ def test_replicas_of_two_classes_agree_and_keep_their_dtype_where_the_run_moves(
             assert set(second[1][0][2]) == {"avx2"}, name
         else:
             assert set(whole[2]) == {"avx2"}, name
-    told = {name: ends[0][3] for name, ends in by_rank[0]}
-    assert "polar factors as on avx2 processors: float32" in told["muon"]
-    assert "polar factors as on amx processors: bfloat16" in told["one_bit_muon(interval=3)"]
+    texts = {name: ends[0][3] for name, ends in by_rank[0]}
+    assert "polar factors as on avx2 processors: float32" in texts["muon"]
+    assert "polar factors as on amx processors: bfloat16" in texts["one_bit_muon(interval=3)"]
 
 
-def test_mixed_classes_are_told_where_replicas_compute_polar_factors_alike():
+def test_mixed_classes_warn_where_replicas_compute_polar_factors_alike():
     warned = run_replicas(_warnings, 2)
     for messages in warned:
         assert len(messages["muon"]) == 1

@@ -93,11 +93,20 @@ def test_the_textual_form_round_trips(text, parsed):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "muon(", "muon(0.1)", "a.b", "muon(lr=x)", "muon; import os", "[1]", "f(g())"]
+    "text", ["", "muon(", "muon(0.1)", "a.b()()", "muon(lr=x)", "muon; import os", "[1]", "f(g())"]
 )
 def test_what_is_no_recipe_says_how_to_write_one(text):
     with pytest.raises(UsageError, match="does not parse"):
         recipes.parse_recipe(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_module.muon", "math.pi", "math.no", "muonwire.recipes.find", "a..b"]
+)
+def test_a_name_with_dots_is_imported_and_a_recipe(name):
+    assert recipes.find("muonwire.recipes.dense.muon") is recipes.RECIPES["muon"]
+    with pytest.raises(UsageError, match=r"cannot be imported.*module\.function"):
+        recipes.find(name)
 
 
 @pytest.mark.parametrize(

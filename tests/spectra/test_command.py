@@ -33,13 +33,13 @@ def test_show_edit_and_compare(
     """One after the other, as a user would."""
     model, edited = str(saved("llama")), str(tmp_path / "edited")
     assert main(["edit", model, "--edit", "clip(high=1.0)", "drop(k=2, kind='mlp')", "--out", edited]) == 0
-    told = capsys.readouterr().out
-    assert "14 matrices edited: clip(high=1.0) then drop(kind='mlp', k=2)" in told
-    assert f"muonwire spectra chat {model} {edited}" in told
+    printed = capsys.readouterr().out
+    assert "14 matrices edited: clip(high=1.0) then drop(kind='mlp', k=2)" in printed
+    assert f"muonwire spectra chat {model} {edited}" in printed
 
     assert main(["show", model, edited, "--out", str(tmp_path / "show")]) == 0
-    told = capsys.readouterr().out
-    assert "q_proj" in told
+    printed = capsys.readouterr().out
+    assert "q_proj" in printed
     matrices = pl.read_parquet(tmp_path / "show/matrices.parquet")
     assert matrices["model"].unique(maintain_order=True).to_list() == ["llama", "edited"]
     largest = (
@@ -115,7 +115,7 @@ def test_a_stopped_sweep_goes_on(
 
 
 def test_a_dtype_is_what_is_written(saved: Callable[[str], Path], tmp_path: Path) -> None:
-    """And an unknown one is told."""
+    """And an unknown one is refused."""
     out = str(tmp_path / "half")
     assert main(["edit", str(saved("gpt2")), "--out", out, "--dtype", "bfloat16"]) == 0
     assert next(open_model(out, device="cpu").model.parameters()).dtype == torch.bfloat16
@@ -126,7 +126,7 @@ def test_a_dtype_is_what_is_written(saved: Callable[[str], Path], tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["look"], "'look' is not an action; allowed are show, edit, compare, sweep, chat"),
         (["show"], "0 models are named; at least 1"),
@@ -137,16 +137,16 @@ def test_a_dtype_is_what_is_written(saved: Callable[[str], Path], tmp_path: Path
         (["show", "./nowhere"], "is not there"),
     ],
 )
-def test_bad_input_is_told(args: list[str], told: str) -> None:
+def test_bad_input_is_refused(args: list[str], message: str) -> None:
     """Before anything is opened or written."""
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         main(args)
 
 
 def test_help_tells_the_actions(capsys: pytest.CaptureFixture[str]) -> None:
     """With examples."""
     assert main(["--help"]) == 0
-    told = capsys.readouterr().out
-    assert "examples:" in told
+    printed = capsys.readouterr().out
+    assert "examples:" in printed
     for action in ("show", "edit", "compare", "sweep", "chat"):
-        assert f"  {action}" in told
+        assert f"  {action}" in printed

@@ -131,7 +131,7 @@ def test_no_match_lists_near_names() -> None:
         edit_model(build_small("llama"), parse_edits(["polar(layers='7')"]))
 
 
-def test_nan_is_told() -> None:
+def test_nan_is_refused() -> None:
     """Before anything is written."""
     model = build_small("gpt2")
     dict(model.named_parameters())["transformer.h.1.mlp.c_fc.weight"].data[3, 3] = math.inf
@@ -153,7 +153,7 @@ def test_a_model_that_is_there_is_not_overwritten_unasked(tmp_path: Path) -> Non
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="something else than a model"):
+    with pytest.raises(UsageError, match="something other than a model"):
         write_model(_opened(), other, overwrite=True)
     assert (other / "chapter.txt").exists()
 
@@ -172,7 +172,7 @@ class _Usage(NamedTuple):
     free: int
 
 
-def test_too_little_space_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_refused_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With what is needed and what is free."""
     monkeypatch.setattr(editing.shutil, "disk_usage", lambda path: _Usage(10, 9, 1))
     with pytest.raises(UsageError, match=r"needs 0 MB and 0 MB are free|needs .* MB and .* MB are free"):

@@ -143,7 +143,7 @@ def test_a_zero_matrix_stays_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("sharpen", "'sharpen' is unknown; allowed are clip, flatten"),
         ("keep", "either k or fraction"),
@@ -165,13 +165,13 @@ def test_a_zero_matrix_stays_zero() -> None:
         ("polar(", "does not parse"),
     ],
 )
-def test_a_wrong_edit_is_told(text: str, told: str) -> None:
+def test_a_wrong_edit_is_refused(text: str, message: str) -> None:
     """By what was received and what is allowed."""
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         parse_edit(text)
 
 
-def test_k_above_the_rank_is_told() -> None:
+def test_k_above_the_rank_is_refused() -> None:
     """With the matrix and how many it has."""
     with pytest.raises(UsageError, match=r"k is 5, but layers\.0\.w has only 4 singular values"):
         edited("layers.0.w", decompose("w", torch.randn(4, 9)), [parse_edit("drop(k=5)")])

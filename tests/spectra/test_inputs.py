@@ -12,7 +12,7 @@ from tests.spectra.conftest import build_small
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_shares_are_those_of_the_outputs(kind: str) -> None:
-    """Without the smallest tenth of its singular values a layer's outputs lose the share that is told."""
+    """Without the smallest tenth of its singular values a layer's outputs lose the share that is reported."""
     model = build_small(kind)
     windows = torch.arange(2 * 16).view(2, 16) * 7 % 256
     found = {e.name: e for e in input_energy(model, windows)}

@@ -49,7 +49,7 @@ def test_loss_and_kl_are_those_of_torch(kind: str) -> None:
 
 
 def test_windows_are_spread_over_the_text() -> None:
-    """The first at its start, none past its end; too short a text is told."""
+    """The first at its start, none past its end; too short a text is refused."""
     opened = _opened()
     windows = text_windows(opened, "".join(chr(i) for i in range(32, 120)), windows=4, length=10)
     assert windows[:, 0].tolist() == [32, 54, 76, 98]
@@ -57,7 +57,7 @@ def test_windows_are_spread_over_the_text() -> None:
         text_windows(opened, "x" * 100, windows=4, length=30)
 
 
-def test_different_vocabularies_are_told() -> None:
+def test_different_vocabularies_are_refused() -> None:
     """They have no distribution in common."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -56,7 +56,7 @@ def test_rounding_does_not_count_as_rank() -> None:
     assert found.smallest > 0
 
 
-def test_zero_is_told_apart() -> None:
+def test_a_zero_matrix_has_rank_0() -> None:
     """A zero matrix has rank 0 and an infinite condition."""
     found = spectrum(torch.zeros(3), shape=(3, 3), eps=1e-7)
     assert (found.rank, found.condition) == (0, math.inf)
@@ -84,7 +84,7 @@ def test_a_model_is_measured_matrix_by_matrix(kind: str) -> None:
     assert len(experts) == (12 if kind == "mixtral" else 0)
 
 
-def test_nan_is_told_with_its_matrix() -> None:
+def test_nan_is_refused_with_its_matrix() -> None:
     """Not as a message of LAPACK's."""
     model = build_small("llama")
     weight = dict(model.named_parameters())["model.layers.1.mlp.up_proj.weight"]

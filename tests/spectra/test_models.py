@@ -68,7 +68,7 @@ def test_a_gguf_file() -> None:
     assert opened.label.startswith("SmolLM2") or opened.label == "smollm2"
 
 
-def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     """By what it is, and what would be one."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
@@ -77,7 +77,7 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 32}))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF but not")
-    for name, told in (
+    for name, message in (
         ("missing", "is not there"),
         ("empty", "folder without a model"),
         ("other", "folder without a model"),
@@ -85,7 +85,7 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
         ("broken", "cannot be opened"),
         ("bad.gguf", "cannot be opened"),
     ):
-        with pytest.raises(UsageError, match=told) as caught:
+        with pytest.raises(UsageError, match=message) as caught:
             open_model(str(tmp_path / name), device="cpu")
         assert "GGUF" in str(caught.value)
         assert name in str(caught.value)

@@ -206,7 +206,7 @@ def test_dion_steps_by_orthonormal_factors_and_keeps_the_rest():
     states = init(stage, params, 2)
     results, _ = run_lockstep(stage, updates, params, states)
     mean = (updates[0][0] + updates[1][0]) / 2
-    # All of the mean is caught, so 1 − μ of it is gone from the mean momentum.
+    # All of the mean is caught, so 1 − μ of it has left the mean momentum.
     kept = (states[0][0]["kept"] + states[1][0]["kept"]) / 2
     assert torch.allclose(kept, 0.9 * mean, atol=1e-4)
     for _ in range(40):

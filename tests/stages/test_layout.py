@@ -62,7 +62,7 @@ def test_parts_are_views(text):
     assert torch.equal(tensor, torch.zeros_like(tensor))
 
 
-def test_rows_that_take_turns_are_told_apart():
+def test_rows_that_take_turns_are_distinguished():
     rows = torch.arange(12.0)[:, None].expand(12, 2)
     (by_rows,) = MatrixLayout.parse("matrix/2 interleaved").split(rows)
     assert by_rows[0, :, 0].tolist() == [0, 2, 4, 6, 8, 10]

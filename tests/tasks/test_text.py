@@ -5,7 +5,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from muonwire.errors import UsageError
-from muonwire.tasks import MODEL_SIZES, TextSettings, TextTask
+from muonwire.tasks import MODEL_SIZES, TextSettings, TextTask, settings_type
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,34 @@ def test_bad_texts_say_what_is_wrong(tmp_path, content, says):
         path.write_bytes(content)
     with pytest.raises(UsageError, match=says):
         TextTask(TextSettings(text=(path,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("sound", "'sound' is unknown; allowed are text, vision"),
+        ("no_such_module.Settings", "cannot be imported"),
+        ("muonwire.tasks.Nothing", "cannot be imported"),
+        ("muonwire.tasks.TextTask", "inherits TaskSettings"),
+    ],
+)
+def test_a_task_is_found_by_its_name_or_its_import_path(name, says):
+    assert settings_type("text") is settings_type("muonwire.tasks.text.TextSettings") is TextSettings
+    with pytest.raises(UsageError, match=says):
+        settings_type(name)
+
+
+def test_settings_are_read_from_what_they_wrote(tmp_path):
+    settings = TextSettings(text=(tmp_path / "a.txt",), batch=7)
+    written = settings.identity()
+    assert written["text"] == [str(tmp_path / "a.txt")]
+    # Checkpoints from before the option was there go on.
+    assert "own_text" not in written
+    assert TextSettings.read(written) == settings
+    owned = TextSettings(own_text=True)
+    assert TextSettings.read(owned.identity()) == owned
+    with pytest.raises(UsageError, match="task text: size is not an option; allowed are text, tokenizer"):
+        TextSettings.read({"size": 3})
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("case", SHAPES)
-def test_replicas_with_other_tensors_are_told_so_on_all_ranks(case):
+def test_replicas_with_other_tensors_raise_on_all_ranks(case):
     change, says = SHAPES[case]
     for text in run_threads(lambda _, make: _compare(make(), change), replicas=3):
         assert says in text

@@ -189,7 +189,7 @@ def _out_of_step():
     transport.gather(b"y")
 
 
-def test_replicas_that_fall_out_of_step_are_told_so():
+def test_replicas_that_fall_out_of_step_get_an_error():
     for error in run_replicas(_out_of_step, 2):
         assert error.kind == "ExchangeError"
         assert "out of step" in str(error)

@@ -4,13 +4,14 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 
 import torch
 from torch import Tensor
 
 from muonwire.polar.auto import polar, polar_list
-from muonwire.polar.processor import Processor, find_processor
+from muonwire.polar.processor import NEVER, Processor, find_processor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 RATE_SIZES = (64, 256, 1024)
@@ -18,7 +19,7 @@ RATE_SIZES = (64, 256, 1024)
 CLEARLY_FASTER = 1.3
 SHORT_EDGES = (32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 # Long edge over short edge.
-WIDE = 4
+ASPECTS = {"wide": 4, "square": 1}
 # Matrices of one shape in the lists.
 NUM_LISTED = 12
 # Steps of the measurement, for a progress bar.
@@ -27,6 +28,7 @@ NUM_DECISIONS = 6
 BUDGET_S = 0.6
 FEWEST_TURNS = 5
 Progress = Callable[[str], None]
+Way = Callable[[Tensor], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +59,12 @@ class BreakEven:
     Args:
         rates: of products.
         row: of the table in ``processor``.
-        times: name of a decision -> size -> seconds with and without.
+        times: name of a decision -> short edge -> seconds with and without.
     """
 
     rates: Rates
     row: Processor
-    times: dict[str, dict[str, tuple[float, float]]]
+    times: dict[str, dict[int, tuple[float, float]]]
 
 
 def measure_rates(device: torch.device, *, sizes: Sequence[int] = RATE_SIZES) -> Rates:
@@ -116,104 +118,93 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
     """Measure every entry of the table's row for this CPU; about a minute where products are fast.
 
     Args:
-        progress: told the name of each decision when its turn begins.
+        progress: called with the name of each decision when its turn begins.
     """
     say = progress or (lambda _: None)
+    times: dict[str, dict[int, tuple[float, float]]] = {}
+
+    def compare(name: str, aspect: int, new: Way, old: Way) -> dict[int, tuple[float, float]]:
+        say(name)
+        times[name] = {r: _pair(r, aspect * r, new, old) for r in SHORT_EDGES}
+        return times[name]
+
     cpu = torch.device("cpu")
-    found = find_processor(cpu)
     say("rates")
     rates = measure_rates(cpu)
     dtype = rates.fastest
-    times: dict[str, dict[str, tuple[float, float]]] = {}
     row = replace(
-        found,
+        find_processor(cpu),
         dtype=dtype,
         smallest_half=0.0,
-        measured_wide=1 << 30,
-        measured_square=1 << 30,
+        measured_wide=NEVER,
+        measured_square=NEVER,
         stacked_wide=0.0,
     )
-    volumes = {r: float(r**3) for r in SHORT_EDGES}
     if dtype != torch.float32:
-        say("smallest_half")
-        half = {
-            r: _pair(r, r, lambda x: polar(x, dtype=dtype, processor=row), _in_float32(row))
-            for r in SHORT_EDGES
-        }
-        times["smallest_half"] = _labelled(half)
-        row = replace(row, smallest_half=_first_from(half, volumes, never=1e9))
+        pairs = compare("smallest_half", 1, _single(row, dtype=dtype), _single(row, dtype=torch.float32))
+        first = _first_from(pairs)
+        row = replace(row, smallest_half=1e9 if first is None else float(first**3))
     always = replace(row, measured_wide=1, measured_square=1)
-    for kind, aspect in (("wide", WIDE), ("square", 1)):
-        say(f"measured_{kind}")
-        pairs = {
-            r: _pair(
-                r,
-                aspect * r,
-                _by_class(always),
-                _by_class(row),
-            )
-            for r in SHORT_EDGES
-        }
-        times[f"measured_{kind}"] = _labelled(pairs)
-        size = int(_first_from(pairs, {r: float(r) for r in SHORT_EDGES}, never=1 << 30))
-        row = replace(row, **{f"measured_{kind}": size})  # type: ignore[arg-type]
+    for kind, aspect in ASPECTS.items():
+        first = _first_from(compare(f"measured_{kind}", aspect, _single(always), _single(row)))
+        row = replace(row, **{f"measured_{kind}": NEVER if first is None else first})  # type: ignore[arg-type]
     stacking = replace(row, stacked_wide=1e18, stacked_square=1e18)
-    single = replace(row, stacked_wide=0.0, stacked_square=0.0)
-    for kind, aspect in (("wide", WIDE), ("square", 1)):
-        say(f"stacked_{kind}")
-        pairs = {
-            r: _pair(
-                r,
-                aspect * r,
-                lambda x: polar_list([x] * NUM_LISTED, processor=single),
-                lambda x: polar_list([x] * NUM_LISTED, processor=stacking),
-            )
-            for r in SHORT_EDGES
-        }
-        times[f"stacked_{kind}"] = _labelled(pairs)
-        volume = _last_before(pairs, {r: float(aspect * r**3) for r in SHORT_EDGES})
-        row = replace(row, **{f"stacked_{kind}": volume})  # type: ignore[arg-type]
+    alone = replace(row, stacked_wide=0.0, stacked_square=0.0)
+    for kind, aspect in ASPECTS.items():
+        last = _last_before(compare(f"stacked_{kind}", aspect, _listed(alone), _listed(stacking)))
+        row = replace(row, **{f"stacked_{kind}": float(aspect * (last or 0) ** 3)})  # type: ignore[arg-type]
     return BreakEven(rates=rates, row=row, times=times)
 
 
-def _in_float32(row: Processor) -> Callable[[Tensor], Tensor]:
-    return lambda x: polar(x, dtype=torch.float32, processor=row)
+def _single(row: Processor, *, dtype: torch.dtype | None = None) -> Way:
+    return lambda x: polar(x, dtype=dtype, processor=row)
 
 
-def _by_class(row: Processor) -> Callable[[Tensor], Tensor]:
-    return lambda x: polar(x, processor=row)
+def _listed(row: Processor) -> Way:
+    return lambda x: polar_list([x] * NUM_LISTED, processor=row)
 
 
-def _pair(
-    m: int, n: int, new: Callable[[Tensor], object], old: Callable[[Tensor], object]
-) -> tuple[float, float]:
+def _pair(m: int, n: int, new: Way, old: Way) -> tuple[float, float]:
     x = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
     times = take_turns({"new": lambda: new(x), "old": lambda: old(x)})
     return times["new"], times["old"]
 
 
-def _labelled(pairs: Mapping[int, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    return {str(r): pair for r, pair in pairs.items()}
+def _first_from(pairs: Mapping[int, tuple[float, float]]) -> int | None:
+    """The smallest edge from which on the new way is the faster one at every edge."""
+    faster = list(takewhile(lambda r: pairs[r][0] < pairs[r][1], sorted(pairs, reverse=True)))
+    return faster[-1] if faster else None
 
 
-def _first_from(
-    pairs: Mapping[int, tuple[float, float]], sizes: Mapping[int, float], *, never: float
-) -> float:
-    """The smallest size from which on the new way is the faster one at every size."""
-    ordered: Sequence[int] = sorted(pairs, reverse=True)
-    best = never
-    for r in ordered:
-        if pairs[r][0] >= pairs[r][1]:
-            break
-        best = sizes[r]
-    return best
+def _last_before(pairs: Mapping[int, tuple[float, float]]) -> int | None:
+    """The largest edge up to which the old way is the faster one at every edge."""
+    faster = list(takewhile(lambda r: pairs[r][1] < pairs[r][0], sorted(pairs)))
+    return faster[-1] if faster else None
 
 
-def _last_before(pairs: Mapping[int, tuple[float, float]], sizes: Mapping[int, float]) -> float:
-    """The largest size up to which the old way is the faster one at every size."""
-    best = 0.0
-    for r in sorted(pairs):
-        if pairs[r][1] >= pairs[r][0]:
-            break
-        best = sizes[r]
-    return best
+def as_text(measured: BreakEven) -> str:
+    """The rates, both times of every size behind a decision, and the row beside the one that the table has.
+
+    Args:
+        measured: by ``measure_row``.
+    """
+    lines = ["products, GFLOP/s by edge"]
+    for dtype, rates in measured.rates.gflops.items():
+        lines.append(
+            f"  {str(dtype)[6:].ljust(9)}" + "".join(f"  {n}: {rate:8.1f}" for n, rate in rates.items())
+        )
+    for name, times in measured.times.items():
+        lines += ["", f"{name}: ms with and without, by short edge"]
+        lines += [f"  {r:4}  {a * 1e3:8.3f}  {b * 1e3:8.3f}  {b / a:5.2f}x" for r, (a, b) in times.items()]
+    table = find_processor(torch.device("cpu"))
+    lines += ["", f"{'row':16}  {'measured':>16}  {'in the table':>16}"]
+    lines += [
+        f"{f.name:16}  {_short(getattr(measured.row, f.name)):>16}  {_short(getattr(table, f.name)):>16}"
+        for f in fields(table)
+        if f.name not in ("has", "measured")
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value).removeprefix("torch.")

@@ -13,7 +13,8 @@ from torch.optim import _muon
 
 from muonwire.bench.peers import Factor, peers
 from muonwire.errors import UsageError
-from muonwire.polar.auto import EXACT, adaptive, polar, polar_list
+from muonwire.polar.auto import adaptive, polar, polar_list
+from muonwire.polar.exact import EXACT
 from muonwire.polar.orthonormal import BASES, orthonormal_basis
 from muonwire.polar.products import count_products
 from muonwire.polar.quality import exact_factor, orthogonality_error, polar_error
@@ -39,8 +40,8 @@ FEWEST_TURNS = 3
 Progress = Callable[[str], None]
 
 
-def _silent(name: str) -> None:
-    """No progress."""
+def _no_progress(name: str) -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ def measure(
     *,
     rounds: int = 9,
     warmup: int = 1,
-    progress: Progress = _silent,
+    progress: Progress = _no_progress,
 ) -> list[Measurement]:
     """Time every method on every input; they take turns, in another order each time, so that load and caches meet all alike.
 
@@ -192,22 +193,11 @@ def measure(
         used = baselines() | {k: f for k, f in chosen.items() if _affordable(k, shape)}
         times = _take_turns({k: _bind(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)
         exact = exact_factor(x)
-        for method, seconds in times.items():
+        for method in times:
             with count_products() as count:
                 result = used[method](x)
-            rows.append(
-                Measurement(
-                    input=name,
-                    shape=shape,
-                    method=method,
-                    seconds=statistics.median(seconds),
-                    ratio=_ratio(times[REFERENCE], seconds),
-                    plain_ratio=_ratio(times[PLAIN], seconds),
-                    polar_error=polar_error(result, x, exact=exact),
-                    orthogonality_error=orthogonality_error(result),
-                    gflop=count.flops / 1e9,
-                )
-            )
+            errors = polar_error(result, x, exact=exact), orthogonality_error(result)
+            rows.append(_row(name, shape, method, times, errors=errors, flops=count.flops))
     return rows
 
 
@@ -238,23 +228,35 @@ def measure_list(
     calls["auto"] = lambda: polar_list(xs)
     times = _take_turns(calls, rounds=rounds, warmup=1)
     rows = []
-    for method, seconds in times.items():
+    for method in times:
         with count_products() as count:
             calls[method]()
-        rows.append(
-            Measurement(
-                input=name or f"list of {len(shapes)}",
-                shape=(0, 0),
-                method=method,
-                seconds=statistics.median(seconds),
-                ratio=_ratio(times[REFERENCE], seconds),
-                plain_ratio=_ratio(times[PLAIN], seconds),
-                polar_error=math.nan,
-                orthogonality_error=math.nan,
-                gflop=count.flops / 1e9,
-            )
-        )
+        unknown = math.nan, math.nan
+        title = name or f"list of {len(shapes)}"
+        rows.append(_row(title, (0, 0), method, times, errors=unknown, flops=count.flops))
     return rows
+
+
+def _row(
+    name: str,
+    shape: tuple[int, int],
+    method: str,
+    times: Mapping[str, Sequence[float]],
+    *,
+    errors: tuple[float, float],
+    flops: int,
+) -> Measurement:
+    return Measurement(
+        input=name,
+        shape=shape,
+        method=method,
+        seconds=statistics.median(times[method]),
+        ratio=_ratio(times[REFERENCE], times[method]),
+        plain_ratio=_ratio(times[PLAIN], times[method]),
+        polar_error=errors[0],
+        orthogonality_error=errors[1],
+        gflop=flops / 1e9,
+    )
 
 
 def geometric_mean(

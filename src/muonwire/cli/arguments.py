@@ -1,8 +1,8 @@
 """Command lines out of frozen dataclasses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from muonwire.errors import UsageError
 
 T = TypeVar("T")
+# Texts that are given by place, without an option's name.
+Positionals = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
 def parse(
@@ -36,6 +38,28 @@ def parse(
         default=settings() if default is None else default,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
     )
+
+
+def command(
+    options: type[T], *, name: str, about: str, examples: Sequence[str]
+) -> Callable[[Callable[[T], int]], Callable[[Sequence[str]], int]]:
+    """Make of a function from options to an exit code the command that reads its arguments into those options.
+
+    Args:
+        options: a frozen dataclass, a field for each option, with their meanings in its docstring.
+        name: what stands after ``muonwire``, such as "spectra show".
+        about: what the command does, for --help.
+        examples: command lines, for --help.
+    """
+
+    def decorate(run: Callable[[T], int]) -> Callable[[Sequence[str]], int]:
+        def main(args: Sequence[str]) -> int:
+            return run(parse(options, args, command=name, about=about, examples=examples))
+
+        main.__doc__ = run.__doc__
+        return main
+
+    return decorate
 
 
 def matrix_shape(text: str, *, command: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch.distributed as dist
 
 from muonwire import __version__
 from muonwire.bench.break_even import measure_rates
-from muonwire.cli.arguments import parse
+from muonwire.cli.arguments import command
 from muonwire.polar import find_processor
 
 PACKAGES = (
@@ -42,7 +41,7 @@ RATE_SIZE = 256
 WIDTH = 80
 # SIOCGIFADDR of Linux: an interface's IPv4 address.
 _GET_ADDRESS = 0x8915
-# Any address outside: a UDP socket that is connected sends nothing, and tells the interface that routes there.
+# Any address outside: connecting a UDP socket sends nothing, but shows the interface that routes there.
 _OUTSIDE = ("192.0.2.1", 9)
 
 
@@ -57,22 +56,21 @@ class Env:
     json: bool = False
 
 
-EXAMPLES = ("muonwire env", "muonwire env --json > env.json")
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    about = (
-        "Versions, processor, dtype, backends and network of this machine, to be pasted into a bug report."
-    )
-    config = parse(Env, args, command="env", about=about, examples=EXAMPLES)
+@command(
+    Env,
+    name="env",
+    about="Versions, processor, dtype, backends and network of this machine, to be pasted into a bug report.",
+    examples=("muonwire env", "muonwire env --json > env.json"),
+)
+def main(options: Env) -> int:
+    """Print what a bug report needs; returns the exit code."""
     found = describe()
-    print(json.dumps(found, indent=1) if config.json else as_text(found))
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
     return 0
 
 
 def describe() -> dict[str, Any]:
-    """Everything that the command tells, by section and name."""
+    """Everything that the command shows, by section and name."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     processor = find_processor(device)
     rates = measure_rates(device, sizes=(RATE_SIZE,))
@@ -123,7 +121,7 @@ def as_text(found: dict[str, Any]) -> str:
         for name, value in entries.items():
             lines += _wrapped(f"  {name.ljust(width)}  ", str(value), indent=width + 4)
         if not entries:
-            lines.append("  none that changes anything is set")
+            lines.append("  none of those that change results or speed is set")
     return "\n".join(lines)
 
 
@@ -146,7 +144,7 @@ def _build() -> str:
 
 
 def processor_name() -> str:
-    """As the system gives it."""
+    """The processor's name, as the system gives it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -186,7 +184,7 @@ def _backends() -> list[str]:
 
 
 def version_of(package: str) -> str:
-    """Its installed version.
+    """The installed version of a package, or "not installed".
 
     >>> version_of("no-such-package")
     'not installed'
@@ -198,7 +196,7 @@ def version_of(package: str) -> str:
 
 
 def interfaces() -> list[tuple[str, str]]:
-    """Network interfaces and their IPv4 addresses; "no address" where there is none, or the system does not tell."""
+    """Network interfaces and their IPv4 addresses; "no address" where there is none, or the system does not say."""
     return [(name, _address(name)) for _, name in socket.if_nameindex()]
 
 

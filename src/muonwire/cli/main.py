@@ -1,7 +1,7 @@
 """`muonwire COMMAND ...`: finds the command, runs it, and turns its errors into one line and an exit code.
 
-Exit codes: 0 done, 1 a replica or an exchange failed, 2 bad input, 130 interrupted, 141 its reader has gone, 143 stopped on request
-with a checkpoint.
+Exit codes: 0 done, 1 a replica or an exchange failed, 2 bad input, 130 interrupted, 141 the reader of its output stopped reading,
+143 stopped on request with a checkpoint.
 """
 
 import importlib
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from muonwire import __version__
+from muonwire.cli.groups import listing
 from muonwire.errors import ExchangeError, PayloadError, StoppedError, UsageError
 
 COMMANDS = {
@@ -18,13 +19,13 @@ COMMANDS = {
         "muonwire.cli.compare",
         "train several recipes on the same work and report loss against steps, bytes, time",
     ),
-    "lab": ("muonwire.cli.lab", "measure the sources' claims and write the page of their verdicts"),
+    "lab": ("muonwire.cli.lab", "measure the claims of the five notes and write the page of their verdicts"),
     "spectra": (
         "muonwire.cli.spectra",
         "look at, change and talk to the singular values of trained models",
     ),
     "bench": ("muonwire.cli.bench", "measure a room of the library against its peers"),
-    "env": ("muonwire.cli.env", "tell versions, processor and network, for a bug report"),
+    "env": ("muonwire.cli.env", "show versions, processor and network, for a bug report"),
     "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
 }
 # The extras with all that a command imports: what a message about a missing package tells to install.
@@ -41,16 +42,9 @@ EXTRAS = {
 
 def usage() -> str:
     """The text of `muonwire --help`."""
-    width = max(map(len, COMMANDS))
-    lines = [
-        f"muonwire {__version__}: Muon over slow links, every byte counted",
-        "",
-        "usage: muonwire COMMAND [options]",
-        "",
-    ]
-    lines += [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    lines += ["", "muonwire COMMAND --help tells a command's options, with examples."]
-    return "\n".join(lines)
+    head = f"muonwire {__version__}: Muon over slow links, every byte counted"
+    end = "muonwire COMMAND --help shows a command's options, with examples."
+    return "\n".join([head, "", "usage: muonwire COMMAND [options]", "", *listing(COMMANDS), "", end])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     except BrokenPipeError:
-        # Whoever read the output, such as `head`, has gone. Python would complain again when it flushes at the end.
+        # The reader of the output, such as `head`, stopped reading. Python would complain again when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 

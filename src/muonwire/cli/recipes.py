@@ -1,9 +1,8 @@
 """`muonwire recipes`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from muonwire.cli.arguments import parse
+from muonwire.cli.arguments import command
 from muonwire.recipes import RECIPES
 from muonwire.recipes.describe import default_of
 
@@ -18,20 +17,19 @@ def reference() -> str:
     lines = []
     for recipe in RECIPES.values():
         lines.append(f"{recipe.name}: {recipe.summary}")
-        # Their own arguments say the rate and the way to the other replicas.
+        # `muonwire train` has arguments of its own for the rate and the replicas.
         options = [option for option in fields(recipe.options) if option.name not in ("lr", "transport")]
         lines += [f"    {option.name}={default_of(option)!r}" for option in options]
     return "\n".join(lines)
 
 
-def main(args: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    parse(
-        RecipesCommand,
-        args,
-        command="recipes",
-        about="List the recipes, what each is made of, and its options with their defaults.",
-        examples=("muonwire recipes",),
-    )
+@command(
+    RecipesCommand,
+    name="recipes",
+    about="List the recipes, what each is made of, and its options with their defaults.",
+    examples=("muonwire recipes",),
+)
+def main(_: RecipesCommand) -> int:
+    """List the recipes; returns the exit code."""
     print(reference())
     return 0

@@ -25,13 +25,13 @@ class TrainCommand:
     """Arguments of `muonwire train`.
 
     Args:
-        task: "text" or "vision"; with --help after it, the options of that task.
+        task: "text", "vision", or a task of your own; with --help after it, the options of that task.
         config: the run.
         out: folder for metrics.jsonl, checkpoints, TensorBoard events and result.json.
-        replicas: processes to start on this machine; torchrun says it itself.
+        replicas: processes to start on this machine; under torchrun, which starts them itself, leave it out.
         resume: continue from the newest checkpoint in --out. The options that shape the outcome must be those it was started with,
             except --steps: more steps make a run longer, finished or not. Where the schedule depends on the number of steps, a
-            line tells the new rates (docs/train.md).
+            line shows the new rates (docs/train.md).
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous of the replicas. Default: any free one.
     """
@@ -46,9 +46,9 @@ class TrainCommand:
 
 
 def _task_name(args: Sequence[str]) -> str:
-    """What --task says, which decides what other options there are."""
+    """The value of --task, which decides what other options there are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    # Without a value it is tyro that complains.
+    # A missing value is left to tyro, whose message names the option.
     parser.add_argument("--task", default="text", nargs="?", const="text")
     return str(parser.parse_known_args(list(args))[0].task)
 

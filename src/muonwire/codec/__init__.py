@@ -1,7 +1,7 @@
 """Codecs: tensor to bytes and back, with the bytes as they go on the wire."""
 
 from muonwire.codec.base import Codec, Encoded
-from muonwire.codec.pack import Ans, Bitmap, Bits, Ranks, Rice
+from muonwire.codec.pack import Ans, Ranks
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Sign, Ternary
 from muonwire.codec.select import All, NOfM, RandomK, TopBlocks, TopColumns, TopK, TopRows
@@ -12,8 +12,6 @@ __all__ = [
     "All",
     "Ans",
     "BFloat16",
-    "Bitmap",
-    "Bits",
     "Codebook",
     "Codec",
     "Dct",
@@ -28,7 +26,6 @@ __all__ = [
     "Projection",
     "RandomK",
     "Ranks",
-    "Rice",
     "Rows",
     "Sign",
     "Ternary",

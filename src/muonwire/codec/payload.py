@@ -1,9 +1,9 @@
-"""The payload format: one or many encoded tensors in one message. docs/payload.md tells it byte by byte.
+"""The payload format: one or many encoded tensors in one message. docs/payload.md describes it byte by byte.
 
 All integers little-endian; a varint is LEB128 (seven bits a byte, low bits first) in its shortest form.
 
     magic        2 bytes   "MW"
-    version      u8        1
+    version      u8        2
     checksum     u32       CRC-32 of everything that follows
     codec        varint length, then the codec's textual form in UTF-8
     num_tensors  varint

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.finite import all_finite
@@ -67,18 +68,18 @@ class Pipeline(Codec):
         return " | ".join(str(p) for p in parts)
 
     @property
+    @override
     def notices_nonfinite(self) -> bool:
-        """See Codec.notices_nonfinite."""
         # The largest magnitudes and a transform of chunks pass on what is not finite to the quantizer.
         passed_on = isinstance(self.transform, Rows | Chunked) and isinstance(self.select, All | TopK)
         return passed_on and self.quantize.notices_nonfinite
 
+    @override
     def init(self, shape: Shape) -> State:
-        """See Codec.init."""
         return self.transform.init(shape)
 
+    @override
     def encode_body(self, tensor: Tensor, *, seed: int = 0, state: State | None = None) -> Encoded:
-        """See Codec.encode_body."""
         shape = tuple(tensor.shape)
         now = Round(seed=seed) if state is None else Round(seed=seed, state=state)
         wide = tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
@@ -109,8 +110,8 @@ class Pipeline(Codec):
             restore_selected=lambda: self._restore(values, positions, shape, seed).to(tensor.device),
         )
 
+    @override
     def decode_body(self, body: bytes, shape: Shape) -> Tensor:
-        """See Codec.decode_body."""
         values, positions, seed = self._values(body, shape)
         decoded = self._restore(values, positions, shape, seed)
         # A quantizer decodes to finite values; sums and products of them, as in a transform, may overflow.
@@ -118,8 +119,9 @@ class Pipeline(Codec):
         safe = gain <= 1 or not values.numel() or gain * values.abs().max().item() < LARGEST
         return decoded if safe else _finite(decoded, shape)
 
+    @override
     def mean_bodies(self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas") -> Tensor:
-        """See Codec.mean_bodies; where the transform is linear the sum is taken in its domain, with one inverse transform."""
+        """Where the transform is linear the sum is taken in its domain, with one inverse transform."""
         if not self.transform.linear or (
             self.transform.seeded and len({b[: _SEED.size] for b in bodies}) > 1
         ):
@@ -142,8 +144,8 @@ class Pipeline(Codec):
         mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
         return _finite(self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed), shape)
 
+    @override
     def estimate_body_bytes(self, shape: Shape) -> int:
-        """See Codec.estimate_body_bytes."""
         num_blocks, block_numel = self.transform.grid(shape)
         count = self.select.count(num_blocks, block_numel)
         packed = count < num_blocks * block_numel and not self.select.shared

@@ -5,23 +5,21 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from muonwire.codec.pack import Ans, Bitmap, Bits, Pack, Ranks, Rice
+from muonwire.codec import table
+from muonwire.codec.pack import Pack
 from muonwire.codec.part import Part
 from muonwire.codec.pipeline import Pipeline
-from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Quantize, Sign, Ternary
-from muonwire.codec.select import All, NOfM, RandomK, Select, TopBlocks, TopColumns, TopK, TopRows
-from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Tiles, Transform
+from muonwire.codec.quantize import Quantize
+from muonwire.codec.select import Select
+from muonwire.codec.transform import Transform
 from muonwire.errors import UsageError
 
+# Each part by its name: those of codec/table.py, and what a program adds.
 PARTS: dict[str, type[Part]] = {
-    part.name: part
-    for part in (
-        *(Rows, Tiles, Dct, Hadamard, Projection, LowRank),
-        *(All, TopK, RandomK, TopRows, TopColumns, TopBlocks, NOfM),
-        *(Float32, BFloat16, Float64, Sign, Int, Codebook, Ternary),
-        *(Ans, Bitmap, Bits, Ranks, Rice),
-    )
+    part.name: part for line, part in vars(table).items() if not line.startswith("_")
 }
+# Packers of version 0.1 that nothing sent unless it was asked to by name.
+REMOVED_PACKERS = ("bitmap", "bits", "rice")
 _SLOTS: tuple[tuple[str, type[Part]], ...] = (
     ("transform", Transform),
     ("select", Select),
@@ -40,6 +38,11 @@ def _value(text: str) -> Any:
 
 def _part(text: str) -> Part:
     match = _PART.fullmatch(text.strip())
+    if match is not None and match["name"] in REMOVED_PACKERS:
+        raise UsageError(
+            f"codec: {match['name']!r} is a packer of muonwire 0.1; leave it out, and positions go by 'ans' at their entropy. "
+            "Payloads that name it are read by muonwire 0.1"
+        )
     if match is None or match["name"] not in PARTS:
         raise UsageError(f"codec: {text.strip()!r} is not a part; allowed are {', '.join(PARTS)}")
     kind = PARTS[match["name"]]

@@ -15,7 +15,6 @@ from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.compare.worker import worker
 from muonwire.errors import ExchangeError, StoppedError
-from muonwire.tasks import make_task
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import launch
 
@@ -51,7 +50,7 @@ def write_tables(config: Comparison, *, command: str) -> list[dict[str, Any]]:
 
 
 def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) -> ReportSetting:
-    task = make_task(config.task_settings)
+    task = config.task.make()
     about = task.about
     notes = []
     if config.virtual:
@@ -100,7 +99,7 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
         StoppedError: SIGTERM or Ctrl-C; likewise.
     """
     config = settings.resolve()
-    make_task(config.task_settings)
+    config.task.make()
     config.out.mkdir(parents=True, exist_ok=True)
     try:
         if pending(config):

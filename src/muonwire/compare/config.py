@@ -1,11 +1,12 @@
 """The settings of a comparison, and the presets that fill in what is not given."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from muonwire.errors import UsageError
-from muonwire.tasks import TaskSettings, TextSettings, VisionSettings, settings_type
+from muonwire.recipes import parse_call
+from muonwire.tasks import TaskSettings, TextSettings, settings_type
 from muonwire.tasks.text import BYTES
 from muonwire.train.config import TrainConfig
 from muonwire.transport.link import Link
@@ -16,8 +17,8 @@ class Preset:
     """What a comparison uses where nothing else is given.
 
     Args:
-        recipes, finalists, replicas, steps, lr_grid, tune_steps, seeds, link, evaluate_every, model_size, sequence, batch: as in
-            CompareConfig.
+        recipes, finalists, replicas, steps, lr_grid, tune_steps, seeds, link, evaluate_every: as in CompareConfig.
+        task: the options of its task; other tasks take their own defaults.
         known_rates: by recipe, what earlier searches of the whole lr_grid with exactly this preset found: the best rate, then
             others, as many for each recipe. Only these are tried. Default: none, the grid is searched.
     """
@@ -29,9 +30,7 @@ class Preset:
     seeds: tuple[int, ...]
     link: str
     evaluate_every: int
-    model_size: str
-    sequence: int
-    batch: int
+    task: TaskSettings
     finalists: tuple[str, ...] | None = None
     tune_steps: int | None = None
     known_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -45,8 +44,8 @@ FINALISTS = (
     "muon(momentum=0.9)",
     "muloco",
 )
-# Every recipe but those of source 003, which the lab trains on its images, and the variants that the hypotheses of source 000 ask
-# for.
+# Every recipe but those of the note “Why MuonFast fails on vision transformers”, which the lab trains on its images, and the
+# variants that the hypotheses of “Why Muon and DisTrO conflict” ask for.
 FRONTIER = (
     *FINALISTS,
     "approach_b",
@@ -82,18 +81,14 @@ FRONTIER = (
     "one_bit_muon(interval=55, outer_momentum=0.5)",
 )
 
-# Options that mean something to one task only.
-OPTIONS_OF = {
-    "text": ("text", "tokenizer", "own_text", "model_size", "sequence"),
-    "vision": ("images", "vision_model"),
+# Short forms of the options of two tasks: the task, and its option. Those of any other task are written task(option=value).
+SHORT_FORMS = {
+    **{name: ("text", name) for name in ("text", "tokenizer", "own_text", "model_size", "sequence")},
+    "images": ("vision", "data"),
+    "vision_model": ("vision", "model"),
 }
-# Images a replica and step: with four replicas, what source 003 trains with.
-VISION_BATCH = 32
 # What the best rate depends on, beside the recipe and the seed that tunes.
-DECIDES_RATES = (
-    *("task", "text", "tokenizer", "own_text", "model_size", "sequence", "batch"),
-    *("replicas", "steps", "tune_steps"),
-)
+DECIDES_RATES = ("task", "replicas", "steps", "tune_steps")
 
 PRESETS = {
     "quick": Preset(
@@ -111,9 +106,7 @@ PRESETS = {
         seeds=(0,),
         link="10mbit/50ms",
         evaluate_every=25,
-        model_size="nano",
-        sequence=64,
-        batch=4,
+        task=TextSettings(model_size="nano", sequence=64, batch=4),
     ),
     "full": Preset(
         recipes=("adamw", "muon", "distro", "one_bit_muon", "local_muon", "muloco"),
@@ -123,9 +116,7 @@ PRESETS = {
         seeds=(0, 1, 2),
         link="10mbit/50ms",
         evaluate_every=50,
-        model_size="nano",
-        sequence=64,
-        batch=8,
+        task=TextSettings(model_size="nano", sequence=64, batch=8),
     ),
     "frontier": Preset(
         recipes=FRONTIER,
@@ -137,9 +128,7 @@ PRESETS = {
         seeds=(0, 1, 2),
         link="10mbit/50ms",
         evaluate_every=125,
-        model_size="pico",
-        sequence=64,
-        batch=8,
+        task=TextSettings(model_size="pico", sequence=64, batch=8),
     ),
 }
 
@@ -156,7 +145,8 @@ class CompareConfig:
         recipes: names, or name(option=value, ...).
         finalists: those of the recipes that are run with all seeds, the others with the first, and whose rate is sought in full
             where ``tune_steps`` is given. Default: all of them.
-        task: "text", next-token prediction with a Llama, or "vision", classification of small images.
+        task: "text", next-token prediction with a Llama, "vision", classification of small images, or a task of your own. Options
+            that have no flag here are written as those of recipes: "vision(evaluation_images=500)".
         text: files of your own instead of the King James text.
         tokenizer: "bytes", the path of a tokenizer.json, or a hub name.
         own_text: each replica draws from its own part of the training text instead of all of it.
@@ -213,13 +203,23 @@ class CompareConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UsageError(f"compare: preset is {self.preset!r}; allowed are {', '.join(PRESETS)}")
-        settings_type(self.task)
-        for task, names in OPTIONS_OF.items():
-            given = [n for n in names if getattr(self, n) != getattr(type(self), n)]
-            if given and task != self.task:
-                raise UsageError(
-                    f"compare: {', '.join(given)} belong to --task {task}, but the task is {self.task}; leave them out"
-                )
+        self._task_settings()
+
+    def _task_settings(self) -> TaskSettings:
+        """The task with the options that are given, in short or with its name, and the preset's or its own where none is."""
+        name, options = parse_call(self.task, what="task", example="vision(batch=8)")
+        kind, preset = settings_type(name), PRESETS[self.preset]
+        given = [n for n in SHORT_FORMS if getattr(self, n) != getattr(type(self), n)]
+        misplaced = [n for n in given if SHORT_FORMS[n][0] != kind.name]
+        if misplaced:
+            raise UsageError(
+                f"compare: {', '.join(misplaced)} belong to --task {SHORT_FORMS[misplaced[0]][0]}, but the task is {name}; "
+                "leave them out"
+            )
+        default = asdict(preset.task) if preset.task.name == kind.name else kind.compared
+        short = {SHORT_FORMS[n][1]: getattr(self, n) for n in given}
+        batch = {} if self.batch is None else {"batch": self.batch}
+        return kind.read({**default, **short, **batch, **options})
 
     def resolve(self) -> "Comparison":
         """Everything filled in from the preset, and checked.
@@ -227,7 +227,8 @@ class CompareConfig:
         Raises:
             UsageError: what is not allowed.
         """
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
+        wanted = {f.name for f in fields(Comparison)}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in wanted}
         preset = PRESETS[self.preset]
         filled = {
             f.name: getattr(preset, f.name)
@@ -237,13 +238,9 @@ class CompareConfig:
         if self.recipes is not None and self.finalists is None:
             # The preset's finalists belong to its own recipes.
             filled["finalists"] = None
-        if self.task == "vision" and self.batch is None:
-            filled["batch"] = VISION_BATCH
-        filled["vision_model"] = self.vision_model or VisionSettings().model
-        comparison = Comparison(**{**given, **filled})
+        comparison = Comparison(**{**given, **filled, "task": self._task_settings()})
         as_searched = self.lr_grid is None and all(
-            getattr(comparison, name) == getattr(preset, name, getattr(type(self), name))
-            for name in DECIDES_RATES
+            getattr(comparison, name) == getattr(preset, name) for name in DECIDES_RATES
         )
         known = {r: preset.known_rates[r] for r in comparison.recipes if r in preset.known_rates}
         # Where the rates of one recipe are not known, all get the whole grid: as many tries for each.
@@ -254,7 +251,13 @@ class CompareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A comparison with everything said; the fields are those of CompareConfig, and ``known_rates`` as in Preset.
+    """A comparison with everything filled in.
+
+    Args:
+        task: the options of the task of all runs.
+        known_rates: as in Preset.
+        recipes, finalists, replicas, steps, lr_grid, tune_steps, seeds, link, evaluate_every, out, threads, port, virtual, jobs,
+            compile: as in CompareConfig.
 
     Raises:
         UsageError: an empty or repeating list, no replica, a link that does not parse, or a run that is not allowed.
@@ -262,15 +265,7 @@ class Comparison:
 
     recipes: tuple[str, ...]
     finalists: tuple[str, ...] | None
-    task: str
-    text: tuple[Path, ...]
-    tokenizer: str
-    own_text: bool
-    model_size: str
-    sequence: int
-    images: Path | None
-    vision_model: str
-    batch: int
+    task: TaskSettings
     replicas: int
     steps: int
     lr_grid: tuple[float, ...]
@@ -291,10 +286,10 @@ class Comparison:
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"compare: {name} is {values}; give at least one, each once")
-        strangers = [r for r in self.finalists or () if r not in self.recipes]
-        if strangers:
+        unknown = [r for r in self.finalists or () if r not in self.recipes]
+        if unknown:
             raise UsageError(
-                f"compare: finalists {', '.join(strangers)} are not among the recipes, {', '.join(self.recipes)}"
+                f"compare: finalists {', '.join(unknown)} are not among the recipes, {', '.join(self.recipes)}"
             )
         if self.replicas < 1:
             raise UsageError(f"compare: replicas is {self.replicas}; at least 1 is needed")
@@ -308,20 +303,6 @@ class Comparison:
         for recipe in self.recipes:
             for lr in self.lr_grid:
                 self.run_config(recipe, lr, self.seeds[0])
-
-    @property
-    def task_settings(self) -> TaskSettings:
-        """The task of all runs."""
-        if self.task == "vision":
-            return VisionSettings(data=self.images, model=self.vision_model, batch=self.batch)
-        return TextSettings(
-            text=self.text,
-            tokenizer=self.tokenizer,
-            own_text=self.own_text,
-            model_size=self.model_size,
-            sequence=self.sequence,
-            batch=self.batch,
-        )
 
     def seeds_of(self, recipe: str) -> tuple[int, ...]:
         """The seeds that ``recipe`` is run with at its best rate."""
@@ -360,5 +341,5 @@ class Comparison:
             digest_every=max(steps // 4, 1),
             tensorboard=False,
             compile=self.compile,
-            task=self.task_settings,
+            task=self.task,
         )

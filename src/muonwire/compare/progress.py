@@ -38,7 +38,7 @@ class Tally:
 
     @property
     def runs(self) -> tuple[int, int]:
-        """How many runs are finished, and how many there are, as far as can be told."""
+        """How many runs are finished, and how many there are, as far as is known."""
         return len(self._done), len(self._done) + len(self._left)
 
     @property
@@ -53,7 +53,7 @@ class Tally:
         return (total - done) * (self._clock() - self._start_s) / self._trained if self._trained else None
 
     def at(self, run: Run, step: int) -> None:
-        """``run`` has come to ``step``; the first time tells where it begins."""
+        """``run`` has come to ``step``; the first call sets where it begins."""
         self._trained += step - self._running.get(run, step)
         self._running[run] = step
 
@@ -84,13 +84,13 @@ def time_text(seconds: float) -> str:
 
 
 class Shown:
-    """A tally that somebody looks at.
+    """A tally with its display.
 
     Args:
         config: the comparison.
         tally: of it; None shows nothing.
         redraw: called when the tally has changed.
-        tell: called with the line of each finished run.
+        report: called with the line of each finished run.
     """
 
     def __init__(
@@ -99,23 +99,23 @@ class Shown:
         tally: Tally | None,
         *,
         redraw: Callable[[], object] = lambda: None,
-        tell: Callable[[str], object] = lambda _: None,
+        report: Callable[[str], object] = lambda _: None,
     ) -> None:
-        self._find, self._tally, self._redraw, self._tell = find_result(config), tally, redraw, tell
+        self._find, self._tally, self._redraw, self._report = find_result(config), tally, redraw, report
 
     def at(self, run: Run, step: int) -> None:
-        """See Tally.at."""
+        """``run`` has come to ``step``."""
         if self._tally is not None:
             self._tally.at(run, step)
             self._redraw()
 
     def finish(self, run: Run) -> None:
-        """See Tally.finish."""
+        """``run`` is finished."""
         if self._tally is not None:
             self._tally.finish(run)
             result = self._find(run)
             if result is not None:
-                self._tell(self._tally.line(run, result))
+                self._report(self._tally.line(run, result))
             self._redraw()
 
 
@@ -140,7 +140,7 @@ def comparison_progress(
     console = console or Console(stderr=True)
     tally = Tally(config)
     if not console.is_terminal:
-        yield Shown(config, tally, tell=lambda line: print(line, flush=True))
+        yield Shown(config, tally, report=lambda line: print(line, flush=True))
         return
     columns = (
         BarColumn(bar_width=BAR_WIDTH),

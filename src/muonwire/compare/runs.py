@@ -204,5 +204,5 @@ def finish_run(trainer: Trainer, result: RunResult) -> None:
 
 
 def stopped(config: Comparison) -> StoppedError:
-    """What a comparison that was told to stop raises."""
+    """The error of a comparison that a signal stopped."""
     return StoppedError(f"stopped; the same command goes on from {config.out}")

@@ -27,7 +27,7 @@ def summarize(config: Comparison) -> list[dict[str, Any]]:
     for recipe in config.recipes:
         lr = best_lr(config, recipe, find)
         in_full = candidates(config, recipe, find)
-        # Without a best rate all have diverged; where none was left to run in full, the short runs tell it.
+        # Without a best rate all have diverged, in the short runs where none was left to run in full.
         shown = lr if lr is not None else min(in_full or config.lr_grid)
         tuning = tuning_losses(config, recipe, find)
         for seed in config.seeds_of(recipe):

@@ -11,7 +11,6 @@ from muonwire.compare.config import Comparison
 from muonwire.compare.progress import comparison_progress
 from muonwire.compare.runs import Run, finish_run, pending, prepare_run, stopped
 from muonwire.errors import ExchangeError
-from muonwire.tasks import make_task
 from muonwire.train.launch import on_stop_signal, set_threads, start_method
 from muonwire.train.loop import Progress, Trainer
 from muonwire.transport import Transport, run_threads
@@ -31,9 +30,9 @@ def _share(steps: MutableSequence[int]) -> None:
 
 
 def _one_run(config: Comparison, run: Run, place: int) -> bool:
-    """What a worker process does for one run, whose steps it writes to its ``place``; False where it was told to stop."""
+    """What a worker process does for one run, whose steps it writes to its ``place``; False where it was asked to stop."""
     set_threads(os.cpu_count() or 1, config.threads)
-    task = make_task(config.task_settings)
+    task = config.task.make()
     trainers: list[Trainer] = []
 
     def replica(rank: int, make_transport: Callable[[], Transport]) -> bool:

@@ -5,13 +5,12 @@ import os
 from muonwire.compare.config import Comparison
 from muonwire.compare.progress import comparison_progress
 from muonwire.compare.runs import finish_run, pending, prepare_run, stopped
-from muonwire.tasks import make_task
 from muonwire.train.launch import on_stop_signal, process_group, set_threads
 
 
 def worker(config: Comparison) -> None:
     """All pending runs, one after the other, on one of the replicas."""
-    task = make_task(config.task_settings)
+    task = config.task.make()
     first = os.environ.get("RANK", "0") == "0"
     with process_group() as make_transport, comparison_progress(config, enabled=first) as shown:
         set_threads(config.replicas, config.threads)

@@ -1,4 +1,4 @@
-"""What replicas make sure of with each other, so that nothing differs in silence."""
+"""What replicas compare with each other before they exchange: groups, weights, buffers, and how far each has stepped."""
 
 import re
 import struct
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from muonwire.errors import DivergedReplicasError, ExchangeError
 from muonwire.optim import saved
 from muonwire.optim.groups import description as describe_groups
-from muonwire.optim.kept import follow
+from muonwire.optim.kept import copy_in
 from muonwire.polar import find_processor
 from muonwire.polar.processor import slowest
 from muonwire.transport.base import Flag, Transport
@@ -43,7 +43,7 @@ def floating_buffers(model: nn.Module | None, *, exclude: Sequence[str]) -> list
 
 @dataclass(frozen=True, kw_only=True)
 class Handshake:
-    """What a replica says before a synchronization, in one small message.
+    """The small message by which replicas compare themselves before a synchronization.
 
     Args:
         alone: local steps since the last synchronization.
@@ -63,9 +63,9 @@ class Handshake:
             ExchangeError: the replicas are not equally far from their last synchronization, or have other buffers.
         """
         own = _OWN.pack(self.alone, self.edits) + b"".join(self.buffers)
-        told = transport.gather(own, purpose="agreement")
-        alone, edits = zip(*(_OWN.unpack_from(message) for message in told), strict=True)
-        if len(set(alone)) > 1 or len({len(message) for message in told}) > 1:
+        messages = transport.gather(own, purpose="agreement")
+        alone, edits = zip(*(_OWN.unpack_from(message) for message in messages), strict=True)
+        if len(set(alone)) > 1 or len({len(message) for message in messages}) > 1:
             raise ExchangeError(
                 f"replicas are out of step: their local steps since the last synchronization are {', '.join(map(str, alone))} by "
                 "rank; every replica must call step() and synchronize() equally often"
@@ -80,7 +80,7 @@ class Handshake:
         return [
             i
             for i in range(len(self.buffers))
-            if len({m[_OWN.size + i * DIGEST_BYTES :][:DIGEST_BYTES] for m in told}) > 1
+            if len({m[_OWN.size + i * DIGEST_BYTES :][:DIGEST_BYTES] for m in messages}) > 1
         ]
 
 
@@ -93,12 +93,12 @@ def buffer_means(
 
 
 def digests(tensors: Sequence[Tensor]) -> list[bytes]:
-    """Eight bytes each."""
+    """A digest of eight bytes of each tensor."""
     return [digest(t) for t in tensors]
 
 
 class Agreement:
-    """What all replicas have made sure of: that they train the same model with the same chains, from the same weights."""
+    """Whether replicas have found that they train the same model with the same chains, from the same weights."""
 
     def __init__(self) -> None:
         self.reached = False
@@ -110,12 +110,12 @@ class Agreement:
         return {"reached": False, "edits": self.edits, "at_build": None}
 
     def add_edits(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        """The weights were changed from outside to these; the next handshake tells whether they were on all replicas."""
+        """Add weights that were changed from outside to the digest that the next handshake compares."""
         before = torch.frombuffer(bytearray(self.edits), dtype=torch.uint8)
         self.edits = digest_all([("edits before", before), *named])
 
     def forget_edits(self) -> None:
-        """All replicas were changed alike."""
+        """Start a new digest, after all replicas were found to be changed alike."""
         self.edits = UNCHANGED
 
     def reach(self, transport: Transport, *, description: str, processor: str, orthogonalizes: bool) -> str:
@@ -157,7 +157,7 @@ class Agreement:
 
 @torch.no_grad()
 def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
-    """When an optimizer has been built: take replica 0's weights and buffers if that was asked for, and remember the buffers."""
+    """Finish the construction of an optimizer: take replica 0's weights and buffers if ``start`` asks for it; note the buffers."""
     transport, lifecycle = optimizer.transport, optimizer.lifecycle
     if transport.world_size == 1:
         return
@@ -172,8 +172,8 @@ def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
             if transport.rank != 0 and tensor.numel():
                 received = torch.frombuffer(bytearray(sent), dtype=torch.uint8).view(tensor.dtype)
                 tensor.copy_(received.view(tensor.shape))
-        follow(params, optimizer.state)
-        optimizer.leave_weights()
+        copy_in(params, optimizer.state)
+        optimizer.record_weights()
         optimizer.agreement.reached = False
     optimizer.agreement.at_build = {
         f"buffer {name!r}": buffer.detach().clone()
@@ -182,14 +182,14 @@ def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
     }
 
 
-def make_sure(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
-    """That the copies are those of the weights, and in the first step that all replicas have the same."""
-    if optimizer.left.converted(params):
+def ensure_agreement(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
+    """Bring the kept copies up to the weights, and before the first exchange compare groups and weights with all replicas."""
+    if optimizer.changes.converted(params):
         for param in params:
             saved.convert(optimizer.state[param], param, keeps_master=optimizer.keeps_master(param))
-    if optimizer.left.edited(params, optimizer.state):
-        follow(params, optimizer.state)
-        optimizer.leave_weights()
+    if optimizer.changes.edited(params, optimizer.state):
+        copy_in(params, optimizer.state)
+        optimizer.record_weights()
         optimizer.agreement.at_build = None
         if optimizer.agreement.reached and optimizer.transport.world_size > 1:
             if optimizer.local is None:
@@ -203,10 +203,10 @@ def make_sure(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
 
 
 def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
-    """That all replicas have the same groups; polar factors follow the slowest of their processors.
+    """Compare the groups with all replicas, and let polar factors follow the slowest of their processors.
 
     Raises:
-        ExchangeError: they have not.
+        ExchangeError: the groups differ.
     """
     own = find_processor(params[0].device if params else torch.device("cpu"))
     talking = list(optimizer.outer.values()) if optimizer.local is not None else optimizer.chains
@@ -220,5 +220,5 @@ def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> No
     )
     for group in optimizer.param_groups:
         group[key] = agreed
-        # Local steps orthogonalize as this replica does, on whatever processor it was when they began.
+        # Local steps follow the processor of this replica, the one that they began on.
         group["processor"] = group["processor"] or own.name

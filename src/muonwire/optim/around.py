@@ -22,7 +22,7 @@ def local_steps(
     model: nn.Module | None = None,
     lifecycle: Lifecycle | None = None,
 ) -> ChainOptimizer:
-    """Replicas step alone with ``optimizer``, and exchange their weights' changes through the outer chain every H steps.
+    """Replicas step alone with ``optimizer``, and exchange the changes of their weights through the outer chain every H steps.
 
     The optimizer returned is the one to step, to save and to give to schedulers; its groups are those of ``optimizer``, whose state
     it carries under "around" in ``state[param]``. 16-bit weights are kept as ``optimizer`` keeps them, without masters.

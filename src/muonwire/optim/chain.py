@@ -16,13 +16,13 @@ from muonwire.optim.agreement import (
     begin,
     buffer_means,
     digests,
+    ensure_agreement,
     floating_buffers,
-    make_sure,
 )
 from muonwire.optim.describe import describe
 from muonwire.optim.gradients import GradientCount, find_problem, unscale
 from muonwire.optim.groups import AROUND, OUTER
-from muonwire.optim.kept import MASTER, SHARED, LeftWeights, copy_out, holding_shared, unsent, wide_dtype
+from muonwire.optim.kept import MASTER, SHARED, ChangeDetector, copy_out, holding_shared, unsent, wide_dtype
 from muonwire.optim.passes import Pass, estimate_bytes, inner_passes, outer_passes, restored_on_error
 from muonwire.optim.settings import Lifecycle, LocalSteps
 from muonwire.polar import Processor, find_processor
@@ -37,29 +37,29 @@ from muonwire.transport.digest import check_replicas
 class ChainOptimizer(torch.optim.Optimizer):
     """An optimizer out of stages: p ← (1 − lr · weight_decay) p − lr · chain(gradient).
 
-    A step takes the gradients in, makes sure that they are finite and that nobody else has changed the weights, sends all groups
-    through their chains with shared messages, and only then moves weights: one that raises has changed nothing. With ``local``,
-    replicas step alone and exchange their weights' changes through the groups' outer chains every so many steps.
+    A step checks that the gradients are finite and that nobody else has changed the weights, sends all groups through their chains
+    with shared messages, and only then moves weights: a step that raises has changed nothing. With ``local``, replicas step alone
+    and exchange the changes of their weights through the groups' outer chains every so many steps.
 
     A parameter without a gradient is left out of the step, as in torch.optim; where there are other replicas and the chain
     talks to them, a missing gradient counts as zero instead, since all replicas must send the same tensors.
 
-    ``state[param]`` holds the chain's states under its members' names and, where there are such, "master" (the float32 copy of a
+    ``state[param]`` holds the chain's states under its members' names and, where they are kept, "master" (the float32 copy of a
     16-bit weight), "shared" (the weight that all replicas agree on), "outer" (the outer chain's states), "around" (the state of a
     wrapped optimizer) and "held" (samples of the weight, by which changes from outside are noticed).
 
     Args:
         params: parameters, or group dicts as in torch.optim. A group may hold, besides ``lr`` and ``weight_decay``: ``chain``
-            (a Stage), ``outer_chain`` (a Stage that exchanges; wanted with ``local``), ``name``, ``names`` (one a parameter)
+            (a Stage), ``outer_chain`` (a Stage that exchanges; needed with ``local``), ``name``, ``names`` (one a parameter)
             and ``layouts`` (one text a parameter, such as "matrix", "conv", "batch" or "matrix/3"; default: "matrix").
-        chain: the chain of groups that bring none.
+        chain: the chain of groups that have none of their own.
         lr: learning rate.
         weight_decay: decoupled, as in AdamW. Default: 0.
         transport: the way to the other replicas. Default: one replica.
         local: how long replicas step alone. Default: they exchange in every step.
-        look_ahead: where a parameter's state holds what this replica has not sent yet, δ, such as ("exchange", "residual"): between
-            steps the parameters then hold θ − lr · sign(δ), with θ the shared weights, so that gradients are taken where the
-            replica's own share would lead (Psyche's distro.rs). Default: they hold θ.
+        look_ahead: path in a parameter's state to what this replica has not sent yet, δ, such as ("exchange", "residual"). Between
+            steps the parameters then hold θ − lr · sign(δ), with θ the shared weights, so that gradients are taken at weights moved
+            by what is not sent yet (Psyche's distro.rs). Default: none; they hold θ.
         around: an optimizer that takes the local steps in place of the groups' chains; its groups are this optimizer's.
         model: whose floating buffers are compared at the start and averaged at synchronizations. Default: none.
         lifecycle: see Lifecycle. Default: its defaults.
@@ -76,12 +76,12 @@ class ChainOptimizer(torch.optim.Optimizer):
       group 0: 1 tensor, 4 parameters, lr=0.1, weight_decay=0: momentum(beta=0.95, nesterov=True, form=ema) → polar(auto)
     """
 
-    # Handed to the stages; see Context.
+    # Passed to the stages; see Context.
     watch: Watch | None = None
     # Called right before an exchange and right after the weights have moved by it.
     before_exchange: Callable[[], None] = staticmethod(lambda: None)
     after_exchange: Callable[[], None] = staticmethod(lambda: None)
-    # GradScaler then hands over its scale and what it found, instead of leaving out the step on one replica alone.
+    # GradScaler then passes its scale and what it found, instead of leaving out the step on one replica alone.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -108,7 +108,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._chains: list[Chain] = []
         self.outer: dict[Tensor, Chain] = {}
         self._gradients = GradientCount()
-        self.left = LeftWeights()
+        self.changes = ChangeDetector()
         self.agreement = Agreement()
         self._failure: str | None = None
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -144,13 +144,13 @@ class ChainOptimizer(torch.optim.Optimizer):
             group, chains=[members, *outer], keeps_copies=self.local is not None or bool(self.look_ahead)
         )
         self.outer |= dict(zip(params, outer, strict=False))
-        # All state exists from the start, so that a checkpoint taken before the first step can be loaded.
+        # States exist from the start, so that a checkpoint taken before the first step can be loaded.
         fresh = {p: self._fresh_state(p, members) for p in params if p.requires_grad}
         super().add_param_group(group)
         self._chains.append(members)
         self.state.update(fresh)
         self.agreement.reached = False
-        self.leave_weights()
+        self.record_weights()
 
     def _fresh_state(self, param: Tensor, members: Chain) -> State:
         """The state of a parameter that has taken no step."""
@@ -174,7 +174,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         return narrow and self.lifecycle.masters and self.around is None and not self.look_ahead
 
     def trained(self) -> list[Tensor]:
-        """The parameters that take part, each with its state."""
+        """The parameters that are trained; states that are missing are made."""
         params = []
         for group, members in zip(self.param_groups, self._chains, strict=True):
             for param in group["params"]:
@@ -185,7 +185,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         return params
 
     def moved_weight(self, param: Tensor) -> Tensor:
-        """What the chain's updates move."""
+        """The tensor that the chain's updates move: the parameter, or a copy that is kept of it."""
         state = self.state[param]
         kept: Tensor | None = state.get(SHARED if self.look_ahead else MASTER)
         return param.detach() if kept is None else kept
@@ -233,11 +233,11 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     @property
     def steps_alone(self) -> int:
-        """Local steps since the last synchronization."""
+        """How many local steps this replica has taken since the last synchronization."""
         return int(self.param_groups[0]["step"] - self.param_groups[0]["synchronized_step"])
 
     def _count(self, **by: int) -> None:
-        """Advance counters that all groups hold alike."""
+        """Advance the counters, which are the same in all groups."""
         for group in self.param_groups:
             for key, number in by.items():
                 group[key] += number
@@ -252,11 +252,11 @@ class ChainOptimizer(torch.optim.Optimizer):
         Raises:
             NonFiniteUpdateError: a gradient, an update, or the loss that the training loop saw, is not finite on some replica;
                 raised on all of them before weights or states have changed. With local steps it is raised in the step that
-                synchronizes next; what the replica in question would have stepped by is left out.
+                synchronizes next; the step of the replica in question is left out.
             ExchangeError: the replicas are out of step, or their parameters or chains differ.
-            DivergedReplicasError: the replicas' weights or buffers differ at the start, or were changed from outside differently.
+            DivergedReplicasError: the replicas' weights or buffers differ at the start, or were changed from outside and not alike.
             ReplicaLostError: a replica stopped answering.
-            PayloadError: a replica sent what does not decode.
+            PayloadError: a replica sent a payload that does not decode.
         """
         loss = None
         if closure is not None:
@@ -272,21 +272,21 @@ class ChainOptimizer(torch.optim.Optimizer):
             problem = "the loss is not finite"
         else:
             problem = find_problem(self.named_parameters())
-        make_sure(self, params)
+        ensure_agreement(self, params)
         try:
             if self.local is not None:
                 self._step_alone(problem, skips=overflowed or self.lifecycle.nonfinite == "skip")
             else:
                 self._step_together(problem)
         except NonFiniteUpdateError:
-            # A replica whose own scale was fine goes by the scaler of the one whose was not.
+            # A scaler found an overflow on another replica: this one skips the step too.
             if self.lifecycle.nonfinite != "skip" and not hasattr(self, "found_inf"):
                 raise
             self._count(skipped_steps=1)
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As in torch.optim; gradients that no step has used count as a step left out, which other replicas must leave out too."""
+        """As in torch.optim; gradients that no step has used count as a skipped step, which the other replicas must skip too."""
         zero = super().zero_grad
         self._gradients.discard(self.trained(), lambda: zero(set_to_none))
 
@@ -295,18 +295,18 @@ class ChainOptimizer(torch.optim.Optimizer):
         return self.transport.world_size > 1 and any(members.talks for members in chains)
 
     def _step_together(self, problem: str | None) -> None:
-        """All groups through their chains, with the other replicas."""
+        """Send all groups through their chains, with the other replicas."""
         if problem is not None and not self._talks():
             raise self._not_finite(problem)
         if problem is not None:
-            # The others must not wait in vain: they get zeros and, in the message's header, the reason.
+            # The other replicas wait for this message: it holds zeros, and its header says why.
             self.transport.requested |= Flag.DIVERGED
         self.transport.settings = groups.rates(self.param_groups)
         self.before_exchange()
         self._exchange(inner_passes(self, zeros=problem is not None), problem)
         self._show_weights()
         self._count(step=1)
-        self.leave_weights()
+        self.record_weights()
         self.after_exchange()
 
     def _step_alone(self, problem: str | None, *, skips: bool) -> None:
@@ -337,12 +337,12 @@ class ChainOptimizer(torch.optim.Optimizer):
                 p.move(updates)
             self._show_weights()
         self._count(step=1)
-        self.leave_weights()
+        self.record_weights()
         if due:
             self._exchange_changes(differing)
 
     def _exchange(self, passes: Sequence[Pass], problem: str | None) -> None:
-        """All passes with shared messages: one for each exchange along the longest chain. Then their weights move."""
+        """Run all passes with shared messages, one for each exchange along the longest chain; then move the weights."""
         with restored_on_error(passes):
             updates = drive(
                 [p.rounds() for p in passes], self.transport, lambda: self._raise_if_flagged(problem)
@@ -351,7 +351,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             p.move(moved)
 
     def _show_weights(self) -> None:
-        """The parameters take what the chains have moved, where that is a copy."""
+        """Copy what the chains have moved into the parameters, where that is a copy of them."""
         params = self.trained()
         copy_out(params, self.state, SHARED if self.look_ahead else MASTER)
         if self.look_ahead:
@@ -362,7 +362,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                         param.sub_(lead, alpha=float(group["lr"]))
 
     def _raise_if_flagged(self, problem: str | None) -> None:
-        """Act on what any replica has said in the header of its last message; all replicas do the same."""
+        """Act on the flags in the headers of the last messages; all replicas do the same."""
         transport, agreed = self.transport, self.transport.agreed
         ours = Flag.DIVERGED | Flag.CHANGED
         transport.requested &= ~ours
@@ -379,8 +379,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         self.transport.requested &= ~Flag.DIVERGED
         return NonFiniteUpdateError(
             f"ChainOptimizer: {problem} (step {self._gradients.count}, rank {self.transport.rank}); no weight and no state has "
-            'changed. Go on with the next batch, lower the learning rate, or resume from the last checkpoint; nonfinite="skip" '
-            "leaves such steps out by itself"
+            'changed. Continue with the next batch, lower the learning rate, or resume from the last checkpoint; nonfinite="skip" '
+            "leaves such steps out"
         )
 
     @property
@@ -392,17 +392,17 @@ class ChainOptimizer(torch.optim.Optimizer):
     def synchronize(self) -> None:
         """Bring all replicas to the same weights and floating buffers; all call it together.
 
-        With local steps the weights' changes since the last synchronization are exchanged, however few. Elsewhere the weights are
-        the same already, and buffers such as BatchNorm's are averaged. If it raises, as in a step that synchronizes, nothing shared
-        has changed; this replica's own local steps stand.
+        With local steps the changes of the weights since the last synchronization are exchanged, however few. Without, the weights
+        are the same already, and only buffers such as BatchNorm's are averaged. If it raises, nothing shared has changed, and
+        this replica's own local steps stand.
 
         Raises:
-            as step.
+            ExchangeError, DivergedReplicasError, ReplicaLostError, PayloadError: as ``step`` does.
         """
         if self.local is None and (self.transport.world_size == 1 or not self.buffers()):
             return
         self.transport.step = self._gradients.count
-        make_sure(self, self.trained())
+        ensure_agreement(self, self.trained())
         differing = self._shake_hands()
         if self.local is not None and self.steps_alone:
             self._exchange_changes(differing)
@@ -415,7 +415,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         return floating_buffers(self._model, exclude=self.lifecycle.exclude_buffers)
 
     def _shake_hands(self) -> list[int]:
-        """Make sure that all replicas can synchronize, before anything changes; returns which buffers differ."""
+        """Check that all replicas can synchronize, before anything changes; returns the indices of buffers that differ."""
         if self.transport.world_size == 1:
             return []
         handshake = Handshake(
@@ -443,13 +443,13 @@ class ChainOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             group["synchronized_step"] = group["step"]
         self._count(synchronizations=1)
-        self.leave_weights()
+        self.record_weights()
         self.after_exchange()
 
     def estimate_bytes(self, *, replicas: int) -> float | None:
         """Bytes that each replica sends per step, on average, by the stages' formulas.
 
-        Messages' frames, 16 bytes each, and what is said once or in a few bytes a synchronization, are not counted.
+        Not counted are the frames of messages, 16 bytes each, the comparisons at the start, and a few bytes a synchronization.
 
         Args:
             replicas: how many would train together; one sends nothing.
@@ -464,12 +464,12 @@ class ChainOptimizer(torch.optim.Optimizer):
         return holding_shared(self.trained(), self.state)
 
     def shared(self) -> list[tuple[str, Tensor]]:
-        """The weights that all replicas agree on, by name."""
+        """The shared weights of all trained parameters, by name."""
         return [(name, self.shared_weight(param)) for name, param in self.named_parameters()]
 
-    def leave_weights(self) -> None:
-        """Remember what the parameters hold now."""
-        self.left.leave(self.trained(), self.state)
+    def record_weights(self) -> None:
+        """Remember what the parameters hold now; later changes by others are noticed."""
+        self.changes.record(self.trained(), self.state)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -481,10 +481,11 @@ class ChainOptimizer(torch.optim.Optimizer):
         saved.load(self, super().load_state_dict, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = "transport local lifecycle look_ahead around _model _default_chain _chains outer _gradients left agreement _failure"
+        own = "transport local lifecycle look_ahead around outer changes agreement"
+        private = "_model _default_chain _chains _gradients _failure"
         return {
             **super().__getstate__(),
-            **{name: getattr(self, name) for name in kept.split()},
+            **{name: getattr(self, name) for name in f"{own} {private}".split()},
         }
 
     def __repr__(self) -> str:

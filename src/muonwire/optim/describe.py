@@ -1,4 +1,4 @@
-"""An optimizer in words: its groups with their chains, a line each."""
+"""The text of an optimizer, ``repr(optimizer)``: its groups with their chains, a line each."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def describe(optimizer: "ChainOptimizer") -> str:
-    """How many replicas, how they step, and what each group goes through."""
+    """The number of replicas, how they step, and the chain of each group."""
     replicas = optimizer.transport.world_size
     about = [f"{replicas} replica{'s' * (replicas != 1)}"]
     outer = outer_passes(optimizer) if optimizer.local is not None else []

@@ -1,4 +1,4 @@
-"""Which gradients were taken in, and whether they are finite."""
+"""How many gradients an optimizer was given, and whether they are finite."""
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from muonwire.optim.kept import wide_dtype
 
-# Above it squares, which Adam and norms take, leave float32's range.
+# Squares of larger norms, which Adam takes, overflow float32.
 LARGEST_NORM = 1e18
 
 
 class GradientCount:
-    """Counts the gradients that an optimizer was given: those it stepped with, and those that were thrown away unused.
+    """Counts the gradients that an optimizer was given: those it stepped with, and those that were zeroed unused.
 
-    Replicas that train in lockstep have the same count whenever they talk. One that left a step out has thrown a gradient away and
-    is ahead; one that stepped twice with the same gradient is behind.
+    Replicas that train in lockstep have the same count whenever they talk. One that left a step out zeroed a gradient
+    unused and is ahead; one that stepped twice with the same gradient is behind.
     """
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class GradientCount:
         self._used: list[tuple[weakref.ref[Tensor], int]] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weak references cannot be copied; a copy takes its next gradient as new.
+        # Weak references cannot be copied; the next gradient of a copy counts as new.
         return {"count": self.count, "_used": []}
 
     def take(self, params: Iterable[Tensor]) -> None:
-        """A step with what the parameters' gradients are now; gradients that were used before do not count again."""
+        """Count a step with the parameters' gradients; gradients that were used before do not count again."""
         gradients = [p.grad for p in params if p.grad is not None]
         if not gradients or self._unused(gradients):
             self.count += 1
@@ -41,7 +41,7 @@ class GradientCount:
         if gradients and self._unused(gradients):
             self.count += 1
         zero()
-        # Zeros that stay in place are no new gradients.
+        # Gradients that were zeroed in place are not new ones.
         self._use([p.grad for p in params if p.grad is not None])
 
     def _use(self, gradients: Sequence[Tensor]) -> None:
@@ -68,7 +68,7 @@ def are_finite(gradients: Sequence[Tensor]) -> bool:
 
 
 def find_problem(named_parameters: Iterable[tuple[str, Tensor]]) -> str | None:
-    """Which gradient is not finite, if any."""
+    """A text that names the first gradient that is not finite; None where all are finite."""
     named = [
         (name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad)
         for name, p in named_parameters
@@ -84,7 +84,7 @@ def find_problem(named_parameters: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def unscale(params: Iterable[Tensor], scale: Tensor | None, found_inf: Tensor | None) -> bool:
-    """Undo GradScaler's scale, where it hands one over; whether it found an overflow."""
+    """Undo GradScaler's scale, if it gave one; returns whether it found an overflow."""
     if found_inf is not None and float(found_inf) > 0:
         return True
     if scale is not None and float(scale) != 1:

@@ -1,4 +1,4 @@
-"""Parameter groups: what may be in one, and what is made of it."""
+"""Parameter groups: what a group may hold, its defaults, and its checks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ COUNTERS = ("step", "synchronized_step", "synchronizations", "skipped_steps")
 
 
 def completed(group: Mapping[str, Any], *, index: int, first: Mapping[str, Any]) -> dict[str, Any]:
-    """The group with its parameters as a list, and with names, layouts and counters where it has none."""
+    """The group with its parameters as a list, and with default names, layouts and counters."""
     params = group["params"]
     params = [params] if isinstance(params, Tensor) else list(params)
     result = {"name": f"group {index}", **group}
@@ -50,7 +50,8 @@ def as_chain(stage: Any, *, index: int, what: str, remedy: str) -> Chain:
     reserved = [name for name, _ in members.members if name in RESERVED]
     if reserved and what == "chain":
         raise UsageError(
-            f"ChainOptimizer: group {index} has a chain member named {reserved[0]!r}; {', '.join(RESERVED)} are the optimizer's"
+            f"ChainOptimizer: group {index} has a chain member named {reserved[0]!r}; the optimizer itself uses "
+            f"{', '.join(RESERVED)}"
         )
     return members
 

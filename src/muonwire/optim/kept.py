@@ -1,4 +1,4 @@
-"""What an optimizer keeps of its weights besides the parameters themselves, and how it notices that others have changed them."""
+"""Copies of weights that an optimizer keeps besides the parameters, and how it notices changes that others made to these."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from muonwire.errors import UsageError
 from muonwire.stages.base import State
 
 # Names in a parameter's state: the float32 copy of a 16-bit weight, the weight that all replicas agree on, and samples of what the
-# parameter held when the optimizer left it.
+# parameter held after the optimizer's last step.
 MASTER, SHARED, HELD = "master", "shared", "held"
 SAMPLES = 256
 States = Mapping[Tensor, State]
@@ -24,14 +24,14 @@ def wide_dtype(param: Tensor) -> torch.dtype:
 
 
 def copy_out(params: Sequence[Tensor], states: States, key: str) -> None:
-    """Parameters become what is kept of them under ``key``, where it is."""
+    """Copy what is kept of the parameters under ``key``, where it is kept, into them."""
     for param in params:
         if key in states[param]:
             param.copy_(states[param][key])
 
 
-def follow(params: Sequence[Tensor], states: States) -> None:
-    """What is kept of the weights becomes what the parameters hold."""
+def copy_in(params: Sequence[Tensor], states: States) -> None:
+    """Copy the parameters into what is kept of them."""
     for param in params:
         for key in (MASTER, SHARED):
             if key in states[param]:
@@ -39,7 +39,7 @@ def follow(params: Sequence[Tensor], states: States) -> None:
 
 
 def unsent(state: State, path: Sequence[str]) -> Tensor:
-    """What a replica has not sent yet of a parameter, where its state keeps it.
+    """The part of a parameter's update that the replica has not sent yet, as its state keeps it.
 
     Raises:
         UsageError: the state has no such tensor.
@@ -48,8 +48,8 @@ def unsent(state: State, path: Sequence[str]) -> Tensor:
     for name in path:
         if not isinstance(found, dict) or name not in found:
             raise UsageError(
-                f"ChainOptimizer: a parameter's state has no {'.'.join(path)}; look_ahead names the exchange whose residual is "
-                "looked ahead by, with its place in the chain"
+                f"ChainOptimizer: a parameter's state has no {'.'.join(path)}; look_ahead wants the path of the residual of an "
+                "exchange, such as ('exchange', 'residual')"
             )
         found = found[name]
     residual: Tensor = found
@@ -78,12 +78,12 @@ def sample(weight: Tensor) -> Tensor:
     return flat[:: flat.numel() // SAMPLES | 1] if flat.numel() > SAMPLES else flat
 
 
-class LeftWeights:
+class ChangeDetector:
     """Notices weights that somebody else has changed since the optimizer's last step.
 
-    Where the optimizer keeps copies of weights, it leaves samples of them in the states, under "held", so that loaded states know
-    what the weights were; edits that no sample shows are taken as the replica's own training. Elsewhere autograd's version counters
-    and addresses tell, which cost nothing and miss edits through ``.data``.
+    Where the optimizer keeps copies of weights, it also keeps samples of the weights in the states, under "held", so that a loaded
+    state shows what the weights were; edits that no sample shows are taken as the replica's own training. Elsewhere it compares
+    autograd's version counters and addresses, which costs nothing and misses edits through ``.data``.
     """
 
     def __init__(self) -> None:
@@ -91,32 +91,32 @@ class LeftWeights:
         self._samples: list[_Samples] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's weights lie elsewhere.
+        # A copied or unpickled optimizer has weights at other addresses.
         return {"_marks": None, "_samples": []}
 
-    def leave(self, params: Sequence[Tensor], states: States) -> None:
-        """The optimizer has written these."""
+    def record(self, params: Sequence[Tensor], states: States) -> None:
+        """Remember these weights, which the optimizer has just written."""
         marks = [_mark(p) for p in params]
         if self._samples and self._in_place(marks):
             for samples in self._samples:
-                samples.take()
+                samples.record()
         else:
             self._samples = [_Samples(alike, states) for alike in _by_kind(_copied(params, states))]
         self._marks = marks
 
     def forget(self) -> None:
-        """The states were loaded: where no samples tell, nothing is known of the weights."""
+        """Drop what is remembered, after states were loaded; only the loaded samples count from then on."""
         self._marks, self._samples = None, []
 
     def converted(self, params: Sequence[Tensor]) -> bool:
-        """Whether any weight has another dtype or is on another device than it was left with, or nothing is known."""
+        """Whether any weight has another dtype or device than was recorded, or nothing was recorded."""
         return self._marks is None or any(
             mark[2] is not p.dtype or mark[3] != p.device
             for mark, p in zip(self._marks, params, strict=False)
         )
 
     def edited(self, params: Sequence[Tensor], states: States) -> bool:
-        """Whether any weight holds other values than it was left with; a cast is no edit."""
+        """Whether any weight holds other values than were recorded; a cast is no edit."""
         marks = [_mark(p) for p in params]
         if self._samples and self._in_place(marks):
             return any(samples.differ() for samples in self._samples)
@@ -125,27 +125,27 @@ class LeftWeights:
             return self._marks is not None and marks != self._marks
         for param in copied:
             held, now = states[param].get(HELD), sample(param)
-            # In the weight's own dtype: one that was cast since holds what its cast samples hold.
+            # Compared in the weight's own dtype: a weight that was cast equals its cast samples.
             if held is None or not torch.equal(now, held.to(param.device, param.dtype)):
                 return True
         return False
 
     def _in_place(self, marks: "Sequence[_Mark]") -> bool:
-        """Whether the weights lie where they lay, in the same dtypes."""
+        """Whether the weights have the recorded addresses, dtypes and devices."""
         return self._marks is not None and [m[1:] for m in marks] == [m[1:] for m in self._marks]
 
 
 class _Samples:
-    """Samples of the weights of one device and dtype: views of what they hold now, and one tensor of what they held.
+    """Samples of the weights of one device and dtype: views of their values, and one tensor of the recorded values.
 
-    One large operation in place of many small ones.
+    Comparing them is one large operation in place of many small ones.
     """
 
     def __init__(self, params: Sequence[Tensor], states: States) -> None:
         self._params = params
         self._views = [sample(p) for p in params]
-        self._left = torch.cat(self._views).to(wide_dtype(params[0]))
-        pieces = torch.split(self._left, [len(v) for v in self._views])
+        self._recorded = torch.cat(self._views).to(wide_dtype(params[0]))
+        pieces = torch.split(self._recorded, [len(v) for v in self._views])
         for param, piece in zip(params, pieces, strict=True):
             states[param][HELD] = piece
 
@@ -154,15 +154,15 @@ class _Samples:
         views = [
             v if p.is_contiguous() else sample(p) for v, p in zip(self._views, self._params, strict=True)
         ]
-        return torch.cat(views).to(self._left.dtype)
+        return torch.cat(views).to(self._recorded.dtype)
 
     def differ(self) -> bool:
-        """Whether the weights hold something else than was taken."""
-        return not torch.equal(self._now(), self._left)
+        """Whether the weights hold other values than were recorded."""
+        return not torch.equal(self._now(), self._recorded)
 
-    def take(self) -> None:
-        """What the weights hold now."""
-        self._left.copy_(self._now())
+    def record(self) -> None:
+        """Take the samples anew."""
+        self._recorded.copy_(self._now())
 
 
 _Mark = tuple[int, int, torch.dtype, torch.device]
@@ -173,7 +173,7 @@ def _mark(param: Tensor) -> _Mark:
 
 
 def _copied(params: Sequence[Tensor], states: States) -> list[Tensor]:
-    """Those of which copies are kept."""
+    """The parameters of which copies are kept."""
     return [p for p in params if MASTER in states[p] or SHARED in states[p]]
 
 

@@ -1,4 +1,4 @@
-"""One chain's way through a step: what goes in, what its states were, and what its updates move."""
+"""What goes through each chain in a step, what its updates move, and what an error restores."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,11 +26,11 @@ class Pass:
     """The tensors that go through one chain in one step.
 
     Args:
-        chain: what they go through.
-        weights: what the updates move, and what the stages see as parameters.
-        updates: what goes in, one for each weight and of its dtype, at least float32.
+        chain: that they go through.
+        weights: that the updates move, and that the stages see as parameters.
+        updates: the chain's input, one for each weight and of its dtype, at least float32.
         states: of the chain's members, one for each weight.
-        context: what the stages may know besides.
+        context: see Context.
         weight_decay: decoupled, times the learning rate.
     """
 
@@ -42,11 +42,11 @@ class Pass:
     weight_decay: float = 0.0
 
     def rounds(self) -> Rounds:
-        """The chain's talks; see Stage.rounds."""
+        """The chain's rounds; see Stage.rounds."""
         return self.chain.rounds(self.updates, self.weights, self.states, self.context)
 
     def move(self, updates: Sequence[Tensor]) -> None:
-        """w ← (1 − lr · weight_decay) w − lr · u, with what came out of the chain."""
+        """w ← (1 − lr · weight_decay) w − lr · u, with u the chain's output."""
         lr = self.context.lr
         for weight, update in zip(self.weights, updates, strict=True):
             if self.weight_decay:
@@ -55,11 +55,11 @@ class Pass:
 
 
 def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pass]:
-    """The groups' chains and what goes into each; groups without anything to move are left out.
+    """One pass for each group; groups without anything to move are left out.
 
     Args:
         optimizer: whose groups they are.
-        zeros: in place of gradients that are not finite. Default: False.
+        zeros: put in zeros instead of the gradients, where one is not finite. Default: False.
 
     Raises:
         UsageError: a gradient is sparse.
@@ -99,7 +99,7 @@ def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pa
 
 
 def outer_passes(optimizer: "ChainOptimizer") -> list[Pass]:
-    """The weights' changes Δ = a − w, one pass for all whose outer chains are alike, in the groups' order."""
+    """The weight changes Δ = a − w: one pass for all parameters with the same outer chain, in the groups' order."""
     assert optimizer.local is not None
     alike: dict[str, list[tuple[Tensor, str, str]]] = {}
     for group in optimizer.param_groups:
@@ -130,7 +130,7 @@ def outer_passes(optimizer: "ChainOptimizer") -> list[Pass]:
 
 
 def estimate_bytes(optimizer: "ChainOptimizer", *, replicas: int) -> float | None:
-    """See ChainOptimizer.estimate_bytes."""
+    """The sum of the stages' formulas; ChainOptimizer.estimate_bytes documents it."""
     local = optimizer.local
     if replicas == 1:
         return 0.0
@@ -147,7 +147,7 @@ def estimate_bytes(optimizer: "ChainOptimizer", *, replicas: int) -> float | Non
 
 
 def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], list[MatrixLayout]]]:
-    """Chains that talk to other replicas, with what goes through them."""
+    """The chains that exchange, with the parameters and layouts that go through each."""
     if optimizer.local is not None:
         for p in outer_passes(optimizer):
             yield p.chain, list(p.weights), list(p.context.layouts)
@@ -161,10 +161,9 @@ def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], li
 
 @contextmanager
 def restored_on_error(passes: Sequence[Pass]) -> Iterator[None]:
-    """Whatever is raised within, the states are what they were before.
+    """Restore the states if anything is raised within.
 
-    Kept are the states of members up to the last that talks: those behind it run when all replicas have heard from each other that
-    nothing is wrong.
+    Only members up to the last that talks are copied: those behind it run after all replicas have found that nothing is wrong.
     """
     kept = [
         (
@@ -184,7 +183,7 @@ def restored_on_error(passes: Sequence[Pass]) -> Iterator[None]:
 
 
 def copied(state: State, *, tensors: bool = True) -> State:
-    """A copy of nested states; one with ``tensors`` shares none with them."""
+    """A copy of nested states, and with ``tensors`` of their tensors too."""
     return {
         key: copied(value, tensors=tensors)
         if isinstance(value, dict)

@@ -1,7 +1,7 @@
-"""Roles: what a parameter is, as far as the class of its module and the names on the way to it tell.
+"""Roles: what a parameter is, judged by the class of its module and the names on the path to it.
 
-A positive list: "hidden" is what is known to be a matrix between hidden features. What no rule knows is "unknown", and routing
-asks the user. Classes beyond torch's are known by their names, so that no other library need be installed.
+The rules are a positive list: "hidden" is a matrix that is known to map hidden features. What no rule knows is "unknown", and
+routing asks the user. Classes beyond torch's are known by their names, so that no other library need be installed.
 """
 
 import re
@@ -22,7 +22,7 @@ OUTPUT_NAMES = re.compile(r"heads|output(_layer|_projection)?|ff_out|final_(laye
 PROJECTION_NAMES = re.compile(r"(visual|vision|text|audio)_projection")
 # Blocks that gather features, which some models call a head.
 POOLING_CLASSES = re.compile(r"Attention|Pool")
-# Their last linear layer, where nothing but the convolutions before it tells a head from a hidden layer.
+# The last linear layer of convolutional networks, which only the convolutions before it mark as a head.
 CONVOLUTIONAL_HEAD_NAMES = ("fc", "linear", "out")
 # Learned vectors that a module holds as bare parameters: class, mask, query and register tokens, positions, biases by distance.
 EMBEDDING_NAMES = re.compile(
@@ -38,12 +38,12 @@ STATE_SPACE_NAMES = re.compile(r"^(A_logs?|dt_bias|time_\w+|recurrent_\w+|input_
 ROUTER_NAMES = ("gate", "router", "wg")
 ROUTERS = re.compile(r"(Router|(Top_?K|MoE\w*)Gate)$", re.IGNORECASE)
 EXPERTS = re.compile(r"(^|_)experts$")
-# Stacks of experts that are stored with their inputs first, besides those that say so in ``is_transposed``.
+# Stacks of experts that are stored with their inputs first but have no attribute ``is_transposed``.
 TRANSPOSED_EXPERTS = ("Llama4TextExperts",)
 # Attention's inputs as a stack of matrices: query, key and value, perhaps with the output; Mamba's, by heads or directions.
 ATTENTION_STACKS = re.compile(r"(w_?)?qkvo?(_w|_weight|_proj)?")
 MAMBA_STACKS = re.compile(r"(x|dt)_projs?_weight")
-# Bare matrices of known classes, inputs first: Gemma 3's way from pictures to words.
+# Bare matrices of known classes, inputs first: Gemma 3's projection from vision to text.
 BARE_MATRICES = ("mm_input_projection_weight",)
 # What wrappers add to a name: torch.compile, DistributedDataParallel, FSDP, activation checkpointing, peft.
 WRAPPERS = re.compile(
@@ -145,7 +145,7 @@ class Roles:
         if name in BARE_MATRICES and param.ndim == 2:
             return "hidden"
         if param.ndim > 2 and len(param) == 1:
-            return "embedding"  # what every example of a batch is given, such as queries
+            return "embedding"  # one entry for all examples of a batch, such as queries
         if self._is_router(module_name, module):
             return "router"
         stacked = param.ndim == 3 and (
@@ -287,9 +287,9 @@ class Roles:
             for n in self._layers_of(name)
             if is_linear(self._modules[n]) or isinstance(self._modules[n], CONVOLUTIONS)
         ]
-        # Where one says that it is the output, the order in which they were defined does not matter.
-        said = [n for n in found if _last(n) in ("out_proj", "proj_out")]
-        return next(reversed(said or found), None)
+        # A layer that is named as the output is the last one, in whatever order the layers were defined.
+        outputs = [n for n in found if _last(n) in ("out_proj", "proj_out")]
+        return next(reversed(outputs or found), None)
 
     def _first_layer(self, name: str) -> nn.Module | None:
         found = self._layers_of(name)

@@ -3,7 +3,7 @@
 Hidden matrices go to the polar chain: the weights of linear layers and of convolutions, attention's fused inputs and stacks of
 experts. What is known to be something else goes to Adam: embeddings, output heads, norms, biases, vectors, routers, grouped and
 transposed convolutions, recurrent and state-space weights. A matrix of an unknown class is in doubt, which is an error rather
-than a guess, because training silently without orthogonalization is what Muon's users complain of most.
+than a guess, because training without orthogonalization and without a notice is what users of Muon complain of most.
 """
 
 import re
@@ -16,7 +16,7 @@ from muonwire.errors import UsageError
 from muonwire.optim.roles import Roles, owners_of
 from muonwire.stages.layout import MatrixLayout, parse_parts
 
-# What a fused weight is split into, as ``parse_parts`` takes it.
+# The parts that a fused weight is split into, as ``parse_parts`` takes them.
 Parts = int | Sequence[int] | str
 
 
@@ -52,12 +52,12 @@ class Routing:
 
     @property
     def polar(self) -> list[Route]:
-        """Those that are orthogonalized."""
+        """The routes of parameters that are orthogonalized."""
         return [r for r in self.routes if r.polar]
 
     @property
     def adam(self) -> list[Route]:
-        """The others."""
+        """The routes of all other parameters."""
         return [r for r in self.routes if not r.polar]
 
     def __str__(self) -> str:
@@ -184,7 +184,7 @@ def route(
 def _with_parts(layout: MatrixLayout, wanted: Parts) -> MatrixLayout:
     parts, interleaved = parse_parts(wanted)
     if parts == layout.parts and layout.interleaved and isinstance(wanted, int):
-        return layout  # the number alone does not undo what is known of their order
+        return layout  # a number alone leaves the known order of the parts as it is
     return replace(layout, parts=parts, interleaved=interleaved)
 
 

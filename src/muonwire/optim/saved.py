@@ -1,4 +1,4 @@
-"""Whose state is whose: saved states are matched with parameters by name and shape, and get their dtype and device."""
+"""Loading: saved states are matched with parameters by name and shape, and get their dtype and device."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,20 +16,20 @@ from muonwire.stages.base import State
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
 
-# What wrappers put into parameter names.
+# Prefixes that wrappers put into parameter names.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
-# Keys of a group that say what it is; the others are its settings, which a state dict replaces.
+# Keys of a group that identify it; the others are settings, which a state dict replaces.
 STRUCTURE = ("name", "chain", "outer_chains", "layouts", "names", "param_shapes")
 
 
 def load(
     optimizer: "ChainOptimizer", load_by_torch: Callable[[dict[str, Any]], None], state_dict: dict[str, Any]
 ) -> None:
-    """Load a state dict by torch's own way, hooks and all, with each state in its place and in its dtype."""
+    """Load a state dict through torch's own method and its hooks, with each state matched to its parameter and dtype."""
     fresh: dict[Tensor, State] = {}
 
     def translate(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-        """Runs behind the hooks that users have registered, and sees what they made of the state."""
+        """Match the state; runs after the hooks that users have registered, on what they returned."""
         in_order = matched(loaded, optimizer.param_groups)
         for mine, theirs in zip(optimizer.param_groups, in_order["param_groups"], strict=True):
             for param, name, key in zip(mine["params"], mine["names"], theirs["params"], strict=True):
@@ -38,12 +38,12 @@ def load(
         return in_order
 
     def adopt(_: torch.optim.Optimizer) -> None:
-        """Runs before users' hooks. Torch has cast floating states to the parameters' dtypes, which rounds wider ones."""
+        """Put in the states before torch's cast, which rounds states wider than the parameters; runs before users' hooks."""
         optimizer.state.update(fresh)
         if optimizer.around is not None:
-            optimizer.param_groups = hand_back(optimizer.around, optimizer.param_groups, optimizer.state)
+            optimizer.param_groups = load_wrapped(optimizer.around, optimizer.param_groups, optimizer.state)
         optimizer.agreement.reached = False
-        optimizer.left.forget()
+        optimizer.changes.forget()
 
     handles = [
         optimizer.register_load_state_dict_pre_hook(translate),
@@ -57,7 +57,7 @@ def load(
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what DDP, FSDP and torch.compile put in front.
+    """A parameter's name without the prefixes of DDP, FSDP and torch.compile.
 
     >>> plain_name("module._orig_mod.layers.0.weight")
     'layers.0.weight'
@@ -66,10 +66,10 @@ def plain_name(name: str) -> str:
 
 
 def matched(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The saved state dict in the order of ``groups``, the optimizer's own; nothing of it is changed.
+    """A copy of the saved state dict in the order of ``groups``, the optimizer's own.
 
     Raises:
-        UsageError: the state is of other parameters, other shapes, other chains, or no state of an optimizer.
+        UsageError: the state belongs to other parameters, shapes or chains, or is no state of an optimizer.
     """
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):
         keys = list(saved)[:6] if isinstance(saved, Mapping) else type(saved).__name__
@@ -102,7 +102,7 @@ def matched(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> di
 
 
 def _order(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:
-    """For each parameter of my group, which of theirs it is."""
+    """For each parameter of my group, its index in theirs."""
     names = [plain_name(n) for n in mine["names"]]
     count = len(theirs["params"])
     # torch.distributed.checkpoint puts names in the place of numbers, already in this optimizer's order.
@@ -116,7 +116,7 @@ def _order(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:
             f"load_state_dict: the saved state of {mine['name']!r} has {count} parameters, this optimizer's group {len(names)}; "
             f"{_first_difference(names, saved_names)}"
         )
-    if renamed or _invented(names) or _invented(saved_names):
+    if renamed or _are_numbered(names) or _are_numbered(saved_names):
         order = list(range(count))
     elif sorted(names) == sorted(saved_names):
         order = [saved_names.index(name) for name in names]
@@ -140,8 +140,8 @@ def _chain_text(value: Any) -> Any:
     return " and ".join(sorted(set(value))) if isinstance(value, list | tuple) else value
 
 
-def _invented(names: Sequence[str]) -> bool:
-    """Whether these are the numbered names of parameters that nobody named."""
+def _are_numbered(names: Sequence[str]) -> bool:
+    """Whether these are the default names of parameters without names of their own."""
     return all(re.fullmatch(r".*\[\d+\]", name) for name in names)
 
 
@@ -179,7 +179,7 @@ def restored(
             result[key] = in_dtype(value, weight, like=mine)
         else:
             result[key] = value
-    # Flattened on the way, a state loses the parts without anything in them.
+    # A state that was flattened to be saved has lost its empty parts.
     for key, mine in own.items():
         if isinstance(mine, dict) and key not in saved and next(_leaves(mine), None) is None:
             result[key] = copied(mine)
@@ -205,10 +205,10 @@ def in_dtype(value: Tensor, weight: Tensor, *, like: Any = None) -> Tensor:
 
 
 def adopted(saved: State, own: State, weight: Tensor, *, name: str) -> State:
-    """A parameter's saved state as an optimizer keeps it whose state of it is ``own``.
+    """A parameter's saved state in the form of ``own``, the optimizer's fresh state of it.
 
     Raises:
-        UsageError: something that the optimizer keeps is not there, or has another shape.
+        UsageError: an entry of ``own`` is missing, has another shape, or there are others.
     """
     own = {key: value for key, value in own.items() if key != AROUND}
     state = restored(saved, own, weight, name=name, leave_out=AROUND)
@@ -228,10 +228,10 @@ def adopted(saved: State, own: State, weight: Tensor, *, name: str) -> State:
     return state
 
 
-def hand_back(
+def load_wrapped(
     around: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], states: Mapping[Tensor, State]
 ) -> list[dict[str, Any]]:
-    """Give a wrapped optimizer its share of loaded states, and return its groups, which are its wrapper's."""
+    """Load a wrapped optimizer's part of the states into it, and return its groups, which its wrapper shares."""
     numbers = {p: i for i, p in enumerate(p for group in groups for p in group["params"])}
     around.load_state_dict(
         {
@@ -245,7 +245,7 @@ def hand_back(
 
 
 def convert(state: State, param: Tensor, *, keeps_master: bool) -> None:
-    """Bring a state to its parameter's device and wide dtype; a 16-bit weight gets a master, a wide one needs none."""
+    """Move a state to its parameter's device and wide dtype; add the master of a 16-bit weight, drop that of a wide one."""
     _move({key: value for key, value in state.items() if key != AROUND}, state, param)
     if not keeps_master:
         state.pop(MASTER, None)

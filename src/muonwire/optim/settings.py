@@ -1,4 +1,4 @@
-"""How an optimizer behaves beside its arithmetic: at the start, at what is not finite, with 16-bit weights, between exchanges."""
+"""Settings of an optimizer beside its chains: its start, values that are not finite, 16-bit weights, local steps."""
 
 import re
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ NONFINITE = ("raise", "skip")
 
 @dataclass(frozen=True, kw_only=True)
 class Lifecycle:
-    """What every recipe shares, whatever its chains.
+    """Settings that every optimizer takes, whatever its chains.
 
     Args:
         start: "check" before the first step that all replicas hold the same weights and began with the same buffers; or "broadcast"
@@ -49,7 +49,7 @@ class Lifecycle:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalSteps:
-    """Replicas step alone, and exchange what their weights have changed by every H steps.
+    """Replicas step alone, and exchange the changes of their weights every H steps.
 
     With a the shared weights, the same on all replicas, and w a replica's own: Δ = a − w goes through the group's outer chain,
     which exchanges it; a ← a − outer_lr · Δ̄; w ← a. The shared weights move by decoded payloads and element-wise arithmetic only.

@@ -1,4 +1,4 @@
-"""The page kit: blocks of a page, charts, images and units. It knows nothing of what it shows."""
+"""The page kit: blocks of a page, charts, images and units, for any subject."""
 
 from muonwire.pages.blocks import (
     Block,
@@ -18,7 +18,7 @@ from muonwire.pages.blocks import (
     Tile,
     Tiles,
 )
-from muonwire.pages.image import write_png
+from muonwire.pages.image import write_png, write_svg
 from muonwire.pages.page import render_page
 from muonwire.pages.series import series_chart
 
@@ -42,4 +42,5 @@ __all__ = [
     "render_page",
     "series_chart",
     "write_png",
+    "write_svg",
 ]

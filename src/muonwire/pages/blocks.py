@@ -1,4 +1,4 @@
-"""What a page is made of: charts, tables, tiles, listings, definitions and sentences, whatever the subject.
+"""What a page is made of: charts, tables, tiles, listings, definitions and sentences.
 
 Text is escaped when the page is rendered; a ``Markup`` is taken as it is, so build one with
 ``Markup.format``, which escapes what it is given.
@@ -35,7 +35,7 @@ class Swatch:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyEntry:
-    """One entry of a chart's key. With ``selects``, pointing at it brings out that series in all charts."""
+    """One entry of a chart's key. With ``selects``, pointing at it highlights that series in all charts."""
 
     label: str
     swatch: Swatch
@@ -48,14 +48,14 @@ class Chart:
 
     Args:
         name: of its image file and its anchor: lower-case letters, digits, ``_`` and ``-``.
-        title: what it shows.
-        how_to_read: a sentence or two.
+        title: above the chart.
+        how_to_read: a sentence or two on how to read it.
         spec: Vega-Lite, without configuration; of width ``"container"``.
         key: the series, in the order to list them.
         notes: what the chart leaves out, and why.
 
     Raises:
-        UsageError: for a name that is no plain file name.
+        UsageError: the name is no plain file name.
     """
 
     name: str
@@ -138,7 +138,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One number to remember."""
+    """One number with a label."""
 
     label: Text
     value: str
@@ -209,7 +209,7 @@ class Page:
 
     Args:
         title: its heading.
-        lead: what there is to know, in one sentence.
+        lead: the main result, in one sentence.
         sections: its parts.
         kicker: a short line above the title.
         facts: short facts below the lead.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# Of a 12-pixel sans serif; a little wide rather than a little narrow, as fonts differ.
+# Of a 12-pixel sans serif, rounded up, since fonts differ.
 _LETTER_WIDTH = 6.7
 _LINE_HEIGHT = 15.0
 _POINT_RADIUS = 7.0

@@ -75,7 +75,7 @@ def _breakable(text: str | Markup) -> Markup:
 
 @functools.cache
 def _vega_bundle() -> Markup:
-    # The stub asks for a snippet that the function does not need.
+    # The type stub requires a snippet, the function does not.
     bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE_VERSION)  # type: ignore[call-arg]
     # Inside a script element these two would end it or change how it is read.
     return Markup(bundle.replace("</script", r"<\/script").replace("<!--", r"<\!--"))

@@ -1,4 +1,4 @@
-"""Ranges and ticks: axes that show the part of the data that tells recipes apart."""
+"""Ranges and ticks: axes that show the part of the data in which series differ."""
 
 import math
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ def log_domain(values: Sequence[float], *, margin: float = 0.04) -> tuple[float,
 
 
 def wants_log(values: Sequence[float]) -> bool:
-    """Whether the ends of the curves, ``values``, lie too far apart for a linear axis."""
+    """Whether the last values of the curves lie too far apart for a linear axis."""
     positive = [value for value in values if value > 0]
     return len(positive) > 1 and max(positive) / min(positive) > 6
 
 
 def focus_domain(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float, float] | None:
-    """The range of losses worth showing: one recipe that went astray must not flatten the others.
+    """The range of losses worth showing: one recipe that diverges must not flatten the others.
 
     low = the lowest loss; high = the smallest of
       * the highest loss of any curve after the first ``_DESCENT`` of the steps,

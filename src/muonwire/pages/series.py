@@ -1,4 +1,4 @@
-"""One column against another, a series for each value of a third."""
+"""Charts of several series: lines, points or bars."""
 
 import json
 import textwrap
@@ -14,7 +14,7 @@ from muonwire.pages.theme import series_colour, series_dash
 
 MARKS = ("line", "point", "bar")
 # Characters that the names below a chart's bars have together in a line, in the width of an image.
-NAMES_WIDTH = 110
+NAMES_WIDTH = 75
 # So many whole numbers have a tick each.
 FEW_TICKS = 6
 
@@ -49,7 +49,7 @@ def series_chart(
     """
     if mark not in MARKS:
         raise UsageError(f"chart {name}: mark is {mark!r}; allowed are {', '.join(MARKS)}")
-    # The page brings out a series by the name "recipe".
+    # The page highlights a series by the field "recipe".
     rows = [
         {**{k: v for k, v in p.items() if k != "series"}, "recipe": p["series"]}
         for p in points
@@ -68,7 +68,7 @@ def series_chart(
     samples = legend(line=mark == "line") if len(labels) > 1 else None
     colour = alt.Color("recipe:N", scale=alt.Scale(domain=labels), legend=samples)
     dashes = [list(series_dash(i)) for i in range(len(labels))]
-    # More series than colours: the next round of them is dashed.
+    # Where there are more series than colours, colours repeat with other dashes.
     dash = (
         alt.StrokeDash("recipe:N", scale=alt.Scale(domain=labels, range=dashes), legend=samples)
         if dashes != dashes[:1] * len(dashes)
@@ -142,5 +142,11 @@ def _names_axis(names: Sequence[str]) -> alt.Axis:
     """An axis of names, each in as many lines as it needs to stand beside the others."""
     different = list(dict.fromkeys(names))
     width = max(NAMES_WIDTH // max(len(different), 1), 8)
-    lines = {name: textwrap.wrap(name, width, break_long_words=False) or [name] for name in different}
+    lines = {name: _wrapped(name, width) or [name] for name in different}
     return alt.Axis(labelAngle=0, labelOverlap=True, labelExpr=f"({json.dumps(lines)})[datum.label]")
+
+
+def _wrapped(name: str, width: int) -> list[str]:
+    # A name in code, such as polar_express, may break behind its underscores.
+    parts = textwrap.wrap(name.replace("_", "_ "), width, break_long_words=False)
+    return [part.replace("_ ", "_") for part in parts]

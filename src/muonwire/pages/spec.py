@@ -1,4 +1,4 @@
-"""Vega-Lite specs as the page and the images take them: their size, their data, their legends."""
+"""Vega-Lite specs for the page and the images: size, data and legends."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ _HIGHLIGHT = alt.param(name="highlight", value="")
 
 
 def legend(*, line: bool) -> alt.Legend:
-    """A legend of line samples, or of points; never as faint as a band."""
+    """A legend of line samples, or of points, at full opacity."""
     symbol = (
         {"symbolType": "stroke", "symbolStrokeWidth": 3, "symbolSize": 260} if line else {"symbolSize": 90}
     )
@@ -22,7 +22,7 @@ def legend(*, line: bool) -> alt.Legend:
 
 
 def inline(rows: Iterable[Mapping[str, Any]]) -> alt.Data:
-    """``rows`` as data inside the spec, to ``DIGITS`` significant digits, as more are never seen."""
+    """``rows`` as data inside the spec, to ``DIGITS`` significant digits; more are never visible."""
     return alt.Data(values=[{name: _rounded(value) for name, value in row.items()} for row in rows])
 
 

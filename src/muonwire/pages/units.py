@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: SI prefixes, sensible digits, a unit after a no-break space."""
+"""Numbers as text: SI prefixes, significant digits, a unit after a no-break space."""
 
 import math
 
@@ -12,7 +12,7 @@ def digits_text(value: float, *, digits: int = 3) -> str:
         return "0"
     if abs(value) < 1e-4:
         return f"{value:.{digits - 1}e}"
-    # Rounded first, as rounding may add a digit: 0.9996 to three digits is 1.00.
+    # Rounded first, since rounding may add a digit: 0.9996 to three digits is 1.00.
     rounded = float(f"{abs(value):.{digits - 1}e}")
     decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
     return f"{value:,.{decimals}f}"

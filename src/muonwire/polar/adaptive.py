@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from muonwire.polar.buffers import buffer
-from muonwire.polar.composed import mixed
-from muonwire.polar.gram import gram_iteration, gram_matrix
+from muonwire.polar.gram import gram_iteration, gram_matrix, symmetric_flops, uses_blocks
 from muonwire.polar.halley import HALLEY_ERROR, LOWER, halley, halley_cost, halley_flops, halley_map
 from muonwire.polar.plans import (
     CENTERS,
@@ -22,11 +21,10 @@ from muonwire.polar.plans import (
     resolution,
     rounding_noise,
 )
-from muonwire.polar.products import gram_flops
-from muonwire.polar.reference import reference_error, reference_flops
+from muonwire.polar.products import gram_flops, plain_flops
 from muonwire.polar.restarts import derive_restarts
+from muonwire.polar.schedules import JORDAN, mixed
 from muonwire.polar.spectrum import Spectrum, measure_spectrum
-from muonwire.polar.symmetric import symmetric_flops, uses_blocks
 
 # The estimate of the reference's error and of our own come from the same nodes; this is what they differ by.
 REFERENCE_MARGIN = 0.85
@@ -169,7 +167,8 @@ def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tupl
         grown = work.spectrum if len(work.plans) == 1 else None
         mass = _merge(first, grown) if grown is not None else mass
     floor = seen.floor(mass)
-    reference = reference_error(values, mass, seen, frobenius=first.frobenius)
+    # What torch.optim.Muon does with the same spectrum is the yardstick.
+    reference = seen.error(mass, JORDAN.apply(values / first.frobenius))
     limit = reference_flops(shape)
     requested = REFERENCE_MARGIN * reference if error is None else error
     expected, bound, covered, unresolved = 1.0, 1.0, 1.0, 0.0
@@ -236,6 +235,15 @@ def resolves(gram: Tensor, shape: tuple[int, int], *, error: float) -> bool:
     noise = rounding_noise(frobenius=spectrum.frobenius, shape=shape, roundoff=roundoff(gram.dtype))
     floor = resolution(CENTERS * spectrum.upper, noise=noise).floor(spectrum.mass(EDGES))
     return floor <= CHOICE_MARGIN * error
+
+
+def reference_flops(shape: tuple[int, int]) -> int:
+    """FLOPs of torch.optim.Muon's five plain iterations on an (m, n) matrix.
+
+    >>> reference_flops((512, 2048)) // 512**3 // 2
+    45
+    """
+    return plain_flops(JORDAN, *shape)
 
 
 def _is_hard(work: _Work, threshold: float) -> bool:

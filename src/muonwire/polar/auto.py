@@ -1,37 +1,29 @@
-"""The front door: one polar factor, many, or an explanation of how it would be made."""
+"""Polar factors, one or a list, by any method; and why the automatic choice takes which."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.polar.adaptive import Report, adapt, resolves, roundoff
+from muonwire.polar.adaptive import Report, adapt, reference_flops, resolves, roundoff
 from muonwire.polar.device import device_polar
-from muonwire.polar.exact import eigh_polar, svd_polar
+from muonwire.polar.exact import EXACT, exact_polar
 from muonwire.polar.halley import halley_polar
-from muonwire.polar.newton import scaled_newton
 from muonwire.polar.newton_schulz import gram_newton_schulz, newton_schulz
-from muonwire.polar.prepare import NONFINITE, guard, nonfinite_message, prepare
+from muonwire.polar.prepare import NONFINITE, guard, prepare
 from muonwire.polar.processor import Processor, find_processor
-from muonwire.polar.qdwh import qdwh
-from muonwire.polar.reference import reference_flops
-from muonwire.polar.schedules import POLAR_EXPRESS, Schedule, find
+from muonwire.polar.schedules import Schedule, find
 
-EXACT: dict[str, Callable[[Tensor], Tensor]] = {
-    "svd": svd_polar,
-    "eigh": eigh_polar,
-    "newton": scaled_newton,
-    "qdwh": qdwh,
-}
-METHODS = ("auto", "adaptive", "halley", "newton_schulz", "gram", *EXACT)
 DEFAULT_ERROR = 0.02
 # Dtypes in which LAPACK factorizes.
 FACTORIZED = (torch.float32, torch.float64)
 # Where the dtype is not given, a request below this is computed in float32 from the start.
 SMALLEST_HALF_ERROR = 0.01
+HALLEY_STEPS = "a Halley step and a quintic"
 
 
 def polar(
@@ -75,41 +67,141 @@ def polar(
     _check(x, method=method, schedule=schedule, nonfinite=nonfinite)
     if x.numel() == 0:
         return x.clone()
-    policy = nonfinite or ("raise" if x.device.type == "cpu" else "propagate")
-    if method in EXACT:
-        return _exact(x, method=method, dtype=dtype, policy=policy)
-    row = processor or find_processor(x.device)
+    options = Options(
+        schedule=find(schedule, operation="polar"),
+        dtype=dtype,
+        nonfinite=nonfinite or ("raise" if x.device.type == "cpu" else "propagate"),
+        processor=processor or find_processor(x.device),
+    )
+    return _METHODS[method](x, options).to(x.dtype)
+
+
+class Options(NamedTuple):
+    """The options of ``polar`` with its defaults filled in; a named tuple, since small matrices take microseconds.
+
+    Args:
+        schedule: coefficients for newton_schulz and gram.
+        dtype: of the products, where the caller asked for one.
+        nonfinite: "raise" or "propagate".
+        processor: the class whose dtype and sizes are followed.
+    """
+
+    schedule: Schedule
+    dtype: torch.dtype | None
+    nonfinite: str
+    processor: Processor
+
+
+def _check(x: Tensor, *, method: str, schedule: Schedule | str | None, nonfinite: str | None) -> None:
+    if x.ndim < 2 or not x.is_floating_point():
+        raise UsageError(
+            f"polar: x is {x.dtype} of shape {tuple(x.shape)}; it takes floating (..., m, n). Reshape a "
+            "vector or a convolution's weight to a matrix first"
+        )
+    if method not in METHODS:
+        raise UsageError(f"polar: method is {method!r}; allowed are {', '.join(METHODS)}")
+    if schedule is not None and method not in ("newton_schulz", "gram"):
+        raise UsageError(
+            f"polar: schedule is given, but method {method!r} takes none; use newton_schulz or gram"
+        )
+    if nonfinite is not None and nonfinite not in NONFINITE:
+        raise UsageError(f"polar: nonfinite is {nonfinite!r}; allowed are {', '.join(NONFINITE)}, or None")
+
+
+def _auto(x: Tensor, options: Options) -> Tensor:
     shape, count = (x.shape[-2], x.shape[-1]), math.prod(x.shape[:-2])
-    if method in ("newton_schulz", "gram"):
-        run = newton_schulz if method == "newton_schulz" else gram_newton_schulz
-        chosen = dtype or row.dtype_of(shape, count=count)
-        result = run(x, schedule=find(schedule, operation="polar"), dtype=chosen).to(x.dtype)
-        return guard(x, result, nonfinite=policy)
-    if method == "halley":
-        wide = dtype or torch.promote_types(x.dtype, torch.float32)
-        if wide not in FACTORIZED:
-            raise UsageError(
-                f"polar: dtype is {wide}, but method 'halley' factorizes; allowed are float32 and float64"
-            )
-        return halley_polar(x, dtype=wide, nonfinite=policy).to(x.dtype)
+    row = options.processor
     if x.device.type != "cpu":
-        return guard(x, device_polar(x, dtype=dtype or row.dtype).to(x.dtype), nonfinite=policy)
-    if method == "auto" and (row.stacks(shape) if count > 1 else not row.measures(shape)):
-        chosen = dtype or row.dtype_of(shape, count=count)
-        if chosen in FACTORIZED:
-            made = halley_polar(x, dtype=chosen, nonfinite=policy)
-        else:
-            made = guard(x, newton_schulz(x, schedule=POLAR_EXPRESS, dtype=chosen), nonfinite=policy)
-        return made if made.dtype == x.dtype else made.to(x.dtype)
-    if method == "auto" and not row.measures(shape):
-        matrices = x.reshape(-1, *shape).unbind()
-        return torch.stack(
-            [polar(m, dtype=dtype, nonfinite=policy, processor=row) for m in matrices]
-        ).reshape(x.shape)
-    error = None if method == "auto" else DEFAULT_ERROR
-    wide = dtype or row.dtype
-    results = [_one(m, error=error, dtype=dtype, wide=wide, policy=policy)[0] for m in x.reshape(-1, *shape)]
-    return results[0].reshape(x.shape) if len(results) == 1 else torch.stack(results).reshape(x.shape)
+        return _on_device(x, options)
+    if row.stacks(shape) if count > 1 else not row.measures(shape):
+        method, dtype = _unmeasured(x, options)
+        return _METHODS[method](x, options._replace(dtype=dtype))
+    if row.measures(shape):
+        return _measured(x, options, error=None)
+    return torch.stack([_auto(m, options) for m in x.reshape(-1, *shape)]).reshape(x.shape)
+
+
+def _unmeasured(x: Tensor, options: Options) -> tuple[str, torch.dtype]:
+    """Method and dtype for one matrix or a stack whose spectra are not measured."""
+    dtype = _dtype_of_stack(x, options)
+    return ("halley" if dtype in FACTORIZED else "newton_schulz"), dtype
+
+
+def _adaptive(x: Tensor, options: Options) -> Tensor:
+    on_cpu = x.device.type == "cpu"
+    return _measured(x, options, error=DEFAULT_ERROR) if on_cpu else _on_device(x, options)
+
+
+def _on_device(x: Tensor, options: Options) -> Tensor:
+    result = device_polar(x, dtype=options.dtype or options.processor.dtype)
+    return guard(x, result, nonfinite=options.nonfinite)
+
+
+def _measured(x: Tensor, options: Options, *, error: float | None) -> Tensor:
+    """Each matrix by the schedule for its own spectrum; ``error`` as for ``adapt``."""
+    matrices = x.reshape(-1, *x.shape[-2:])
+    results = [_measured_one(m, options, error=error)[0] for m in matrices]
+    # One usual matrix is not copied.
+    return (results[0] if len(results) == 1 else torch.stack(results)).reshape(x.shape)
+
+
+def _measured_one(matrix: Tensor, options: Options, *, error: float | None) -> tuple[Tensor, Report | None]:
+    """Polar factor of one matrix in its own dtype; no report where it is zero or not finite."""
+    dtype, float32 = options.dtype or options.processor.dtype, torch.float32
+    # Where no dtype was asked for, a request that is too fine for the processor's goes to float32.
+    may_widen = error is not None and options.dtype is None and roundoff(dtype) > roundoff(float32)
+    if may_widen and error is not None and error < SMALLEST_HALF_ERROR:
+        dtype, may_widen = float32, False
+    ready = prepare(matrix, dtype=dtype, nonfinite=options.nonfinite, operation="polar")
+    if ready.result is not None:
+        return ready.result, None
+    assert ready.y is not None
+    assert ready.gram is not None
+    shape = (matrix.shape[0], matrix.shape[1])
+    if not may_widen or error is None or resolves(ready.gram, shape, error=error):
+        result, report = adapt(ready.y, error=error, gram=ready.gram)
+        if not may_widen or report.reached:
+            return result.to(matrix.dtype), report
+    return _measured_one(matrix, options._replace(dtype=float32), error=error)
+
+
+def _halley(x: Tensor, options: Options) -> Tensor:
+    dtype = options.dtype or torch.promote_types(x.dtype, torch.float32)
+    if dtype not in FACTORIZED:
+        raise UsageError(
+            f"polar: dtype is {dtype}, but method 'halley' factorizes; allowed are float32 and float64"
+        )
+    return halley_polar(x, dtype=dtype, nonfinite=options.nonfinite)
+
+
+def _newton_schulz(x: Tensor, options: Options) -> Tensor:
+    result = newton_schulz(x, schedule=options.schedule, dtype=_dtype_of_stack(x, options))
+    return guard(x, result, nonfinite=options.nonfinite)
+
+
+def _gram(x: Tensor, options: Options) -> Tensor:
+    result = gram_newton_schulz(x, schedule=options.schedule, dtype=_dtype_of_stack(x, options))
+    return guard(x, result, nonfinite=options.nonfinite)
+
+
+def _dtype_of_stack(x: Tensor, options: Options) -> torch.dtype:
+    shape = (x.shape[-2], x.shape[-1])
+    return options.dtype or options.processor.dtype_of(shape, count=math.prod(x.shape[:-2]))
+
+
+def _exact(method: str) -> Callable[[Tensor, Options], Tensor]:
+    return lambda x, options: exact_polar(x, method=method, dtype=options.dtype, nonfinite=options.nonfinite)
+
+
+_METHODS: dict[str, Callable[[Tensor, Options], Tensor]] = {
+    "auto": _auto,
+    "adaptive": _adaptive,
+    "halley": _halley,
+    "newton_schulz": _newton_schulz,
+    "gram": _gram,
+    **{name: _exact(name) for name in EXACT},
+}
+METHODS = tuple(_METHODS)
 
 
 def polar_list(
@@ -197,11 +289,13 @@ def adaptive(
         raise UsageError(f"adaptive: error is {error!r}; a polar error is positive, such as 0.02")
     if x.numel() == 0:
         return x.clone(), []
-    wide = dtype or find_processor(x.device).dtype
-    pairs = [
-        _one(m, error=error, dtype=dtype, wide=wide, policy=nonfinite or "raise")
-        for m in x.reshape(-1, *x.shape[-2:])
-    ]
+    options = Options(
+        schedule=find(None, operation="adaptive"),
+        dtype=dtype,
+        nonfinite=nonfinite or "raise",
+        processor=find_processor(x.device),
+    )
+    pairs = [_measured_one(m, options, error=error) for m in x.reshape(-1, *x.shape[-2:])]
     return torch.stack([q for q, _ in pairs]).reshape(x.shape), [r for _, r in pairs if r is not None]
 
 
@@ -236,8 +330,8 @@ def explain(x: Tensor, *, dtype: torch.dtype | None = None) -> Explanation:
         UsageError: x is empty, or as for ``polar``.
 
     >>> x = torch.randn(256, 1024, generator=torch.Generator().manual_seed(0))
-    >>> told = explain(x, dtype=torch.float32)
-    >>> told.method, told.report.flops < told.report.reference_flops / 3
+    >>> choice = explain(x, dtype=torch.float32)
+    >>> choice.method, choice.report.flops < choice.report.reference_flops / 3
     ('adaptive', True)
     """
     _check(x, method="auto", schedule=None, nonfinite=None)
@@ -246,92 +340,29 @@ def explain(x: Tensor, *, dtype: torch.dtype | None = None) -> Explanation:
     matrix = x.reshape(-1, *x.shape[-2:])[0]
     shape = (matrix.shape[0], matrix.shape[1])
     row = find_processor(x.device)
-    why = (
+    options = Options(schedule=find(None, operation="explain"), dtype=dtype, nonfinite="raise", processor=row)
+    chosen = dtype or row.dtype
+    source = (
         f"dtype as asked, processor class {row.name}"
         if dtype
         else f"dtype of processor class {row.name} ({row.has})"
     )
     if x.device.type != "cpu":
         text = "fixed number of iterations, coefficients gathered on the device by the measured spectrum"
-        return Explanation(method="device", dtype=dtype or row.dtype, reason=f"{text}; {why}", report=None)
+        return Explanation(method="device", dtype=chosen, reason=f"{text}; {source}", report=None)
     if not row.measures(shape):
-        chosen = dtype or row.dtype_of(shape)
-        method, how = (
-            ("halley", "a Halley step and a quintic")
-            if chosen in FACTORIZED
-            else ("newton_schulz", "polar_express")
-        )
+        method, chosen = _unmeasured(matrix, options)
+        how = HALLEY_STEPS if method == "halley" else options.schedule.name
         text = f"so small that measuring the spectrum costs more than it saves: {how}"
-        return Explanation(method=method, dtype=chosen, reason=f"{text}; {why}", report=None)
-    chosen = dtype or row.dtype
-    _, report = _one(matrix, error=None, dtype=dtype, wide=chosen, policy="raise")
+        return Explanation(method=method, dtype=chosen, reason=f"{text}; {source}", report=None)
+    _, report = _measured_one(matrix, options, error=None)
     if report is None:
         return Explanation(method="zero", dtype=chosen, reason="the matrix is zero", report=None)
     steps = " then ".join(f"{p.schedule.name} restarting before steps {p.restarts}" for p in report.plans)
-    steps = steps or "a Halley step and a quintic"
     text = (
-        f"{steps}: {report.flops / 1e9:.2f} GFLOP against {reference_flops(shape) / 1e9:.2f} of "
+        f"{steps or HALLEY_STEPS}: {report.flops / 1e9:.2f} GFLOP against {reference_flops(shape) / 1e9:.2f} of "
         f"torch.optim.Muon, polar error {report.expected_error:.3f} expected against "
         f"{report.reference_error:.3f}; at most {report.bound:.3f} on the {report.covered:.0%} of the "
-        f"spectrum in the interval; {why}"
+        f"spectrum in the interval; {source}"
     )
     return Explanation(method="adaptive", dtype=chosen, reason=text, report=report)
-
-
-def _check(x: Tensor, *, method: str, schedule: Schedule | str | None, nonfinite: str | None) -> None:
-    if x.ndim < 2 or not x.is_floating_point():
-        raise UsageError(
-            f"polar: x is {x.dtype} of shape {tuple(x.shape)}; it takes floating (..., m, n). Reshape a "
-            "vector or a convolution's weight to a matrix first"
-        )
-    if method not in METHODS:
-        raise UsageError(f"polar: method is {method!r}; allowed are {', '.join(METHODS)}")
-    if schedule is not None and method not in ("newton_schulz", "gram"):
-        raise UsageError(
-            f"polar: schedule is given, but method {method!r} takes none; use newton_schulz or gram"
-        )
-    if nonfinite is not None and nonfinite not in NONFINITE:
-        raise UsageError(f"polar: nonfinite is {nonfinite!r}; allowed are {', '.join(NONFINITE)}, or None")
-
-
-def _one(
-    matrix: Tensor, *, error: float | None, dtype: torch.dtype | None, wide: torch.dtype, policy: str
-) -> tuple[Tensor, Report | None]:
-    # ``wide`` is what the products run in; where no dtype was asked for, a request too fine for it goes to float32.
-    if (
-        dtype is None
-        and error is not None
-        and error < SMALLEST_HALF_ERROR
-        and roundoff(wide) > roundoff(torch.float32)
-    ):
-        wide = torch.float32
-    ready = prepare(matrix, dtype=wide, nonfinite=policy, operation="polar")
-    if ready.result is not None:
-        return ready.result, None
-    assert ready.y is not None
-    assert ready.gram is not None
-    narrow = dtype is None and error is not None and roundoff(wide) > roundoff(torch.float32)
-    if narrow and error is not None:
-        shape = (matrix.shape[0], matrix.shape[1])
-        if not resolves(ready.gram, shape, error=error):
-            return _one(matrix, error=error, dtype=dtype, wide=torch.float32, policy=policy)
-    result, report = adapt(ready.y, error=error, gram=ready.gram)
-    if narrow and not report.reached:
-        return _one(matrix, error=error, dtype=dtype, wide=torch.float32, policy=policy)
-    return result.to(matrix.dtype), report
-
-
-def _exact(x: Tensor, *, method: str, dtype: torch.dtype | None, policy: str) -> Tensor:
-    wide = x.to(dtype or torch.promote_types(x.dtype, torch.float32))
-    largest = wide.abs().amax(dim=(-2, -1), keepdim=True)
-    finite = torch.isfinite(largest)
-    if not bool(finite.all()):
-        if policy == "raise":
-            raise UsageError(nonfinite_message(x, operation="polar"))
-        wide, largest = torch.where(finite, wide, 0.0), torch.where(finite, largest, 1.0)
-    zero = largest == 0
-    # A zero matrix has no inverse for newton; the identity stands in for it and is masked.
-    eye = torch.eye(*x.shape[-2:], dtype=wide.dtype, device=x.device)
-    result = EXACT[method](torch.where(zero, eye, wide / torch.where(zero, 1.0, largest)))
-    result = torch.where(zero, 0.0, result)
-    return torch.where(finite, result, float("nan")).to(x.dtype)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muonwire.polar.composed import mixed
 from muonwire.polar.restarts import derive_restarts
+from muonwire.polar.schedules import mixed
 from muonwire.polar.spectrum import probe
 
 NUM_STEPS = 5

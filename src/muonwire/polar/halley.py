@@ -3,16 +3,14 @@
 import math
 from functools import lru_cache
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from muonwire.polar.minimax import evaluate, minimax_odd
+from muonwire.polar.exact import halley_weights
+from muonwire.polar.gram import symmetric_flops
+from muonwire.polar.minimax import Values, evaluate, minimax_odd
 from muonwire.polar.newton_schulz import normalized
 from muonwire.polar.prepare import LARGEST_TRACE, SMALLEST_TRACE, guard
-from muonwire.polar.qdwh import halley_weights
-from muonwire.polar.symmetric import symmetric_flops
 
 # Both steps are the best ones for singular values from here to 1. What lies below is multiplied by 964 (by five steps of
 # torch.optim.Muon: by 485). The Cholesky factorization has a condition number of at most 1 + c = 16,001: fine in float32.
@@ -104,12 +102,13 @@ def halley(x: Tensor, *, gram: Tensor | None = None, upper: float | Tensor = 1.0
     return add(y, add(square, square, square, beta=c1, alpha=c2), y, beta=c0)
 
 
-def halley_map(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def halley_map(values: Values) -> Values:
     """What the two steps make of singular values.
 
     Args:
         values: at most 1.
 
+    >>> import numpy as np
     >>> [round(float(v), 3) for v in halley_map(np.array([1e-4, LOWER, 1.0]))]
     [0.096, 0.843, 1.157]
     """

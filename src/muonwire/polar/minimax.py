@@ -9,6 +9,7 @@ from muonwire.errors import UsageError
 # apart, and the Taylor polynomial is as good.
 SMALLEST_ERROR = 1e-12
 DEGREES = (3, 5, 7, 9)
+Values = NDArray[np.float64]
 
 # Odd Taylor polynomials of sign(x) at 1: x Σ binom(2j, j) 4^-j (1 - x²)^j, expanded in x.
 _TAYLOR: dict[int, tuple[float, ...]] = {
@@ -56,7 +57,7 @@ def minimax_odd(*, lower: float, upper: float, degree: int = 5) -> tuple[tuple[f
     return _remez(lower / upper, k, upper)
 
 
-def evaluate(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray[np.float64]:
+def evaluate(coefficients: tuple[float, ...], x: Values) -> Values:
     """p(x) = c₀ x + c₁ x³ + … at each x."""
     square = x * x
     total = np.zeros_like(x)
@@ -65,7 +66,7 @@ def evaluate(coefficients: tuple[float, ...], x: NDArray[np.float64]) -> NDArray
     return total * x
 
 
-def extrema(coefficients: tuple[float, ...], lower: float, upper: float) -> NDArray[np.float64]:
+def extrema(coefficients: tuple[float, ...], lower: float, upper: float) -> Values:
     """Points of [lower, upper] where p' = 0, ascending."""
     derivative = [(2 * j + 1) * c for j, c in enumerate(coefficients)]
     squares = np.roots(derivative[::-1])

@@ -9,7 +9,7 @@ from torch import Tensor
 from muonwire.polar.gram import gram_iteration
 from muonwire.polar.minimax import evaluate
 from muonwire.polar.restarts import derive_restarts
-from muonwire.polar.schedule import Schedule
+from muonwire.polar.schedules import Schedule
 
 # Below this Frobenius norm torch.optim.Muon divides by this instead; the matrix is rescaled first to keep
 # clear of it.

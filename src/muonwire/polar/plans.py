@@ -7,13 +7,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from muonwire.polar.composed import mixed
+from muonwire.polar.minimax import Values
 from muonwire.polar.products import gram_flops
 from muonwire.polar.restarts import SUMMATION, TOLERANCE, derive_restarts
-from muonwire.polar.schedule import Schedule
+from muonwire.polar.schedules import Schedule, mixed
 from muonwire.polar.spectrum import Spectrum
-
-Values = NDArray[np.float64]
 
 # Degrees worth trying: of all sequences of 3 and 5 these are the ones on the front of products against error
 # for flat, square Gaussian, 1/k and log-normal spectra. Degree 7 has coefficients up to 130 that cancel,

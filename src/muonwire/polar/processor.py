@@ -99,28 +99,16 @@ AVX512 = replace(
 )
 # Processors that were built so multiply in bfloat16 three to four times as fast as in float32. One with AMX that oneDNN is told to
 # take for such a one takes 1.7 times as long instead, and is no measure of this class.
-AVX512_BF16 = Processor(
-    name="avx512_bf16",
-    dtype=torch.bfloat16,
-    has="AVX512-BF16 without AMX",
-    measured="two cores of an AMD EPYC with AVX512-BF16",
-    smallest_half=4.1e6,
-    measured_wide=160,
-    measured_square=256,
-    stacked_wide=1.6e7,
-    stacked_square=3.3e7,
-)
-AMX = Processor(
-    name="amx",
-    dtype=torch.bfloat16,
-    has="AMX-BF16",
-    measured="two cores of an Intel Xeon with AMX",
-    smallest_half=1.6e7,
-    measured_wide=192,
-    measured_square=256,
-    stacked_wide=2.9e7,
-    stacked_square=1.4e8,
-)
+AVX512_BF16 = replace(
+    AVX2, name="avx512_bf16", dtype=torch.bfloat16, has="AVX512-BF16 without AMX",
+    measured="two cores of an AMD EPYC with AVX512-BF16", smallest_half=4.1e6,
+    measured_wide=160, measured_square=256, stacked_wide=1.6e7, stacked_square=3.3e7,
+)  # fmt: skip
+AMX = replace(
+    AVX512_BF16, name="amx", has="AMX-BF16",
+    measured="two cores of an Intel Xeon with AMX", smallest_half=1.6e7,
+    measured_wide=192, stacked_wide=2.9e7, stacked_square=1.4e8,
+)  # fmt: skip
 GENERIC = replace(AVX2, name="generic", has="none of the others", measured="")
 ARM = replace(AVX2, name="arm", has="Arm without bfloat16 products", measured="")
 ARM_BF16 = replace(AMX, name="arm_bf16", has="Arm with bfloat16 products", measured="")

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from muonwire.polar.schedule import Schedule
-from muonwire.polar.symmetric import symmetric_flops
+from muonwire.polar.gram import symmetric_flops
+from muonwire.polar.schedules import Schedule
 
 # Position of the left factor among the arguments of each operation that multiplies matrices.
 _LEFT_FACTOR = {
@@ -102,7 +102,7 @@ def _product(left: Tensor, right: Tensor) -> Product:
 
 @contextmanager
 def count_products() -> Iterator[ProductCount]:
-    """Count every matrix product that PyTorch runs inside, whoever's code it is.
+    """Count every matrix product that PyTorch runs inside, whose code it is.
 
     FLOPs of a product of m×k by k×n are 2 m k n; of a Cholesky factorization of r×r r³/3, of its inverse 2r³/3, and of solving
     with it for k columns 2 r² k. Other factorizations (QR, SVD, LU) are not counted.

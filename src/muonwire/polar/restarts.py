@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from muonwire.polar.minimax import evaluate
-from muonwire.polar.schedule import Schedule, Step
-
-Values = NDArray[np.float64]
+from muonwire.polar.minimax import Values, evaluate
+from muonwire.polar.schedules import Schedule, Step
 
 # A rounding to nearest has a root-mean-square relative error of 0.41 u. A symmetric matrix of independent
 # errors has a spectral norm of at most about twice the largest norm of a row of their standard deviations

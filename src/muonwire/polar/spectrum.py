@@ -5,16 +5,17 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Values = NDArray[np.float64]
+from muonwire.polar.minimax import Values
 
 # Lanczos steps. Eight resolve the edge of a flat spectrum to a few percent; two more cost 2 r² FLOPs each.
 NUM_STEPS = 10
 # The residual bounds how far the largest Ritz value can be from *some* eigenvalue. On spectra from flat to
 # 1/k² the largest eigenvalue lies within this multiple of it.
 UPPER_FRACTION = 1.5
+# An estimate of the largest eigenvalue under this fraction of what it is at least has missed its direction.
+UNSEEN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ def probe(size: int, device: torch.device) -> Tensor:
     return unit.to(device)
 
 
-def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS) -> Spectrum:
+def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS, start: Tensor | None = None) -> Spectrum:
     """Lanczos on the Gram matrix R = X Xᵀ from one random vector: num_steps products of R with a vector.
 
     The k Ritz values θ and the squares of their eigenvectors' first entries are the nodes and weights of the
@@ -87,6 +88,8 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS) -> Spectrum:
     Args:
         gram: (r, r), any floating dtype; it is copied to float32.
         num_steps: Lanczos steps.
+        start: (r,) float32, of unit length. Default: the random vector; where that is orthogonal to the leading directions,
+            as random signs are to those of a constant matrix, a vector that is not.
 
     Returns:
         the estimate; ``upper`` is at most ‖R‖_F^½ and above σ_max in all but contrived cases.
@@ -104,7 +107,7 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS) -> Spectrum:
     square_norm = float(torch.linalg.vector_norm(row_norms))
     steps = min(num_steps, r)
     basis = torch.empty(steps + 1, r, device=gram.device)
-    basis[0] = probe(r, gram.device)
+    basis[0] = probe(r, gram.device) if start is None else start
     tridiagonal = np.zeros((steps, steps))
     beta = 0.0
     for j in range(steps):
@@ -125,6 +128,11 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS) -> Spectrum:
     weights /= weights.sum()
     residuals = beta * np.abs(vectors[-1])
     top = max(min(ritz[-1] + UPPER_FRACTION * residuals[-1], max(square_norm, ritz[-1])), 0.0)
+    longest = int(row_norms.argmax())
+    # The largest eigenvalue is at least as large as any row is long.
+    if start is None and top < UNSEEN * float(row_norms[longest]):
+        start = basis[0] + full[longest] / row_norms[longest]
+        return measure_spectrum(gram, num_steps=num_steps, start=start / torch.linalg.vector_norm(start))
     width = np.sqrt(3) * residuals
     return Spectrum(
         upper=float(np.sqrt(max(top, 0.0))),

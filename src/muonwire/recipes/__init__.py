@@ -5,121 +5,50 @@
 >>> optimizer.local.interval
 20
 """
+# What the starred modules give is in their tables and in __all__.
+# ruff: noqa: F403, F405
 
+import pkgutil
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.anderson import gda2
-from muonwire.recipes.approaches import (
-    approach_a,
-    approach_b,
-    approach_c,
-    approach_d,
-    approach_f,
-    distro_weight_polar,
-    pre_polar,
-)
-from muonwire.recipes.choose import choose_dense
-from muonwire.recipes.define import Recipe, format_recipe, parse_recipe, recipe_of
-from muonwire.recipes.demo_family import demo, distro, psyche
-from muonwire.recipes.dense import RoutedSettings, adamw, muon, normuon, sgd
-from muonwire.recipes.fast_variants import muonfast
-from muonwire.recipes.feedback_muon import ef14_muon, ef21_muon, signmuon
-from muonwire.recipes.local import local_adamw, local_muon
-from muonwire.recipes.local_presets import diloco, muloco, sparseloco
-from muonwire.recipes.low_rank import approach_e, dion, powersgd_muon
-from muonwire.recipes.one_bit import one_bit_muon
-from muonwire.recipes.weight_polar import sgd_weight_polar
+from muonwire.recipes import table
+from muonwire.recipes.choose import *
+from muonwire.recipes.define import *
+from muonwire.recipes.dense import RoutedSettings as RoutedSettings
+from muonwire.recipes.table import *
 from muonwire.transport.base import Transport
 
-_FUNCTIONS: tuple[Callable[..., ChainOptimizer], ...] = (
-    adamw,
-    muon,
-    distro,
-    one_bit_muon,
-    local_muon,
-    local_adamw,
-    demo,
-    psyche,
-    muloco,
-    diloco,
-    sparseloco,
-    sgd,
-    normuon,
-    approach_a,
-    approach_b,
-    approach_c,
-    approach_d,
-    approach_e,
-    powersgd_muon,
-    approach_f,
-    pre_polar,
-    distro_weight_polar,
-    sgd_weight_polar,
-    dion,
-    ef14_muon,
-    ef21_muon,
-    signmuon,
-    muonfast,
-    gda2,
-)
-RECIPES: dict[str, Recipe] = {r.name: r for r in map(recipe_of, _FUNCTIONS)}
-
-__all__ = [
-    "RECIPES",
-    "Recipe",
-    "RoutedSettings",
-    "adamw",
-    "approach_a",
-    "approach_b",
-    "approach_c",
-    "approach_d",
-    "approach_e",
-    "approach_f",
-    "build",
-    "choose_dense",
-    "demo",
-    "diloco",
-    "dion",
-    "distro",
-    "distro_weight_polar",
-    "ef14_muon",
-    "ef21_muon",
-    "find",
-    "format_recipe",
-    "gda2",
-    "local_adamw",
-    "local_muon",
-    "muloco",
-    "muon",
-    "muonfast",
-    "normuon",
-    "one_bit_muon",
-    "parse_recipe",
-    "powersgd_muon",
-    "pre_polar",
-    "psyche",
-    "sgd",
-    "sgd_weight_polar",
-    "signmuon",
-    "sparseloco",
-]
+# Each recipe by its name: those of recipes/table.py, and what a program adds.
+RECIPES: dict[str, Recipe] = {
+    name: recipe_of(function) for name, function in vars(table).items() if not name.startswith("_")
+}
 
 
 def find(name: str) -> Recipe:
     """The recipe of that name.
 
+    Args:
+        name: a key of RECIPES, or a recipe of your own with its module, such as "my_recipes.sign_sgd".
+
     Raises:
         UsageError: there is none.
     """
-    if name not in RECIPES:
+    if name in RECIPES:
+        return RECIPES[name]
+    if "." not in name:
         raise UsageError(f"recipe: {name!r} is unknown; allowed are {', '.join(RECIPES)}")
-    return RECIPES[name]
+    try:
+        return recipe_of(pkgutil.resolve_name(name))
+    except (ImportError, AttributeError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"recipe: {name!r} cannot be imported ({error}); give module.function, from a folder that PYTHONPATH holds, of a "
+            "function that ``recipe`` decorates"
+        ) from error
 
 
 def build(

@@ -1,4 +1,4 @@
-"""GDA2: AdamW whose steps are mixed after Anderson."""
+"""GDA2: AdamW with Anderson mixing."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,6 @@ from torch import nn
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import AdamSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import Anderson, Mean, chain
 
 
@@ -32,7 +31,7 @@ class GDA2Settings(AdamSettings):
         self.anderson_stage()
 
     def anderson_stage(self) -> Anderson:
-        """The mixing with these settings."""
+        """The stage with these settings."""
         return Anderson(
             history=self.history, regularization=self.regularization, decay=self.decay, cap=self.cap
         )
@@ -41,10 +40,8 @@ class GDA2Settings(AdamSettings):
 @recipe(
     GDA2Settings,
     summary="AdamW, its last steps mixed: mean → adam → anderson",
-    source="source 003; Anderson (1965); arXiv 1606.04133",
+    source="“Why MuonFast fails on vision transformers”; Anderson (1965); arXiv 1606.04133",
 )
 def gda2(model: nn.Module, options: GDA2Settings) -> ChainOptimizer:
-    """AdamW whose steps are mixed after Anderson."""
-    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    stages = chain(Mean(), options.adam_stage(), options.anderson_stage())
-    return options.optimizer(model, groups, chain=stages)
+    """AdamW with Anderson mixing of its last steps."""
+    return options.uniform(model, chain(Mean(), options.adam_stage(), options.anderson_stage()))

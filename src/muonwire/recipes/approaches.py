@@ -1,4 +1,4 @@
-"""Source 000's approaches A to D and F, and source 001's polar factor before compression."""
+"""What the notes “Why Muon and DisTrO conflict” and “The failed integration of Muon and DisTrO” propose, but for low rank."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.codec import parse
 from muonwire.errors import UsageError
@@ -13,7 +14,7 @@ from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import MomentumSettings, PolarSettings, ScaleSettings
 from muonwire.recipes.compressed import CompressedSettings, FedBackSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import by_dimensions, hidden_group, trainable
+from muonwire.recipes.groups import by_dimensions, hidden_group
 from muonwire.stages import (
     Every,
     Exchange,
@@ -27,7 +28,8 @@ from muonwire.stages import (
     chain,
 )
 
-SOURCE = "source 000"
+CONFLICT = "“Why Muon and DisTrO conflict”"
+INTEGRATION = "“The failed integration of Muon and DisTrO”"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +40,11 @@ class SignedSettings(FedBackSettings, MomentumSettings):
 @recipe(
     SignedSettings,
     summary="momentum → exchange(dct, top-k, 1-bit, feedback) → sign",
-    source=f"{SOURCE}, approach A",
+    source=f"approach A of {CONFLICT}",
 )
 def approach_a(model: nn.Module, options: SignedSettings) -> ChainOptimizer:
     """Momentum on each replica, compressed with error feedback, and the sign of the mean: no polar factor."""
-    stages = chain(options.momentum_stage(), options.fed_back(), Sign())
-    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return options.optimizer(model, groups, chain=stages)
+    return options.uniform(model, chain(options.momentum_stage(), options.fed_back(), Sign()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,13 @@ class PostPolarSettings(CompressedSettings, ScaleSettings, PolarSettings):
         super().__post_init__()
         self.after_exchange()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """What a server does has no meaning without one."""
         without = {} if self.server else dict.fromkeys(("owners", "wire"), "with server=True")
         return {**super().idle(), **without}
 
     def after_exchange(self) -> Stage:
-        """Polar → scale, on every replica or served."""
+        """polar → scale, on every replica or by the owners."""
         polar = chain(self.polar_stage(), self.scale_stage())
         served = Serve(stage=polar, codec=parse(self.wire), owners=self.owners)
         return served if self.server else polar
@@ -81,7 +81,7 @@ class PostPolarSettings(CompressedSettings, ScaleSettings, PolarSettings):
 @recipe(
     PostPolarSettings,
     summary="residual momentum + exchange(dct, top-k, 1-bit) → polar → scale, on every replica or served by an owner",
-    source=f"{SOURCE}, approach B; source 001, orthogonalization after decompression",
+    source=f"approach B of {CONFLICT}; orthogonalization after decompression in {INTEGRATION}",
 )
 def approach_b(model: nn.Module, options: PostPolarSettings) -> ChainOptimizer:
     """Compress, then orthogonalize: the polar factor of what DisTrO's exchange gives."""
@@ -97,7 +97,7 @@ class PrePolarSettings(FedBackSettings, CompressedSettings, ScaleSettings, Polar
 @recipe(
     PrePolarSettings,
     summary="momentum → polar → scale → exchange(dct, top-k, 1-bit, feedback)",
-    source="source 001, orthogonalization before compression",
+    source=f"orthogonalization before compression in {INTEGRATION}",
 )
 def pre_polar(model: nn.Module, options: PrePolarSettings) -> ChainOptimizer:
     """Orthogonalize, then compress with error feedback; DisTrO for the rest."""
@@ -122,7 +122,7 @@ class PredictedSettings(PrePolarSettings):
 @recipe(
     PredictedSettings,
     summary="momentum → minus a shared polar prediction → exchange(codec) → plus it → polar → scale",
-    source=f"{SOURCE}, approach C",
+    source=f"approach C of {CONFLICT}",
 )
 def approach_c(model: nn.Module, options: PredictedSettings) -> ChainOptimizer:
     """Send the difference of the momentum to what all replicas predict of it; DisTrO for the rest."""
@@ -150,7 +150,7 @@ class HybridSettings(CompressedSettings, ScaleSettings, PolarSettings, MomentumS
 @recipe(
     HybridSettings,
     summary="by role: attention: mean → momentum → polar → scale; the rest: DisTrO",
-    source=f"{SOURCE}, approach D",
+    source=f"approach D of {CONFLICT}",
 )
 def approach_d(model: nn.Module, options: HybridSettings) -> ChainOptimizer:
     """Dense Muon for chosen hidden matrices, DisTrO for all others."""
@@ -164,7 +164,7 @@ def approach_d(model: nn.Module, options: HybridSettings) -> ChainOptimizer:
         )
     kept = {name for name, _, _ in chosen}
     muon = chain(Mean(), options.momentum_stage(), options.polar_stage(), options.scale_stage())
-    groups = [hidden_group(chosen, muon, options, name="dense")]
+    groups = [hidden_group(chosen, muon, weight_decay=options.weight_decay, name="dense")]
     compressed = [(name, p) for name, p, _ in routes if name not in kept]
     compressed += [(r.name, r.param) for r in routing.adam]
     groups += by_dimensions(
@@ -187,7 +187,7 @@ class PeriodicSettings(CompressedSettings, ScaleSettings, PolarSettings):
 @recipe(
     PeriodicSettings,
     summary="DisTrO, and every P steps the full residual momentum → polar → scale",
-    source=f"{SOURCE}, approach F",
+    source=f"approach F of {CONFLICT}",
 )
 def approach_f(model: nn.Module, options: PeriodicSettings) -> ChainOptimizer:
     """DisTrO with a full, orthogonalized synchronization every P steps."""
@@ -220,7 +220,7 @@ class WeightPolarSettings(CompressedSettings, PolarSettings):
 @recipe(
     WeightPolarSettings,
     summary="DisTrO, and every P steps the weights themselves move towards their polar factors",
-    source="source 001, future work 3",
+    source=f"future work 3 of {INTEGRATION}",
 )
 def distro_weight_polar(model: nn.Module, options: WeightPolarSettings) -> ChainOptimizer:
     """DisTrO whose weights are orthogonalized now and then."""

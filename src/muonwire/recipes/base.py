@@ -1,41 +1,35 @@
-"""The parts that recipes' options are made of: what all share, and the settings of one stage or two each.
+"""The classes that recipes' options are made of: what all recipes take, and the settings of one stage or two each.
 
-A recipe's settings class inherits the parts that act in it and no others, so that it offers no option without an effect.
+A recipe's settings class inherits those of the stages in its chain and no others, so that every option has an effect.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, Literal
 
 from torch import nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.settings import Lifecycle, LocalSteps
+from muonwire.recipes.groups import by_dimensions, trainable
 from muonwire.stages import Adam, Momentum, Polar, Scale, Stage
 from muonwire.transport.base import Transport
 
 
-class OptimizerParts(TypedDict, total=False):
-    """What recipes hand to ChainOptimizer besides groups and settings."""
-
-    chain: Stage
-    local: LocalSteps
-    look_ahead: Sequence[str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class RecipeSettings:
-    """What every recipe takes.
+    """The options of every recipe.
 
     Args:
         lr: learning rate, at least 0.
         transport: the way to the other replicas. Default: one replica.
-        start: "check" before the first step that all replicas start with the same weights and buffers, or "broadcast" those of
-            replica 0 when the optimizer is built. Default: "check".
-        nonfinite: "raise" on all replicas where a gradient is not finite on one, or "skip" the step and count it. Default: "raise".
-        masters: keep float32 copies of 16-bit weights. Default: True.
-        exclude_buffers: regular expressions for names of floating buffers that are not averaged over the replicas. Default: none.
+        start: "check" before the first step that all replicas hold the same weights and began with the same buffers; or "broadcast"
+            those of replica 0 when the optimizer is built, which all replicas then build together. Default: "check".
+        nonfinite: a gradient or update that is not finite on one replica raises NonFiniteUpdateError on all ("raise"), or the step
+            is left out on all and counted ("skip"). Default: "raise".
+        masters: keep float32 copies of 16-bit weights, to which small updates add up. Default: True.
+        exclude_buffers: regular expressions; floating buffers whose name matches are not averaged over the replicas. Default: none.
         weight_decay: decoupled, on tensors of two or more dimensions only. Default: 0.01.
     """
 
@@ -53,7 +47,7 @@ class RecipeSettings:
         self.lifecycle()
 
     def idle(self) -> Mapping[str, str]:
-        """The options that do nothing as the others stand, each with when it acts: "with server=True"."""
+        """The options that have no effect with these values of the others, each with when it acts, such as "with server=True"."""
         return {}
 
     def lifecycle(self) -> Lifecycle:
@@ -66,12 +60,30 @@ class RecipeSettings:
         )
 
     def optimizer(
-        self, model: nn.Module, groups: Sequence[dict[str, Any]], **parts: Unpack[OptimizerParts]
+        self,
+        model: nn.Module,
+        groups: Sequence[dict[str, Any]],
+        *,
+        chain: Stage | None = None,
+        local: LocalSteps | None = None,
+        look_ahead: Sequence[str] = (),
     ) -> ChainOptimizer:
-        """The optimizer of these groups of the model's parameters."""
+        """The optimizer of these groups of the model's parameters; see ChainOptimizer for the other arguments."""
         return ChainOptimizer(
-            groups, lr=self.lr, transport=self.transport, model=model, lifecycle=self.lifecycle(), **parts
+            groups,
+            chain=chain,
+            lr=self.lr,
+            transport=self.transport,
+            local=local,
+            look_ahead=look_ahead,
+            model=model,
+            lifecycle=self.lifecycle(),
         )
+
+    def uniform(self, model: nn.Module, chain: Stage, *, look_ahead: Sequence[str] = ()) -> ChainOptimizer:
+        """The optimizer whose parameters all go through one chain."""
+        groups = by_dimensions("all", trainable(model), weight_decay=self.weight_decay)
+        return self.optimizer(model, groups, chain=chain, look_ahead=look_ahead)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Approach D by measurement: which hidden matrices are worth their dense bytes."""
+"""Approach D by measurement: which hidden matrices to send uncompressed."""
 
 import math
 import re
@@ -12,6 +12,8 @@ from muonwire.errors import UsageError
 from muonwire.recipes.approaches import HybridSettings, approach_d
 from muonwire.recipes.define import recipe_of
 from muonwire.transport.base import SingleReplica, Transport
+
+__all__ = ["choose_dense"]
 
 
 def lost_shares(model: nn.Module, *, transport: Transport | None = None, **options: Any) -> dict[str, float]:
@@ -39,7 +41,7 @@ def lost_shares(model: nn.Module, *, transport: Transport | None = None, **optio
         gradient = route.param.grad.detach().float()
         names.append(route.name)
         if not all_finite(gradient):
-            # The others must not wait in vain: they get the NaN in their mean.
+            # The other replicas take part in the mean, and find the NaN in it.
             shares.append(gradient.new_tensor(math.nan))
             continue
         lost = gradient - codec.encode_body(gradient).decoded
@@ -63,11 +65,10 @@ def choose_dense(
     transport: Transport | None = None,
     **options: Any,
 ) -> list[str]:
-    """The option ``dense`` of approach_d, by measurement instead of by name: patterns that match the chosen matrices alone.
+    """The option ``dense`` of approach_d by measurement: patterns that match exactly the chosen matrices.
 
-    A parameter counts as much in one matrix as in another, so that what a dense byte saves is the share of the gradient that the
-    codec would drop (``lost_shares``). The matrices are taken in its order, largest first, as long as they fit into ``share`` of
-    all hidden parameters; one that does not fit is passed over.
+    The matrices are taken in the order of ``lost_shares``, the share of the gradient that the codec would drop, largest first, as
+    long as they fit into ``share`` of all hidden parameters; one that does not fit is passed over.
 
     Args:
         model: after a backward pass; all replicas call this together and get the same answer.
@@ -78,7 +79,7 @@ def choose_dense(
     Raises:
         UsageError: a share outside (0, 1] or smaller than every matrix, or gradients that are missing or not finite.
 
-    Source: source 000, approach D, which leaves open how the layers are chosen.
+    Source: approach D of the note “Why Muon and DisTrO conflict”, which leaves open how the layers are chosen.
 
     >>> import muonwire.recipes as recipes
     >>> model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 4))

@@ -1,4 +1,4 @@
-"""What the recipes share that compress every step: DisTrO's codec, and the exchanges that it goes through."""
+"""What the recipes that compress every step share: DisTrO's codec, and the exchanges with it."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from torch import nn
 from muonwire.codec import Codec, parse
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import RecipeSettings
-from muonwire.recipes.dense import RoutedSettings, routed_groups
+from muonwire.recipes.dense import RoutedSettings
 from muonwire.stages import EF14, Chain, Exchange, ResidualMomentum, Scale, Sign, Stage, chain
 
 CODEC = "dct(chunk=64) | topk(k=32) | sign(scale=chunk)"
@@ -47,13 +47,13 @@ class FedBackSettings(CodecSettings):
         self.fed_back()
 
     def fed_back(self) -> Exchange:
-        """Compressed exchange of what comes in, with error feedback."""
+        """The compressed exchange of an update, with error feedback."""
         return Exchange(codec=self.parsed_codec(), feedback=EF14(decay=self.feedback_decay))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressedSettings(CodecSettings, RoutedSettings):
-    """Hidden matrices one way, DisTrO for the rest.
+    """A compressed exchange of hidden matrices, and DisTrO for the rest.
 
     Args:
         residual_decay: of the residual momentum, in [0, 1]. Default: 0.999.
@@ -79,4 +79,4 @@ class CompressedSettings(CodecSettings, RoutedSettings):
 
     def with_distro_rest(self, model: nn.Module, hidden: Stage) -> ChainOptimizer:
         """An optimizer with this chain for hidden matrices, and DisTrO for all other parameters."""
-        return self.optimizer(model, routed_groups(model, self, hidden=hidden, rest=self.distro_chain()))
+        return self.routed(model, hidden=hidden, rest=self.distro_chain())

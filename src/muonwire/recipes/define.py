@@ -18,6 +18,8 @@ from muonwire.recipes.base import RecipeSettings
 from muonwire.recipes.describe import default_of, docstring
 from muonwire.transport.base import Transport
 
+__all__ = ["Recipe", "format_recipe", "parse_call", "parse_recipe", "recipe", "recipe_of"]
+
 P = ParamSpec("P")
 S = TypeVar("S", bound=RecipeSettings)
 
@@ -31,7 +33,7 @@ class Recipe:
         options: frozen dataclass of its options.
         build: (model, options) to the optimizer.
         summary: its chain, in one line.
-        source: where it comes from: paper and section, or a source's approach.
+        source: where it comes from: a paper and its section, or a note by its title.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Recipe:
     def make_options(
         self, given: Mapping[str, Any], *, lr: float = 1.0, transport: Transport | None = None
     ) -> Any:
-        """The options dataclass with what was given, as on the command line; ``lr`` and ``transport`` are no options there.
+        """The options dataclass with the given values; ``lr`` and ``transport`` are arguments of their own.
 
         Raises:
             UsageError: an unknown option, a value of the wrong kind or out of range, or an option that does nothing without
@@ -115,7 +117,7 @@ def _is_list_of_texts(value: Any) -> bool:
     )
 
 
-# What is wanted of an option by its type, and whether a value is that.
+# By an option's type: what is wanted of a value, and whether a value is that.
 _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     float: ("a number", _is_number),
     int: ("a whole number", _is_whole),
@@ -137,7 +139,7 @@ def recipe(
     Args:
         settings: the recipe's settings class, a RecipeSettings.
         summary: its chain, in one line.
-        source: where it comes from.
+        source: where it comes from, as Recipe has it.
 
     >>> from muonwire.recipes.base import RecipeSettings
     >>> from muonwire.stages import Mean, Sign, chain
@@ -162,7 +164,7 @@ def recipe(
         def function(model: nn.Module, /, *args: P.args, **given: P.kwargs) -> ChainOptimizer:
             if args:
                 raise UsageError(
-                    f"recipe {described.name}: {args[0]!r} is given by place; give options by name, such as lr=0.01"
+                    f"recipe {described.name}: {args[0]!r} is a positional argument; give options by name, such as lr=0.01"
                 )
             return described.optimizer(model, given)
 
@@ -193,13 +195,13 @@ def _signature(settings: type) -> inspect.Signature:
 
 
 def recipe_of(function: Callable[..., ChainOptimizer]) -> Recipe:
-    """What stands behind a function that ``recipe`` made."""
+    """The Recipe of a function that ``recipe`` made."""
     found: Recipe = vars(function)["recipe"]
     return found
 
 
 def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:
-    """Read "muon" or "local_muon(interval=10, density=0.02)": a name, and options as Python literals.
+    """Read "muon" or "local_muon(interval=10, density=0.02)": a name, and options as Python literals; see ``parse_call``.
 
     >>> parse_recipe("local_muon(interval=10, codec='sign(scale=row)')")
     ('local_muon', {'interval': 10, 'codec': 'sign(scale=row)'})
@@ -207,18 +209,30 @@ def parse_recipe(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         UsageError: the text has another form.
     """
+    return parse_call(text, what="recipe", example="muon(momentum=0.9)")
+
+
+def parse_call(text: str, *, what: str, example: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options in a text such as "muon(momentum=0.9)"; the name may have dots, as that of a module's member.
+
+    Args:
+        text: to read.
+        what: it names, for messages.
+        example: for messages.
+
+    Raises:
+        UsageError: the text has another form.
+    """
     try:
         expression = ast.parse(text.strip(), mode="eval").body
-        if isinstance(expression, ast.Name):
-            return expression.id, {}
-        if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name) and not expression.args:
-            return expression.func.id, {
-                str(k.arg): ast.literal_eval(k.value) for k in expression.keywords if k.arg
-            }
+        call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
+        name = ast.unparse(call.func)
+        if all(word.isidentifier() for word in name.split(".")) and not call.args:
+            return name, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords if k.arg}
     except (SyntaxError, ValueError):
         pass
     raise UsageError(
-        f"recipe: {text!r} does not parse; write a name, or name(option=value, ...) such as 'muon(momentum=0.9)'"
+        f"{what}: {text!r} does not parse; write a name, or name(option=value, ...) such as {example!r}"
     )
 
 

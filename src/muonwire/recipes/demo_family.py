@@ -1,16 +1,16 @@
-"""DeMo, and the DisTrO that Psyche made of it: compressed momentum, then its sign."""
+"""DeMo and its 1-bit variant DisTrO, as Psyche runs it: compressed momentum, then its sign."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire import codec
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import RecipeSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import by_dimensions, trainable
 from muonwire.stages import Delayed, Exchange, ResidualMomentum, Sign, Stage, chain
 
 
@@ -91,20 +91,20 @@ class PsycheSettings(DistroSettings):
     look_ahead: bool = True
     delayed: bool = False
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """The weights that are looked ahead of are kept in float32 always."""
+        # Weights with a look-ahead are always kept in float32.
         return {**super().idle(), **({"masters": "with look_ahead=False"} if self.look_ahead else {})}
 
 
 @recipe(
     DistroSettings,
-    summary="source 0's baseline: residual momentum + exchange(dct, top-k, 1-bit) → sign",
+    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign",
     source="DeMo, arXiv 2411.19870, with Psyche's 1-bit values",
 )
 def distro(model: nn.Module, options: DistroSettings) -> ChainOptimizer:
     """Compressed momentum, then its sign, with one bit a coefficient."""
-    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return options.optimizer(model, groups, chain=chain(options.stage(), Sign()))
+    return options.uniform(model, chain(options.stage(), Sign()))
 
 
 @recipe(
@@ -114,23 +114,16 @@ def distro(model: nn.Module, options: DistroSettings) -> ChainOptimizer:
 )
 def demo(model: nn.Module, options: DemoSettings) -> ChainOptimizer:
     """Compressed momentum, then its sign, with whole coefficients."""
-    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    return options.optimizer(model, groups, chain=chain(options.stage(), Sign()))
+    return options.uniform(model, chain(options.stage(), Sign()))
 
 
 @recipe(
     PsycheSettings,
-    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign, with gradients looked ahead by the residual's sign",
+    summary="residual momentum + exchange(dct, top-k, 1-bit) → sign, with gradients taken ahead by the residual's sign",
     source="DeMo, arXiv 2411.19870, as Psyche's distro.rs has it",
 )
 def psyche(model: nn.Module, options: PsycheSettings) -> ChainOptimizer:
-    """DisTrO whose gradients are taken where the replica's own unsent share would lead."""
-    compressed: Stage = Delayed(through=options.stage()) if options.delayed else options.stage()
-    groups = by_dimensions("all", trainable(model), weight_decay=options.weight_decay)
-    inside = ("delayed", "through") if options.delayed else ("exchange",)
-    return options.optimizer(
-        model,
-        groups,
-        chain=chain(compressed, Sign()),
-        look_ahead=(*inside, "residual") if options.look_ahead else (),
-    )
+    """DisTrO whose gradients are taken at weights moved by what the replica has not sent yet."""
+    exchange: Stage = Delayed(through=options.stage()) if options.delayed else options.stage()
+    residual = ("delayed", "through", "residual") if options.delayed else ("exchange", "residual")
+    return options.uniform(model, chain(exchange, Sign()), look_ahead=residual if options.look_ahead else ())

@@ -1,4 +1,4 @@
-"""What a recipe's options mean, read off the docstrings of its settings classes: for help texts and docs/recipes.md."""
+"""The meanings of a recipe's options, read from the docstrings of its settings classes: for help texts and docs/recipes.md."""
 
 import inspect
 import re
@@ -20,15 +20,15 @@ def settings_of(options: type) -> list[type]:
 
 
 def meanings(options: type) -> dict[str, str]:
-    """Every option's meaning, without its default where that is in the field alone.
+    """Every option's meaning; its default is left out where the text gives it only as the value.
 
-    Where a class changes the default of an option and says no more, the meaning is that of the class that it has it from.
+    Where a class changes only the default of an option, the meaning is that of the class that it inherits the option from.
     """
     found: dict[str, str] = {}
     for option in fields(options):
         holders = [c for c in settings_of(options) if option.name in inspect.get_annotations(c)]
-        said = [(c, text) for c in holders if (text := _entries(c).get(option.name)) is not None]
-        settings, text = said[0]
+        described = [(c, text) for c in holders if (text := _entries(c).get(option.name)) is not None]
+        settings, text = described[0]
         if settings is not holders[0]:
             # This default is another class's.
             text = re.sub(r"\s*Default: .*", "", text)
@@ -47,11 +47,11 @@ def _entries(settings: type) -> dict[str, str]:
 
 def docstring(opening: str, *, summary: str, options: type, source: str) -> str:
     """A recipe's docstring: what it is, its chain, every option, errors and source."""
-    told = meanings(options)
+    texts = meanings(options)
     lines = [inspect.cleandoc(opening), "", f"Chain: {summary}", "", "Args:"]
     lines.append("    model: its trainable parameters, the same on every replica.")
     for option in fields(options):
-        text, default = told[option.name], default_of(option)
+        text, default = texts[option.name], default_of(option)
         if default is not MISSING and "Default:" not in text:
             text += f"{'' if text.endswith('.') else '.'} Default: {default!r}."
         lines.append(f"    {option.name}: {text}")

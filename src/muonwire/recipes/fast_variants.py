@@ -1,15 +1,16 @@
-"""Source 003's MuonFast: momentum, orthogonalized; as its text has it, and with each of its fixes."""
+"""MuonFast of the note “Why MuonFast fails on vision transformers”: as its text describes it, and with each of its fixes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import MuonSettings, routed_groups
+from muonwire.recipes.dense import MuonSettings
 from muonwire.stages import (
     Adam,
     ByRate,
@@ -59,8 +60,8 @@ class MuonFastSettings(MuonSettings):
             raise UsageError(f"muonfast: rest is {self.rest!r}; allowed are {', '.join(RESTS)}")
         super().__post_init__()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """Adam's options act where Adam is, Nesterov's where the velocity is."""
         idle = dict(super().idle())
         if self.rest == "sgd":
             idle["beta1"] = 'with rest="adam"'
@@ -73,10 +74,12 @@ class MuonFastSettings(MuonSettings):
             idle["scale"] = "without keep_norm"
         return idle
 
+    @override
     def momentum_stage(self) -> Momentum:
         """The note's velocity, v ← β v + g, or g + β v with Nesterov."""
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
+    @override
     def polar_chain(self) -> Chain:
         """Velocity, orthogonalized and scaled, with the fixes that are chosen."""
         direction: Stage = chain(self.polar_stage(), Scale(kind=self.scale))
@@ -96,22 +99,20 @@ class MuonFastSettings(MuonSettings):
         return chain(first, direction)
 
     def rest_stage(self) -> Stage:
-        """What is not orthogonalized goes through this."""
+        """The stage of the parameters that are not orthogonalized."""
         return self.adam_stage() if self.rest == "adam" else self.momentum_stage()
 
 
 @recipe(
     MuonFastSettings,
-    summary="mean → momentum → polar for hidden matrices, mean → momentum for the rest; the fixes of source 003 are options",
-    source="source 003",
+    summary="mean → momentum → polar for hidden matrices, mean → momentum for the rest; the note's fixes are options",
+    source="“Why MuonFast fails on vision transformers”",
 )
 def muonfast(model: nn.Module, options: MuonFastSettings) -> ChainOptimizer:
-    """Source 003's MuonFast: velocity, orthogonalized."""
-    groups = routed_groups(
+    """MuonFast: the heavy ball's momentum, orthogonalized."""
+    return options.routed(
         model,
-        options,
         hidden=chain(Mean(), options.polar_chain()),
         rest=chain(Mean(), options.rest_stage()),
         rest_rate=options.adam_lr_ratio,
     )
-    return options.optimizer(model, groups)

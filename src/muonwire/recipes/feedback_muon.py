@@ -1,4 +1,4 @@
-"""Muon behind a compressed exchange of gradients with error feedback, and with signs alone."""
+"""Muon with error feedback (EF14, EF21), and Muon by majority vote on signs."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import MomentumSettings, PolarSettings
 from muonwire.recipes.compressed import CODEC, CodecSettings, FedBackSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import MuonSettings, RoutedSettings, routed_groups
+from muonwire.recipes.dense import MuonSettings, RoutedSettings
 from muonwire.stages import EF21, Chain, Exchange, Scale, Sign, chain
 
 
@@ -26,10 +26,7 @@ class EF14MuonSettings(FedBackSettings, MuonSettings):
 )
 def ef14_muon(model: nn.Module, options: EF14MuonSettings) -> ChainOptimizer:
     """Muon on gradients that travel compressed, with error feedback."""
-    hidden = chain(options.fed_back(), options.polar_chain())
-    rest = chain(options.fed_back(), options.adam_stage())
-    groups = routed_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
-    return options.optimizer(model, groups)
+    return options.optimizer(model, options.muon_groups(model, options.fed_back()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +34,7 @@ class EF21MuonSettings(CodecSettings, MuonSettings):
     """Options of ef21_muon.
 
     Args:
-        codec: in textual form. EF21 wants a contraction, a decoded value nearer to the signal than zero is: one with a scale.
+        codec: in textual form. EF21 needs a codec whose decoded value is nearer to the signal than zero is: one with a scale.
         nesterov: look ahead. Default: False, as the paper has it.
     """
 
@@ -64,8 +61,7 @@ def ef21_muon(model: nn.Module, options: EF21MuonSettings) -> ChainOptimizer:
         options.momentum_stage(), options.estimated(), options.polar_stage(), options.scale_stage()
     )
     rest = chain(options.estimated(), options.adam_stage())
-    groups = routed_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
-    return options.optimizer(model, groups)
+    return options.routed(model, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +94,8 @@ class SignMuonSettings(RoutedSettings, PolarSettings, MomentumSettings):
 )
 def signmuon(model: nn.Module, options: SignMuonSettings) -> ChainOptimizer:
     """The majority's vote on the signs of the replicas' polar factors."""
-    groups = routed_groups(
+    return options.routed(
         model,
-        options,
         hidden=chain(options.momentum_stage(), options.polar_stage(), options.vote()),
         rest=chain(options.momentum_stage(), options.vote()),
     )
-    return options.optimizer(model, groups)

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.settings import LocalSteps
 from muonwire.recipes.base import AdamSettings, RecipeSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import MuonSettings, by_dimensions, muon_groups, trainable
+from muonwire.recipes.dense import MuonSettings
+from muonwire.recipes.groups import by_dimensions, trainable
 from muonwire.stages import EF14, Chain, Exchange, Momentum, NoFeedback, chain
 
 
@@ -21,7 +23,7 @@ class OuterSettings(RecipeSettings):
 
     Args:
         interval: H, local steps a synchronization. Default: 5.
-        growth: steps by which H grows with every step of the run. Default: 0.
+        growth: steps by which H grows with every local step. Default: 0.
         codec: of matrices, in textual form. Default: "topk(density=0.1) | sign(scale=tensor)".
         vector_codec: of biases and norms. Default: "sign(scale=tensor)".
         feedback: keep what the codecs drop for the next synchronization. Default: True.
@@ -50,8 +52,8 @@ class OuterSettings(RecipeSettings):
         self.outer_chain(self.matrix_codec())
         self.outer_chain(parse(self.vector_codec))
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """The decay of what is not kept, and the look-ahead of no momentum."""
         idle = dict(super().idle())
         if not self.feedback:
             idle["feedback_decay"] = "with feedback=True"
@@ -75,7 +77,7 @@ class OuterSettings(RecipeSettings):
         return self.outer_chain(self.matrix_codec() if param.ndim >= 2 else parse(self.vector_codec))
 
     def local_steps(self) -> LocalSteps:
-        """How long replicas step alone."""
+        """How many steps replicas take alone."""
         return LocalSteps(interval=self.interval, growth=self.growth, outer_lr=self.outer_lr)
 
     def with_outer_chains(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,22 +87,22 @@ class OuterSettings(RecipeSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOuterSettings(OuterSettings):
-    """How much of a matrix the default codec sends.
+    """The share of a matrix that the default codec sends.
 
     Args:
         density: share of each matrix's entries that is sent, in (0, 1], short for codec="topk(density=…) | sign(scale=tensor)".
-            Default: none, the codec says it.
+            Default: none; the codec decides.
     """
 
     density: float | None = None
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """The density makes the codec."""
         replaced = {} if self.density is None else {"codec": "without density"}
         return {**super().idle(), **replaced}
 
+    @override
     def matrix_codec(self) -> Codec:
-        """The codec of tensors of two or more dimensions."""
         if self.density is None:
             return super().matrix_codec()
         return Pipeline(select=TopK(density=self.density), quantize=Sign(scale="tensor"))
@@ -128,7 +130,7 @@ class SparseLocalAdamSettings(SparseOuterSettings, LocalAdamSettings):
 
 def with_muon_inside(model: nn.Module, options: LocalMuonSettings) -> ChainOptimizer:
     """The optimizer whose local steps are Muon's."""
-    groups = options.with_outer_chains(muon_groups(model, options, exchange_first=()))
+    groups = options.with_outer_chains(options.muon_groups(model))
     return options.optimizer(model, groups, local=options.local_steps())
 
 
@@ -149,7 +151,7 @@ def with_adam_inside(model: nn.Module, options: LocalAdamSettings) -> ChainOptim
     source="MuLoCo and DiLoCo (arXiv 2311.08105) with sparse 1-bit weight changes",
 )
 def local_muon(model: nn.Module, options: SparseLocalMuonSettings) -> ChainOptimizer:
-    """Muon on each replica alone for H steps, then an exchange of what the weights have changed by."""
+    """Muon on each replica alone for H steps, then an exchange of the weight changes."""
     return with_muon_inside(model, options)
 
 
@@ -159,5 +161,5 @@ def local_muon(model: nn.Module, options: SparseLocalMuonSettings) -> ChainOptim
     source="DiLoCo, arXiv 2311.08105, with sparse 1-bit weight changes",
 )
 def local_adamw(model: nn.Module, options: SparseLocalAdamSettings) -> ChainOptimizer:
-    """AdamW on each replica alone for H steps, then an exchange of what the weights have changed by."""
+    """AdamW on each replica alone for H steps, then an exchange of the weight changes."""
     return with_adam_inside(model, options)

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.codec import parse
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import AdamRestSettings, ScaleSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import MuonSettings, RoutedSettings, routed_groups
+from muonwire.recipes.dense import MuonSettings, RoutedSettings
 from muonwire.stages import EF14, Chain, Dion, Exchange, Mean, PowerSGD, chain
 
 
@@ -59,13 +60,13 @@ class PowerSettings(MuonSettings):
         super().__post_init__()
         self.power()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """A share of the dimension takes the place of the rank."""
         replaced = {} if self.fraction is None else {"rank": "without fraction"}
         return {**super().idle(), **replaced}
 
     def power(self) -> PowerSGD:
-        """The stage."""
+        """The stage with these settings."""
         return PowerSGD(rank=self.rank, fraction=self.fraction, wire=self.wire, decay=self.feedback_decay)
 
 
@@ -88,14 +89,14 @@ class DionSettings(RoutedSettings, AdamRestSettings, ScaleSettings):
         self.power()
 
     def power(self) -> Dion:
-        """The stage."""
+        """The stage with these settings."""
         return Dion(fraction=self.fraction, wire=self.wire, momentum=self.momentum)
 
 
 @recipe(
     TruncatedSettings,
     summary="exchange(truncated SVD, EF14) of gradients → momentum → polar → scale; mean → adam for the rest",
-    source="source 000, approach E; the nearest matrix of a rank: Eckart and Young (1936)",
+    source="approach E of “Why Muon and DisTrO conflict”; the nearest matrix of a rank: Eckart and Young (1936)",
 )
 def approach_e(model: nn.Module, options: TruncatedSettings) -> ChainOptimizer:
     """Muon on gradients of which each replica sends the nearest matrix of low rank."""
@@ -105,7 +106,7 @@ def approach_e(model: nn.Module, options: TruncatedSettings) -> ChainOptimizer:
 @recipe(
     PowerSettings,
     summary="power iteration over the replicas with feedback → momentum → polar → scale; mean → adam for the rest",
-    source="source 000, approach E, by power iteration; PowerSGD, arXiv 1905.13727",
+    source="approach E of “Why Muon and DisTrO conflict”, by power iteration; PowerSGD, arXiv 1905.13727",
 )
 def powersgd_muon(model: nn.Module, options: PowerSettings) -> ChainOptimizer:
     """Muon on gradients of low rank, found by power iteration over all replicas."""
@@ -115,7 +116,7 @@ def powersgd_muon(model: nn.Module, options: PowerSettings) -> ChainOptimizer:
 @recipe(
     DionSettings,
     summary="power iteration over the replicas' momenta, orthonormal factors as the update → scale; mean → adam for the rest",
-    source="Dion, arXiv 2504.05295; source 002",
+    source="Dion, arXiv 2504.05295; “Coefficients and variance of Muon”",
 )
 def dion(model: nn.Module, options: DionSettings) -> ChainOptimizer:
     """Orthonormal updates of low rank, out of the replicas' momenta."""
@@ -124,5 +125,4 @@ def dion(model: nn.Module, options: DionSettings) -> ChainOptimizer:
 
 def _with_dense_rest(model: nn.Module, options: MuonSettings | DionSettings, hidden: Chain) -> ChainOptimizer:
     rest = chain(Mean(), options.adam_stage())
-    groups = routed_groups(model, options, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
-    return options.optimizer(model, groups)
+    return options.routed(model, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)

@@ -1,9 +1,10 @@
-"""The recipe that wins here: local Muon whose weight changes travel as one bit an entry."""
+"""The recipe that muonwire recommends: local Muon whose weight changes travel as one bit an entry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.define import recipe
@@ -37,13 +38,14 @@ class OneBitMuonSettings(LocalMuonSettings):
     outer_lr: float = 0.9
     outer_momentum: float = 0.3
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """The rows' decay acts on rows that are normalized."""
         plain = {} if self.normalize_rows else {"row_beta2": "with normalize_rows=True"}
         return {**super().idle(), **plain}
 
+    @override
     def polar_chain(self) -> Chain:
-        """Momentum → polar → (row_normalize →) scale."""
+        """momentum → polar → scale, with row_normalize before the scale where rows are normalized."""
         if self.normalize_rows:
             return normalized_chain(self, row_beta2=self.row_beta2)
         return super().polar_chain()

@@ -1,14 +1,15 @@
-"""Source 004's description of Muon, as it is worded: momentum SGD whose weights are orthogonalized after every step."""
+"""Muon as the note “Muon from the top down” first describes it: SGD that orthogonalizes the weights after every step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
+from typing_extensions import override
 
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import AdamRestSettings, MomentumSettings, PolarSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import RoutedSettings, routed_groups
+from muonwire.recipes.dense import RoutedSettings
 from muonwire.stages import Mean, Momentum, Stage, WeightPolar, chain
 
 
@@ -28,15 +29,15 @@ class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, Mo
         super().__post_init__()
         self.hidden_stages()
 
+    @override
     def idle(self) -> Mapping[str, str]:
-        """How weights are orthogonalized, where they never are."""
         never = (
             {} if self.period else dict.fromkeys(("strength", "method", "schedule", "dtype"), "with a period")
         )
         return {**super().idle(), **never}
 
+    @override
     def momentum_stage(self) -> Momentum:
-        """The heavy ball."""
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
     def hidden_stages(self) -> list[Stage]:
@@ -50,15 +51,13 @@ class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, Mo
 @recipe(
     SGDWeightPolarSettings,
     summary="mean → momentum → the weight's own polar factor for hidden matrices, mean → adam for the rest",
-    source="source 004, Muon as its first sentence describes it",
+    source="the first sentence of “Muon from the top down”",
 )
 def sgd_weight_polar(model: nn.Module, options: SGDWeightPolarSettings) -> ChainOptimizer:
     """Momentum SGD whose weights, not updates, are orthogonalized."""
-    groups = routed_groups(
+    return options.routed(
         model,
-        options,
         hidden=chain(Mean(), *options.hidden_stages()),
         rest=chain(Mean(), options.adam_stage()),
         rest_rate=options.adam_lr_ratio,
     )
-    return options.optimizer(model, groups)

@@ -1,4 +1,4 @@
-"""Singular values of trained weights: read, edit, measure, and talk to what comes out."""
+"""Singular values of trained weights: read, edit and measure them, and talk to the edited models."""
 
 from muonwire.spectra.edit import Edited, edit_model, read_record, write_model
 from muonwire.spectra.edits import EDITS, Edit, parse_edit, parse_edits

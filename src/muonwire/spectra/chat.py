@@ -21,7 +21,7 @@ def chat(
         opened: the models.
         labels: their names.
         sampling: how tokens are chosen; each turn has a seed of its own, the same for every model.
-        lines: what is said; it ends at an empty line or at the end.
+        lines: what the user writes; an empty line or the end of the lines ends the conversation.
     """
     from rich.console import Console
 
@@ -31,14 +31,14 @@ def chat(
     while True:
         if console.is_terminal:
             console.print("[bold]you:[/bold] ", end="")
-        said = next(source, "").strip()
-        if not said:
+        line = next(source, "").strip()
+        if not line:
             return
-        if said == FORGET:
+        if line == FORGET:
             messages = [[] for _ in opened]
             continue
         for conversation in messages:
-            conversation.append({"role": "user", "content": said})
+            conversation.append({"role": "user", "content": line})
         answers = _turn(opened, labels, messages, replace(sampling, seed=sampling.seed + turn), console)
         for conversation, text in zip(messages, answers, strict=True):
             conversation.append({"role": "assistant", "content": text})

@@ -1,4 +1,4 @@
-"""The page of models beside each other: what they predict, and what they say."""
+"""The page of models beside each other: their predictions of text and their answers."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def compare_page(
         likenesses: of each.
         answers: of each, to the same prompts.
         text: what was predicted, such as "the King James text".
-        facts: short facts about how it was made.
+        facts: short facts about how the figures were made.
     """
     return Page(
         title=" and ".join((", ".join(labels[:-1]), labels[-1])) if len(labels) > 1 else labels[0],
@@ -47,12 +47,12 @@ def compare_page(
 def likeness_table(labels: Sequence[str], likenesses: Sequence[Likeness]) -> Table:
     """Loss, perplexity, KL and agreement of each model."""
     rows = []
-    for label, one in zip(labels, likenesses, strict=True):
+    for label, likeness in zip(labels, likenesses, strict=True):
         cells = [
-            f"{one.loss:.4f}",
-            number_text(one.perplexity),
-            f"{one.kl:.4f}",
-            percent_text(one.agreement),
+            f"{likeness.loss:.4f}",
+            number_text(likeness.perplexity),
+            f"{likeness.kl:.4f}",
+            percent_text(likeness.agreement),
         ]
         rows.append((Cell(text=label), *(Cell(text=text) for text in cells)))
     return Table(
@@ -69,15 +69,15 @@ def likeness_table(labels: Sequence[str], likenesses: Sequence[Likeness]) -> Tab
 
 
 def answers_table(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) -> Table:
-    """Length and repetition of what each model says."""
+    """Length and repetition of each model's answers."""
     rows = []
-    for label, said in zip(labels, answers, strict=True):
-        lengths = [a.num_tokens for a in said]
+    for label, its_answers in zip(labels, answers, strict=True):
+        lengths = [a.num_tokens for a in its_answers]
         cells = [
             f"{sum(lengths) / len(lengths):.1f}",
             f"{min(lengths)} to {max(lengths)}",
-            f"{sum(a.ended for a in said)} of {len(said)}",
-            percent_text(sum(a.repetition for a in said) / len(said)),
+            f"{sum(a.ended for a in its_answers)} of {len(its_answers)}",
+            percent_text(sum(a.repetition for a in its_answers) / len(its_answers)),
         ]
         rows.append((Cell(text=label), *(Cell(text=text) for text in cells)))
     return Table(
@@ -94,13 +94,14 @@ def answers_table(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) ->
 
 
 def conversations(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) -> list[Listings]:
-    """What each model says to each prompt, side by side."""
+    """The models' answers to each prompt, side by side."""
     found = []
-    for place, first in enumerate(answers[0]):
+    for place in range(len(answers[0])):
         listings = []
-        for label, said in zip(labels, answers, strict=True):
-            one = said[place]
-            how = f"{one.num_tokens} tokens{', ended by itself' if one.ended else ', cut off'}"
-            listings.append(Listing(title=label, text=f"> {first.prompt}\n\n{one.text.strip()}", detail=how))
+        for label, its_answers in zip(labels, answers, strict=True):
+            answer = its_answers[place]
+            text = f"> {answer.prompt}\n\n{answer.text.strip()}"
+            detail = f"{answer.num_tokens} tokens, {'ended by itself' if answer.ended else 'cut off'}"
+            listings.append(Listing(title=label, text=text, detail=detail))
         found.append(Listings(listings=tuple(listings)))
     return found

@@ -52,7 +52,7 @@ def decompose(name: str, matrix: Tensor) -> Factors:
 
 
 def chosen_weights(model: nn.Module, edits: Sequence[Edit]) -> list[tuple[Weight, list[Edit]]]:
-    """The weights that any of the edits means, each with its edits in order.
+    """The weights that any of the edits chooses, each with its edits in order.
 
     Raises:
         UsageError: an edit matches no weight.
@@ -70,12 +70,12 @@ def chosen_weights(model: nn.Module, edits: Sequence[Edit]) -> list[tuple[Weight
 def edit_model(model: nn.Module, edits: Sequence[Edit], *, step: Progress | None = None) -> list[Edited]:
     """Change the singular values of a model in place, matrix by matrix.
 
-    What is written back is rounded to the weight's dtype, so the spectrum that is read back differs from the wanted one by at
-    most the norm of that rounding (Weyl): |σ − σ'| ≤ eps/2 · ‖W'‖_F.
+    The edited matrix is rounded to the weight's dtype, so the spectrum that is read back differs from the wanted one by at most
+    the norm of that rounding (Weyl): |σ − σ'| ≤ eps/2 · ‖W'‖_F.
 
     Args:
         model: any module; weights that are tied stay tied.
-        edits: applied one after the other to each weight that they mean.
+        edits: applied one after the other to each weight that they choose.
         step: called with the name of each matrix before it is edited.
 
     Raises:
@@ -96,7 +96,7 @@ def edit_model(model: nn.Module, edits: Sequence[Edit], *, step: Progress | None
 
 
 def edited(name: str, factors: Factors, edits: Sequence[Edit]) -> Factors:
-    """The factors of a matrix after its edits; what is random depends on its name and the edit's seed."""
+    """The factors of a matrix after its edits; random numbers depend on its name and the edit's seed."""
     for edit in edits:
         factors = edit.apply(factors, name=name, seed=zlib.crc32(name.encode()))
     return factors
@@ -129,7 +129,7 @@ def write_model(
     Args:
         opened: the model.
         out: the folder.
-        edits, edited: what was done to it, for ``spectra_edit.json``.
+        edits, edited: the edits and their results, for ``spectra_edit.json``.
         overwrite: replace a folder that is there.
 
     Raises:
@@ -138,7 +138,7 @@ def write_model(
     check_target(opened, out, overwrite=overwrite)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        # Parts, so that what is being written takes little memory beside the model itself.
+        # In parts, so that writing takes little memory beside the model itself.
         opened.model.save_pretrained(partial, max_shard_size=SHARD)  # type: ignore[operator]
         if isinstance(opened.tokens, HubTokens):
             opened.tokens.tokenizer.save_pretrained(partial)
@@ -150,22 +150,17 @@ def write_model(
         write_json(partial / RECORD, record)
         partial.chmod(0o755)
         if out.exists():
-            # The old model goes only once the new one has its name.
+            # The old model is deleted only after the new one has its name.
             replaced = partial.with_name(partial.name + ".old")
             out.rename(replaced)
             partial.rename(out)
             shutil.rmtree(replaced)
         else:
             partial.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-            raise UsageError(
-                f"edit: no space is left to write {out}; free some, or name a folder on another disk"
-            ) from error
-        raise
     except Exception as error:
-        # safetensors wraps what the system said.
-        if "No space left" in str(error):
+        # safetensors raises a class of its own with the system's message in it.
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error):
             raise UsageError(
                 f"edit: no space is left to write {out}; free some, or name a folder on another disk"
             ) from error
@@ -183,7 +178,7 @@ def check_target(opened: Opened, out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"edit: {out} is there already; name another folder, or give --overwrite")
     if out.exists() and not (out / "config.json").is_file() and any(out.iterdir()):
         raise UsageError(
-            f"edit: {out} holds something else than a model and is not overwritten; name another folder"
+            f"edit: {out} holds something other than a model and is not overwritten; name another folder"
         )
     if opened.source is not None and out.exists() and out.samefile(opened.source):
         raise UsageError(f"edit: {out} is the model that is edited; name another folder")
@@ -197,7 +192,7 @@ def check_target(opened: Opened, out: Path, *, overwrite: bool) -> None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What ``spectra_edit.json`` of a written model says.
+    """The content of ``spectra_edit.json`` in a written model.
 
     Raises:
         UsageError: there is none.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.recipes import format_recipe, parse_recipe
@@ -42,7 +43,7 @@ class Edit(ABC):
 
     @property
     def choice(self) -> Choice:
-        """Which weights it changes."""
+        """The weights that it changes."""
         return Choice(kind=self.kind, layers=self.layers)
 
     def check(self) -> None:
@@ -76,7 +77,7 @@ def _root_mean_square(s: Tensor) -> Tensor:
 
 
 def _rank_of_each(s: Tensor) -> Tensor:
-    """0 for the largest, 1 for the next, …"""
+    """The place of each singular value by size: 0 for the largest, 1 for the next, …"""
     ranks = torch.empty_like(s, dtype=torch.int64)
     ranks[s.argsort(descending=True, stable=True)] = torch.arange(len(s), device=s.device)
     return ranks
@@ -95,8 +96,8 @@ class Clip(Edit):
     high: float | None = None
     of: str = "rms"
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         low, high = 0.0 if self.low is None else self.low, math.inf if self.high is None else self.high
         if (self.low is None and self.high is None) or low < 0 or high < low or self.of not in UNITS:
@@ -105,8 +106,8 @@ class Clip(Edit):
                 f"it takes low and high, at least one, with 0 <= low <= high, and of={' or '.join(UNITS)}",
             )
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         s = factors.s
         unit = {"rms": _root_mean_square(s), "largest": s.max(), "one": torch.ones_like(s[0])}[self.of]
         low = None if self.low is None else self.low * unit
@@ -127,18 +128,18 @@ class Flatten(Edit):
 
     power: float = 0.5
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if not 0 <= self.power < math.inf:
             raise _wrong(self, "power must be at least 0")
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         s = factors.s
         if not float(s.max()):
             return factors
-        # Relative to the largest, so that no power overflows; what is exactly zero has no direction to give a length to.
+        # Relative to the largest, so that no power overflows. Zeros stay zero for every p.
         powered = torch.where(s > 0, (s / s.max()) ** self.power, torch.zeros_like(s))
         return factors._replace(s=powered * (s.norm() / powered.norm()))
 
@@ -147,14 +148,14 @@ class Flatten(Edit):
 class PolarFactor(Edit):
     """σ' = ‖W‖_F/√r: the polar factor at equal Frobenius norm."""
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         return factors._replace(s=_root_mean_square(factors.s).expand_as(factors.s).clone())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counted(Edit):
-    """What chooses k singular values.
+    """An edit of k of the singular values.
 
     Args:
         k: how many.
@@ -166,8 +167,8 @@ class Counted(Edit):
     fraction: float | None = None
     which: str = "largest"
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if (self.k is None) == (self.fraction is None):
             raise _wrong(self, "it takes either k or fraction")
@@ -177,7 +178,7 @@ class Counted(Edit):
             raise _wrong(self, "which is largest or smallest")
 
     def chosen(self, s: Tensor, name: str) -> Tensor:
-        """Which of the singular values are meant."""
+        """A mask of the chosen singular values."""
         k = round(self.fraction * len(s)) if self.fraction is not None else self.k
         assert k is not None
         if k > len(s):
@@ -192,8 +193,8 @@ class Counted(Edit):
 class Keep(Counted):
     """σ' = σ for the k largest (or smallest), 0 for the others."""
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         return factors._replace(s=torch.where(self.chosen(factors.s, name), factors.s, 0))
 
 
@@ -201,8 +202,8 @@ class Keep(Counted):
 class Drop(Counted):
     """σ' = 0 for the k largest (or smallest), σ for the others."""
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         return factors._replace(s=torch.where(self.chosen(factors.s, name), 0, factors.s))
 
 
@@ -219,14 +220,14 @@ class Scale(Edit):
     start: float = 0.0
     stop: float = 0.1
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if not 0 <= self.start < self.stop <= 1 or not 0 <= self.factor < math.inf:
             raise _wrong(self, "0 <= start < stop <= 1 and a finite factor of at least 0 are wanted")
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         s = factors.s
         place = _rank_of_each(s) / len(s)
         return factors._replace(
@@ -244,8 +245,8 @@ class Permute(Edit):
 
     seed: int = 0
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         order = torch.randperm(len(factors.s), generator=_generator(self.seed, seed))
         return factors._replace(s=factors.s[order.to(factors.s.device)])
 
@@ -262,14 +263,14 @@ class Rotate(Edit):
     side: str = "both"
     seed: int = 0
 
+    @override
     def check(self) -> None:
-        """See Edit.check."""
         super().check()
         if self.side not in ("left", "right", "both"):
             raise _wrong(self, "side is left, right or both")
 
+    @override
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
-        """See Edit.apply."""
         generator = _generator(self.seed, seed)
         u = _random_columns(factors.u, generator) if self.side != "right" else factors.u
         vt = _random_columns(factors.vt.mT, generator).mT if self.side != "left" else factors.vt
@@ -311,7 +312,7 @@ def parse_edit(text: str) -> Edit:
     "keep(kind='mlp', fraction=0.5)"
 
     Raises:
-        UsageError: the text has another form, or names an edit or an option that there is not, or a value out of range.
+        UsageError: the text has another form, names an unknown edit or option, or has a value out of range.
     """
     name, options = parse_recipe(text)
     if name not in EDITS:

@@ -1,4 +1,4 @@
-"""Where in a weight's spectrum its inputs lie."""
+"""How the inputs of a weight are distributed over its singular directions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class InputEnergy:
 
     Args:
         name, kind: of the weight.
-        largest, smallest: share of Σᵢ E(vᵢᵀx)² in the directions vᵢ of the largest (smallest) tenth of the σᵢ; a tenth where the
-            inputs do not care for the weight's spectrum.
+        largest, smallest: share of Σᵢ E(vᵢᵀx)² in the directions vᵢ of the largest (smallest) tenth of the σᵢ; 0.1 where
+            the inputs are independent of the weight's spectrum.
         output: share of E‖Wx‖² = Σᵢ σᵢ² E(vᵢᵀx)² in the smallest tenth.
         weight: share of ‖W‖²_F in the smallest tenth.
     """
@@ -49,7 +49,7 @@ def input_energy(
     owners = {id(p): m for m in model.modules() for p in m.parameters(recurse=False)}
     found = []
     hidden = [w for w in weights_of(model) if w.route.role == "hidden"]
-    # Only the inputs of one kind at a time are kept.
+    # One kind at a time, to keep fewer inputs in memory.
     for kind in dict.fromkeys(w.kind for w in hidden):
         linear = {w.name: (w, owners[id(w.route.param)]) for w in hidden if w.kind == kind}
         linear = {n: (w, m) for n, (w, m) in linear.items() if _is_linear(m)}
@@ -92,7 +92,7 @@ def _inputs(model: nn.Module, modules: dict[str, nn.Module], windows: Tensor) ->
 
 def _shares(weight: Weight, module: nn.Module, x: Tensor) -> InputEnergy:
     assert isinstance(module.weight, Tensor)
-    # What is not nn.Linear is transformers' Conv1D, whose weight is (in, out).
+    # The other class is transformers' Conv1D, whose weight is (in, out).
     matrix = module.weight if isinstance(module, nn.Linear) else module.weight.mT
     factors = decompose(weight.name, matrix)
     along = (x.to(factors.vt) @ factors.vt.mT).square().mean(0)

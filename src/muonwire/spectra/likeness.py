@@ -1,4 +1,4 @@
-"""How well a language model predicts real text, and how like another one it is."""
+"""How well a language model predicts real text, and how much it agrees with another one."""
 
 import math
 from collections.abc import Sequence
@@ -42,9 +42,9 @@ def text_windows(opened: Opened, text: str, *, windows: int, length: int) -> Ten
     """
     if opened.tokens is None:
         raise UsageError(
-            f"model: {opened.name} has no tokenizer, so that text means nothing to it; put one into its folder"
+            f"model: {opened.name} has no tokenizer, so that no text can be given to it; put one into its folder"
         )
-    # A window needs its tokens only; a long text is cut before, where tokens are at least a byte.
+    # Only the part of the text that a window needs is tokenized: 16 characters a token are more than enough.
     ids: list[int] = []
     every = max(len(text) // windows, 1)
     for start in range(0, every * windows, every):
@@ -68,7 +68,7 @@ def log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 class Reference:
-    """What the original says on windows, computed once and compared with often.
+    """The original's predictions on windows, computed once for many comparisons.
 
     Args:
         opened: the original.

@@ -1,4 +1,4 @@
-"""Singular values of weights and what they say."""
+"""Singular values of weights and measures of them."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -23,11 +23,11 @@ MEASURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Spectrum:
-    """What the singular values σ₁ ≥ … ≥ σᵣ of one matrix (m, n), r = min(m, n), say.
+    """Measures of the singular values σ₁ ≥ … ≥ σᵣ of one matrix (m, n), r = min(m, n).
 
     Args:
         condition: σ₁/σᵣ; infinite where σᵣ is zero.
-        rank: how many σ exceed max(m, n) · eps · σ₁, eps of the dtype that the weight is stored in: what is not rounding.
+        rank: how many σ exceed max(m, n) · eps · σ₁, eps of the dtype that the weight is stored in; smaller ones are rounding.
         stable_rank: ‖W‖²_F / (σ₁² r), in (0, 1].
         effective_rank: exp(−Σ p log p) / r with p = σ / Σσ, in (0, 1] (Roy and Vetterli 2007).
         entropy: −Σ q log q / log r with q = σ² / Σσ², in [0, 1]; 1 for r = 1.

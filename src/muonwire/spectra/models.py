@@ -1,21 +1,23 @@
-"""Opening a trained model, wherever it lies: the hub, a folder, a GGUF file, or a checkpoint of ours."""
+"""Opening a trained model: from the hub, a folder, a GGUF file, or a checkpoint of muonwire."""
 
 import importlib.util
 import io
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.tasks import MODEL_SIZES, VisionSettings, VisionTask, build_llama
+from muonwire.tasks import TASKS
 from muonwire.tasks.text import BYTES
 from muonwire.train.checkpoint import MANIFEST, latest
 
@@ -27,46 +29,53 @@ FORMS = (
 )
 
 
-class Tokens(Protocol):
+class Tokens(ABC):
     """Text to token ids and back."""
 
     @property
+    @abstractmethod
     def end(self) -> int | None:
         """The token that ends a generation, if there is one."""
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The ids of a text."""
 
+    @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
 
+    @abstractmethod
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The ids of a conversation up to where the model answers; of the last message alone without a chat template."""
 
 
-class ByteTokens:
-    """Each byte is a token, as our own models have it."""
+class ByteTokens(Tokens):
+    """Each byte is a token, as in models that ``muonwire train`` makes without a tokenizer."""
 
-    end: int | None = None
+    @property
+    @override
+    def end(self) -> int | None:
+        return None
 
+    @override
     def encode(self, text: str) -> list[int]:
-        """See Tokens.encode."""
         return list(text.encode())
 
+    @override
     def decode(self, ids: Sequence[int]) -> str:
-        """See Tokens.decode."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
+    @override
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """See Tokens.chat."""
         return self.encode(messages[-1]["content"])
 
 
-class HubTokens:
+class HubTokens(Tokens):
     """A tokenizer of ``transformers``.
 
     Args:
-        load: gives it, when it is first needed.
+        load: makes the tokenizer, when it is first needed.
     """
 
     def __init__(self, load: Callable[[], Any]) -> None:
@@ -74,28 +83,28 @@ class HubTokens:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer itself."""
+        """The tokenizer of ``transformers``."""
         return self._load()
 
     @property
+    @override
     def end(self) -> int | None:
-        """See Tokens.end."""
         found: int | None = self.tokenizer.eos_token_id
         return found
 
+    @override
     def encode(self, text: str) -> list[int]:
-        """See Tokens.encode."""
         # A long text is cut into windows later; the tokenizer's warning about its length would mislead.
         ids: list[int] = self.tokenizer(text, verbose=False)["input_ids"]
         return ids
 
+    @override
     def decode(self, ids: Sequence[int]) -> str:
-        """See Tokens.decode."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    @override
     def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """See Tokens.chat."""
         if not self.tokenizer.chat_template:
             return self.encode(messages[-1]["content"])
         ids: list[int] = self.tokenizer.apply_chat_template(
@@ -106,14 +115,14 @@ class HubTokens:
 
 @dataclass(kw_only=True)
 class Opened:
-    """A model and what belongs to it.
+    """A model with its tokenizer and where it came from.
 
     Args:
-        name: what the user called it.
+        name: as the user gave it.
         model: in evaluation mode, on ``device``.
-        tokens: its tokens; None where it has none.
-        source: the folder that tokenizer and settings lie in; None where there is none.
-        gguf: name of the GGUF file in ``source``, for one.
+        tokens: its tokenizer; None where it has none.
+        source: the folder with its tokenizer and settings; None where there is none.
+        gguf: name of the GGUF file in ``source``; None for other forms.
     """
 
     name: str
@@ -151,7 +160,7 @@ def open_model(name: str, *, device: str | None = None, dtype: torch.dtype | Non
     Args:
         name: a folder with ``config.json`` and safetensors, a GGUF file, a run of ``muonwire train`` or one of its checkpoints, a
             hub name, or "smollm2".
-        device: where to. Default: an accelerator where there is one, else the CPU.
+        device: where the model is put. Default: an accelerator where there is one, else the CPU.
         dtype: of the weights. Default: the one they are stored in; float32 for GGUF, whose blocks are decoded.
 
     Raises:
@@ -201,30 +210,30 @@ def _pretrained(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     more: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
-    # Dense weights: blocks are neither matrices nor can they be written.
+    # Dense weights: quantized blocks are no matrices, and cannot be written.
     dense: dict[str, Any] = {} if gguf is None else {"quantization_config": _dequantized()}
-    # The bar of decoding a GGUF file has no switch of its own.
+    # The progress bar of decoding a GGUF file cannot be switched off.
     quiet = nullcontext() if gguf is None else redirect_stderr(io.StringIO())
     try:
         with quiet:
             model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", **more, **dense)
     except Exception as error:
-        # A damaged file raises whatever its reader stumbles over. The messages run over many lines; the first tells what is wrong.
-        told = str(error).strip().splitlines()
+        # A damaged file raises errors of any class. Their messages have many lines, of which the first names the cause.
+        lines = str(error).strip().splitlines()
         raise UsageError(
-            f"model: {name} cannot be opened ({told[0] if told else type(error).__name__}); wanted is {FORMS}"
+            f"model: {name} cannot be opened ({lines[0] if lines else type(error).__name__}); wanted is {FORMS}"
         ) from error
     tokens: Tokens | None = None
     if gguf is not None:
-        # Making one out of a GGUF file takes as long as all the weights, and it is always there.
+        # Reading it takes as long as reading the weights, so it is left until it is needed; a GGUF file always has one.
         tokens = HubTokens(lambda: AutoTokenizer.from_pretrained(place, **more))
     else:
         try:
             found = AutoTokenizer.from_pretrained(place)
-            # Where a folder has no vocabulary, some kinds come with an empty one.
+            # Without a vocabulary in the folder, some tokenizer classes load an empty one.
             tokens = HubTokens(lambda: found) if found("a")["input_ids"] else None
         except Exception:
-            # Its absence has no error of its own: whatever goes wrong, the weights can still be looked at.
+            # A missing tokenizer raises errors of any class; the weights can be used without it.
             logging.getLogger(__name__).debug("no tokenizer in %s", place, exc_info=True)
     if tokens is None and model.config.get_text_config().vocab_size == 256:
         tokens = ByteTokens()
@@ -243,20 +252,13 @@ def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:
 
     manifest = json.loads((path / MANIFEST).read_text())
     task = manifest["identity"]["task"]
-    tokens: Tokens | None = None
-    if task["kind"] == "text":
-        if task["model_size"] not in MODEL_SIZES:
-            raise UsageError(
-                f"model: {name} is of size {task['model_size']!r}, which this version does not know"
-            )
-        model = build_llama(
-            task["model_size"], vocabulary=task["vocabulary"], sequence=task["sequence"], seed=0
+    if task["kind"] not in TASKS:
+        raise UsageError(
+            f"model: {name} is of the task {task['kind']!r}, which is not among {', '.join(TASKS)}; add it to muonwire.tasks.TASKS"
         )
-        tokens = ByteTokens() if task["tokenizer"] == BYTES else _text_tokens(task["tokenizer"])
-    else:
-        given = manifest["identity"]["config"]["task"]
-        data = None if given["data"] is None else Path(given["data"])
-        model = VisionTask(VisionSettings(**{**given, "data": data})).build_model(seed=0)
+    model = TASKS[task["kind"]].read(manifest["identity"]["config"]["task"]).saved_model(task)
+    tokenizer = task.get("tokenizer")
+    tokens: Tokens | None = ByteTokens() if tokenizer == BYTES else _text_tokens(tokenizer)
     weights = load_file(path / WEIGHTS)
     missing = [n for n, _ in model.named_parameters() if n not in weights]
     if missing:
@@ -267,7 +269,9 @@ def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:
     return Opened(name=name, model=model if dtype is None else model.to(dtype), tokens=tokens)
 
 
-def _text_tokens(tokenizer: str) -> Tokens | None:
+def _text_tokens(tokenizer: str | None) -> Tokens | None:
+    if tokenizer is None:
+        return None
     from transformers import PreTrainedTokenizerFast
 
     if Path(tokenizer).is_file():

@@ -18,7 +18,7 @@ TITLES = {
     "entropy": "Spectral entropy",
     "tail": "Tail exponent",
 }
-# A line of so many points shows as much as one of all singular values.
+# A line of so many points looks like one of all singular values.
 MOST_POINTS = 120
 MOST_LAYERS = 5
 
@@ -28,7 +28,7 @@ def show_page(measured: Sequence[Measured], *, facts: Sequence[str] = ()) -> Pag
 
     Args:
         measured: the models, in order.
-        facts: short facts about how it was made.
+        facts: short facts about how the figures were made.
     """
     matrices = pl.concat([m.matrices for m in measured])
     labels = [m.label for m in measured]
@@ -165,7 +165,7 @@ def _line(values: pl.DataFrame, series: str) -> list[dict[str, Any]]:
     every = max(len(means) // MOST_POINTS, 1)
     chosen = [i for i in range(len(means)) if i % every == 0 or i < 5 or i == len(means) - 1]
     places, sigmas = means["place"].to_list(), means["scaled"].to_list()
-    # What is rounding would stretch the axis over all the powers of ten down to it.
+    # Smaller values are rounding, and would stretch the axis.
     return [{"x": places[i], "y": sigmas[i], "series": series} for i in chosen if sigmas[i] > 1e-5]
 
 

@@ -51,8 +51,8 @@ def _points(name: str, edits: Sequence[tuple[float, Edit]]) -> list[Point]:
     return [Point(name=name, strength=strength, edit=edit) for strength, edit in edits]
 
 
-# The strength is the share of the singular values that an edit takes, or how far it goes from no change; where a tenth is
-# doubled, the place that it ends at.
+# The strength is the share of the singular values that an edit changes, or its distance from no change; where a tenth is
+# doubled, the place at which that tenth ends.
 SWEEP: tuple[Point, ...] = (
     *_points("drop the smallest", [(f, Drop(fraction=f, which="smallest")) for f in (0.1, 0.25, 0.5, 0.75)]),
     *_points("drop the largest", [(f, Drop(fraction=f)) for f in (0.002, 0.01, 0.05, 0.25)]),
@@ -72,10 +72,10 @@ SWEEP: tuple[Point, ...] = (
 
 
 class Editor:
-    """A model whose edits are tried and undone; each matrix is decomposed once.
+    """Edits a model for a measurement and undoes it; each matrix is decomposed once.
 
     Args:
-        model: it is as it was after each ``tried``.
+        model: it is restored after each measurement.
         kinds: kinds or groups that are edited; their decompositions take about twice their weights' memory.
     """
 
@@ -94,7 +94,7 @@ class Editor:
 
     @torch.no_grad()
     def tried(self, edit: Edit, measure: Callable[[nn.Module], Likeness]) -> Likeness:
-        """What a measurement says of the edited model, which is undone after it."""
+        """The measurement of the edited model; the edit is undone afterwards."""
         changed = []
         try:
             for weight, its_edits in chosen_weights(self.model, [edit]):
@@ -112,7 +112,7 @@ class Editor:
 
 
 class Journal:
-    """What a sweep has measured, a line each, so that one that was stopped goes on.
+    """The measurements of a sweep, one a line, so that a stopped sweep continues.
 
     Args:
         folder: of the sweep.
@@ -131,12 +131,12 @@ class Journal:
         }
 
     def write(self, edit: Edit, found: Likeness) -> None:
-        """Keep what came out of one edit."""
+        """Add the measurement of one edit."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = {k: finite_or_none(v) for k, v in asdict(found).items()}
         line: dict[str, Any] = {"made_with": self._made_with, "edit": str(edit), "found": kept}
         with self._path.open("a+b") as file:
-            # A run that was killed may have left half a line, which must not spoil this one.
+            # A run that was killed may have left half a line; this one starts on a new line.
             if file.tell() and not _ends_a_line(file):
                 file.write(b"\n")
             file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
@@ -164,13 +164,13 @@ def sweep(
 
     Args:
         model: the original.
-        reference: what it says.
+        reference: its predictions.
         kinds: kinds or groups, such as "attention" and "mlp".
         points: edits and their strengths.
-        known: what came out before, by the edit's text; it is not measured again.
+        known: earlier measurements, by the edit's text; they are not repeated.
 
     Yields:
-        the kind, the point with its edit on that kind, and what came out.
+        the kind, the point with its edit on that kind, and the measurement.
     """
     known = known or {}
     cases = [(kind, replace(p, edit=replace(p.edit, kind=kind))) for kind in kinds for p in points]

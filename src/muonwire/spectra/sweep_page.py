@@ -27,12 +27,12 @@ def sweep_page(
 
     Args:
         label: of the model.
-        original: what it comes to unchanged.
+        original: its measurement without an edit.
         outcomes: of the sweep.
         talked: the edits that were talked to, the original first.
         likenesses: of each of them.
         answers: of each of them, to the same prompts.
-        facts: short facts about how it was made.
+        facts: short facts about how the figures were made.
     """
     kinds = list(dict.fromkeys(kind for kind, _, _ in outcomes))
     sections = [
@@ -40,7 +40,7 @@ def sweep_page(
             title="Loss against strength",
             anchor="strength",
             lead="How much worse the model predicts real text, by edit; the strength is the share of the singular values that an "
-            "edit takes, how far it goes from no change, or, where a tenth is doubled, the place that it ends at.",
+            "edit changes, its distance from no change, or, where a tenth is doubled, the place at which that tenth ends.",
             blocks=tuple(sweep_charts(original, outcomes)),
         ),
         Section(title="Every edit", anchor="edits", blocks=tuple(_tables(original, outcomes, kinds))),
@@ -81,7 +81,7 @@ def sweep_charts(original: Likeness, outcomes: Sequence[Outcome]) -> list[Chart]
                 points,
                 name=f"strength-{file_slug(kind)}",
                 title=f"Edits of {kind} weights",
-                how_to_read="Nats a token above the original; what is not above it by 0.0001 stands at 0.0001.",
+                how_to_read="Nats a token above the original; smaller values than 0.0001 are drawn at 0.0001.",
                 x_title="Strength",
                 y_title="Loss above the original",
                 log_x=True,

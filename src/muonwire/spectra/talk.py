@@ -1,4 +1,4 @@
-"""Generating text, the same way for several models: the same random numbers at the same places."""
+"""Generating text with the same random numbers at the same places for several models."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -45,13 +45,13 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a model said.
+    """An answer of a model.
 
     Args:
-        prompt, text: as they are.
-        num_tokens: of the text.
+        prompt, text: the prompt and the answer.
+        num_tokens: of the answer.
         ended: whether the model ended it by itself.
-        repetition: share of its runs of four tokens that stood in it before, in [0, 1].
+        repetition: share of its runs of four tokens that occurred in it before, in [0, 1].
     """
 
     prompt: str
@@ -77,7 +77,7 @@ def stream(opened: Opened, ids: Sequence[int], sampling: Sampling) -> Iterator[i
             return
         yield token
         context.append(token)
-        # Past the longest context the window slides, which no cache follows.
+        # Past the longest context the window slides, and a cache would be of another window.
         if longest and len(context) > longest:
             cache, fed = None, torch.tensor([context[-longest:]], device=opened.device)
         else:
@@ -102,20 +102,20 @@ def _chosen(logits: Tensor, sampling: Sampling, uniform: float) -> int:
 
 
 def answer(opened: Opened, prompt: str, sampling: Sampling) -> Answer:
-    """What a model says to a prompt, in its chat template where it has one.
+    """A model's answer to a prompt, in its chat template where it has one.
 
     Raises:
-        UsageError: it has no tokens.
+        UsageError: the model has no tokenizer, or the prompt is empty.
     """
     ids = prompt_ids(opened, [{"role": "user", "content": prompt}])
-    said = list(stream(opened, ids, sampling))
+    tokens = list(stream(opened, ids, sampling))
     assert opened.tokens is not None
     return Answer(
         prompt=prompt,
-        text=opened.tokens.decode(said),
-        num_tokens=len(said),
-        ended=len(said) < sampling.max_tokens,
-        repetition=repetition(said),
+        text=opened.tokens.decode(tokens),
+        num_tokens=len(tokens),
+        ended=len(tokens) < sampling.max_tokens,
+        repetition=repetition(tokens),
     )
 
 
@@ -123,7 +123,7 @@ def prompt_ids(opened: Opened, messages: Sequence[dict[str, str]]) -> list[int]:
     """The ids of a conversation; see Tokens.chat.
 
     Raises:
-        UsageError: the model has no tokens, or the prompt is empty.
+        UsageError: the model has no tokenizer, or the prompt is empty.
     """
     if opened.tokens is None:
         raise UsageError(

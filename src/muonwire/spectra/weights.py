@@ -1,4 +1,4 @@
-"""The weight matrices of a model: which there are, what each is for, and choosing among them."""
+"""The weight matrices of a model: their kinds, groups and layers, and how some of them are chosen."""
 
 import difflib
 import fnmatch
@@ -28,7 +28,7 @@ class Weight:
         kind: the last part of its module's name, such as "q_proj" or "c_fc".
         group: "attention", "mlp", "router", "embedding", "head" or "other".
         layer: the number of the layer; None outside of them.
-        route: where it would be trained, and how it is seen as matrices.
+        route: its role in training, and its layout as matrices.
     """
 
     name: str
@@ -69,7 +69,7 @@ def weights_of(model: nn.Module) -> list[Weight]:
         if r.role not in ("hidden", "embedding", "head", "router", "unknown") or r.param.ndim < 2:
             continue
         if r.layout.kind == "matrix" and r.param.ndim > 2:
-            continue  # of unknown meaning
+            continue  # a stack whose matrices are unknown
         # What a transformers model calls itself, such as "vit", says nothing about a layer.
         parts = [p for p in r.name.split(".") if p != "weight"]
         kind = parts[-1]
@@ -91,7 +91,7 @@ def _group(r: Route, kind: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which weights are meant.
+    """A choice of weights.
 
     Args:
         kind: a kind or a group, or a pattern of them such as "*_proj". Default: all hidden matrices, which leaves out
@@ -124,7 +124,7 @@ class Choice:
         return chosen
 
     def takes(self, weight: Weight) -> bool:
-        """Whether a weight is meant."""
+        """Whether a weight is chosen."""
         numbers = self.numbers()
         if numbers is not None and weight.layer not in numbers:
             return False
@@ -133,7 +133,7 @@ class Choice:
         return any(fnmatch.fnmatchcase(name, self.kind) for name in (weight.kind, weight.group))
 
     def of(self, weights: Sequence[Weight]) -> list[Weight]:
-        """Those of ``weights`` that are meant.
+        """The chosen ones of ``weights``.
 
         Raises:
             UsageError: there are none; the message lists near names.
@@ -152,7 +152,7 @@ class Choice:
 
 
 def doubled(matrix: Tensor) -> Tensor:
-    """In float64, on the CPU where the device has no such numbers."""
+    """The matrix in float64, on the CPU where the device has no float64."""
     return matrix.cpu().double() if matrix.device.type == "mps" else matrix.double()
 
 

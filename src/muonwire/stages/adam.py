@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -33,15 +34,16 @@ class Adam(Stage):
                 f"adam: {self.beta1=}, {self.beta2=}, {self.eps=}; betas lie in [0, 1), eps is positive"
             )
 
+    @override
     def init(self, param: Tensor) -> State:
         """Both moments, zero, and the number of steps taken (a parameter may miss some)."""
         zeros = torch.zeros_like(param, memory_format=torch.preserve_format)
         return {"step": 0, "mean": zeros, "mean_square": zeros.clone()}
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         results = []
         # Tensor by tensor, so that what one needs lies in the caches, and few temporaries are there at a time.
         for update, state in zip(updates, states, strict=True):

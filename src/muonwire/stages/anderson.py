@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -47,6 +48,7 @@ class Anderson(Stage):
                 f"{self.cap}; a history of at least 1, a decay in [0, 1) and positive others are wanted"
             )
 
+    @override
     def init(self, param: Tensor) -> State:
         """The last residual and weight, the differences (the newest last), and what they are regularized by."""
         zeros = torch.zeros_like(param, memory_format=torch.contiguous_format)
@@ -60,10 +62,10 @@ class Anderson(Stage):
             "weight_differences": differences.clone(),
         }
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         return [
             self._mixed(u, p.detach(), state, context.lr)
             for u, p, state in zip(updates, params, states, strict=True)

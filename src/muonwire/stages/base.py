@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.polar import Processor
 from muonwire.stages.layout import MatrixLayout
@@ -21,7 +22,7 @@ from muonwire.transport.base import Transport
 
 # Tensors and numbers by name; a chain nests its members' states under their names.
 State = dict[str, Any]
-# Told of a tensor what was to be sent, and what of it the feedback keeps; it changes neither.
+# Called with what was to be sent of a tensor and with what of it the feedback keeps; it changes neither.
 Watch = Callable[[Tensor, Tensor], None]
 
 
@@ -37,7 +38,7 @@ class Context:
         names: of the parameters, in the same order, for messages. Default: none are known.
         dtypes: of the parameters, in the same order, in which a dense mean travels; updates and states are wider where these
             have 16 bits. Default: those of the updates.
-        watch: told by stages with feedback what they keep of each tensor. Default: nobody watches.
+        watch: called by stages with feedback for each tensor, with what was to be sent and what is kept of it. Default: none.
         processor: the class whose dtype and sizes polar factors follow, the same on all replicas that must round alike.
             Default: that of the tensors' device.
     """
@@ -107,10 +108,9 @@ class Stage(ABC):
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """``apply`` with its talks to the other replicas left to the caller.
+        """``apply`` as a generator: it yields each request to the other replicas, is sent the reply, and returns the updates.
 
-        A generator that yields each request, is sent the reply to it, and returns the updates. So whoever runs several groups
-        can put the requests of one round into one message.
+        The caller carries the requests out, and can put those of several groups into one message.
         """
         return self.apply(updates, params, states, context)
         yield  # never reached; it makes this a generator
@@ -120,19 +120,10 @@ class Stage(ABC):
         return f"{self.name}({', '.join(options)})"
 
 
-class TalkingStage(Stage):
-    """A stage that talks to the other replicas: in one round, with ``send`` and ``receive``, or in several, with ``rounds``."""
+class StageInRounds(Stage):
+    """A stage that is written as ``rounds``, of which ``apply`` follows."""
 
-    @property
-    def talks(self) -> bool:
-        """It does."""
-        return True
-
-    @property
-    def needs_whole_tensors(self) -> bool:
-        """Unless it says otherwise."""
-        return True
-
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
@@ -140,21 +131,37 @@ class TalkingStage(Stage):
         (results,) = drive([self.rounds(updates, params, states, context)], context.transport)
         return results
 
+
+class TalkingStage(StageInRounds):
+    """A stage that talks to the other replicas: in one round, with ``send`` and ``receive``, or in several, with ``rounds``."""
+
+    @property
+    @override
+    def talks(self) -> bool:
+        return True
+
+    @property
+    @override
+    def needs_whole_tensors(self) -> bool:
+        """True, unless a stage overrides it."""
+        return True
+
+    @override
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """See Stage.rounds; here one round of ``send`` and ``receive``."""
+        """One round of ``send`` and ``receive``."""
         reply = yield self.send(updates, params, states, context)
         return self.receive(reply, params, states, context)
 
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
-        """What goes out in the one round."""
-        raise TypeError(f"{self.name}: a stage that talks writes rounds, or send and receive")
+        """The request of the one round."""
+        raise TypeError(f"{self.name}: a stage that talks overrides rounds, or send and receive")
 
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """The updates that the next stage sees, made of the answers of the one round."""
-        raise TypeError(f"{self.name}: a stage that talks writes rounds, or send and receive")
+        """The updates that the next stage sees, made of the reply of the one round."""
+        raise TypeError(f"{self.name}: a stage that talks overrides rounds, or send and receive")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -19,7 +20,7 @@ class ByRate(Stage):
     Args:
         power: 1 or -1.
 
-    Source: source 003, step 2: newton_schulz(-lr * velocity).
+    Source: step 2 of MuonFast, newton_schulz(-lr * velocity), in the note “Why MuonFast fails on vision transformers”.
     """
 
     power: int
@@ -28,9 +29,9 @@ class ByRate(Stage):
         if self.power not in (1, -1):
             raise UsageError(f"by_rate: power is {self.power}; allowed are 1 and -1")
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         factor = context.lr**self.power if context.lr else 0.0
         return [u * factor for u in updates]

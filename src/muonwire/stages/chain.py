@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, StageInRounds, State
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.rounds import Rounds, drive
+from muonwire.stages.rounds import Rounds
 
 
-class Chain(Stage):
+class Chain(StageInRounds):
     """Named members, applied from left to right, gradient to weight.
 
     Members that are chains are taken apart, so that chains compose associatively.
@@ -32,31 +33,33 @@ class Chain(Stage):
                 )
         self.members: list[tuple[str, Stage]] = flat
 
+    @override
     def init(self, param: Tensor) -> State:
         """The members' states, by name; members without state are left out."""
         states = {name: stage.init(param) for name, stage in self.members}
         return {name: state for name, state in states.items() if state}
 
     @property
+    @override
     def talks(self) -> bool:
-        """Whether any member talks to the other replicas."""
         return any(stage.talks for _, stage in self.members)
 
     @property
     def before_last_talk(self) -> list[tuple[str, Stage]]:
-        """The members up to the last that talks, itself included: whose states change while another replica can still fail."""
+        """The members up to and with the last that talks, whose states change while another replica can still fail."""
         talking = [i for i, (_, stage) in enumerate(self.members) if stage.talks]
         return self.members[: talking[-1] + 1] if talking else []
 
     @property
+    @override
     def orthogonalizes(self) -> bool:
-        """Whether any member does."""
         return any(stage.orthogonalizes for _, stage in self.members)
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
-        """What all members send."""
+        """The sum over the members."""
         total = 0.0
         for _, stage in self.members:
             part = stage.estimate_bytes(params, layouts, replicas=replicas)
@@ -65,17 +68,11 @@ class Chain(Stage):
             total += part
         return total
 
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
-        """All members in turn."""
-        (results,) = drive([self.rounds(updates, params, states, context)], context.transport)
-        return results
-
+    @override
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """All members in turn, their talks one after the other."""
+        """All members in turn."""
         current = list(updates)
         for name, stage in self.members:
             current = yield from stage.rounds(current, params, [s.get(name, {}) for s in states], context)

@@ -1,9 +1,10 @@
-"""Results a round late."""
+"""The results of an exchange, applied one step later."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.stages.base import Context, Stage, State, TalkingStage
 from muonwire.stages.layout import MatrixLayout
@@ -13,8 +14,8 @@ from muonwire.stages.rounds import Rounds
 class Delayed(TalkingStage):
     """u ← what ``through`` made of the step before; zero in the first step.
 
-    On a slow link the messages of a step can then travel while the next gradient is computed. The rounds themselves are those of
-    ``through``, in their own step, and no byte less.
+    On a slow link the messages of a step can then travel while the next gradient is computed. Rounds and bytes are those of
+    ``through``.
 
     Args:
         through: a stage that exchanges.
@@ -26,25 +27,26 @@ class Delayed(TalkingStage):
         self.through = through
 
     @property
+    @override
     def replaces_states(self) -> bool:
-        """Where the stage inside does."""
         return self.through.replaces_states
 
+    @override
     def init(self, param: Tensor) -> State:
-        """The result that waits, zero, and the state of the stage."""
+        """The result for the next step, zero, and the state of the stage."""
         waiting = torch.zeros_like(param, memory_format=torch.preserve_format)
         return {"waiting": waiting, "through": self.through.init(param)}
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
-        """Those of ``through``."""
         return self.through.estimate_bytes(params, layouts, replicas=replicas)
 
+    @override
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """See Stage.rounds."""
         results = yield from self.through.rounds(updates, params, [s["through"] for s in states], context)
         late: list[Tensor] = [s["waiting"] for s in states]
         for state, result in zip(states, results, strict=True):

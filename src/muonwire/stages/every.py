@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State, TalkingStage
@@ -35,15 +36,16 @@ class Every(TalkingStage):
         self.shared = tuple(shared)
 
     @property
+    @override
     def talks(self) -> bool:
-        """Whether either chain does."""
         return self.full.talks or self.otherwise.talks
 
     @property
+    @override
     def orthogonalizes(self) -> bool:
-        """Whether either chain does."""
         return self.full.orthogonalizes or self.otherwise.orthogonalizes
 
+    @override
     def init(self, param: Tensor) -> State:
         """The states of both chains."""
         full, otherwise = self.full.init(param), self.otherwise.init(param)
@@ -51,20 +53,21 @@ class Every(TalkingStage):
             full.pop(name)
         return {"full": full, "otherwise": otherwise}
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
-        """One full step in P, the other chain in the others."""
+        """The mean over P steps, one of them full."""
         full = self.full.estimate_bytes(params, layouts, replicas=replicas)
         otherwise = self.otherwise.estimate_bytes(params, layouts, replicas=replicas)
         if full is None or otherwise is None:
             return None
         return (full + (self.period - 1) * otherwise) / self.period
 
+    @override
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """See Stage.rounds."""
         if context.step % self.period:
             seen = [s["otherwise"] for s in states]
             return (yield from self.otherwise.rounds(updates, params, seen, context))

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
@@ -33,8 +34,8 @@ def round_seed(*, step: int, index: int) -> int:
 class Exchange(TalkingStage):
     """Encode each replica's signal, gather all payloads, decode and average them in rank order.
 
-    u ← restore((1/R) Σᵣ decode(encode(signalᵣ))), with the signal, what is kept of it and ``restore``, mostly the identity, as the
-    feedback says. All tensors of the group travel in one payload.
+    u ← restore((1/R) Σᵣ decode(encode(signalᵣ))). The feedback makes the signal of the update, keeps a part of it, and has
+    ``restore``, which is mostly the identity. All tensors of the group travel in one payload.
 
     Args:
         codec: how a signal becomes bytes.
@@ -59,21 +60,24 @@ class Exchange(TalkingStage):
             )
 
     @cached_property
+    @override
     def replaces_states(self) -> bool:
-        """Where the feedback does, and the codec keeps none."""
         return self.feedback.replaces_states and not self.codec.init((4, 4))
 
+    @override
     def init(self, param: Tensor) -> State:
-        """The feedback's state, and the codec's where it keeps any."""
+        """The feedback's state, and the codec's if it keeps one."""
         kept = self.codec.init(tuple(param.shape))
         return self.feedback.init(param) | ({"codec": kept} if kept else {})
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float:
         """The payload of all tensors, its header included."""
         return float(self.codec.estimate_bytes(*(tuple(p.shape) for p in params)))
 
+    @override
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
@@ -82,7 +86,7 @@ class Exchange(TalkingStage):
         for i, (update, state) in enumerate(zip(updates, states, strict=True)):
             signal = self.feedback.signal(update, state, context)
             if not all_finite(signal):
-                # The others must not wait for a payload in vain: they get zeros and, in its header, the reason.
+                # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
                 context.transport.requested |= Flag.DIVERGED
                 signal = torch.zeros_like(signal)
             encoded = self.codec.encode_body(
@@ -96,6 +100,7 @@ class Exchange(TalkingStage):
             entries.append((tuple(signal.shape), signal.dtype, encoded.body))
         return Request(payload=payloads.pack(str(self.codec), entries))
 
+    @override
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
@@ -137,7 +142,7 @@ class Exchange(TalkingStage):
         state: State,
         context: Context,
     ) -> Tensor:
-        """What tensor ``index`` of the group is moved by."""
+        """The update of tensor ``index`` of the group."""
         name = f" ({context.names[index]})" if context.names else ""
         what = f"tensor {index}{name} of shape {tuple(param.shape)}"
         update = None
@@ -145,7 +150,7 @@ class Exchange(TalkingStage):
             # A copy: what follows in the chain may change it.
             update = self.feedback.restore(mean.to(param.device, copy=True), state).to(param.dtype)
         if update is None or not all_finite(update):
-            # Only now are the bodies decoded one by one, to say whose is to blame.
+            # Each body is decoded by itself only here, to name the replica that sent the bad one.
             peaks = self._peaks(bodies, param, what)
             rank = peaks.index(max(peaks))
             raise PayloadError(

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.base import Encoded
 from muonwire.errors import UsageError
@@ -13,9 +14,9 @@ from muonwire.stages.base import Context, State
 
 
 class Feedback(ABC):
-    """What is encoded each round, what of it is kept, and what the mean of what was sent becomes."""
+    """What is encoded each round, what of it is kept, and what update follows from the mean of what was sent."""
 
-    # Whether ``restore`` counts on a mean over all replicas, which one over senders is not.
+    # Whether ``restore`` needs the mean over all replicas; a mean over the senders does not do.
     needs_replicas: ClassVar[bool] = False
     # See Stage.replaces_states; of the tensors that were there before the step.
     replaces_states: ClassVar[bool] = False
@@ -30,7 +31,7 @@ class Feedback(ABC):
 
     @abstractmethod
     def keep(self, encoded: Encoded, state: State) -> None:
-        """Take note of what went out."""
+        """Keep in the state what was not sent."""
 
     def restore(self, mean: Tensor, state: State) -> Tensor:
         """The update that ``mean``, of all replicas' decoded signals, stands for; the same bits on all replicas."""
@@ -52,16 +53,18 @@ class NoFeedback(Feedback):
 
     replaces_states: ClassVar[bool] = True
 
+    @override
     def init(self, param: Tensor) -> State:
-        """No state."""
         return {}
 
+    @override
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
         """The update itself."""
         return update
 
+    @override
     def keep(self, encoded: Encoded, state: State) -> None:
-        """Nothing."""
+        """Keep nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +83,16 @@ class EF14(Feedback):
     def __post_init__(self) -> None:
         _check_share("EF14", "decay", self.decay)
 
+    @override
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
         """Decay · e + u."""
         residual: Tensor = state["residual"]
         state["residual"] = signal = residual.mul(self.decay).add_(update)
         return signal
 
+    @override
     def keep(self, encoded: Encoded, state: State) -> None:
-        """Keep what was not sent."""
+        """e ← s − decoded(s)."""
         state["residual"].sub_(encoded.decoded)
 
 
@@ -105,6 +110,7 @@ class EF21(Feedback):
     needs_replicas: ClassVar[bool] = True
     replaces_states: ClassVar[bool] = True
 
+    @override
     def init(self, param: Tensor) -> State:
         """The estimate of this replica's update, and the mean of all replicas' estimates, both zero."""
         dtype = torch.promote_types(param.dtype, torch.float32)
@@ -113,17 +119,20 @@ class EF21(Feedback):
             "mean_estimate": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
         }
 
+    @override
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
-        """The part of u that gᵣ does not hold."""
+        """u − gᵣ."""
         estimate: Tensor = state["estimate"]
         return update - estimate
 
+    @override
     def keep(self, encoded: Encoded, state: State) -> None:
         """Move gᵣ by what was sent."""
         state["estimate"] = state["estimate"] + encoded.decoded
 
+    @override
     def restore(self, mean: Tensor, state: State) -> Tensor:
-        """Move ḡ by the mean of what all sent, and return it."""
+        """Move ḡ by the mean of what all replicas sent, and return it."""
         state["mean_estimate"] = state["mean_estimate"] + mean
         moved: Tensor = state["mean_estimate"]
         return moved
@@ -158,13 +167,15 @@ class ResidualMomentum(Feedback):
                 f"residual momentum: subtract is {self.subtract!r}; allowed are decoded and selected"
             )
 
+    @override
     def signal(self, update: Tensor, state: State, context: Context) -> Tensor:
         """Decay · δ + lr · u."""
         residual: Tensor = state["residual"]
         state["residual"] = signal = residual.mul(self.decay).add_(update, alpha=context.lr)
         return signal
 
+    @override
     def keep(self, encoded: Encoded, state: State) -> None:
-        """Subtract what went out."""
+        """Subtract what was sent."""
         sent = encoded.decoded if self.subtract == "decoded" else encoded.selected
         state["residual"].sub_(sent, alpha=self.factor)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, State
+from muonwire.stages.wrapper import Wrapper
 
 
 def with_norm_of(matrices: Tensor, given: Tensor) -> Tensor:
@@ -18,11 +19,11 @@ def with_norm_of(matrices: Tensor, given: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepNorm(Stage):
+class KeepNorm(Wrapper):
     """u ← stage(u) · ‖u‖_F / ‖stage(u)‖_F, for each matrix of the parameter's layout.
 
-    The source's fix 3 multiplies the polar factor by ‖u‖_F without dividing by its own norm, √min(m, n); for matrices of one
-    size that is a constant factor on the learning rate.
+    The note multiplies the polar factor by ‖u‖_F without dividing by its own norm, √min(m, n); for matrices of one size that is
+    a constant factor on the learning rate.
 
     Args:
         stage: whose direction is taken; one that talks to no other replica.
@@ -30,28 +31,13 @@ class KeepNorm(Stage):
     Raises:
         UsageError: the stage talks to the other replicas.
 
-    Source: source 003, fix 3.
+    Source: fix 3 of the note “Why MuonFast fails on vision transformers”.
     """
 
-    stage: Stage
-
-    def __post_init__(self) -> None:
-        if self.stage.talks:
-            raise UsageError(f"keep_norm: {self.stage} talks to the other replicas; put it before or after")
-
-    @property
-    def orthogonalizes(self) -> bool:
-        """Whether the stage does."""
-        return self.stage.orthogonalizes
-
-    def init(self, param: Tensor) -> State:
-        """The stage's."""
-        return self.stage.init(param)
-
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         made = self.stage.apply(updates, params, states, context)
         results = []
         for update, result, layout in zip(updates, made, context.layouts, strict=True):

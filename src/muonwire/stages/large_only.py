@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, State
+from muonwire.stages.wrapper import Wrapper
 
 
 @dataclass(frozen=True, kw_only=True)
-class LargeOnly(Stage):
+class LargeOnly(Wrapper):
     """u ← stage(u) where min(m, n) ≥ at_least for the matrices of the parameter's layout; the others pass as they are.
 
     Args:
@@ -20,31 +22,20 @@ class LargeOnly(Stage):
     Raises:
         UsageError: the stage talks to the other replicas, or at_least is under 1.
 
-    Source: source 003, fix 2.
+    Source: fix 2 of the note “Why MuonFast fails on vision transformers”.
     """
 
-    stage: Stage
     at_least: int = 128
 
     def __post_init__(self) -> None:
-        if self.stage.talks:
-            raise UsageError(f"large_only: {self.stage} talks to the other replicas; put it before or after")
+        super().__post_init__()
         if self.at_least < 1:
             raise UsageError(f"large_only: at_least is {self.at_least}; it must be at least 1")
 
-    @property
-    def orthogonalizes(self) -> bool:
-        """Whether the stage does."""
-        return self.stage.orthogonalizes
-
-    def init(self, param: Tensor) -> State:
-        """The stage's."""
-        return self.stage.init(param)
-
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         are_large = [
             [min(s[-2:]) >= self.at_least for s in layout.shapes(tuple(u.shape))]
             for u, layout in zip(updates, context.layouts, strict=True)

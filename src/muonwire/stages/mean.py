@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.stages.base import Context, State, TalkingStage
 from muonwire.stages.layout import MatrixLayout
@@ -15,27 +16,29 @@ class Mean(TalkingStage):
     """u ← (1/R) Σᵣ uᵣ over the R replicas, in the parameters' dtype on the wire, summed in rank order and at least in float32."""
 
     @property
+    @override
     def needs_whole_tensors(self) -> bool:
-        """Shards have a mean of their own."""
+        """False: the mean of a shard is the shard of the mean."""
         return False
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float:
-        """Every element in its own dtype."""
+        """Every element in its parameter's dtype."""
         return float(sum(p.numel() * p.element_size() for p in params))
 
+    @override
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
-        """What goes out."""
         dtypes = context.dtypes or [u.dtype for u in updates]
         return Request(tensors=[u.to(dtype) for u, dtype in zip(updates, dtypes, strict=True)])
 
+    @override
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """What the answer becomes."""
         return [mean.to(p.dtype) for mean, p in zip(reply.tensors, params, strict=True)]
 
     def __str__(self) -> str:

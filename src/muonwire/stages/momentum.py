@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -37,14 +38,15 @@ class Momentum(Stage):
         if self.form not in ("ema", "heavy_ball"):
             raise UsageError(f"momentum: form is {self.form!r}; allowed are ema and heavy_ball")
 
+    @override
     def init(self, param: Tensor) -> State:
         """The buffer v, zero."""
         return {"buffer": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         results = []
         for update, state in zip(updates, states, strict=True):
             buffer: Tensor = state["buffer"]

@@ -1,4 +1,4 @@
-"""A stage out of a function of one tensor, where nothing is kept from step to step and nothing is said to other replicas."""
+"""A stage out of a function of one tensor: it keeps no state and does not talk to other replicas."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -28,14 +29,15 @@ class Plain(Stage):
     takes_param: bool
 
     @property
+    @override
     def name(self) -> str:
-        """As it was given."""
         return self.label
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply.
+        """Apply the function to each update.
 
         Raises:
             UsageError: the function returned something other than a tensor of the update's shape and dtype.
@@ -90,7 +92,7 @@ def plain(function: Function, *, name: str) -> Plain:
 
 
 def _num_arguments(function: Callable[..., Any]) -> int:
-    """How many positional arguments have no default; 1 where there are only optional ones or nobody can tell."""
+    """How many positional arguments have no default; 1 where all are optional or the signature cannot be read."""
     try:
         arguments = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -102,7 +104,7 @@ def _num_arguments(function: Callable[..., Any]) -> int:
 
 
 def _kind(value: Any) -> str:
-    """A tensor's shape and dtype, or the type of what is no tensor."""
+    """A tensor's shape and dtype, or the type of anything else, for messages."""
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     return f"a tensor of shape {tuple(value.shape)} and dtype {str(value.dtype).removeprefix('torch.')}"

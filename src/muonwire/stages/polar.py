@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.polar import METHODS, SCHEDULES, polar_list
@@ -39,14 +40,14 @@ class Polar(Stage):
             )
 
     @property
+    @override
     def orthogonalizes(self) -> bool:
-        """It does."""
         return True
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         split = [layout.split(u) for u, layout in zip(updates, context.layouts, strict=True)]
         factors = iter(
             polar_list(

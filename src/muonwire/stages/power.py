@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.polar.orthonormal import householder
@@ -67,7 +68,7 @@ def unit_columns(right: Tensor, *, otherwise: Tensor | float) -> Tensor:
 
 def _beside(starts: Sequence[Tensor]) -> Tensor:
     """(..., n, rank) each, side by side."""
-    # Concatenation would change the memory order of a single one, and with it the rounding of products.
+    # Concatenating a single tensor would change its memory order, and with it the rounding of products.
     return starts[0] if len(starts) == 1 else torch.cat(list(starts), dim=-1)
 
 
@@ -101,15 +102,17 @@ class _Power(TalkingStage):
         return max(1, min(wanted, smaller))
 
     @property
+    @override
     def replaces_states(self) -> bool:
-        """It makes new ones of the old."""
         return True
 
+    @override
     def init(self, param: Tensor) -> State:
         """What the replica keeps of its matrices, zero; the start Q is made in the first step, when the layout is known."""
         dtype = torch.promote_types(param.dtype, torch.float32)
         return {"kept": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float:
@@ -140,7 +143,7 @@ class _Power(TalkingStage):
         made = iter(flat)
         factors = [[next(made) for _ in parts] for parts in xs]
         for state, before, after in zip(states, starts, factors, strict=True):
-            # A direction that is not reached is tried again from where it was.
+            # A column that the matrices did not reach keeps its last start.
             next_start = [unit_columns(f.right, otherwise=q) for f, q in zip(after, before, strict=True)]
             state["start"] = _beside(next_start)
         return factors
@@ -158,10 +161,10 @@ class PowerSGD(_Power):
 
     decay: float = 1.0
 
+    @override
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """See Stage.rounds."""
         wholes = [s["kept"].mul(self.decay).add_(u) for u, s in zip(updates, states, strict=True)]
         xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
         factors = yield from self.iterate(xs, states)
@@ -196,10 +199,10 @@ class Dion(_Power):
         if not 0 <= self.momentum < 1:
             raise UsageError(f"dion: momentum is {self.momentum}; it must lie in [0, 1)")
 
+    @override
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """See Stage.rounds."""
         wholes = [s["kept"] + u for u, s in zip(updates, states, strict=True)]
         xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
         factors = yield from self.iterate(xs, states)

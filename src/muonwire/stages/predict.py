@@ -1,9 +1,10 @@
-"""Exchanging what a prediction, shared by all replicas, leaves."""
+"""Exchange of the difference to a prediction that all replicas share."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.stages.base import Context, Stage, State, TalkingStage
 from muonwire.stages.layout import MatrixLayout
@@ -17,11 +18,11 @@ class Predicted(TalkingStage):
     from the result of the exchange alone, all replicas hold the same p without sending it.
 
     Args:
-        through: a stage that exchanges what is left.
+        through: a stage that exchanges the difference.
         direction: a stage that does not talk, such as Polar.
 
-    Source: source 000, approach C, with the prediction shared: its own, each replica's polar factor, differs between replicas
-    and would have to be sent.
+    Source: approach C of the note “Why Muon and DisTrO conflict”, with a shared prediction. The note predicts with each replica's
+    own polar factor, which differs between replicas and would have to be sent.
     """
 
     def __init__(self, *, through: Stage, direction: Stage) -> None:
@@ -29,6 +30,7 @@ class Predicted(TalkingStage):
         self.through = through
         self.direction = direction
 
+    @override
     def init(self, param: Tensor) -> State:
         """The prediction, zero, and the states of both stages."""
         return {
@@ -37,16 +39,17 @@ class Predicted(TalkingStage):
             "direction": self.direction.init(param),
         }
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
-        """What is left is exchanged, and nothing else."""
+        """Those of the exchange; the prediction costs none."""
         return self.through.estimate_bytes(params, layouts, replicas=replicas)
 
+    @override
     def rounds(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Rounds:
-        """See Stage.rounds."""
         predictions = [s["prediction"] for s in states]
         left = [u - p for u, p in zip(updates, predictions, strict=True)]
         sent = yield from self.through.rounds(left, params, [s["through"] for s in states], context)

@@ -31,7 +31,7 @@ class Reply:
     payloads: Sequence[bytes] = ()
 
 
-# A stage on its way through its talks: yields requests, is sent replies, returns the updates.
+# The rounds of a stage: it yields requests, is sent replies, and returns the updates.
 Rounds = Generator[Request, Reply, list[Tensor]]
 
 
@@ -87,12 +87,12 @@ def perform(requests: Sequence[Request], transport: Transport) -> list[Reply]:
 def drive(
     running: Sequence[Rounds], transport: Transport, after_each: Callable[[], None] = lambda: None
 ) -> list[list[Tensor]]:
-    """Run generators of requests to their ends, each round's requests in one message; returns what they return.
+    """Run generators of requests to their ends, each round's requests in one message; returns their results.
 
     Args:
         running: as many on every replica, with requests of the same kinds.
         transport: the way to the other replicas.
-        after_each: called after the messages of each round and before anything is made of them. Default: nothing.
+        after_each: called after the messages of each round, before their replies are used. Default: nothing.
     """
     results: dict[int, list[Tensor]] = {}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -33,14 +34,15 @@ class RowNormalize(Stage):
                 f"row_normalize: beta2 is {self.beta2} and eps {self.eps}; beta2 lies in [0, 1), eps is positive"
             )
 
+    @override
     def init(self, param: Tensor) -> State:
         """The number of steps; the mean squares of the rows are made in the first one, when the layout is known."""
         return {"step": 0}
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         results = []
         for update, state, layout in zip(updates, states, context.layouts, strict=True):
             state["step"] += 1

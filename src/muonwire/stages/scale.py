@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -32,7 +33,8 @@ class Scale(Stage):
     "spectral": √max(1, m/n), which bounds the change of the layer's output (Jordan, 2024);
     "rms": 0.2 √max(m, n), which gives a polar factor the size of an Adam update, so that one learning rate serves both
     (Liu et al., "Muon is scalable for LLM training", arXiv 2502.16982, section 2.2);
-    "small": (min(m, n)/256)², which shrinks the steps of small matrices (source 003's dimension-aware scaling);
+    "small": (min(m, n)/256)², which shrinks the steps of small matrices (the dimension-aware scaling of the note
+    “Why MuonFast fails on vision transformers”);
     "none": 1, for tensors of any shape.
 
     Args:
@@ -49,10 +51,10 @@ class Scale(Stage):
         if not self.factor > 0:
             raise UsageError(f"scale: factor is {self.factor}; it must be positive")
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         if self.kind == "none":
             return [u * self.factor for u in updates]
         results = []

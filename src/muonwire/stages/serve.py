@@ -1,4 +1,4 @@
-"""A stage that one replica computes for all."""
+"""A stage that one replica computes for all others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,6 +6,7 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
@@ -22,9 +23,9 @@ from muonwire.transport.base import Flag
 class Serve(TalkingStage):
     """u ← decode(encode(stage(u))), computed by the replica that owns the tensor and sent to the others.
 
-    All replicas, the owner too, go on with what the owner's bytes say, so that they stay bit-identical where a matrix product is
-    not: on processors that differ. The products cost one replica's time instead of everybody's, and the full update goes over the
-    link. What the stage keeps from step to step is kept by the owner alone.
+    All replicas, the owner too, continue from the decoded payload, so that they stay bit-identical even on different processors,
+    whose matrix products round differently. The computation costs the owner's time only, but the full update goes over the
+    link. The owner alone keeps the stage's state.
 
     Args:
         stage: what the owner computes; it must not talk, and must treat each tensor by itself.
@@ -34,7 +35,7 @@ class Serve(TalkingStage):
     Raises:
         UsageError: an unknown ``owners``.
 
-    Source: source 000, approach B, whose server orthogonalizes.
+    Source: approach B of the note “Why Muon and DisTrO conflict”, whose server orthogonalizes.
     """
 
     stage: Stage
@@ -46,14 +47,15 @@ class Serve(TalkingStage):
         if self.owners not in ("one", "all"):
             raise UsageError(f"serve: owners is {self.owners!r}; allowed are one and all")
 
+    @override
     def init(self, param: Tensor) -> State:
-        """The stage's."""
         return self.stage.init(param)
 
+    @override
     def estimate_bytes(
         self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float:
-        """Each tensor once, over the replicas on average; those that own none still send an empty payload."""
+        """Each tensor is sent once; a replica that owns none sends an empty payload; the mean over the replicas."""
         shapes = [tuple(p.shape) for p in params]
         by_rank = [self._owned(rank, len(shapes), replicas) for rank in range(replicas)]
         return fmean(self.codec.estimate_bytes(*(shapes[i] for i in owned)) for owned in by_rank)
@@ -64,6 +66,7 @@ class Serve(TalkingStage):
             return range(rank, count, world_size)
         return range(count if rank == 0 else 0)
 
+    @override
     def send(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> Request:
@@ -86,13 +89,14 @@ class Serve(TalkingStage):
         for i, result in zip(owned, results, strict=True):
             sent = result
             if not all_finite(result):
-                # The others must not wait in vain: they get zeros and, in the message's header, the reason.
+                # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
                 transport.requested |= Flag.DIVERGED
                 sent = torch.zeros_like(result)
             encoded = self.codec.encode_body(sent, seed=round_seed(step=context.step, index=i))
             entries.append((tuple(sent.shape), sent.dtype, encoded.body))
         return Request(payload=payloads.pack(str(self.codec), entries))
 
+    @override
     def receive(
         self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.stages.base import Context, Stage, State
 
@@ -12,10 +13,10 @@ from muonwire.stages.base import Context, Stage, State
 class Sign(Stage):
     """u ← sign(u), with sign(0) = 0. Source: Bernstein et al., "signSGD", arXiv 1802.04434."""
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         return [u.sign() for u in updates]
 
     def __str__(self) -> str:

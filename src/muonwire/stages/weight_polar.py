@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State
@@ -22,7 +23,8 @@ class WeightPolar(Stage):
         strength: in (0, 1]. Default: 1.
         polar: how polar factors are made. Default: Polar().
 
-    Source: source 001, future work 3; source 004, "replace the weight matrix with the nearest orthogonal matrix".
+    Source: future work 3 of the note “The failed integration of Muon and DisTrO”; the note “Muon from the top down”, by which
+    Muon replaces "the weight matrix with the nearest orthogonal matrix".
     """
 
     period: int = 100
@@ -37,14 +39,14 @@ class WeightPolar(Stage):
             )
 
     @property
+    @override
     def orthogonalizes(self) -> bool:
-        """It does."""
         return True
 
+    @override
     def apply(
         self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
     ) -> list[Tensor]:
-        """See Stage.apply."""
         if context.step % self.period or context.lr == 0:
             return list(updates)
         weights = [p.detach() for p in params]

@@ -1,11 +1,18 @@
-"""The contract of a task: real data, a model and a loss, cut the same way for every recipe and replica."""
+"""The contract of a task: real data, a model and a loss, cut the same way for every recipe and replica.
+
+A task is two classes: frozen settings, whose fields are options of the command line, and the task that they make.
+"""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+
+from muonwire.errors import UsageError
 
 Batch = dict[str, Tensor]
 
@@ -15,7 +22,7 @@ class About:
     """What a report says about a task.
 
     Args:
-        task: what is learnt from which data, in a sentence's part.
+        task: what is learnt from which data, as part of a sentence.
         model: its kind and size.
         terms: what the loss is a mean over, such as "tokens".
     """
@@ -31,11 +38,14 @@ class Task(ABC):
     @property
     @abstractmethod
     def description(self) -> dict[str, Any]:
-        """What identifies the task: data digest, sizes, model. Checkpoints carry it and refuse another."""
+        """What identifies the task, as JSON has it: digest of the data, sizes, model; "tokenizer" where the model reads text.
+
+        Checkpoints carry it, and a run that goes on from one refuses another.
+        """
 
     @property
     @abstractmethod
-    def about(self) -> "About":
+    def about(self) -> About:
         """What a report says about the task."""
 
     @abstractmethod
@@ -62,6 +72,80 @@ class Task(ABC):
     @abstractmethod
     def batch_terms(self) -> int:
         """Loss terms (tokens, images) of one replica's batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings(ABC):
+    """What a task is made from. Subclasses are frozen dataclasses whose fields are the options, each with a default.
+
+    Attributes:
+        name: of the task, on the command line and in checkpoints.
+        compared: options by name that `muonwire compare` takes where nothing else is given, instead of the defaults. Default: none.
+    """
+
+    name: ClassVar[str]
+    compared: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def make(self) -> Task:
+        """The task.
+
+        Raises:
+            UsageError: its data is missing, damaged or too small.
+        """
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """The settings that ``identity`` wrote, or that a text such as "vision(batch=8)" gives.
+
+        A class whose options are not numbers, texts or truth values makes them from those.
+
+        Raises:
+            UsageError: an unknown option, or a value that is not allowed.
+        """
+        allowed = [f.name for f in fields(cls)]
+        unknown = [name for name in values if name not in allowed]
+        if unknown:
+            raise UsageError(
+                f"task {cls.name}: {', '.join(unknown)} is not an option; allowed are {', '.join(allowed)}"
+            )
+        return cls(**values)
+
+    def identity(self) -> dict[str, Any]:
+        """The options as JSON has them; a run goes on from a checkpoint only where they are the same."""
+        return {name: _as_json(value) for name, value in asdict(self).items()}
+
+    def saved_model(self, description: Mapping[str, Any]) -> nn.Module:
+        """The model of a checkpoint, whose weights are loaded next.
+
+        Args:
+            description: the task's, as the checkpoint has it. A class that builds the model from it needs no data here.
+
+        Raises:
+            UsageError: this version does not know the model, or its data is missing.
+        """
+        return self.make().build_model(seed=0)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_json(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def check_at_least_one(settings: TaskSettings, *names: str) -> None:
+    """Raise UsageError where one of these options is below 1."""
+    for name in names:
+        value = getattr(settings, name)
+        if value < 1:
+            raise UsageError(f"{settings.name} task: {name} is {value}; it must be at least 1")
+
+
+def build_seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
+    """What ``build`` returns with torch's generator at ``seed``; the generator is then as it was before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""IDX files: the form in which MNIST, Fashion-MNIST and their kin are published."""
+"""IDX files: the format of MNIST, Fashion-MNIST and data sets like them."""
 
 import gzip
 import math
@@ -25,8 +25,8 @@ def read_idx(path: Path) -> Tensor:
         path: of the file.
 
     Raises:
-        UsageError: the file cannot be read, is not IDX, holds other values than unsigned bytes, or has another length than its
-            head says.
+        UsageError: the file cannot be read, is not IDX, holds other values than unsigned bytes, or its length is not the
+            one in its header.
 
     Source: LeCun, Cortes and Burges, "The MNIST database of handwritten digits".
     """
@@ -46,6 +46,6 @@ def read_idx(path: Path) -> Tensor:
     shape = struct.unpack(f">{data[3]}I", data[4:start])
     if math.prod(shape) != len(data) - start:
         raise UsageError(
-            f"idx: {path} holds {len(data) - start} values, but its head says {shape}; the file is cut or damaged"
+            f"idx: {path} holds {len(data) - start} values, but its header gives the shape {shape}; the file is cut or damaged"
         )
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8, offset=start).reshape(shape).copy())

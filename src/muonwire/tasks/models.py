@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from muonwire.errors import UsageError
+from muonwire.tasks.base import build_seeded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,12 @@ MODEL_SIZES = {
 }
 
 
+def check_model_size(name: str) -> None:
+    """Raise UsageError where there is no model size of this name."""
+    if name not in MODEL_SIZES:
+        raise UsageError(f"model size: {name!r} is unknown; allowed are {', '.join(MODEL_SIZES)}")
+
+
 def build_llama(size_name: str, *, vocabulary: int, sequence: int, seed: int) -> nn.Module:
     """A randomly initialized causal Llama with tied embeddings.
 
@@ -46,8 +52,7 @@ def build_llama(size_name: str, *, vocabulary: int, sequence: int, seed: int) ->
     Raises:
         UsageError: an unknown size.
     """
-    if size_name not in MODEL_SIZES:
-        raise UsageError(f"model size: {size_name!r} is unknown; allowed are {', '.join(MODEL_SIZES)}")
+    check_model_size(size_name)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     size = MODEL_SIZES[size_name]
@@ -64,7 +69,4 @@ def build_llama(size_name: str, *, vocabulary: int, sequence: int, seed: int) ->
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: nn.Module = LlamaForCausalLM(config)
-    return model
+    return build_seeded(lambda: LlamaForCausalLM(config), seed=seed)

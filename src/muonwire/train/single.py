@@ -7,7 +7,6 @@ from typing import Any
 
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
-from muonwire.tasks import make_task
 from muonwire.train import checkpoint
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
@@ -50,7 +49,7 @@ def _finished_config(folder: Path) -> Any:
 
 def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resume: bool) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
-    trainer = Trainer(config, make_task(config.task), transport, folder)
+    trainer = Trainer(config, config.task.make(), transport, folder)
     first = transport.rank == 0
     notes: list[str] = []
     if resume:
@@ -71,9 +70,9 @@ def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resum
 def _check_alike(trainer: Trainer) -> None:
     """All replicas go on from one step to one length; where one of them refused, the others end here, before a file is changed."""
     own = f"step {trainer.step} of {trainer.config.steps}"
-    said = [told.decode() for told in trainer.transport.gather(own.encode(), purpose="control")]
-    if len(set(said)) > 1:
-        listed = "; ".join(f"replica {rank}: {told}" for rank, told in enumerate(said))
+    positions = [text.decode() for text in trainer.transport.gather(own.encode(), purpose="control")]
+    if len(set(positions)) > 1:
+        listed = "; ".join(f"replica {rank}: {position}" for rank, position in enumerate(positions))
         raise UsageError(
             f"train: the replicas would not resume alike ({listed}); give all the same --steps, and an --out that they share"
         )
@@ -150,7 +149,7 @@ def train(
     Args:
         config: the settings.
         folder: where metrics, checkpoints and result.json go.
-        replicas: processes to start on this machine; ignored under torchrun, which says how many there are.
+        replicas: processes to start on this machine; ignored under torchrun, which starts them itself.
         resume: continue from the newest checkpoint in the folder; ``config.steps`` may be another number than the run has so far.
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous. Default: any free one.
@@ -165,5 +164,5 @@ def train(
     if under_launcher() or replicas == 1:
         _worker(config, folder, resume, threads)
     else:
-        make_task(config.task)
+        config.task.make()
         launch(_worker, (config, folder, resume, threads), replicas=replicas, port=port)

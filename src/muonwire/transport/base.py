@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Self, TypeVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.transport.meter import Meter
 
@@ -13,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Flag(enum.IntFlag):
-    """What a replica can tell the others in the header of a message."""
+    """What the header of a message can announce to the other replicas."""
 
     NONE = 0
     CHANGED = 0x20  # this replica's weights were changed from outside
@@ -24,13 +25,13 @@ class Flag(enum.IntFlag):
 class Transport(ABC):
     """Moves payloads between replicas. All replicas call the same operations in the same order.
 
-    A replica that adds to ``requested`` says so in the header of its next message. ``agreed`` is what any replica has said, and
-    changes on all of them after the same operation, so that all can act on it in the same step without a message of its own.
+    The flags in ``requested`` travel in the header of the replica's next message. ``agreed`` collects the flags of all replicas and
+    changes on all of them after the same operation, so that all can act on a flag in the same step without a further message.
 
-    ``step`` is the optimizer step that the next messages belong to. Whoever talks through the transport sets it before; every
-    message carries it (modulo 2³²), and replicas in different steps get an ExchangeError that names them.
+    ``step`` is the optimizer step that the next messages belong to. The optimizer sets it before it sends; every message carries it
+    (modulo 2³²), and replicas in different steps get an ExchangeError that names them.
 
-    ``settings`` is what replicas must have in common in this step besides, such as learning rates, in words; a checksum of a byte
+    ``settings`` is a text that must be the same on all replicas in this step, such as the learning rates; its checksum of one byte
     travels with every message.
 
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
@@ -67,17 +68,16 @@ class Transport(ABC):
         """
 
     def __copy__(self) -> Self:
-        """See the class."""
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """See the class."""
         return self
 
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
-        """What ``compute`` returns, for work that all replicas do alike on what they received; nobody may change the result.
+        """The result of ``compute``, work that all replicas do alike on what they received; it must not be changed afterwards.
 
-        Replicas of one process may share it; each is counted the time that it took. By default it is computed each time.
+        Replicas of one process may share the result; the meter of each counts the time that it took. By default it is computed
+        each time.
 
         Args:
             key: everything that the result depends on.
@@ -98,12 +98,12 @@ class SingleReplica(Transport):
         self.world_size = 1
         self.meter = Meter()
 
+    @override
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
-        """Return the one payload."""
         self.agreed |= self.requested
         return [payload]
 
+    @override
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
-        """Return the tensors themselves."""
         self.agreed |= self.requested
         return list(tensors)

@@ -71,7 +71,7 @@ def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: st
 
     Args:
         what: a model, of which the parameters and the buffers (persistent or not) are compared, or names and tensors. A name that
-            begins with "buffer " is told as it is.
+            begins with "buffer " stands in messages as it is.
         transport: between the replicas to compare.
         purpose: under which the meter counts it. Default: "digest".
 
@@ -95,7 +95,7 @@ def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: st
     everyone = transport.gather(b"".join([*layouts, *digests]), purpose=purpose)
     _check_layouts(everyone, [text for text, _ in named], transport)
     for i, (text, _) in enumerate(named):
-        seen = [_piece(told, len(named) + i) for told in everyone]
+        seen = [_piece(message, len(named) + i) for message in everyone]
         differing = _differing(seen)
         if differing:
             raise DivergedReplicasError(
@@ -116,14 +116,14 @@ def _described(what: nn.Module | Named) -> list[tuple[str, Tensor]]:
 
 
 def _check_layouts(everyone: Sequence[bytes], texts: Sequence[str], transport: Transport) -> None:
-    numbers = [len(told) // (2 * DIGEST_BYTES) for told in everyone]
+    numbers = [len(message) // (2 * DIGEST_BYTES) for message in everyone]
     if len(set(numbers)) > 1:
         counts = ", ".join(f"replica {rank} has {number}" for rank, number in enumerate(numbers))
         raise DivergedReplicasError(
             f"replicas differ in the number of their tensors: {counts}; build the same model on all of them"
         )
     for i, text in enumerate(texts):
-        differing = _differing([_piece(told, i) for told in everyone])
+        differing = _differing([_piece(message, i) for message in everyone])
         if differing:
             raise DivergedReplicasError(
                 f"replicas differ in the names, dtypes or shapes of their tensors: number {i + 1} of {len(texts)}, on this rank "
@@ -132,8 +132,8 @@ def _check_layouts(everyone: Sequence[bytes], texts: Sequence[str], transport: T
             )
 
 
-def _piece(told: bytes, index: int) -> bytes:
-    return told[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+def _piece(message: bytes, index: int) -> bytes:
+    return message[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
 
 
 def _differing(seen: Sequence[bytes]) -> list[int]:
@@ -145,13 +145,13 @@ def _hash(data: bytes | memoryview) -> bytes:
 
 
 def check_agreement(text: str, transport: Transport, *, what: str, note: str = "") -> list[str]:
-    """Make sure that all replicas have the same ``text``, at 8 bytes a replica, and tell each other a note on the way.
+    """Make sure that all replicas have the same ``text``, at 8 bytes a replica, and exchange a note in the same message.
 
     Args:
         text: what must be the same.
         transport: between the replicas.
         what: what the text describes, for the message.
-        note: what may differ. Default: nothing.
+        note: a text that may differ. Default: none.
 
     Returns:
         the replicas' notes, in rank order.
@@ -160,11 +160,11 @@ def check_agreement(text: str, transport: Transport, *, what: str, note: str = "
         ExchangeError: names the replicas whose ``what`` is not that of replica 0.
     """
     own = _hash(text.encode())
-    told = transport.gather(own + note.encode(), purpose="control")
-    differing = _differing([message[:DIGEST_BYTES] for message in told])
+    messages = transport.gather(own + note.encode(), purpose="control")
+    differing = _differing([message[:DIGEST_BYTES] for message in messages])
     if differing:
         raise ExchangeError(
             f"the {what} of replica(s) {', '.join(map(str, differing))} differ from those of replica 0; this is replica "
             f"{transport.rank}, with: {text[:300]}"
         )
-    return [message[DIGEST_BYTES:].decode() for message in told]
+    return [message[DIGEST_BYTES:].decode() for message in messages]

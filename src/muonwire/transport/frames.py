@@ -1,8 +1,8 @@
-"""Payloads and means as frames: point-to-point messages between every two replicas, whatever carries them.
+"""Payloads and means as frames: point-to-point messages between every two replicas; subclasses carry them.
 
 Point-to-point messages rather than collectives: payloads of different sizes go without padding, a mean is summed in rank
-order, and a failed message says which replica is gone. Every frame starts with a header (``header.py``), and no body is taken
-in before the headers of all replicas agree.
+order, and a failed message shows which replica was lost. Every frame starts with a header (``header.py``), and no body is
+read before the headers of all replicas agree.
 """
 
 import time
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.base import Flag, Transport
@@ -59,8 +60,8 @@ class FrameTransport(Transport):
     ) -> None:
         """Send the header and a body to each peer, and fill the buffer for each peer with the body that it sent.
 
-        A peer may be in another operation, with a body of any size: ``accept`` is given the headers of all peers before any size
-        is relied on, and raises where bodies do not fit. Then this raises what it raised, however much is still on its way.
+        A peer may be in another operation, with a body of any size. So ``accept`` is called with all peers' headers before any body
+        is read, and raises where bodies do not fit; its error ends ``carry``, even with messages still on their way.
 
         Args:
             header: 16 bytes, or none where sizes are known from an earlier frame; then no body is empty, and a peer without a
@@ -79,11 +80,12 @@ class FrameTransport(Transport):
         """Ranks of the other replicas."""
         return [r for r in range(self.world_size) if r != self.rank]
 
+    @override
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
-        """See Transport.gather: a frame to every peer, and a second message for what does not fit.
+        """A frame to every peer, and a second message for what does not fit into it.
 
-        A frame holds the header and as many bytes as ``_fitting`` expects: where lengths are steady one message does, and no
-        replica waits for lengths first.
+        A frame holds the header and as many bytes as ``_fitting`` expects. Where lengths are steady one message is enough, and no
+        replica has to wait for lengths first.
         """
         if not self.peers:
             self.agreed |= self.requested
@@ -130,10 +132,10 @@ class FrameTransport(Transport):
         return payloads
 
     def _fitting(self, purpose: str, lengths: Sequence[int]) -> int:
-        """Bytes of payload in the next frame of this purpose, from what all replicas know.
+        """Bytes of payload in the next frame of this purpose; all replicas find the same number.
 
-        The longest of this round where all lengths, of this round and the last, lie close together; else the shortest, since a
-        frame that is longer than its payload carries padding.
+        It is the longest of this round where all lengths of this round and the last lie close together; else the shortest, since
+        a frame that is longer than its payload carries padding.
         """
         before = self._last_lengths.get(purpose, (min(lengths), max(lengths)))
         self._last_lengths[purpose] = now = (min(lengths), max(lengths))
@@ -141,8 +143,9 @@ class FrameTransport(Transport):
         return now[1] + now[1] // 256 if longest - shortest <= longest // 64 else shortest
 
     @torch.no_grad()
+    @override
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
-        """See Transport.mean: replica j sums the j-th part of everything in rank order and hands the result back.
+        """Replica j sums the j-th part of everything in rank order and sends the result to all.
 
         The tensors of each dtype travel together. Results of one dtype are views of one tensor.
         """
@@ -152,7 +155,7 @@ class FrameTransport(Transport):
         with self._operation():
             check = checksum(f"{purpose} {[(t.dtype, *t.shape) for t in tensors]}")
             results: list[Tensor | None] = [None] * len(tensors)
-            # Nothing to average is an operation too: the others may have something.
+            # An empty list is an operation too: other replicas may average something, which must be noticed.
             for dtype in dict.fromkeys(t.dtype for t in tensors) or (torch.float32,):
                 indices = [i for i, t in enumerate(tensors) if t.dtype == dtype]
                 mean = self._mean_flat(
@@ -174,7 +177,7 @@ class FrameTransport(Transport):
     ) -> Tensor:
         start_s = time.perf_counter()
         numel = sum(t.numel() for t in tensors)
-        # Holds the tensors, then their mean: each part of the mean arrives where this replica's own part was sent from.
+        # Holds the tensors, then their mean: each part of the mean overwrites the part that this replica sent.
         flat = self._flatten(tensors, numel, -numel % self.world_size, dtype)
         parts = flat.view(self.world_size, -1) if numel else flat.new_empty(self.world_size, 0)
         wire = parts.view(torch.uint8)
@@ -231,7 +234,7 @@ class FrameTransport(Transport):
 
     @contextmanager
     def _operation(self) -> Iterator[None]:
-        """Once an operation has failed, messages are on their way that nobody will take: every later one fails at once."""
+        """Let every operation after a failed one fail at once, since messages of the failed one may still arrive."""
         if self._failure is not None:
             text = (
                 f"this transport failed before and cannot be used again: {self._failure} Start the replicas again and resume from "
@@ -270,7 +273,7 @@ class FrameTransport(Transport):
         *,
         about: Callable[[], str],
     ) -> dict[int, Header]:
-        """Send and receive at once; returns the peers' headers, which agree with this replica's."""
+        """Send and receive at the same time; returns the peers' headers, which agree with this replica's."""
         headers: dict[int, Header] = {}
 
         def accept(received: Mapping[int, bytes]) -> None:

@@ -1,9 +1,9 @@
-"""The sixteen bytes before every message, and what they say of replicas that are not in lockstep.
+"""The sixteen bytes before every message, and the errors that follow where replicas are not in lockstep.
 
 Little-endian: magic "M", settings u8, version u8, kind (low 5 bits) and flags (high 3) u8, optimizer step u32, sequence number
 u8, check u16, length u40. The length is that of the payload of a gather, and of one part of a mean. The check is a checksum of
-what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes; settings is one of the step's rates,
-short but sent again in every step. Numbers wrap.
+what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes. settings is a checksum of the step's
+rates; one byte is enough, since it is sent again in every step. Step and sequence number wrap around.
 """
 
 import struct
@@ -24,7 +24,7 @@ LARGEST_LENGTH = (1 << 40) - 1
 
 
 class Header(NamedTuple):
-    """What a replica says of itself before each message.
+    """What stands before each message: the replica's step and operation, its flags, and the message's length.
 
     >>> header = Header(kind=GATHER, flags=Flag.STOP, step=4, sequence=9, check=checksum("update"), length=100)
     >>> len(header.pack()), Header.unpack(header.pack(), rank=1) == header
@@ -64,7 +64,7 @@ class Header(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the operation."""
+        """The operation's name, for messages."""
         return KIND_NAMES.get(self.kind, f"an unknown operation {self.kind}")
 
 
@@ -92,7 +92,7 @@ def check_lockstep(
 
     Args:
         headers: of all replicas, by rank.
-        purposes: the known ones, by check.
+        purposes: known purposes, by their check.
         about: what this replica averages, for the message.
         settings: this replica's, for the message. Default: none.
 
@@ -116,30 +116,30 @@ def check_lockstep(
             if differ(lambda h: h.step)
             else "every replica must call the same operations in the same order"
         )
-        raise ExchangeError(f"replicas are out of step: {_told(headers, lambda h: h.name)}; {remedy}")
+        raise ExchangeError(f"replicas are out of step: {_places(headers, lambda h: h.name)}; {remedy}")
     if differ(lambda h: h.sequence):
-        operations = _told(headers, lambda h: f"{h.name}, operation {h.sequence} modulo 256")
+        operations = _places(headers, lambda h: f"{h.name}, operation {h.sequence} modulo 256")
         raise ExchangeError(
             f"replicas are out of step: {operations}; replicas must make their transports together, and call the same "
             "operations in the same order"
         )
     if differ(lambda h: h.settings):
         raise ExchangeError(
-            f"replicas step with different settings: {_told(headers, lambda h: f'settings {h.settings:02x}')}; this replica has "
+            f"replicas step with different settings: {_places(headers, lambda h: f'settings {h.settings:02x}')}; this replica has "
             f"{settings}. Give all replicas the same rates and schedule, and none that follows a replica's own loss"
         )
     averages = next(iter(headers.values())).kind != GATHER
     if averages and differ(lambda h: h.length):
-        sizes = _told(headers, lambda h: f"{h.name}, in parts of {h.length} bytes")
+        sizes = _places(headers, lambda h: f"{h.name}, in parts of {h.length} bytes")
         raise ExchangeError(
             f"replicas average different tensors: {sizes}; their models, parameter groups or dtypes differ. {about()}"
         )
     if averages and differ(lambda h: h.check):
-        sums = _told(headers, lambda h: f"{h.name}, checksum of shapes, dtypes and purpose {h.check:04x}")
+        sums = _places(headers, lambda h: f"{h.name}, checksum of shapes, dtypes and purpose {h.check:04x}")
         raise ExchangeError(
             f"replicas average different tensors: {sums}; their models, parameter groups or dtypes differ. {about()}"
         )
-    named = _told(
+    named = _places(
         headers,
         lambda h: f"{h.name} for {repr(purposes[h.check]) if h.check in purposes else 'another purpose'}",
     )
@@ -148,8 +148,8 @@ def check_lockstep(
     )
 
 
-def _told(headers: Mapping[int, Header], describe: Callable[[Header], str]) -> str:
-    """Where each replica is, those that are together named together."""
+def _places(headers: Mapping[int, Header], describe: Callable[[Header], str]) -> str:
+    """Which replicas are in which step and operation, for messages."""
     ranks: dict[str, list[int]] = {}
     for rank, header in sorted(headers.items()):
         ranks.setdefault(f"in step {header.step} ({describe(header)})", []).append(rank)

@@ -1,4 +1,4 @@
-"""The meter: every byte that a transport hands over or takes in, by purpose."""
+"""The meter: every byte that a transport sends or receives, by purpose."""
 
 from dataclasses import dataclass, field, fields
 
@@ -8,10 +8,10 @@ class Traffic:
     """Totals of one replica.
 
     Args:
-        sent_bytes: what this replica had to say, frame headers and lengths included; a payload counts once however
+        sent_bytes: bytes of this replica's own messages, frame headers and lengths included; a payload counts once however
             many peers get it.
-        egress_bytes: what left this replica: a payload counts once for each peer that got it.
-        received_bytes: what arrived from the peers, frame headers and lengths included.
+        egress_bytes: bytes that left this replica: a payload counts once for each peer that got it.
+        received_bytes: bytes that arrived from the peers, frame headers and lengths included.
         num_messages: exchanges this replica took part in, each at least one latency of the link.
         wait_s: seconds spent in them.
     """
@@ -52,5 +52,5 @@ class Meter:
 
     @property
     def training(self) -> Traffic:
-        """What training itself costs: updates and digests, without evaluation and other control traffic."""
+        """The traffic of training itself: updates and digests, without evaluation and other control traffic."""
         return sum((t for purpose, t in self.by_purpose.items() if purpose != "control"), Traffic())

@@ -1,10 +1,9 @@
 """Transport over a torch.distributed process group.
 
 gloo ends the process where a message is longer than its receiver's buffer, and a replica that is out of step may send a message of
-any length. So with gloo a frame of up to ``FIRST_BYTES`` travels under tag 0, into a buffer that always has that many. Of a longer
-frame the header travels that way alone, and the body at the same time under a tag that follows from its length: a body of
-another length finds no buffer, waits, and does no harm. Other backends have no tags: there headers travel first, and bodies
-once the headers agree.
+any length. So with gloo a frame of up to ``FIRST_BYTES`` travels under tag 0, into a buffer of that size. Of a longer frame only
+the header travels that way, and the body at the same time under a tag that follows from its length: a body of another length
+finds no buffer with its tag, and waits. Other backends have no tags: there headers travel first, and bodies once the headers agree.
 """
 
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport.frames import Accept, FrameTransport
@@ -33,8 +33,7 @@ class _Message(NamedTuple):
 class ProcessGroupTransport(FrameTransport):
     """Transport between the replicas of a process group.
 
-    A copy is the transport itself, so that copies of an optimizer keep their link. One of the default group can be pickled, and is
-    made anew with the default group where it is read.
+    A transport of the default group can be pickled; it is made anew with the default group where it is unpickled.
 
     Args:
         group: the process group; default: the world. ``torch.distributed`` must be initialized.
@@ -61,11 +60,11 @@ class ProcessGroupTransport(FrameTransport):
         )
         self._has_tags = self.device.type == "cpu"
         self._firsts: dict[int, Tensor] = {}
-        # What a failed operation left: gloo may still write to these buffers.
+        # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.
         self._left: list[_Message] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """See the class: the default group alone is the same where the transport is read.
+        """Pickle a transport of the default group; other groups are not known where it is unpickled.
 
         Raises:
             UsageError: the transport is of another group.
@@ -73,15 +72,15 @@ class ProcessGroupTransport(FrameTransport):
         if self.group is not None and self.group is not dist.group.WORLD:
             raise UsageError(
                 "ProcessGroupTransport: a transport of a group other than the default one cannot be pickled, since the group "
-                "is not known where it is read; save the optimizer's state_dict(), and make ProcessGroupTransport(group) and the "
-                "optimizer anew before loading it"
+                "is not known where it is unpickled; save the optimizer's state_dict(), and make ProcessGroupTransport(group) and "
+                "the optimizer anew before loading it"
             )
         return _of_default_group, (self.device.type,)
 
+    @override
     def carry(
         self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
     ) -> None:
-        """See FrameTransport.carry."""
         if self._has_tags:
             self._carry_at_once(header, outgoing, incoming, accept)
         else:
@@ -106,7 +105,7 @@ class ProcessGroupTransport(FrameTransport):
             self._start(left, False, peer, body, _tag(body))
         for peer, body in alone_out.items():
             self._start(left, True, peer, body, _tag(body))
-        # Sends as well: before this replica may raise and end, its own header must have left.
+        # Wait for the sends too: this replica's header must have left before it may raise and end.
         for message in left[:num_firsts]:
             self._wait(message)
         if header:
@@ -158,7 +157,7 @@ class ProcessGroupTransport(FrameTransport):
         except RuntimeError as error:
             raise self._lost(None, error) from error
         for i, work in enumerate(works):
-            # nccl answers with one work for the whole batch, which cannot say whose message failed.
+            # nccl returns one work for the whole batch, from which the failed message cannot be told.
             try:
                 work.wait()
             except RuntimeError as error:
@@ -195,5 +194,5 @@ def _of_default_group(device: str) -> ProcessGroupTransport:
 
 
 def _tag(body: Tensor) -> int:
-    """Under which a body travels alone: bodies up to 2 GiB, if of different lengths, never meet."""
+    """The tag of a body that travels alone; bodies up to 2 GiB with different lengths have different tags."""
     return 1 + body.numel() % (_TAGS - 1)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport.frames import Accept, FrameTransport
@@ -21,12 +22,12 @@ Result = TypeVar("Result")
 
 
 class _Hub:
-    """What the threads share: whose turn it is, the messages on their way, what one computed for all, and who failed."""
+    """What the threads share: the turn, the messages on their way, results that one computed for all, and failures."""
 
     def __init__(self) -> None:
         self.turn = threading.Condition()
         self.messages: defaultdict[tuple[int, int, int], deque[tuple[bytes, Tensor]]] = defaultdict(deque)
-        # By key: the result, the seconds it took, and how many replicas have yet to take it.
+        # By key: the result, the seconds that it took, and how many replicas still need it.
         self.shared: dict[Hashable, tuple[Any, float, int]] = {}
         self.failures: dict[int, BaseException] = {}
 
@@ -38,7 +39,7 @@ class ThreadTransport(FrameTransport):
         rank: of this replica.
         world_size: number of replicas.
         hub: shared by them.
-        number: of this transport among those of its replica, so that the messages of two do not mix.
+        number: of this transport among those of its replica; it keeps the messages of two transports apart.
     """
 
     def __init__(self, *, rank: int, world_size: int, hub: _Hub, number: int) -> None:
@@ -47,7 +48,7 @@ class ThreadTransport(FrameTransport):
         self._number = number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Not possible.
+        """Raise: the other replicas are threads of this process.
 
         Raises:
             UsageError: always.
@@ -57,10 +58,11 @@ class ThreadTransport(FrameTransport):
             "the optimizer's state_dict(), and make the optimizer anew inside run_threads before loading it"
         )
 
+    @override
     def carry(
         self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
     ) -> None:
-        """See FrameTransport.carry; gives up the turn while it waits."""
+        """Put the messages into the peers' queues; while it waits, another thread has the turn."""
         hub = self._hub
         for peer, body in outgoing.items():
             hub.messages[self._number, self.rank, peer].append((header, body.clone()))
@@ -80,10 +82,11 @@ class ThreadTransport(FrameTransport):
         for peer, (_, body) in messages.items():
             incoming[peer].copy_(body)
 
+    @override
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:
-        """See Transport.once: the first replica computes, the others take its result.
+        """Let the first replica compute, and the others take its result.
 
-        As if each had computed it by itself, its seconds count as the caller's own work: they are taken off its waiting.
+        The meter counts as if each had computed it by itself: the seconds that it took are subtracted from the others' waiting.
         """
         hub = self._hub
         key = (self._number, key)

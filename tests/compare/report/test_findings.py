@@ -53,7 +53,7 @@ def test_subject_loses():
         "local_muon(interval=5), which this comparison is about, ended in place 2 of 4: 0.050 above muon, "
         "and sent 76× fewer bytes."
     ) in text
-    assert "One seed per recipe: how much of a difference is chance is not measured here." in text
+    assert "One seed per recipe: how much of a difference is chance was not measured." in text
 
 
 def test_the_ratio_to_the_target_is_the_curves_own():
@@ -75,7 +75,7 @@ def test_the_ratio_to_the_target_is_the_curves_own():
 
 def test_reference_that_nobody_matches():
     text = sentences((ADAMW, MUON), reference="muon")
-    assert "No other recipe got to the loss at which muon ended, 3.410." in text
+    assert "No other recipe reached the loss at which muon ended, 3.410." in text
 
 
 @pytest.mark.parametrize("reference", [None, "gone"])

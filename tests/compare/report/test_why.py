@@ -34,8 +34,11 @@ def sentence(recipe, *others, **options):
             "its weights move at a cosine of 0.40 to the dense update (dense Muon’s: 0.98).",
         ),
         ({"effective_rank": 0.2}, "the change has an effective rank of 20 % (dense Muon’s: 90 %)."),
-        ({"disagreement": 1.6}, "what its replicas bring differs by 1.60 of its mean (dense Muon’s: 0.80)."),
-        ({"kept_over_sent": 7.5}, "its feedback holds back 7.5× what an exchange sends."),
+        (
+            {"disagreement": 1.6},
+            "its replicas differ by 1.60 of their mean before an exchange (dense Muon’s: 0.80).",
+        ),
+        ({"kept_over_sent": 7.5}, "its feedback keeps 7.5× what an exchange sends."),
     ],
 )
 def test_each_measure_that_departs_is_the_reason(changes, says):
@@ -55,7 +58,7 @@ def test_each_measure_that_departs_is_the_reason(changes, says):
 )
 def test_a_measure_that_hardly_departs_is_no_reason(changes):
     assert sentence(made(**changes), MUON).endswith(
-        "none of the measures departs from dense Muon’s by enough to tell why."
+        "none of the measures departs far enough from dense Muon’s to explain it."
     )
 
 
@@ -107,7 +110,7 @@ def test_results_from_before_the_measures_have_no_section():
     results = read_results(summary, curves)
     assert why_section(results) is None
     page = render_page(compare_page(setting=make_setting(), results=results))
-    assert "Why they land there" not in page
+    assert "Why they end there" not in page
     assert "<dt>Alignment</dt>" not in page
 
 
@@ -120,5 +123,5 @@ def test_the_section_holds_every_recipe_and_its_figures():
     ]
     assert [name for name, _ in sentences.items] == ["muon", "other"]
     page = render_page(compare_page(setting=make_setting(), results=results_of(MUON, made(alignment=0.4))))
-    assert "Why they land there" in page
+    assert "Why they end there" in page
     assert "<dt>Alignment</dt>" in page

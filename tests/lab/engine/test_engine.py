@@ -1,9 +1,7 @@
 """The lab itself, with a toy claim from a file: measuring, keeping, resuming, failing, deciding, listing."""
 
 import json
-import re
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +22,7 @@ TOY = textwrap.dedent(
 
     import torch
 
-    from muonwire.lab import Check, Claim, Pivot, Plot
+    from muonwire.lab import Check, Claim, Pivot, Plot, Reading
 
 
     def measure(setting):
@@ -43,11 +41,12 @@ TOY = textwrap.dedent(
         checks=(
             Check(
                 name="heads are between 0.45 and 0.55 of all throws",
-                setting="as in the source",
+                setting="as in the note",
                 column="heads",
                 at_least=0.45,
                 at_most=0.55,
                 possible=(0.0, 1.0),
+                reading=Reading(holds="a coin is fair", fails="a coin is not fair", by="heads {mean} of the time"),
             ),
         ),
         verdicts=("confirmed", "refuted", "undecided"),
@@ -80,29 +79,20 @@ def command(*args):
 def test_a_claim_is_one_file(toy, tmp_path, capsys):
     out = tmp_path / "lab"
     assert command("run", "toy.1", "--claims-from", toy, "--out", out, "--jobs", "1") == 0
-    assert "toy.1: confirmed" in capsys.readouterr().out
+    assert "toy.1: confirmed. A coin is fair (heads 0.50 of the time)." in capsys.readouterr().out
     page = (out / "lab.html").read_text()
-    for told in ("a coin falls on either side", "1/2", "Throw it.", "muonwire lab run toy.1"):
-        assert told in page
+    for shown in ("a coin falls on either side", "1/2", "Throw it.", "muonwire lab run toy.1"):
+        assert shown in page
     verdict = json.loads((out / "verdicts.json").read_text())["toy.1"]
     assert verdict["verdict"] == CONFIRMED
+    assert verdict["answer"] == "A coin is fair (heads 0.50 of the time)."
+    assert verdict["meaning"] == "Throw it."
+    assert verdict["note"] == "claims of your own"
     assert verdict["checks"][0]["repeats"] == 2
     assert (out / "images" / "toy-1-heads.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "rows" / "toy.1.parquet").stat().st_size
     assert command("list", "toy", "--claims-from", toy) == 0
-    assert "a coin falls" in capsys.readouterr().out
-
-
-def test_the_claim_in_the_docs_runs(tmp_path, capsys):
-    text = (Path(__file__).parents[3] / "docs" / "lab.md").read_text()
-    source = re.search(r"```python\n(.*?)```", text, flags=re.S)[1]
-    path = tmp_path / "rows.py"
-    path.write_text(source)
-    assert (
-        command("run", "rows.1", "--claims-from", path, "--out", tmp_path / "lab", "--jobs", "1", "--quick")
-        == 0
-    )
-    assert "rows.1: confirmed" in capsys.readouterr().out
+    assert "“claims of your own”, 2 seeds: a coin falls" in capsys.readouterr().out
 
 
 def test_repeats_are_kept_and_remeasured_when_the_version_rises(toy, tmp_path):
@@ -126,23 +116,23 @@ def test_repeats_are_kept_and_remeasured_when_the_version_rises(toy, tmp_path):
     assert took_s > 0
 
 
-def test_a_claim_that_fails_is_told_and_costs_the_others_nothing(toy, tmp_path, capsys):
+def test_a_claim_that_fails_is_reported_and_costs_the_others_nothing(toy, tmp_path, capsys):
     broken = tmp_path / "broken.py"
     broken.write_text(
         TOY.replace("toy.1", "toy.2").replace("    heads = ", '    raise ValueError("no coin")\n    heads = ')
     )
     out = tmp_path / "lab"
     assert command("run", "toy", "--claims-from", toy, broken, "--out", out, "--jobs", "1") == 1
-    told = capsys.readouterr().out
-    assert "no coin" in told
-    assert "muonwire lab run toy.2" in told
+    printed = capsys.readouterr().out
+    assert "no coin" in printed
+    assert "muonwire lab run toy.2" in printed
     verdicts = json.loads((out / "verdicts.json").read_text())
     assert verdicts["toy.1"]["verdict"] == CONFIRMED
     assert verdicts["toy.2"]["verdict"] == UNDECIDED
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "expected"),
     [
         (("run", "nothing.1"), "no claim 'nothing.1'"),
         (("run", "--jobs", "0"), "jobs is 0"),
@@ -151,10 +141,10 @@ def test_a_claim_that_fails_is_told_and_costs_the_others_nothing(toy, tmp_path, 
         (("list", "--claims-from", "missing.py"), "missing.py is not a Python file"),
     ],
 )
-def test_bad_input_is_one_line(args, told, capsys):
+def test_bad_input_is_one_line(args, expected, capsys):
     assert command(*args) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert expected in error
     assert error.count("\n") == 1
 
 
@@ -269,11 +259,11 @@ def test_a_verdict_answers_in_one_sentence_with_figures():
             select={"at": at},
             at_least=1.0,
             unit="m",
-            reading=None if at == "untold" else reading,
+            reading=None if at == "unread" else reading,
         )
-        for at in ("here", "there", "between", "nowhere", "untold")
+        for at in ("here", "there", "between", "nowhere", "unread")
     ]
-    places = {"here": (2.0, 2.0), "there": (-0.449, -0.449), "between": (0.0, 2.0), "untold": (3.0, 3.0)}
+    places = {"here": (2.0, 2.0), "there": (-0.449, -0.449), "between": (0.0, 2.0), "unread": (3.0, 3.0)}
     rows = [{"seed": s, "at": at, "x": x[s]} for s in (0, 1) for at, x in places.items()]
     decision = Decision(verdict="depends", outcomes=tuple(c.evaluate(rows) for c in checks))
     assert decision.answer == (
@@ -282,6 +272,66 @@ def test_a_verdict_answers_in_one_sentence_with_figures():
     )
     assert decision.counts == "2 holds, 1 fails, 2 open"
     assert Decision(verdict="depends", outcomes=(checks[-1].evaluate(rows),)).answer == ""
+
+
+def test_clauses_that_differ_in_where_are_joined():
+    checks = [
+        check(
+            setting=at,
+            select={"at": at},
+            reading=Reading(holds="x is large", fails="x is small", where=f"in {at}", by="{mean} m"),
+        )
+        for at in ("Ulm", "Bern", "Rome")
+    ]
+    rows = [{"seed": 0, "at": at, "x": x} for at, x in (("Ulm", 1.5), ("Bern", 0.25), ("Rome", 1.75))]
+    decision = Decision(verdict="depends", outcomes=tuple(c.evaluate(rows) for c in checks))
+    assert decision.answer == "X is large in Ulm (1.5 m) and in Rome (1.8 m); x is small in Bern (0.25 m)."
+    assert Decision(verdict="undecided", outcomes=tuple(c.evaluate([]) for c in checks[:2])).answer == (
+        "Not measured whether x is large in Ulm and in Bern."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "by", "shown"),
+    [
+        (11_970.0, "{mean}", "12,000"),
+        (-0.0499, "{mean}", "−0.050"),
+        (-2.0, "{size}", "2.0"),
+        (3.0, "{power}", "1,000"),
+        (500.0, "{low} to {high}", "500 to 500"),
+    ],
+)
+def test_figures_have_as_many_digits_as_a_reading_asks_for(value, by, shown):
+    reading = Reading(holds="so", fails="so", by=by)
+    one = Check(name="n", setting="s", column="x", at_least=0.0, reading=reading)
+    assert one.evaluate([{"seed": 0, "x": value}]).clause == f"so ({shown})"
+
+
+@pytest.mark.parametrize(
+    ("given", "instead", "message"),
+    [
+        (
+            "    says=",
+            '    source="source 000",\n    says=',
+            r"toy\.py gives a claim a source; leave it out, or give note=",
+        ),
+        (
+            "    repeats=2,",
+            '    inputs=("text-training",),',
+            r"inputs are \['text-training'\].*TEXT_TRAINING",
+        ),
+    ],
+)
+def test_a_claim_file_of_before_says_what_to_change(toy, given, instead, message):
+    toy.write_text(TOY.replace(given, instead))
+    with pytest.raises(UsageError, match=message):
+        load_claims((toy,))
+
+
+def test_another_type_error_in_a_claim_file_stays_what_it_is(toy):
+    toy.write_text("1 + 'one'")
+    with pytest.raises(TypeError, match="unsupported operand"):
+        load_claims((toy,))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -294,7 +344,7 @@ def test_gradients_are_of_the_language_model_that_is_named(kind, tmp_path):
     # Two layers: the first and the last, which is the middle too.
     assert len(found) == 2 * (7 if kind == "llama" else 4)
     assert all(float(c.matrix.norm()) > 0 for c in found)
-    assert f"pretrained small-{kind} " in one.told(out, quick=False)
+    assert f"pretrained small-{kind} " in one.described(out, quick=False)
     with pytest.raises(UsageError, match=r"not from smollm2; give the measurements of another model.*--out"):
         one.prepare(out, quick=False)
     with pytest.raises(UsageError, match="not from smollm2"):

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from constriction import stream
+from typing_extensions import override
 
 from muonwire.codec.pack.base import Pack, gaps_of, items_of
 from muonwire.codec.pack.fields import Ints, pack_words, unpack_words
@@ -93,8 +94,8 @@ class Ans(Pack):
 
     name: ClassVar[str] = "ans"
 
+    @override
     def encode(self, items: Ints, groups: Groups) -> bytes:
-        """See Pack.encode."""
         if Ranks.fits(groups):
             return Ranks().encode(items, groups)
         model = gap_model(groups.group_numel, groups.k)
@@ -112,8 +113,8 @@ class Ans(Pack):
         coder.encode_reverse(symbols, model.high)
         return pack_words(coder.get_compressed())
 
+    @override
     def decode(self, data: bytes, groups: Groups) -> tuple[Ints, int]:
-        """See Pack.decode."""
         if Ranks.fits(groups):
             return Ranks().decode(data, groups)
         model = gap_model(groups.group_numel, groups.k)
@@ -151,8 +152,8 @@ class Ans(Pack):
         ends = np.flatnonzero(symbols != model.escape)
         return np.diff(np.cumsum(symbols)[ends], prepend=0)
 
+    @override
     def estimate_bytes(self, groups: Groups) -> int:
-        """See Pack.estimate_bytes."""
         if Ranks.fits(groups):
             return Ranks().estimate_bytes(groups)
         # The coder starts empty, which costs about as much as its precision less the first symbol.

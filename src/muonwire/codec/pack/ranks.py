@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from muonwire.codec.pack.base import Pack, starts
 from muonwire.codec.pack.fields import Ints, pack_fields, unpack_fields
@@ -59,12 +60,12 @@ class Ranks(Pack):
         choices = num_choices(groups.group_numel, groups.k)
         if choices is None or not Ranks.fits(groups):
             raise UsageError(
-                f"ranks: {groups.num_groups} choices of {groups.k} of {groups.group_numel} items have long ranks; use ans or rice"
+                f"ranks: {groups.num_groups} choices of {groups.k} of {groups.group_numel} items have long ranks; use ans"
             )
         return choices, (choices - 1).bit_length()
 
+    @override
     def encode(self, items: Ints, groups: Groups) -> bytes:
-        """See Pack.encode."""
         _, width = self._bits(groups)
         if width == 0:
             return b""
@@ -76,8 +77,8 @@ class Ranks(Pack):
         joined = sum(rank << (i * width) for i, rank in enumerate(ranks))
         return int(joined).to_bytes(self.estimate_bytes(groups), "little")
 
+    @override
     def decode(self, data: bytes, groups: Groups) -> tuple[Ints, int]:
-        """See Pack.decode."""
         choices, width = self._bits(groups)
         if width == 0:
             inside = np.broadcast_to(np.arange(groups.k, dtype=np.int64), (groups.num_groups, groups.k))
@@ -101,6 +102,7 @@ class Ranks(Pack):
             items[:, i] = offsets + i
         return (items + starts(groups)).reshape(-1), size
 
+    @override
     def estimate_bytes(self, groups: Groups) -> int:
-        """See Pack.estimate_bytes; exact."""
+        """The exact number of bytes."""
         return (groups.num_groups * self._bits(groups)[1] + 7) // 8

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
@@ -127,8 +128,8 @@ class Codebook(Quantize):
         if self.fit not in FITS:
             raise UsageError(f"codebook: fit is {self.fit!r}; allowed are {', '.join(FITS)}")
 
+    @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
-        """See Quantize.encode."""
         values = scales.float32_values(values)
         sharing = scales.Sharing(self.scale, values.numel(), layout)
         narrow = scales.round_up(sharing.mean(values.double().square()).sqrt())
@@ -155,10 +156,10 @@ class Codebook(Quantize):
         bound = scales.round_down(torch.tensor(limit, dtype=torch.float64))
         return scales.round_nearest(levels.abs()).minimum(bound) * levels.sign().to(torch.bfloat16)
 
+    @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """See Quantize.decode."""
         self.check_length(data, count, layout.num_blocks)
-        split = scales.SCALE_BYTES * scales.num_scales(self.scale, layout.num_blocks)
+        split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
         book = self._book_bytes()
         levels = scales.read(data[split : split + book], what="level") if book else gaussian_levels(self.bits)
@@ -169,7 +170,6 @@ class Codebook(Quantize):
     def _book_bytes(self) -> int:
         return scales.SCALE_BYTES << self.bits if self.fit == "lloyd" else 0
 
+    @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        """See Quantize.num_bytes."""
-        num_scales = scales.num_scales(self.scale, num_blocks)
-        return scales.SCALE_BYTES * num_scales + self._book_bytes() + (count * self.bits + 7) // 8
+        return scales.num_bytes(self.scale, num_blocks) + self._book_bytes() + (count * self.bits + 7) // 8

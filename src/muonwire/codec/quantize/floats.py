@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.finite import all_finite
 from muonwire.codec.quantize.base import Layout, Quantize
@@ -15,21 +16,21 @@ from muonwire.errors import PayloadError
 class _Float(Quantize):
     dtype: ClassVar[torch.dtype]
 
+    @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
-        """See Quantize.encode."""
         narrow = values.to(self.dtype)
-        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(torch.float32)
+        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(self.decoded_dtype)
 
+    @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """See Quantize.decode."""
         self.check_length(data, count, layout.num_blocks)
         values = torch.frombuffer(bytearray(data), dtype=self.dtype) if count else torch.empty(0)
         if not all_finite(values):
             raise PayloadError(f"payload: a value of its {count} is not finite")
-        return values.to(torch.float32)
+        return values.to(self.decoded_dtype)
 
+    @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        """See Quantize.num_bytes."""
         return count * self.dtype.itemsize
 
 
@@ -47,3 +48,12 @@ class BFloat16(_Float):
 
     name: ClassVar[str] = "bfloat16"
     dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float64(_Float):
+    """Values as they are, eight bytes each; the mean over replicas is taken in float64 too. For parity in double precision."""
+
+    name: ClassVar[str] = "float64"
+    dtype: ClassVar[torch.dtype] = torch.float64
+    decoded_dtype: ClassVar[torch.dtype] = torch.float64

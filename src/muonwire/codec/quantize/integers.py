@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
@@ -55,8 +56,8 @@ class Int(Quantize):
         """L, the largest integer of a value."""
         return (1 << (self.bits - 1)) - 1
 
+    @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
-        """See Quantize.encode."""
         values = scales.float32_values(values)
         sharing = scales.Sharing(self.scale, values.numel(), layout)
         limit = self.largest_code
@@ -72,10 +73,10 @@ class Int(Quantize):
         codes = rounded.add_(limit).clamp_(0, 2 * limit).to(torch.uint8)
         return scales.write(steps) + pack_codes(codes.numpy(), self.bits), self._values(codes, step)
 
+    @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """See Quantize.decode."""
         self.check_length(data, count, layout.num_blocks)
-        split = scales.SCALE_BYTES * scales.num_scales(self.scale, layout.num_blocks)
+        split = scales.num_bytes(self.scale, layout.num_blocks)
         steps = scales.read(data[:split], what="step")
         scales.check_range(steps, self.largest_code)
         codes = unpack_codes(data[split:], count, self.bits)
@@ -89,7 +90,6 @@ class Int(Quantize):
     def _values(self, codes: Tensor, step: Tensor) -> Tensor:
         return codes.to(torch.float32).sub_(self.largest_code).mul_(step)
 
+    @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        """See Quantize.num_bytes."""
-        num_scales = scales.num_scales(self.scale, num_blocks)
-        return scales.SCALE_BYTES * num_scales + (count * self.bits + 7) // 8
+        return scales.num_bytes(self.scale, num_blocks) + (count * self.bits + 7) // 8

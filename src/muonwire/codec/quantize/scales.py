@@ -25,6 +25,11 @@ def num_scales(scale: str, num_blocks: int) -> int:
     return 1 if scale == "tensor" else num_blocks
 
 
+def num_bytes(scale: str, num_blocks: int) -> int:
+    """Bytes of the scales."""
+    return SCALE_BYTES * num_scales(scale, num_blocks)
+
+
 def float32_values(values: Tensor) -> Tensor:
     """The values on the CPU in float32; what is beyond its range becomes its largest number."""
     return values.cpu().to(torch.float32).clamp(-LARGEST, LARGEST)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.finite import all_finite, check_finite
 from muonwire.codec.memory import strips
@@ -49,12 +50,13 @@ class Sign(Quantize):
             raise UsageError(f"sign: scale is {self.scale!r}; allowed are {', '.join(SCALES)}")
 
     @property
+    @override
     def notices_nonfinite(self) -> bool:
-        """A mean magnitude that is not finite tells it."""
+        """Where there are scales: a value that is not finite makes the mean magnitude so."""
         return self.scale != "none"
 
+    @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor | None]:
-        """See Quantize.encode."""
         num_scales = self._num_scales(layout.num_blocks)
         even = self.scale == "tensor" or layout.per_block is not None
         if num_scales and even and values.numel():
@@ -67,8 +69,8 @@ class Sign(Quantize):
         narrow = scales.clamp_(max=LARGEST_BFLOAT16).to(torch.bfloat16)
         return self._pack_scales(narrow) + bits.tobytes(), None
 
+    @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """See Quantize.decode."""
         scales, read = self._unpack_scales(data, layout.num_blocks)
         if len(data) - read != (count + 7) // 8:
             raise PayloadError(
@@ -84,8 +86,8 @@ class Sign(Quantize):
             return signs.mul_(scales[layout.block_of(count)])
         return _even_signs(bits, scales, layout.per_block)
 
+    @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        """See Quantize.num_bytes."""
         size = SCALE_BYTES * self._num_scales(num_blocks)
         if self.scale == "chunk" and num_blocks > 1:
             size = _DIGITS.size + digits_bytes(num_blocks, _EXPECTED_BASE)

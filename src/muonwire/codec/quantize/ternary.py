@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
@@ -82,8 +83,8 @@ class Ternary(Quantize):
         scales.check_scale("ternary", self.scale)
         check_rounding("ternary", self.rounding, ("threshold", "search", "stochastic"))
 
+    @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
-        """See Quantize.encode."""
         values = scales.float32_values(values)
         sharing = scales.Sharing(self.scale, values.numel(), layout)
         magnitude = values.abs()
@@ -118,10 +119,10 @@ class Ternary(Quantize):
         best = (totals * means).argmax(1)
         return over > sharing.spread(best), means.gather(1, best.unsqueeze(1)).view(-1)
 
+    @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """See Quantize.decode."""
         self.check_length(data, count, layout.num_blocks)
-        split = scales.SCALE_BYTES * scales.num_scales(self.scale, layout.num_blocks)
+        split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
         digits = torch.from_numpy(unpack_trits(data[split:], count))
         return self._values(digits, scales.Sharing(self.scale, count, layout).spread(narrow))
@@ -129,6 +130,6 @@ class Ternary(Quantize):
     def _values(self, digits: Tensor, scale: Tensor) -> Tensor:
         return digits.to(torch.float32).sub_(1).mul_(scale)
 
+    @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        """See Quantize.num_bytes."""
-        return scales.SCALE_BYTES * scales.num_scales(self.scale, num_blocks) + -(-count // PER_BYTE)
+        return scales.num_bytes(self.scale, num_blocks) + -(-count // PER_BYTE)

@@ -2,11 +2,10 @@
 
 from muonwire.codec.select.base import Groups, Select
 from muonwire.codec.select.blocks import TopBlocks
-from muonwire.codec.select.columns import TopColumns
 from muonwire.codec.select.everything import All
+from muonwire.codec.select.lines import TopColumns, TopRows
 from muonwire.codec.select.n_of_m import NOfM
 from muonwire.codec.select.random import RandomK
-from muonwire.codec.select.rows import TopRows
 from muonwire.codec.select.topk import TopK
 
 __all__ = ["All", "Groups", "NOfM", "RandomK", "Select", "TopBlocks", "TopColumns", "TopK", "TopRows"]

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.select.amount import amount, check_amount
 from muonwire.codec.select.base import Groups, Select
@@ -45,27 +46,28 @@ class TopBlocks(Select):
         height, width = (largest_divisor(max(n, 1), self.size) for n in (num_blocks, block_numel))
         return height, width
 
+    @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        """See Select.groups; an item is a tile."""
+        """One group, whose items are tiles."""
         height, width = self._tile(num_blocks, block_numel)
         num_tiles = (num_blocks // height) * (block_numel // width)
         return Groups(
             num_groups=1, group_numel=num_tiles, k=amount(num_tiles, k=self.k, density=self.density)
         )
 
+    @override
     def choose(self, blocks: Tensor) -> Tensor:
-        """See Select.choose."""
         height, width = self._tile(*blocks.shape)
         tiles = blocks.reshape(blocks.shape[0] // height, height, blocks.shape[1] // width, width)
         return largest(squared_norms(tiles, dim=(1, 3)).view(-1), self.groups(*blocks.shape).k)
 
+    @override
     def count(self, num_blocks: int, block_numel: int) -> int:
-        """See Select.count."""
         height, width = self._tile(num_blocks, block_numel)
         return self.groups(num_blocks, block_numel).k * height * width
 
+    @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
-        """See Select.expand."""
         height, width = self._tile(num_blocks, block_numel)
         chosen = torch.zeros(num_blocks // height, 1, block_numel // width, 1, dtype=torch.bool)
         chosen.view(-1)[items] = True

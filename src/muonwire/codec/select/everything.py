@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from muonwire.codec.select.base import Groups, Select
 
 
@@ -12,6 +14,6 @@ class All(Select):
 
     name: ClassVar[str] = "all"
 
+    @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        """See Select.groups."""
         return Groups(num_groups=1, group_numel=num_blocks * block_numel, k=num_blocks * block_numel)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.select.base import Groups, Select
 from muonwire.errors import UsageError
@@ -14,7 +15,7 @@ from muonwire.errors import UsageError
 class NOfM(Select):
     """The ``n`` entries of largest magnitude of each ``m`` consecutive ones of the flat tensor; of equal ones the first.
 
-    A group's choice holds log2 C(m, n) bits of information (2.6 for 2 of 4, where Rice codes take 4), and no search goes over
+    A group's choice holds log2 C(m, n) bits of information (2.6 for 2 of 4), and no search goes over
     the whole tensor. The last entries, fewer than ``m``, which do not fill a group, are all sent.
 
     Args:
@@ -38,12 +39,12 @@ class NOfM(Select):
         if not isinstance(self.n, int) or not 1 <= self.n <= self.m:
             raise UsageError(f"nm: n is {self.n}; with m={self.m} it must be an integer in 1 ... {self.m}")
 
+    @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        """See Select.groups."""
         return Groups(num_groups=num_blocks * block_numel // self.m, group_numel=self.m, k=self.n)
 
+    @override
     def choose(self, blocks: Tensor) -> Tensor:
-        """See Select.choose."""
         groups = self.groups(*blocks.shape)
         magnitude = blocks.reshape(-1)[: groups.numel].abs().view(groups.num_groups, self.m)
         chosen = torch.zeros_like(magnitude, dtype=torch.bool)
@@ -54,12 +55,12 @@ class NOfM(Select):
             magnitude.scatter_(1, first, -1)
         return chosen.view(-1).nonzero().view(-1)
 
+    @override
     def count(self, num_blocks: int, block_numel: int) -> int:
-        """See Select.count."""
         groups = self.groups(num_blocks, block_numel)
         return groups.count + num_blocks * block_numel - groups.numel
 
+    @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
-        """See Select.expand."""
         rest = torch.arange(self.groups(num_blocks, block_numel).numel, num_blocks * block_numel)
         return torch.cat((items, rest))

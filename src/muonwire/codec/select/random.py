@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec import random
 from muonwire.codec.select.amount import amount, check_amount
@@ -44,8 +45,8 @@ class RandomK(Select):
     def __post_init__(self) -> None:
         check_amount(self.name, k=self.k, density=self.density)
 
+    @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        """See Select.groups."""
         if self.density is not None:
             num_blocks, block_numel = 1, num_blocks * block_numel
         return Groups(
@@ -54,6 +55,6 @@ class RandomK(Select):
             k=amount(block_numel, k=self.k, density=self.density),
         )
 
+    @override
     def draw(self, num_blocks: int, block_numel: int, *, seed: int) -> Tensor:
-        """See Select.draw."""
         return _draw(self.groups(num_blocks, block_numel), seed)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.finite import check_finite
 from muonwire.codec.memory import STRIP_NUMEL, strips
@@ -34,16 +35,17 @@ class TopK(Select):
     def __post_init__(self) -> None:
         check_amount(self.name, k=self.k, density=self.density)
 
+    @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        """See Select.groups."""
         by_block = self.k is not None
         num_groups, numel = (num_blocks, block_numel) if by_block else (1, num_blocks * block_numel)
         return Groups(
             num_groups=num_groups, group_numel=numel, k=amount(numel, k=self.k, density=self.density)
         )
 
+    @override
     def choose(self, blocks: Tensor) -> Tensor:
-        """See Select.choose; of equal magnitudes at the edge the first are taken."""
+        """Of equal magnitudes at the edge the first are taken."""
         groups = self.groups(*blocks.shape)
         if groups.count == 0:
             return torch.zeros(0, dtype=torch.int64)

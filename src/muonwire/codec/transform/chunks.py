@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from muonwire.codec.part import Shape
 from muonwire.codec.transform.base import Transform, largest_divisor, matrix_shape
 from muonwire.errors import UsageError
@@ -32,7 +34,7 @@ class Chunked(Transform):
         )
         return rows // height, height, columns // width, width
 
+    @override
     def grid(self, shape: Shape) -> tuple[int, int]:
-        """See Transform.grid."""
         num_rows, height, num_columns, width = self._chunks(shape)
         return num_rows * num_columns, height * width

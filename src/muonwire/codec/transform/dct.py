@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.memory import strips, uninitialized
 from muonwire.codec.part import Round, Shape
@@ -38,12 +39,13 @@ class Dct(Chunked):
 
     name: ClassVar[str] = "dct"
 
+    @override
     def largest_gain(self, shape: Shape) -> float:
-        """See Transform.largest_gain: no entry of the basis is above 1, so that the sum of a chunk's magnitudes bounds all sums."""
+        """No entry of the basis is above 1, so that the sum of a chunk's magnitudes bounds all sums."""
         return float(self.grid(shape)[1])
 
+    @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
-        """See Transform.forward."""
         num_rows, height, num_columns, width = self._chunks(tuple(tensor.shape))
         if not tensor.numel():
             return tensor.reshape(num_rows * num_columns, height * width)
@@ -55,8 +57,8 @@ class Dct(Chunked):
             torch.mm(by_chunk.reshape(-1, width), right.mT, out=out[strip].view(-1, width))
         return out.view(num_rows * num_columns, height * width)
 
+    @override
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
-        """See Transform.inverse."""
         num_rows, height, num_columns, width = self._chunks(shape)
         if not blocks.numel():
             return blocks.reshape(shape)
@@ -68,10 +70,11 @@ class Dct(Chunked):
             torch.matmul(left.mT, by_chunk.flatten(2), out=out[strip].flatten(2))
         return out.view(shape)
 
+    @override
     def inverse_chosen(
         self, values: Tensor, positions: Tensor, shape: Shape, *, per_block: int | None, seed: int
     ) -> Tensor:
-        """See Transform.inverse_chosen; k coefficients a chunk cost k/(height + width) of the products of all: Lᵀ diag(v) R."""
+        """Lᵀ diag(v) R: k coefficients a chunk cost k/(height + width) of the products that all coefficients take."""
         num_rows, height, num_columns, width = self._chunks(shape)
         small = values.numel() < SMALLEST_CHOSEN
         if small or per_block is None or per_block > min(height, width):

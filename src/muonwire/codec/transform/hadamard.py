@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec import random
 from muonwire.codec.part import Round, Shape
@@ -97,17 +98,17 @@ class Hadamard(Transform):
         if not isinstance(self.block, int) or self.block < 1:
             raise UsageError(f"hadamard: block is {self.block}; it must be an integer of at least 1")
 
+    @override
     def grid(self, shape: Shape) -> tuple[int, int]:
-        """See Transform.grid."""
         return block_grid(shape, self.block)
 
+    @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
-        """See Transform.forward."""
         blocks = tensor.reshape(self.grid(tuple(tensor.shape)))
         return _rotate(blocks * _signs(blocks, now.seed), inverse=False)
 
+    @override
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
-        """See Transform.inverse."""
         return _rotate(blocks, inverse=True).mul_(_signs(blocks, seed)).reshape(shape)
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec import random
 from muonwire.codec.part import Round, Shape, State
@@ -71,19 +72,21 @@ class LowRank(Transform):
         rank = min(self.rank, m, n)
         return rank if rank * (m + n) < m * n else 0
 
+    @override
     def grid(self, shape: Shape) -> tuple[int, int]:
-        """See Transform.grid."""
         rank = self._rank(shape)
         m, n = matrix_shape(shape)
         return (rank, m + n) if rank else (m, n)
 
+    @override
     def init(self, shape: Shape) -> State:
         """The start of the power iteration: ``q`` (n, rank) in float32, the same on all replicas."""
         rank = self._rank(shape)
         return {"q": _start(matrix_shape(shape)[1], rank, seed=0)} if rank and self.method == "power" else {}
 
+    @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
-        """See Transform.forward; "power" replaces ``now.state["q"]``."""
+        """With method "power" it replaces ``now.state["q"]``."""
         rank = self._rank(tuple(tensor.shape))
         x = tensor.reshape(matrix_shape(tuple(tensor.shape)))
         if not rank:
@@ -105,8 +108,8 @@ class LowRank(Transform):
                 kept.copy_(_directions(q, kept))
         return _balance(p, q, unit)
 
+    @override
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
-        """See Transform.inverse."""
         if not self._rank(shape):
             return blocks.reshape(shape)
         m, n = matrix_shape(shape)

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec import random
 from muonwire.codec.part import Round, Shape
@@ -58,18 +59,18 @@ class Projection(Transform):
     def _kept(self, block_numel: int) -> int:
         return min(block_numel, max(1, round(self.density * block_numel)))
 
+    @override
     def grid(self, shape: Shape) -> tuple[int, int]:
-        """See Transform.grid."""
         num_blocks, block_numel = self._rotation.grid(shape)
         return num_blocks, self._kept(block_numel)
 
+    @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
-        """See Transform.forward."""
         rotated = self._rotation.forward(tensor, now)
         return rotated[:, self._rows(rotated.shape[1], now.seed)]
 
+    @override
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
-        """See Transform.inverse."""
         num_blocks, block_numel = self._rotation.grid(shape)
         rotated = torch.zeros(num_blocks, block_numel, dtype=blocks.dtype)
         scale = block_numel / max(blocks.shape[1], 1) if self.decode == "unbiased" else 1.0

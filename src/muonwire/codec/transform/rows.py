@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.base import Transform, matrix_shape
@@ -15,18 +16,19 @@ class Rows(Transform):
 
     name: ClassVar[str] = "rows"
 
+    @override
     def grid(self, shape: Shape) -> tuple[int, int]:
-        """See Transform.grid."""
         return matrix_shape(shape)
 
+    @override
     def largest_gain(self, shape: Shape) -> float:
-        """See Transform.largest_gain: an entry is a coefficient."""
+        """Entries are coefficients."""
         return 1.0
 
+    @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
-        """See Transform.forward."""
         return tensor.reshape(self.grid(tuple(tensor.shape)))
 
+    @override
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
-        """See Transform.inverse."""
         return blocks.reshape(shape)

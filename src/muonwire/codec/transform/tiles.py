@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.chunks import Chunked
@@ -28,17 +29,18 @@ class Tiles(Chunked):
 
     name: ClassVar[str] = "tiles"
 
+    @override
     def largest_gain(self, shape: Shape) -> float:
-        """See Transform.largest_gain: an entry is a coefficient."""
+        """Entries are coefficients."""
         return 1.0
 
+    @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
-        """See Transform.forward."""
         shape = tuple(tensor.shape)
         tiles: Tensor = tensor.reshape(self._chunks(shape)).transpose(1, 2)
         return tiles.reshape(self.grid(shape))
 
+    @override
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
-        """See Transform.inverse."""
         num_rows, height, num_columns, width = self._chunks(shape)
         return blocks.reshape(num_rows, num_columns, height, width).transpose(1, 2).reshape(shape)

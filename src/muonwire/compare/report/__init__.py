@@ -1,4 +1,4 @@
-"""The report of a comparison: what was reached at which price, and why."""
+"""The report of a comparison: losses, their costs, and reasons."""
 
 from muonwire.compare.report.page import compare_page, write_compare_report
 from muonwire.compare.report.results import CURVE_COLUMNS, read_results

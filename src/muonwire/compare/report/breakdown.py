@@ -5,6 +5,7 @@ from typing import Any
 
 import altair as alt
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import opacity
 from muonwire.compare.report.results import RecipeResult, Results, SeedResult
 from muonwire.pages.blocks import Chart, KeyEntry, Swatch
@@ -28,9 +29,8 @@ def time_at_link(results: Results, *, link: str) -> Chart | None:
         parts=_LINK,
         name="step_time_link",
         title=f"Time of a step at {link} (modelled)",
-        how_to_read="Shorter is better. The link's part is modelled: the measured bytes and messages of "
-        "a step over "
-        f"{link}, in place of the exchange as measured here.",
+        how_to_read=f"Shorter is better. The link's part is modelled: the measured bytes and messages of a step over {link}, "
+        "in place of the exchange as measured here.",
         axis_title="time per step",
     )
 
@@ -111,3 +111,9 @@ def _rows(recipe: RecipeResult, *, parts: _Parts, per: float) -> list[dict[str, 
         )
         start += seconds / per
     return rows
+
+
+TIME_AT_LINK = PageChart(
+    section="time", row="step", draw=lambda results, setting: time_at_link(results, link=setting.link)
+)
+TIME_MEASURED = PageChart(section="time", row="step", draw=lambda results, setting: time_measured(results))

@@ -7,6 +7,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import SI_BYTES, opacity, recipe_colour, recipe_dash, recipe_key
 from muonwire.compare.report.results import Results
 from muonwire.pages.blocks import Chart, Text
@@ -42,9 +43,8 @@ def loss_by_steps(results: Results) -> Chart | None:
         axis=_Axis(column="step", title="optimizer steps", log=False, text=digits_text),
         name="loss_by_steps",
         title="Loss by steps",
-        how_to_read="Lower is better. Every recipe sees the same data in the same order, so at equal "
-        "steps this is "
-        "what a recipe learns from a batch, whatever it cost to send.",
+        how_to_read="Lower is better. Every recipe sees the same data in the same order, so at equal steps this is what a "
+        "recipe learns from a batch, whatever it cost to send.",
     )
 
 
@@ -61,9 +61,8 @@ def loss_by_bytes(results: Results) -> Chart | None:
         ),
         name="loss_by_bytes",
         title="Loss by bytes sent",
-        how_to_read="Further left is fewer bytes for the same loss. Bytes are counted on the wire, per "
-        "replica, each "
-        "payload once; the axis is logarithmic, so equal distances are equal ratios.",
+        how_to_read="Further left is fewer bytes for the same loss. Bytes are counted on the wire, per replica, each payload "
+        "once; the axis is logarithmic, so equal distances are equal ratios.",
     )
 
 
@@ -75,9 +74,8 @@ def loss_by_link_time(results: Results, *, link: str) -> Chart | None:
         axis=axis,
         name="loss_by_link_time",
         title=f"Loss by time at {link} (modelled)",
-        how_to_read="Further left is sooner. This time is modelled, not measured: the measured "
-        "computation plus the "
-        f"time the measured bytes and messages would take over a link of {link}.",
+        how_to_read="Further left is sooner. This time is modelled, not measured: the measured computation plus the time the "
+        f"measured bytes and messages would take over a link of {link}.",
     )
 
 
@@ -88,9 +86,8 @@ def loss_by_measured_time(results: Results) -> Chart | None:
         axis=_time_axis(results, column="measured_s", title="measured wall-clock time"),
         name="loss_by_measured_time",
         title="Loss by time on this machine (measured)",
-        how_to_read="The wall-clock time of the same runs on this machine, where replicas talk over its "
-        "own fast "
-        "loopback: what the recipes cost in computation.",
+        how_to_read="The wall-clock time of the same runs on this machine, where replicas talk over its own fast loopback: "
+        "what the recipes cost in computation.",
     )
 
 
@@ -135,8 +132,7 @@ def _curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read
     assert isinstance(highest, float)
     if highest > domain[1]:
         notes.append(
-            f"Cut off above {loss_text(domain[1])}, so that the recipes can be told apart; the highest "
-            "loss is "
+            f"Cut off above {loss_text(domain[1])}, so that the recipes can be told apart; the highest loss is "
             f"{loss_text(highest)}."
         )
     crosses = _crosses(results, shown=shown, top=domain[1])
@@ -164,11 +160,11 @@ def _with_cost(frame: pl.DataFrame, *, axis: _Axis) -> pl.DataFrame:
 
 
 def _left_out(results: Results, *, runs: pl.DataFrame, shown: pl.DataFrame) -> list[Text]:
-    """What a logarithmic axis cannot show."""
+    """Notes on what the logarithmic axis cannot show."""
     notes: list[Text] = []
-    silent = [r.recipe for r in results.recipes if r.recipe in set(runs["recipe"]) - set(shown["recipe"])]
-    if silent:
-        notes.append(f"Not shown, as the axis has no zero: {listing_text(silent)}, with nothing to count.")
+    uncounted = [r.recipe for r in results.recipes if r.recipe in set(runs["recipe"]) - set(shown["recipe"])]
+    if uncounted:
+        notes.append(f"Not shown, as the axis has no zero: {listing_text(uncounted)}, with nothing to count.")
     if runs.height > shown.height:
         notes.append(
             "The loss before the first step, at a cost of zero, is left out of the logarithmic axis."
@@ -264,7 +260,7 @@ def _lines(runs: pl.DataFrame, *, top: float, log: bool) -> list[dict[str, Any]]
 
 
 def _points(means: pl.DataFrame, *, axis: _Axis) -> list[dict[str, Any]]:
-    """One row per evaluation, with what its tooltip says."""
+    """One row per evaluation, with the texts of its tooltip."""
     rows = []
     for row in means.iter_rows(named=True):
         out = {
@@ -293,3 +289,13 @@ def _tooltip(results: Results, *, axis: _Axis) -> list[alt.Tooltip]:
         title = "sent" if axis.column == "bytes_sent" else "time"
         fields.append(alt.Tooltip("at:N", title=title))
     return fields
+
+
+LOSS_BY_STEPS = PageChart(section="loss", draw=lambda results, setting: loss_by_steps(results))
+LOSS_BY_BYTES = PageChart(section="loss", draw=lambda results, setting: loss_by_bytes(results))
+LOSS_BY_LINK_TIME = PageChart(
+    section="time", row="loss", draw=lambda results, setting: loss_by_link_time(results, link=setting.link)
+)
+LOSS_BY_MEASURED_TIME = PageChart(
+    section="time", row="loss", draw=lambda results, setting: loss_by_measured_time(results)
+)

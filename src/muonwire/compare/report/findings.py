@@ -1,17 +1,17 @@
-"""What a comparison found, as sentences that follow from its numbers and from nothing else."""
+"""The findings of a comparison, as sentences that follow from its numbers alone."""
 
 from collections.abc import Callable
 
 from markupsafe import Markup
 
-from muonwire.compare.report.results import RecipeResult, Results, told_apart
+from muonwire.compare.report.results import RecipeResult, Results, is_below
 from muonwire.compare.report.setting import ReportSetting
 from muonwire.compare.report.target import Reached, Target
 from muonwire.pages.units import bytes_text, listing_text, loss_text, lr_text, ratio_text, seconds_text
 
 
 def headline(results: Results) -> Markup:
-    """Who ended lowest, by how much, and whether the seeds bear it out."""
+    """Which recipe ended lowest, by how much, and whether the seeds confirm it."""
     ranking = results.ranking
     if not ranking:
         every = "The only recipe" if len(results.recipes) == 1 else f"All {len(results.recipes)} recipes"
@@ -27,18 +27,18 @@ def headline(results: Results) -> Markup:
     gap = _gap(second, best)
     if gap == 0:
         return Markup("{} and {} ended at the same loss, {}.").format(_name(best), _name(second), _loss(best))
-    if told_apart(best, second) is False:
+    if is_below(best, second) is False:
         return Markup("{} ({}) and {} ({}) ended level: the ranges of their seeds overlap.").format(
             _name(best), _loss(best), _name(second), _loss(second)
         )
-    seeds = ", and every one of its seeds below every one of the other’s" if told_apart(best, second) else ""
+    seeds = ", and every one of its seeds below every one of the other’s" if is_below(best, second) else ""
     return Markup("{} ended lowest, at a loss of {}: {} below {} ({}){}.").format(
         _name(best), _loss(best), loss_text(gap), _name(second), _loss(second), seeds
     )
 
 
 def findings(results: Results, *, setting: ReportSetting, target: Target | None) -> tuple[Markup, ...]:
-    """Everything after the headline: bytes, what the target took, the subject, and what to be wary of."""
+    """The sentences after the headline: bytes, costs to reach the target, the subject, and caveats."""
     found = [
         *_fewest_bytes(results),
         *_to_target(results, setting=setting, target=target),
@@ -95,7 +95,7 @@ def _to_target(results: Results, *, setting: ReportSetting, target: Target | Non
     reference = Markup("<b>{}</b>").format(target.reference)
     if len(target.reached) == 1:
         return [
-            Markup("No other recipe got to the loss at which {} ended, {}.").format(
+            Markup("No other recipe reached the loss at which {} ended, {}.").format(
                 reference, loss_text(target.loss)
             )
         ]
@@ -150,7 +150,7 @@ def _subject(results: Results, *, subject: str | None) -> list[Markup]:
                 _name(result), len(ranking)
             )
         ]
-    level = "; their seeds overlap" if told_apart(best, result) is False else ""
+    level = "; their seeds overlap" if is_below(best, result) is False else ""
     sent = ""
     if _sent(result) > 0 and _sent(best) > 0 and _sent(result) != _sent(best):
         less = _sent(result) < _sent(best)
@@ -195,7 +195,7 @@ def _at_edge(results: Results) -> list[Markup]:
 def _few_seeds(results: Results) -> list[Markup]:
     if len(results.ranking) < 2 or results.num_seeds > 1:
         return []
-    return [Markup("One seed per recipe: how much of a difference is chance is not measured here.")]
+    return [Markup("One seed per recipe: how much of a difference is chance was not measured.")]
 
 
 def _name(result: RecipeResult) -> Markup:

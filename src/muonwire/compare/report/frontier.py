@@ -1,4 +1,4 @@
-"""Final loss against bits per parameter and step: which recipes no other beats on both."""
+"""Final loss against bits per parameter and step, with the recipes that no other beats on both."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import altair as alt
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import opacity, recipe_colour, recipe_key, recipe_shape
 from muonwire.compare.report.names import short_names
 from muonwire.compare.report.results import RecipeResult, Results
@@ -17,7 +18,7 @@ from muonwire.pages.spec import CHART_HEIGHT, inline, spec_of
 from muonwire.pages.units import digits_text, listing_text, loss_text
 
 # Plot widths the names are laid out for, and from which and below which width of the plot each layout is shown.
-_LAYOUTS = ((280.0, 0, 520), (640.0, 520, 900), (960.0, 900, 100_000))
+_LAYOUTS = ((280.0, 0, 520), (520.0, 520, 640), (640.0, 640, 900), (960.0, 900, 100_000))
 # Up to as many recipes, all points are named; beyond, those on the frontier and the named ones.
 _MOST_NAMED = 8
 # Dense recipes that a reader measures the others against.
@@ -49,9 +50,9 @@ def loss_by_bits(results: Results, *, named: Sequence[str | None] = ()) -> Chart
     if not shown:
         return None
     notes = []
-    silent = [r.recipe for r in results.ranking if r not in shown]
-    if silent:
-        notes.append(f"Not shown, as the axis has no zero: {listing_text(silent)}, with nothing sent.")
+    unsent = [r.recipe for r in results.ranking if r not in shown]
+    if unsent:
+        notes.append(f"Not shown, as the axis has no zero: {listing_text(unsent)}, with nothing sent.")
     diverged = [r.recipe for r in results.recipes if not r.ranked]
     if diverged:
         notes.append(f"Not shown, as a run diverged: {listing_text(diverged)}.")
@@ -76,9 +77,8 @@ def loss_by_bits(results: Results, *, named: Sequence[str | None] = ()) -> Chart
     return Chart(
         name="loss_by_bits",
         title="Final loss by bits per parameter and step",
-        how_to_read="Lower and further left is better. The line joins the recipes that no other beats on "
-        "both loss and "
-        "bits; what lies above it pays more than it needs to.",
+        how_to_read="Lower and further left is better. The line joins the recipes that no other beats on both loss and bits; "
+        "recipes above it pay more than they need to.",
         spec=spec_of(spec),
         key=recipe_key(shown),
         notes=tuple(notes),
@@ -93,7 +93,7 @@ def _loss(recipe: RecipeResult) -> float:
 def _loss_range(shown: Sequence[RecipeResult], *, seeds: Sequence[float]) -> tuple[float, float]:
     means = sorted(_loss(r) for r in shown)
     low, high = min(seeds), max(seeds)
-    # One recipe that went astray must not flatten the others.
+    # One recipe with a high loss must not flatten the others.
     if len(means) > 3:
         high = min(high, means[0] + 5 * (means[len(means) * 2 // 3] - means[0]) + 1e-9)
     room = 0.1 * (high - low) or 0.05 * abs(high) or 1.0
@@ -207,7 +207,7 @@ def _names(
                 .mark_text(
                     align=align,
                     baseline="middle",
-                    # Names of the other layout, unseen, would widen the chart.
+                    # Hidden names of the other layouts would widen the chart.
                     clip=True,
                     dx=alt.ExprRef("datum.dx"),
                     dy=alt.ExprRef("datum.dy"),
@@ -218,3 +218,9 @@ def _names(
                 .encode(x=x, y=y, text="name:N")
             )
     return layers
+
+
+LOSS_BY_BITS = PageChart(
+    section="loss",
+    draw=lambda results, setting: loss_by_bits(results, named=(setting.reference, setting.subject)),
+)

@@ -1,4 +1,4 @@
-"""What the charts of a comparison share: the look of each recipe, and bringing one out."""
+"""What the charts of a comparison share: the look of each recipe, and how one is highlighted."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ SI_BYTES = "format(datum.value, '.3~s') + 'B'"
 
 
 def opacity(visible: float) -> alt.ExprRef:
-    """``visible``, and faint while another recipe is brought out."""
+    """``visible``, and faint while another recipe is highlighted."""
     return alt.ExprRef(f"highlight === '' || datum.recipe === highlight ? {visible} : {visible * 0.12:.3g}")
 
 

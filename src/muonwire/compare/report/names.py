@@ -13,18 +13,18 @@ _LONGEST = 30
 def short_names(recipes: Sequence[RecipeResult]) -> dict[str, str]:
     """By recipe, its name without the options that all recipes of that name share; no two alike, none longer than 30 characters.
 
-    ``local_muon(interval=10, density=0.02)`` is ``local_muon`` where it is the only one, and ``local_muon H=10 density=0.02``
-    beside others of other intervals and densities.
+    ``local_muon(interval=10, density=0.02)`` becomes ``local_muon`` where it is the only recipe of that name, and
+    ``local_muon H=10 density=0.02`` beside one with another interval and density.
     """
     shorts: dict[str, str] = {}
     for recipe in recipes:
         same = [r.first.options for r in recipes if r.name == recipe.name]
-        told = {
+        differing = {
             key: value
             for key, value in recipe.first.options.items()
             if any(key not in options or options[key] != value for options in same)
         }
-        short = _cut(" ".join([recipe.name, *(_option(key, told) for key in told)]))
+        short = _cut(" ".join([recipe.name, *(_option(key, differing) for key in differing)]))
         number, base = 2, short
         while short in shorts.values():
             short = f"{base[: _LONGEST - 3]} {number}"

@@ -1,33 +1,31 @@
 """The report of a comparison: one page, and its charts as images."""
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from muonwire.compare.report.breakdown import time_at_link, time_measured
-from muonwire.compare.report.curves import (
-    loss_by_bytes,
-    loss_by_link_time,
-    loss_by_measured_time,
-    loss_by_steps,
-)
+from muonwire.compare.report import table
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.findings import findings, headline
-from muonwire.compare.report.frontier import loss_by_bits
 from muonwire.compare.report.marks import swatch
-from muonwire.compare.report.rates import loss_by_rate
 from muonwire.compare.report.results import RecipeResult, Results, read_results
 from muonwire.compare.report.setting import ReportSetting
 from muonwire.compare.report.tables import costs_table, headline_tiles, results_table
 from muonwire.compare.report.target import find_target
 from muonwire.compare.report.why import DEFINITIONS, why_section
-from muonwire.pages.blocks import Block, Chart, Listing, Listings, Page, Points, Row, Section, Terms
+from muonwire.pages.blocks import Block, Listing, Listings, Page, Points, Row, Section, Terms
 from muonwire.pages.image import write_png
 from muonwire.pages.page import render_page
 from muonwire.pages.units import count_text, lr_text
 
 PAGE_NAME = "report.html"
+# Each chart by its place in compare/report/table.py, and what a program adds.
+CHARTS: dict[str, PageChart] = {
+    line: chart for line, chart in vars(table).items() if not line.startswith("_")
+}
 
 # Up to as many recipes, two charts share the width of the page.
 _MOST_SIDE_BY_SIDE = 8
@@ -40,7 +38,7 @@ def write_compare_report(
     summary: Sequence[Mapping[str, Any]],
     curves: pl.DataFrame,
 ) -> list[Path]:
-    """Writes ``report.html`` and a PNG of each chart to ``folder``; the same bytes for the same input.
+    """Write ``report.html`` and a PNG of each chart into ``folder``; the same bytes for the same input.
 
     Args:
         folder: where to write; made if missing.
@@ -66,30 +64,18 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
     target = find_target(results, setting=setting)
     tiles = headline_tiles(results, setting=setting, target=target)
     found = findings(results, setting=setting, target=target)
-    table = results_table(results, setting=setting, target=target)
+    ranked = results_table(results, setting=setting, target=target)
     explained = why_section(results)
     sections = [
         Section(
             title="Findings",
             anchor="findings",
-            blocks=(*([tiles] if tiles else []), *([Points(items=found)] if found else []), table),
+            blocks=(*([tiles] if tiles else []), *([Points(items=found)] if found else []), ranked),
         ),
-        *_section(
-            "Loss",
-            "loss",
-            loss_by_steps(results),
-            loss_by_bytes(results),
-            loss_by_bits(results, named=(setting.reference, setting.subject)),
-        ),
+        *_section("Loss", "loss", *_charts("loss", results, setting)),
         *([explained] if explained else []),
-        *_section(
-            "Time",
-            "time",
-            *_side_by_side(loss_by_link_time(results, link=setting.link), loss_by_measured_time(results)),
-            *_side_by_side(time_at_link(results, link=setting.link), time_measured(results)),
-            costs_table(results),
-        ),
-        *_section("Learning rates", "rates", loss_by_rate(results, searched=setting.lr_searched)),
+        *_section("Time", "time", *_charts("time", results, setting), costs_table(results)),
+        *_section("Learning rates", "rates", *_charts("rates", results, setting)),
         Section(
             title="Recipes",
             anchor="recipes",
@@ -119,9 +105,8 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
         lead=headline(results),
         facts=tuple(facts),
         sections=tuple(sections),
-        footer="Every number and sentence on this page is computed from the runs. Each chart is also in "
-        "this page’s "
-        "folder as an image with its key, under the chart’s name.",
+        footer="Every number and sentence on this page is computed from the runs. Each chart is also in this page’s folder as "
+        "an image with its key, under the chart’s name.",
     )
 
 
@@ -130,12 +115,17 @@ def _section(title: str, anchor: str, *blocks: Block | None) -> list[Section]:
     return [Section(title=title, anchor=anchor, blocks=shown)] if shown else []
 
 
-def _side_by_side(*charts: Chart | None) -> tuple[Block, ...]:
-    shown = tuple(chart for chart in charts if chart is not None)
-    # A long key and many lines want the whole width.
-    if len(shown) < 2 or any(len(chart.key) > _MOST_SIDE_BY_SIDE for chart in shown):
-        return shown
-    return (Row(charts=shown),)
+def _charts(section: str, results: Results, setting: ReportSetting) -> list[Block]:
+    """The charts of a section, those of one row side by side."""
+    wanted = [chart for chart in CHARTS.values() if chart.section == section]
+    blocks: list[Block] = []
+    for row, charts in groupby(wanted, key=lambda chart: chart.row):
+        drawn = (chart.draw(results, setting) for chart in charts)
+        shown = tuple(chart for chart in drawn if chart is not None)
+        # A long key and many lines need the whole width.
+        alone = row is None or len(shown) < 2 or any(len(chart.key) > _MOST_SIDE_BY_SIDE for chart in shown)
+        blocks += shown if alone else [Row(charts=shown)]
+    return blocks
 
 
 def _listing(recipe: RecipeResult) -> Listing:
@@ -192,24 +182,21 @@ def _definitions(setting: ReportSetting, *, measures: bool) -> Terms:
             ),
             (
                 "Bytes sent",
-                "Payload bytes that a replica hands to the exchange, as they go on the wire, each "
-                "payload counted "
-                "once however many replicas get it. Mean over the replicas.",
+                "Payload bytes that a replica hands to the exchange, as they go on the wire, each payload counted once "
+                "however many replicas get it. Mean over the replicas.",
             ),
             ("Bytes received", "Payload bytes that a replica gets from all others. Mean over the replicas."),
             (
                 "Bytes egress",
-                "Bytes sent, times the replicas that each payload goes to: what leaves a replica without "
-                "multicast "
-                "or a server that copies.",
+                "Bytes sent, times the replicas that each payload goes to: what leaves a replica without multicast or a "
+                "server that copies.",
             ),
             ("Bits per parameter and step", "8 × bytes sent per step / number of parameters of the model."),
             ("Compute, optimizer, exchange", "Wall-clock seconds of a step, measured on this machine."),
             (
                 "Link time",
-                "Modelled, not measured: the seconds that the measured bytes and messages of a step "
-                "take over a link "
-                f"of {setting.link}. Time at the link is the measured computation plus this.",
+                "Modelled, not measured: the seconds that the measured bytes and messages of a step take over a link of "
+                f"{setting.link}. Time at the link is the measured computation plus this.",
             ),
             (
                 "Diverged",

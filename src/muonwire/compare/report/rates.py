@@ -1,4 +1,4 @@
-"""The learning-rate sweep: final loss by rate, with the rate each recipe ended up with."""
+"""Final loss by learning rate, with the rate that was chosen for each recipe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.marks import opacity, recipe_colour, recipe_dash, recipe_key
 from muonwire.compare.report.results import Results
 from muonwire.pages.blocks import Chart
@@ -22,7 +23,7 @@ def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart |
 
     Args:
         results: of the comparison.
-        searched: the grid of an earlier search, whose best rates alone were tried.
+        searched: the grid of an earlier search, of which only the best rates were tried again. Default: none.
     """
     rates = _rates(results)
     if rates.is_empty() or rates.group_by("recipe").len()["len"].max() == 1:
@@ -52,7 +53,7 @@ def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart |
         )
     else:
         reading = (
-            "A flat valley means the recipe forgives a badly chosen rate; a ring at the end of its line means the grid may be "
+            "A flat line means that the loss depends little on the rate; a ring at the end of a line means that the grid may be "
             "too narrow."
         )
     return Chart(
@@ -149,3 +150,8 @@ def _layers(results: Results, *, rows: list[dict[str, Any]], low: float, top: fl
         .mark_point(filled=False, size=230, strokeWidth=2, opacity=opacity(1))
         .encode(x=x, y=alt.Y("shown:Q", scale=scale), color=colour, tooltip=tooltip),
     ]
+
+
+LOSS_BY_RATE = PageChart(
+    section="rates", draw=lambda results, setting: loss_by_rate(results, searched=setting.lr_searched)
+)

@@ -1,4 +1,4 @@
-"""The results of a comparison, checked and typed: from summary rows and curves to recipes with a rank."""
+"""The results of a comparison, read from summary rows and curves, checked, and ranked."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +72,7 @@ class RecipeResult:
 
     @property
     def ranked(self) -> bool:
-        """Whether every seed finished: the mean over the survivors of a diverging recipe would flatter it."""
+        """Whether every seed finished; the mean over the seeds that did would flatter a recipe that diverges."""
         return self.num_diverged == 0
 
     @property
@@ -92,7 +92,7 @@ class RecipeResult:
 
     @property
     def first(self) -> SeedResult:
-        """The first seed, for what all seeds of a recipe share."""
+        """The first seed, for fields that all seeds of a recipe share."""
         return self.seeds[0]
 
     def mean(self, value: Callable[[SeedResult], float]) -> float:
@@ -164,7 +164,7 @@ class Results:
         )
 
 
-def told_apart(lower: RecipeResult, higher: RecipeResult) -> bool | None:
+def is_below(lower: RecipeResult, higher: RecipeResult) -> bool | None:
     """Whether every seed of ``lower`` ended below every one of ``higher``; ``None`` with a single seed."""
     if min(len(lower.losses), len(higher.losses)) < 2:
         return None
@@ -172,9 +172,9 @@ def told_apart(lower: RecipeResult, higher: RecipeResult) -> bool | None:
 
 
 def read_results(summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame) -> Results:
-    """Checks ``summary`` and ``curves`` and joins them.
+    """Check ``summary`` and ``curves``, and join them.
 
-    A run counts as diverged when it says so or when its final loss is missing or not finite.
+    A run counts as diverged when its row says so, or when its final loss is missing or not finite.
 
     Args:
         summary: one row per recipe and seed at the recipe's chosen rate, with the fields of ``SeedResult``.

@@ -1,4 +1,4 @@
-"""What was compared, and how to do it again."""
+"""The setting of a comparison, as its page states it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class ReportSetting:
         date: of the runs, as text; ``None`` leaves it out.
         reference: the recipe whose final loss is the target that bytes and time are counted to. Default: the
             highest final loss of the recipes that finished.
-        subject: the recipe that the comparison is about; the findings say how it fared. Default: none.
+        subject: the recipe that the comparison is about; the findings give its place. Default: none.
 
     Raises:
         UsageError: for fewer than one replica or step, or no seed.

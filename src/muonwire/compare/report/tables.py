@@ -50,7 +50,7 @@ def _tile(results: Results, label: str, value: str, recipe: str) -> Tile:
 
 
 def results_table(results: Results, *, setting: ReportSetting, target: Target | None) -> Table:
-    """Loss, rate, traffic and what the target took, by recipe; lowest loss first."""
+    """Loss, rate, traffic and the costs of reaching the target, by recipe; lowest loss first."""
     recipes = results.ordered
     columns: list[tuple[Column, list[Cell]]] = [
         (Column(label="Final loss", unit="evaluation"), _loss_cells(recipes)),
@@ -85,7 +85,7 @@ def results_table(results: Results, *, setting: ReportSetting, target: Target | 
                 ),
             ),
         ]
-    notes = ["The best value of a column is marked; a recipe that diverged takes no part in that."]
+    notes = ["The best value of a column is marked; a recipe that diverged is left out of that."]
     if results.num_seeds > 1:
         notes.append(
             f"Final loss: mean over {results.num_seeds} seeds, and below it their lowest and highest."
@@ -93,7 +93,7 @@ def results_table(results: Results, *, setting: ReportSetting, target: Target | 
     if target:
         notes.append(
             f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe "
-            "never got there."
+            "never reached it."
         )
     if any(s.lr_at_grid_edge for r in results.recipes for s in r.seeds):
         notes.append(
@@ -135,8 +135,8 @@ def costs_table(results: Results) -> Table:
         recipes,
         columns,
         notes=[
-            "Means over the seeds, the replicas and the steps; a recipe that talks only at times talks "
-            "less per step."
+            "Means over the seeds, the replicas and the steps; a recipe that exchanges only "
+            "every so many steps has fewer per step."
         ],
     )
 

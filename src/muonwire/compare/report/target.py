@@ -1,4 +1,4 @@
-"""The loss that bytes and time are counted to, and what each recipe needed to reach it."""
+"""The target, a loss that recipes are compared at, and what each spent to reach it."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Target:
         loss: the loss.
         reference: the recipe that ended there.
         named: whether the setting named the reference; if not, it is the recipe with the highest final loss.
-        reached: by recipe; a recipe that never got there is absent.
+        reached: by recipe; a recipe that never reached it is absent.
     """
 
     loss: float
@@ -57,7 +57,7 @@ def find_target(results: Results, *, setting: ReportSetting) -> Target | None:
     loss = ends[reference]
     reached: dict[str, Reached] = {}
     for row in means.filter(pl.col("eval_loss") <= loss).iter_rows(named=True):
-        # The rows of a recipe are in the order of its steps, so the first one is where it got there.
+        # The rows of a recipe are in the order of its steps, so the first one is where it reached the target.
         reached.setdefault(
             row["recipe"],
             Reached(

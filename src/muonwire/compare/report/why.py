@@ -1,4 +1,4 @@
-"""Why each recipe lands where it does: its measures beside dense Muon's, by rules."""
+"""Why each recipe ends at its loss: its measures beside dense Muon's, by fixed rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from muonwire.compare.report.marks import swatch
-from muonwire.compare.report.results import RecipeResult, Results, told_apart
+from muonwire.compare.report.results import RecipeResult, Results, is_below
 from muonwire.pages.blocks import Cell, Column, Section, Table, Terms
 from muonwire.pages.units import digits_text, percent_text, ratio_text
 
 REFERENCE = "muon"
 MEASURES = ("alignment", "effective_rank", "disagreement", "kept_over_sent")
 
-# From where on a measure counts as a reason, as a share of dense Muon's; what is kept, as a share of what is sent.
+# A measure beyond these counts as a reason, as a share of dense Muon's; HIGH_KEPT, as a share of what is sent.
 LOW_ALIGNMENT = 0.9
 LOW_RANK = 0.75
 HIGH_DISAGREEMENT = 1.25
 HIGH_KEPT = 1.0
-# A gap to dense Muon below this share of its loss is none.
+# Losses that differ by less than this share of dense Muon's count as level.
 LEVEL = 0.001
 
 DEFINITIONS = (
@@ -34,12 +34,12 @@ DEFINITIONS = (
     ),
     (
         "Disagreement",
-        "How far what the replicas hold before an exchange, their weight change with local steps, else their "
-        "momentum, lies from its mean: root mean square over the replicas, over the mean’s norm.",
+        "How far the replicas are apart before an exchange, in their weight changes with local steps, else in their momenta: root "
+        "mean square distance from the mean over the replicas, over the mean’s norm.",
     ),
     (
         "Kept over sent",
-        "Norm of what the feedback keeps back for later over the norm of what an exchange sends.",
+        "Norm of what the feedback keeps for later exchanges, over the norm of what an exchange sends.",
     ),
 )
 
@@ -61,7 +61,7 @@ def why_section(results: Results) -> Section | None:
     sentences = tuple((r.recipe, why(r, results)) for r in recipes)
     lead = "What the runs measured beside dense Muon’s figures" if reference else "What the runs measured"
     return Section(
-        title="Why they land there",
+        title="Why they end there",
         anchor="why",
         lead=f"{lead}, at a few probes of each run. The sentences follow from the figures by fixed rules.",
         blocks=(_table(recipes, reference), Terms(items=sentences)),
@@ -69,7 +69,7 @@ def why_section(results: Results) -> Section | None:
 
 
 def why(recipe: RecipeResult, results: Results) -> Markup:
-    """One sentence: where the recipe landed against dense Muon, and which measures tell it apart."""
+    """One sentence: where the recipe ended against dense Muon, and the measures in which they differ."""
     if not recipe.ranked:
         return Markup("Diverged, so there is no end to explain.")
     if all(recipe.diagnostic(name) is None for name in MEASURES):
@@ -82,7 +82,7 @@ def why(recipe: RecipeResult, results: Results) -> Markup:
     reasons = [r.text for r in find_reasons(recipe, reference, results)]
     landed, gap = _landed(recipe, reference)
     if not reasons:
-        return Markup("{}; none of the measures departs from dense Muon’s by enough to tell why.").format(
+        return Markup("{}; none of the measures departs far enough from dense Muon’s to explain it.").format(
             landed
         )
     listed = "; ".join(reasons)
@@ -109,19 +109,19 @@ def find_reasons(recipe: RecipeResult, reference: RecipeResult, results: Results
         reasons.append(Reason(weight=1 - rank / dense, text=text + extreme))
     apart, dense = recipe.diagnostic("disagreement"), reference.diagnostic("disagreement")
     if apart is not None and dense is not None and apart > HIGH_DISAGREEMENT * dense:
-        text = f"what its replicas bring differs by {_figure(apart)} of its mean (dense Muon’s: {_figure(dense)})"
+        text = f"its replicas differ by {_figure(apart)} of their mean before an exchange (dense Muon’s: {_figure(dense)})"
         extreme = _extreme(recipe, others, "disagreement", lowest=False)
         reasons.append(Reason(weight=1 - dense / apart, text=text + extreme))
     kept = recipe.diagnostic("kept_over_sent")
     if kept is not None and kept > HIGH_KEPT:
-        text = f"its feedback holds back {ratio_text(kept)} what an exchange sends"
+        text = f"its feedback keeps {ratio_text(kept)} what an exchange sends"
         extreme = _extreme(recipe, others, "kept_over_sent", lowest=False)
         reasons.append(Reason(weight=1 - HIGH_KEPT / kept, text=text + extreme))
     return sorted(reasons, key=lambda reason: -reason.weight)
 
 
 def _extreme(recipe: RecipeResult, others: Sequence[RecipeResult], measure: str, *, lowest: bool) -> str:
-    """A remark where no other recipe's measure reaches this one's; silence among fewer than three."""
+    """A remark where this recipe's measure is the most extreme of three or more; else an empty text."""
     mine = recipe.diagnostic(measure)
     values = [v for r in others if r is not recipe and (v := r.diagnostic(measure)) is not None]
     assert mine is not None
@@ -136,12 +136,12 @@ def _reference(results: Results) -> RecipeResult | None:
 
 
 def _landed(recipe: RecipeResult, reference: RecipeResult) -> tuple[str, float]:
-    """Where it landed, and the gap, which is 0 where the two are level."""
+    """Where the recipe ended in words, and its relative gap to dense Muon, 0 where the two are level."""
     assert recipe.loss is not None
     assert reference.loss is not None
     gap = recipe.loss / reference.loss - 1
     lower, higher = (recipe, reference) if gap < 0 else (reference, recipe)
-    if abs(gap) < LEVEL or told_apart(lower, higher) is False:
+    if abs(gap) < LEVEL or is_below(lower, higher) is False:
         where, gap = "Level with dense Muon", 0.0
     else:
         where = f"{percent_text(abs(gap))} {'below' if gap < 0 else 'above'} dense Muon"
@@ -184,5 +184,5 @@ def _table(recipes: Sequence[RecipeResult], reference: RecipeResult | None) -> T
             *(Column(label=label, unit=unit) for label, unit in labels),
         ),
         rows=tuple(rows),
-        notes=("A dash: it does not apply, or was not measured.",),
+        notes=("A dash: the measure does not apply, or was not taken.",),
     )

@@ -1,0 +1,36 @@
+"""A stage that applies another one and changes what it is given or returns."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from typing_extensions import override
+
+from muonwire.errors import UsageError
+from muonwire.stages.base import Stage, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper(Stage):
+    """What such stages share: they keep no state of their own.
+
+    Args:
+        stage: that is applied; one that talks to no other replica.
+
+    Raises:
+        UsageError: the stage talks to the other replicas.
+    """
+
+    stage: Stage
+
+    def __post_init__(self) -> None:
+        if self.stage.talks:
+            raise UsageError(f"{self.name}: {self.stage} talks to the other replicas; put it before or after")
+
+    @property
+    @override
+    def orthogonalizes(self) -> bool:
+        return self.stage.orthogonalizes
+
+    @override
+    def init(self, param: Tensor) -> State:
+        return self.stage.init(param)

@@ -1,0 +1,108 @@
+"""Every script of benchmarks/ runs, at the smallest sizes it takes."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.spectra.conftest import write_gguf
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script in this process with arguments, and returns what it prints."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(ROOT / "benchmarks" / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_script_is_run_here_and_says_which_command_runs_it():
+    tests = Path(__file__).read_text()
+    for script in SCRIPTS:
+        assert f'run("{script}"' in tests
+        assert f"benchmarks/{script}" in (ROOT / "benchmarks" / script).read_text()
+
+
+def test_momenta_are_captured(run, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf")
+    out = tmp_path / "momentum.safetensors"
+    sizes = ("--steps", 1, "--batches", 1, "--model-size", "pico", "--smollm2", tmp_path / "tiny.gguf")
+    run("capture_momentum.py", out, *sizes)
+    committed = load_file(ROOT / "benchmarks" / "data" / "momentum.safetensors")
+    captured = load_file(out)
+    assert set(captured) == set(committed)
+    assert all(float(x.abs().max()) > 0 for x in captured.values())
+
+
+def test_updates_are_captured(run, tmp_path):
+    out = tmp_path / "updates.safetensors"
+    run("capture_updates.py", out, "--steps", 1, "--batch", 1)
+    committed = load_file(ROOT / "benchmarks" / "data" / "updates.safetensors")
+    assert {n: x.shape for n, x in load_file(out).items()} == {n: x.shape for n, x in committed.items()}
+
+
+def test_ways_of_one_factorization_are_compared(run):
+    out = run("compare_halley.py", "--shapes", "8x24", "--seconds", 0)
+    assert [line.split(":")[0] for line in out.splitlines()] == ["8x24 gaussian", "8x24 1/k"]
+
+
+def test_the_pictures_are_those_of_the_document(run, tmp_path):
+    run("draw_polar.py", tmp_path)
+    shown = re.findall(r"\(images/(.*\.svg)\)", (ROOT / "docs" / "polar.md").read_text())
+    assert sorted(path.name for path in tmp_path.glob("*.svg")) == sorted(shown)
+
+
+def test_the_evidence_of_the_lab_is_kept_as_it_is_committed(run, tmp_path):
+    shutil.copytree(ROOT / "evidence" / "lab", tmp_path / "lab")
+    shutil.copytree(ROOT / "docs" / "images" / "lab", tmp_path / "lab" / "images")
+    run("lab_evidence.py", tmp_path / "lab", "--root", tmp_path)
+    kept, committed = (root / "evidence" / "lab" for root in (tmp_path, ROOT))
+    assert json.loads((kept / "verdicts.json").read_text()) == json.loads(
+        (committed / "verdicts.json").read_text()
+    )
+    assert [p.relative_to(kept) for p in sorted(kept.glob("claims/*/*"))] == [
+        p.relative_to(committed) for p in sorted(committed.glob("claims/*/*"))
+    ]
+
+
+def test_packers_are_measured(run):
+    head, _, row = run("measure_packers.py", "--cases", 1).splitlines()
+    assert head == "| groups × items, k | ans | rice | bitmap | ranks | bits |"
+    assert row.startswith("| 1 × 64, 3 | 1.0426 ")
+
+
+def test_the_time_of_the_cosine_codec_is_split(run):
+    assert "encode: selection" in run("profile_dct_codec.py", "--rounds", 1)
+
+
+def test_local_steps_are_screened(run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    out = run("screen_local_steps.py", "--steps", 2, "--only", "H5-signs", "--replicas", 2, "--batch", 1)
+    assert out.startswith("H5-signs ")
+    assert " bit (" in out
+
+
+def test_the_spectra_of_smollm2_have_a_command(run):
+    with pytest.raises(SystemExit):
+        run("spectra_smollm2.py", "--help")
+
+
+def test_steps_are_taken_as_asked(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", StringIO("1\n2\n"))
+    state, *answers = run("step_against.py", "--worker", "adamw", "small", 1).splitlines()
+    assert json.loads(state)["state_bytes"] > 0
+    assert answers == ["done", "done"]
