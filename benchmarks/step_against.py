@@ -4,9 +4,9 @@
     python benchmarks/step_against.py --other /tmp/before/src --out evidence/step.json
 
 docs/optimizer.md quotes it; the tests run one process of it. Each tree has a process of its own for each recipe; the two take
-turns, so that what else the machine does meets both alike. Gradients are made beforehand. Replicas are threads that take turns, so
-a step with two replicas is the work of both. Both trees take the processor for one of class avx2, so that polar factors are made
-alike, and the allocator gives no memory back, since which run pays for page faults is chance.
+turns, so that what else the machine does affects both alike. Gradients are made beforehand. Replicas are threads that take
+turns, so a step with two replicas is the work of both. Both trees take the processor for one of class avx2, so that polar
+factors are made alike, and the allocator gives no memory back, since which run pays for page faults is chance.
 """
 
 import argparse

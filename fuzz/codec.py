@@ -166,7 +166,7 @@ def run_case(codec: Codec, payload: bytes, outcomes: Outcomes, *, dtype: torch.d
 def run_codec(
     text: str, *, cases: int, seed: int, note: Callable[[bytes], None] = lambda payload: None
 ) -> Outcomes:
-    """All cases of one codec; ``note`` hears each payload before it is decoded."""
+    """All cases of one codec; ``note`` is called with each payload before it is decoded."""
     codec, random, outcomes = parse(text), Random(f"{seed} {text}"), Outcomes()
     messages, dtype = corpus(text, random), codec.quantize.decoded_dtype
     started = not tracemalloc.is_tracing()

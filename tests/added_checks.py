@@ -10,7 +10,9 @@ import torch
 
 from muonwire import codec, recipes, stages
 from muonwire.cli.main import main
+from muonwire.codec.text import PARTS
 from muonwire.compare.report import compare_page, read_results
+from muonwire.compare.report.page import CHARTS
 from muonwire.errors import PayloadError, UsageError
 from muonwire.pages import render_page, write_png
 from muonwire.spectra.models import open_model
@@ -181,3 +183,22 @@ def test_from_outside(tmp_path, monkeypatch, capsys):
     # A replica's process is given the settings like this.
     config = TrainConfig(recipe=recipe, task=settings_type("mine.PrimesSettings")(width=16))
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_tables_are_plain_dicts(monkeypatch):
+    """What a program adds to them counts as their lines do."""
+    part, chart = PARTS["power"], CHARTS["LOSS_BY_MESSAGES"]
+    monkeypatch.delitem(PARTS, "power")
+    monkeypatch.delitem(CHARTS, "LOSS_BY_MESSAGES")
+    results = read_results(*make_results())
+    with pytest.raises(UsageError, match="'power' is not a part"):
+        codec.parse("power")
+    assert "loss_by_messages" not in [
+        c.name for c in compare_page(setting=make_setting(), results=results).charts
+    ]
+    monkeypatch.setitem(PARTS, "power", part)
+    monkeypatch.setitem(CHARTS, "loss_by_messages", chart)
+    assert str(codec.parse("power")) == "power"
+    assert "loss_by_messages" in [
+        c.name for c in compare_page(setting=make_setting(), results=results).charts
+    ]

@@ -94,7 +94,7 @@ def _waited(result: Tensor) -> Tensor:
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], *, budget_s: float = BUDGET_S) -> dict[str, float]:
-    """Median seconds of each call; the calls take turns, in another order each time, so that load and caches meet all alike.
+    """Median seconds of each call; the calls take turns, in another order each time, so that load and caches affect all alike.
 
     Args:
         calls: by name.

@@ -17,7 +17,7 @@ from muonwire.codec.transform.base import largest_divisor
 from muonwire.codec.transform.dct import cosine_basis
 from muonwire.errors import UsageError
 
-# What is measured by default. A line adds a codec; those that keep no scale have no distortion to speak of.
+# What is measured by default. A line adds a codec; the error of one that keeps no scale says nothing.
 CODECS = (
     "float32",
     "bfloat16",
@@ -164,13 +164,13 @@ def measure(
     rounds: int = 5,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Measurement]:
-    """Measure every codec and the reference on every matrix; they take turns, so that a change of load meets all alike.
+    """Measure every codec and the reference on every matrix; they take turns, so that a change of load affects all alike.
 
     Args:
         matrices: name -> (m, n), float32.
         codecs: textual forms. Default: CODECS.
         rounds: timed turns after one that is not timed. Default: 5.
-        note: hears the name of what was measured, after each turn of each codec.
+        note: called with the name of what was measured, after each turn of each codec.
 
     Raises:
         UsageError: no round, or a codec that does not parse.

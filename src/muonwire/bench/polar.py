@@ -166,7 +166,7 @@ def measure(
     warmup: int = 1,
     progress: Progress = _no_progress,
 ) -> list[Measurement]:
-    """Time every method on every input; they take turns, in another order each time, so that load and caches meet all alike.
+    """Time every method on every input; they take turns, in another order each time, so that load and caches affect all alike.
 
     A method that has taken ``BUDGET_S`` seconds on one input sits out after its third turn there.
 
@@ -311,7 +311,7 @@ def _take_turns(
             seconds = _seconds(call, calls_a_turn[name])
             if turn >= warmup:
                 spent.append(seconds)
-            # The first calls of a process are slow: as many make a turn as the fastest one so far asks for.
+            # The first calls of a process are slow: the fastest one so far decides how many make a turn.
             calls_a_turn[name] = max(calls_a_turn[name], math.ceil(SHORTEST_TURN_S / max(seconds, 1e-9)))
     return times
 

@@ -31,7 +31,7 @@ REFERENCE_MARGIN = 0.85
 # A schedule is chosen for this fraction of a requested error, since the spectrum is an estimate.
 CHOICE_MARGIN = 0.8
 # A spectrum is measured again after two growing iterations when more than this fraction lies below this
-# value: Lanczos on the Gram matrix sees squares, and tells nothing apart down there.
+# value: Lanczos sees the squares of the singular values, and cannot separate the smallest ones.
 HARD_VALUE = 0.06
 HARD_FRACTION = 0.1
 # Values above the growing iterations' own lower end keep clear of those below it: folding a flat spectrum
@@ -249,7 +249,7 @@ def reference_flops(shape: tuple[int, int]) -> int:
 def _is_hard(work: _Work, threshold: float) -> bool:
     """Whether more than ``threshold`` of the spectrum is too small to be told apart, but might be."""
     spectrum = work.spectrum
-    # Once noise itself is as large as the values to be told apart, growing them further tells nothing.
+    # Once noise itself is as large as the values to be told apart, growing them further separates nothing.
     if spectrum.smallest >= HARD_VALUE * spectrum.upper or work.noise >= HARD_VALUE * spectrum.upper / 2:
         return False
     return float(spectrum.fraction_below(np.array([HARD_VALUE]))[0]) > threshold

@@ -109,6 +109,7 @@ def _check(x: Tensor, *, method: str, schedule: Schedule | str | None, nonfinite
 
 
 def _auto(x: Tensor, options: Options) -> Tensor:
+    """A stack of small matrices in one call; else one by one, with the spectrum measured where that saves more than it costs."""
     shape, count = (x.shape[-2], x.shape[-1]), math.prod(x.shape[:-2])
     row = options.processor
     if x.device.type != "cpu":
@@ -265,7 +266,7 @@ def adaptive(
     The spectrum is measured, the schedule of fewest products is run, and the result's own Gram matrix gives
     a bound; where that falls short, it goes on. A matrix of too large a condition number for the dtype falls
     short all the same, and its report says so: ``reached`` is False and ``unresolved`` or ``rounding_floor``
-    tells why.
+    says why.
 
     Args:
         x: (..., m, n), floating, on any device; numbers are read back to the host.

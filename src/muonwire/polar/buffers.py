@@ -47,9 +47,3 @@ def clear_buffers() -> None:
     >>> clear_buffers()
     """
     _local.kept = OrderedDict()
-
-
-def num_buffer_bytes() -> int:
-    """Memory that this thread's buffers hold, in bytes."""
-    kept: OrderedDict[object, Tensor] | None = getattr(_local, "kept", None)
-    return sum(t.numel() * t.element_size() for t in (kept or {}).values())

@@ -99,7 +99,7 @@ def normalized(x: Tensor, *, dtype: torch.dtype, margin: float = 1.0) -> Tensor:
     """Each matrix of ``x`` divided by its Frobenius norm, so that its singular values lie in [0, 1]; NaN where it is not finite.
 
     Args:
-        x: (..., m, n), any floating dtype; extreme scales are met.
+        x: (..., m, n), any floating dtype, of any scale.
         dtype: of the result.
         margin: the norm is multiplied by this first. Default: 1.
     """

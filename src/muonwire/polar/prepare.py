@@ -41,7 +41,7 @@ def prepare(x: Tensor, *, dtype: torch.dtype, nonfinite: str, operation: str) ->
         x: (m, n), not empty.
         dtype: of the products.
         nonfinite: "raise" or "propagate".
-        operation: who asks, for the message.
+        operation: name of the caller, for the message.
 
     Raises:
         UsageError: x has a value that is not finite, and nonfinite is "raise".

@@ -97,8 +97,8 @@ AVX512 = replace(
     has="AVX-512 without bfloat16 products",
     measured="two cores of an Intel Xeon that ONEDNN_MAX_CPU_ISA limits to AVX512_CORE",
 )
-# Processors that were built so multiply in bfloat16 three to four times as fast as in float32. One with AMX that oneDNN is told to
-# take for such a one takes 1.7 times as long instead, and is no measure of this class.
+# Processors of this class multiply in bfloat16 three to four times as fast as in float32. One with AMX on which oneDNN is limited
+# to AVX512-BF16 takes 1.7 times as long instead, and says nothing about this class.
 AVX512_BF16 = replace(
     AVX2, name="avx512_bf16", dtype=torch.bfloat16, has="AVX512-BF16 without AMX",
     measured="two cores of an AMD EPYC with AVX512-BF16", smallest_half=4.1e6,

@@ -196,7 +196,7 @@ def find(schedule: Schedule | str | None, *, operation: str) -> Schedule:
 
     Args:
         schedule: a schedule, a name of ``SCHEDULES``, or None.
-        operation: who asks, for the message.
+        operation: name of the caller, for the message.
 
     Raises:
         UsageError: no schedule has that name.

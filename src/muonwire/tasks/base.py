@@ -7,13 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
 
+T = TypeVar("T")
 Batch = dict[str, Tensor]
 
 
@@ -131,6 +132,22 @@ def _as_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_as_json(v) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def named(what: str, name: str, table: Mapping[str, T]) -> T:
+    """The entry of a table.
+
+    Args:
+        what: the table holds, for the message.
+        name: of the entry.
+        table: by name.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if name not in table:
+        raise UsageError(f"{what}: {name!r} is unknown; allowed are {', '.join(table)}")
+    return table[name]
 
 
 def check_at_least_one(settings: TaskSettings, *names: str) -> None:

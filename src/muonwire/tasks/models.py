@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from muonwire.errors import UsageError
-from muonwire.tasks.base import build_seeded
+from muonwire.tasks.base import build_seeded, named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +33,6 @@ MODEL_SIZES = {
 }
 
 
-def check_model_size(name: str) -> None:
-    """Raise UsageError where there is no model size of this name."""
-    if name not in MODEL_SIZES:
-        raise UsageError(f"model size: {name!r} is unknown; allowed are {', '.join(MODEL_SIZES)}")
-
-
 def build_llama(size_name: str, *, vocabulary: int, sequence: int, seed: int) -> nn.Module:
     """A randomly initialized causal Llama with tied embeddings.
 
@@ -52,10 +45,9 @@ def build_llama(size_name: str, *, vocabulary: int, sequence: int, seed: int) ->
     Raises:
         UsageError: an unknown size.
     """
-    check_model_size(size_name)
+    size = named("model size", size_name, MODEL_SIZES)
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    size = MODEL_SIZES[size_name]
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=size.width,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.tasks.base import About, Batch, Task, TaskSettings, check_at_least_one, step_generator
-from muonwire.tasks.models import build_llama, check_model_size
+from muonwire.tasks.base import About, Batch, Task, TaskSettings, check_at_least_one, named, step_generator
+from muonwire.tasks.models import MODEL_SIZES, build_llama
 
 # The text is cut into blocks, and every 20th goes to validation: a fixed split that samples the whole text.
 BLOCK_TOKENS = 4096
@@ -48,7 +48,7 @@ class TextSettings(TaskSettings):
     own_text: bool = False
 
     def __post_init__(self) -> None:
-        check_model_size(self.model_size)
+        named("model size", self.model_size, MODEL_SIZES)
         check_at_least_one(self, "sequence", "batch", "evaluation_sequences")
 
     @override

