@@ -4,7 +4,7 @@ import math
 from statistics import median
 
 from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.vision_training import (
@@ -23,7 +23,7 @@ EXAMPLES = {
     "ViT 64×64, scaled": ((64, 64), 3e-4, (64 / 256) ** 2, 13.0, 0.00115),
     "ResNet-50 512×4608": ((512, 4608), 1e-3, 1.0, 150.0, 0.015),
 }
-# What the note gives MuonFast, and what torch.optim.Adam takes if it is told nothing.
+# What the note gives MuonFast, and what torch.optim.Adam takes by default.
 NOTES_RATE, ADAM_DEFAULT = 3e-4, 1e-3
 # The note asks for 0.01 % to 0.1 % of the weight, and finds MuonFast 10 to 100 times beyond Adam.
 WANTED_PERCENT = (0.01, 0.1)
@@ -102,8 +102,17 @@ CLAIM = Claim(
                 at_least=0.9,
                 at_most=1.1,
                 possible=(0.0, math.inf),
+                unit="times",
+                reading=Reading(
+                    holds=f"the note’s {stated} for {layer} follows from its own inputs",
+                    fails=f"the note’s {stated} for {layer} does not follow from its own inputs",
+                    by="{mean} times what they give",
+                ),
             )
-            for name in ("ViT 64×64, first", "ResNet-50 512×4608")
+            for name, layer, stated in (
+                ("ViT 64×64, first", "the ViT", "1.6 %"),
+                ("ResNet-50 512×4608", "ResNet-50", "0.015 %"),
+            )
         ),
         *(
             Check(
@@ -113,8 +122,16 @@ CLAIM = Claim(
                 select={"rates": rates},
                 at_least=BEYOND,
                 possible=(0.0, math.inf),
+                unit="times",
+                reading=Reading(
+                    holds=f"{words} is at least 10 times Adam’s",
+                    fails=f"{words} is less than 10 times Adam’s",
+                ),
             )
-            for rates in (THE_NOTES, TUNED)
+            for rates, words in (
+                (THE_NOTES, "at the note’s rates MuonFast’s relative step"),
+                (TUNED, "at tuned rates it"),
+            )
         ),
         Check(
             name="Adam's typical step is 0.01 % to 0.1 % of the weight",
@@ -125,6 +142,10 @@ CLAIM = Claim(
             at_most=WANTED_PERCENT[1],
             possible=(0.0, math.inf),
             unit="%",
+            reading=Reading(
+                holds="Adam’s step is 0.01 % to 0.1 % of the weight",
+                fails="Adam’s step is not 0.01 % to 0.1 % of the weight",
+            ),
         ),
     ),
     meaning={
