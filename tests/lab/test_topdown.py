@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from muonwire.lab.claims.top_down import cost_of_orthogonalizing, gaussian_rank, ill_conditioned_weights
+from muonwire.lab.claims.top_down import ill_conditioned_weights
 from muonwire.lab.engine.catalog import load_claims
-from muonwire.lab.engine.claim import Setting
-from muonwire.lab.measures.chains import steps_to_target
+from muonwire.lab.measures import random_matrices
+from muonwire.lab.measures.chains import COURSES, steps_to_target
 from muonwire.lab.measures.gauss_newton import (
     condition_of,
     derived_blocks,
@@ -24,6 +24,8 @@ from muonwire.lab.measures.gauss_newton import (
     with_power,
 )
 from muonwire.lab.measures.matrices import fitted_power
+from muonwire.lab.measures.orthogonalizing import conditioned
+from muonwire.lab.measures.small_llama import small_llama, steps_needed
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -47,22 +49,22 @@ def singular(rows: list[list[int]]) -> bool:
 @pytest.mark.parametrize("t", [0.1, 0.5447, 2.0])
 def test_edelmans_cdf_is_the_integral_of_his_density(t):
     density = lambda x: (1 + math.sqrt(x)) / (2 * math.sqrt(x)) * math.exp(-(x / 2 + math.sqrt(x)))  # noqa: E731
-    share = float(gaussian_rank.edelman_cdf(np.asarray(t)))
+    share = float(random_matrices.edelman_cdf(np.asarray(t)))
     assert share == pytest.approx(quad(density, 0, t**2)[0], rel=1e-6)
-    assert gaussian_rank.edelman_quantile(share) == pytest.approx(t)
+    assert random_matrices.edelman_quantile(share) == pytest.approx(t)
 
 
 @pytest.mark.parametrize(("n", "known"), [(2, 1), (3, 10), (4, 338), (5, 42976)])
 def test_as_many_sign_matrices_are_singular_as_is_known(n, known):
     # Those of size n with a first row and column of +1 are as many as 0-1 matrices of size n − 1: OEIS A046747.
-    assert int(gaussian_rank.is_singular(gaussian_rank.all_signs(n)).sum()) == known
+    assert int(random_matrices.is_singular(random_matrices.all_signs(n)).sum()) == known
 
 
 def test_singular_signs_are_told_exactly():
     generator = torch.Generator().manual_seed(1)
     signs = 2 * torch.randint(0, 2, (40, 10, 10), generator=generator) - 1
     exact = [singular(one.tolist()) for one in signs]
-    assert gaussian_rank.is_singular(signs).tolist() == exact
+    assert random_matrices.is_singular(signs).tolist() == exact
     assert any(exact)
     assert not all(exact)
 
@@ -70,16 +72,16 @@ def test_singular_signs_are_told_exactly():
 def test_drawn_rounding_is_as_large_as_rounding():
     x = drawn(96, 96)
     taken = float(torch.linalg.matrix_norm(x.bfloat16().double() - x, 2))
-    found = gaussian_rank.rounding_norm(x, torch.Generator().manual_seed(2))
+    found = random_matrices.rounding_norm(x, torch.Generator().manual_seed(2))
     # Two draws of a norm that varies by a few percent at this size.
     assert found == pytest.approx(taken, rel=0.15)
-    assert gaussian_rank.rounding_norm(4 * x, torch.Generator().manual_seed(2)) == pytest.approx(4 * found)
-    assert gaussian_rank.rounding_norm(torch.zeros(3, 3), torch.Generator()) == 0.0
+    assert random_matrices.rounding_norm(4 * x, torch.Generator().manual_seed(2)) == pytest.approx(4 * found)
+    assert random_matrices.rounding_norm(torch.zeros(3, 3), torch.Generator()) == 0.0
 
 
 def test_numerical_rank_is_lost_at_the_resolution():
     values = torch.tensor([[1.0, 1e-6], [1.0, 1e-8]], dtype=torch.float64)
-    assert gaussian_rank.full_rank(values, size=2, dtype=torch.float32).tolist() == [True, False]
+    assert random_matrices.full_rank(values, size=2, dtype=torch.float32).tolist() == [True, False]
 
 
 def test_a_power_is_fitted():
@@ -87,9 +89,7 @@ def test_a_power_is_fitted():
 
 
 def test_the_made_matrix_has_the_condition():
-    values = torch.linalg.svdvals(
-        cost_of_orthogonalizing.conditioned(12, 1e5, torch.Generator().manual_seed(0))
-    )
+    values = torch.linalg.svdvals(conditioned(12, 1e5, torch.Generator().manual_seed(0)))
     assert float(values[0]) == pytest.approx(1.0)
     assert float(values[0] / values[-1]) == pytest.approx(1e5, rel=1e-6)
     ratios = values[:-1] / values[1:]
@@ -141,7 +141,7 @@ def test_where_logits_are_linear_the_gauss_newton_block_is_the_hessian():
 
 @pytest.fixture(scope="module")
 def llama():
-    model = ill_conditioned_weights.small_llama(Setting(seed=0, quick=True, folder=Path()))
+    model = small_llama(width=8, seed=0)
     # At the usual small start the branches hardly reach the logits.
     with torch.no_grad():
         for p in model.parameters():
@@ -183,7 +183,7 @@ def test_the_measured_block_is_that_of_the_loss(llama):
 
 
 def test_a_layers_own_condition_does_not_slow_it_and_its_neighbours_do():
-    below, _, own = ill_conditioned_weights.COURSES[:3]
+    below, _, own = COURSES[:3]
     rates = torch.logspace(-4, 1, 6, base=2.0, dtype=torch.float64)
     made = {"rates": rates, "most": 60}
     for course, slowed in ((own, False), (below, True)):
@@ -195,7 +195,7 @@ def test_steps_are_counted_to_where_the_slowest_start_ends():
     falling = [1.0 - 0.01 * i for i in range(60)]
     slow = [1.0 - 0.005 * i for i in range(60)]
     diverged = [1.0] * 5 + [math.nan] * 55
-    needed = ill_conditioned_weights.steps_needed({0.0: [diverged, falling], 3.0: [slow, diverged]})
+    needed = steps_needed({0.0: [diverged, falling], 3.0: [slow, diverged]})
     assert needed[3.0] == 60
     # The smoothed target is slow's mean over its last ten, 0.7275, which falling's mean passes at half the slope.
     assert needed[0.0] == 33

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from muonwire.lab.measures.matrices import in_turns, orthogonality_by_step, with_steps
+from muonwire.lab.measures.matrices import orthogonality_by_step, with_steps
 from muonwire.polar import SCHEDULES, polar
 from muonwire.polar.quality import orthogonality_error
 
@@ -28,11 +28,3 @@ def test_a_longer_schedule_repeats_its_last_step_and_a_shorter_one_is_cut():
     tuned = SCHEDULES["tuned"]
     assert with_steps(tuned, 7).coefficients == tuned.coefficients + tuned.coefficients[-1:] * 2
     assert with_steps(tuned, 2).coefficients == tuned.coefficients[:2]
-
-
-def test_calls_take_turns():
-    seen = [
-        (turn, name)
-        for turn, name, _, _ in in_turns({"a": lambda: torch.ones(1), "b": lambda: torch.ones(1)}, turns=2)
-    ]
-    assert seen == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]

@@ -117,8 +117,8 @@ CLAIM = Claim(
             possible=(0.0, math.inf),
             unit="times",
             reading=Reading(
-                holds="relative to the weight, a step of ResNet-50’s 512×4608 layer is below the ViT’s",
-                fails="relative to the weight, a step of ResNet-50’s 512×4608 layer is not below the ViT’s",
+                holds="relative to the weight, a step of ResNet-50’s 512×4608 layer is smaller than the ViT’s",
+                fails="relative to the weight, a step of ResNet-50’s 512×4608 layer is no smaller than the ViT’s",
                 by="{mean} times as large",
             ),
         ),
