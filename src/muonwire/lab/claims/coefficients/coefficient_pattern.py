@@ -194,9 +194,7 @@ CLAIM = Claim(
             "minimax schedules follow this pattern",
             "minimax schedules need not follow this pattern",
         ),
-        _kept(
-            FITS, "schedules fitted as a whole follow it", "schedules fitted as a whole need not follow it"
-        ),
+        _kept(FITS, "fitted schedules follow it", "fitted schedules need not follow it"),
         _order(
             GAUSSIAN,
             "on a Gaussian matrix no other order of the note’s steps is better",

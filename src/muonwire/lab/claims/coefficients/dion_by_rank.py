@@ -99,7 +99,7 @@ def measure(setting: Setting) -> list[Row]:
     return [*rows, {"full rank": "beside the others", "lead": best_other - runs[FRACTIONS[1.0]].loss}]
 
 
-def _halved(column: str, setting: str, whose: str) -> Check:
+def _halved(column: str, setting: str, subject: str, halves: str) -> Check:
     return Check(
         name="half rank sends two times less, within a tenth",
         setting=setting,
@@ -110,8 +110,8 @@ def _halved(column: str, setting: str, whose: str) -> Check:
         possible=(0.0, math.inf),
         unit="times",
         reading=Reading(
-            holds=f"half rank sends half the bytes of {whose}",
-            fails=f"half rank does not send half the bytes of {whose}",
+            holds=f"{subject} sends {halves}",
+            fails=f"{subject} does not send {halves}",
             by="{mean} times less",
         ),
     )
@@ -166,8 +166,8 @@ CLAIM = Claim(
                 fails="full rank is more than 1 % above dense Muon",
             ),
         ),
-        _halved("less_than_full", "by bytes beside full rank", "full rank"),
-        _halved("less_than_dense", "by bytes beside dense Muon", "dense Muon"),
+        _halved("less_than_full", "by bytes beside full rank", "half rank", "half of full rank’s bytes"),
+        _halved("less_than_dense", "by bytes beside dense Muon", "it", "half of dense Muon’s"),
         Check(
             name="at a fixed rank Dion’s state grows as the width, to a power of at most 1.5",
             setting="by bytes of state",

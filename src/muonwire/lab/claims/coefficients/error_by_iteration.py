@@ -89,8 +89,8 @@ def _halved(data: str, dtype: str, subject: str = "") -> Check:
         possible=(0.0, math.inf),
         unit="times it",
         reading=Reading(
-            holds=f"{subject} leave no more than five tuned ones",
-            fails=f"{subject} leave more than five tuned ones",
+            holds=f"{subject} leave no more error than five tuned ones",
+            fails=f"{subject} leave more error than five tuned ones",
             by="{mean} times as much",
         )
         if subject
@@ -135,7 +135,7 @@ CLAIM = Claim(
         ),
         _table(STATED, "standard off", *_STANDARD),
         _table(STATED, "tuned off", *_TUNED, _come_out("at 4096×4096, the size that it states, they")),
-        _halved(FIGURES, "bfloat16", "on the smaller one ten standard iterations"),
+        _halved(FIGURES, "bfloat16"),
         _halved(STATED, "bfloat16"),
         _halved(REAL, "float32", "on real momentum ten standard iterations"),
     ),

@@ -27,7 +27,7 @@ def _scheduled(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def _divided(x: Tensor) -> Tensor:
-    # To the norm that a polar factor has, so that only the direction tells them apart.
+    # To the norm that a polar factor has, so that the two differ in direction only.
     scaled: Tensor = x * (math.sqrt(min(x.shape)) / x.norm())
     return scaled
 

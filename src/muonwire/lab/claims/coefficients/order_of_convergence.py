@@ -117,7 +117,7 @@ CLAIM = Claim(
     says="the cubic iteration converges linearly, the tuned quintic superlinearly",
     question="With which order does the error shrink near 1, where the word is defined; how fast do small values "
     "grow; and which order would one read off a table of iterations?",
-    expected="The reverse. With p(1) = 1 and p′(1) = 0 the cubic is quadratic near 1, e → 1.5 e². The tuned "
+    expected="It is the other way round. With p(1) = 1 and p′(1) = 0 the cubic is quadratic near 1, e → 1.5 e². The tuned "
     "schedule’s last step has p(1) = 0.985 and maps the neighbourhood of 1 beside it: order 0, it does not "
     "converge to 1 at all. Near 0 every iteration multiplies: by 1.5, and by 3.5 in the mean. On a matrix with "
     "small singular values the rms error falls by a constant factor while those are still growing, which looks "

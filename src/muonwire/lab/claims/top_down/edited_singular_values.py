@@ -6,7 +6,7 @@ import torch
 
 from muonwire.errors import UsageError
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Excerpts, Pivot, Plot
 from muonwire.spectra.edit import edit_model
@@ -114,6 +114,11 @@ def _check(text: str, words: str) -> Check:
         at_least=DIFFERENT,
         possible=(0.0, 100.0),
         unit="%",
+        reading=Reading(
+            holds=f"{words} changes what a small language model says",
+            fails=f"{words} hardly changes what a small language model says",
+            by="another most likely token at {mean} % of the places",
+        ),
     )
 
 
@@ -149,7 +154,7 @@ CLAIM = Claim(
         _check(TALKED[1], "dropping the largest hundredth"),
     ),
     meaning={
-        "confirmed": "Neither end of the spectrum is spare: a model notices a tenth of its smallest singular values.",
+        "confirmed": "Neither end of the spectrum can be spared: a model notices the loss of its smallest singular values too.",
         "refuted": "A model does not notice changes at either end of its weights’ spectra.",
         "depends": "A few of the largest singular values are felt at once, many of the smallest hardly: cut from the "
         "bottom, and never touch the top. What matters in a weight is which directions are large.",

@@ -172,8 +172,6 @@ def _resolved(kind: str, reading: Reading) -> Check:
     )
 
 
-_SIGNS = f"{SIGNS[-1]}×{SIGNS[-1]} matrices"
-
 CLAIM = Claim(
     id="topdown.5",
     note=NOTE,
@@ -188,7 +186,7 @@ CLAIM = Claim(
     "±1 matrices two thirds are singular at n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not "
     "mean far from dependent: σ_min falls as 1/√n, by Edelman’s law, while the norm of rounding to bfloat16 "
     "grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a singular one within the reach "
-    "of rounding. Rounding does not go there: to first order it moves σ_min by uᵀEv, which does not grow "
+    "of rounding. Rounding does not reach that far: to first order it moves σ_min by uᵀEv, which does not grow "
     "with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s "
     "rank is at most the number of its tokens, and its small singular values end in rounding.",
     measure=measure,
@@ -215,12 +213,6 @@ CLAIM = Claim(
             at_least=LIKELY,
             possible=(0.0, 100.0),
             unit="%",
-            reading=Reading(
-                holds=f"{_SIGNS} of random signs are not singular",
-                fails=f"{_SIGNS} of random signs are often singular",
-                by="{mean} % have full rank",
-                digits=3,
-            ),
         ),
         Check(
             name="the smallest singular value falls as n to the power −0.5, within a tenth of that",
@@ -273,8 +265,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Independence can be taken for granted, in bfloat16 and on real matrices too.",
         "refuted": "Do not count on independent rows: neither random nor real matrices have them.",
-        "depends": "Independent in exact arithmetic, but in bfloat16 not measurably so. Muon does not need "
-        "it: an iteration of odd polynomials keeps a zero singular value at zero and carries small ones only "
+        "depends": "The rows are independent in exact arithmetic, but not measurably so in bfloat16. Muon does not need "
+        "that: an iteration of odd polynomials keeps a zero singular value at zero and carries small ones only "
         "as far as its steps reach. It carries what rounding puts in place of zeros too, as the last table "
         "shows: those directions of the update are noise, of bounded size. polar’s default limits how far it "
         "carries what rounding may have made.",

@@ -147,28 +147,28 @@ def _slower(setting: str, reading: Reading | None, **select: str | bool | float)
 # How the answer says what holds and what fails, for some of COURSES by their place there and for some of RATES.
 WORDS: dict[int | str, tuple[str, str]] = {
     0: (
-        "a fixed weight of condition 10 slows the training of the layer below it",
-        "a fixed weight of condition 10 does not slow the training of the layer below it",
+        "a fixed weight of condition 10 slows the layer below it",
+        "a fixed weight of condition 10 does not slow the layer below it",
     ),
     2: ("it slows its own training", "it does not slow its own training"),
-    5: (
-        "three such weights slow training by gradients",
-        "three such weights do not slow training by gradients",
-    ),
-    6: (
-        "three such weights slow training by polar factors",
-        "three such weights do not slow training by polar factors",
-    ),
+    5: ("three such weights slow gradient steps", "three such weights do not slow gradient steps"),
+    6: ("they slow steps by the polar factor", "they do not slow steps by the polar factor"),
     "adamw": (
-        "a Llama of ill-conditioned weights trains slower with AdamW",
-        "a Llama of ill-conditioned weights trains no slower with AdamW",
+        "ill-conditioned weights slow a Llama with AdamW",
+        "ill-conditioned weights do not slow a Llama with AdamW",
     ),
-    "muon": ("with Muon it trains slower", "with Muon it trains no slower"),
+    "muon": ("they slow it with Muon", "they do not slow it with Muon"),
 }
 
 
 def _reading(of: int | str) -> Reading | None:
-    return Reading(holds=WORDS[of][0], fails=WORDS[of][1]) if of in WORDS else None
+    return (
+        Reading(
+            holds=WORDS[of][0], fails=WORDS[of][1], by="{mean} times the steps" if of == 0 else "{mean} times"
+        )
+        if of in WORDS
+        else None
+    )
 
 
 def _course_check(place: int, course: Course) -> Check:
@@ -230,8 +230,8 @@ CLAIM = Claim(
         "confirmed": "Keep weights well conditioned: whatever is trained, and however, an ill-conditioned "
         "weight costs steps.",
         "refuted": "The condition of the weights at the start does not matter to how fast they are trained.",
-        "depends": "What slows is an ill-conditioned weight that others have to work through: frozen, or as "
-        "ill-conditioned as all. Its own learning it does not slow. So the weight’s condition is a matter of "
+        "depends": "An ill-conditioned weight slows the layers that have to work through it, where it is frozen or "
+        "where all weights are as ill-conditioned. It does not slow its own learning. So the weight’s condition is a matter of "
         "initialization and of frozen parts; what Muon makes well conditioned is the update, not the weight.",
     },
     tables=(

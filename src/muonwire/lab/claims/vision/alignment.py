@@ -163,8 +163,8 @@ CLAIM = Claim(
             column="polar - gradient",
             at_most=0.0,
             reading=Reading(
-                holds="the best step along the polar factor lowers the loss less than the best along the gradient",
-                fails="the best step along the polar factor lowers the loss more than the best along the gradient",
+                holds="the polar factor’s best step lowers the loss less than the gradient’s",
+                fails="the polar factor’s best step lowers the loss more than the gradient’s",
                 by="by {size} nats",
             ),
         ),

@@ -1,4 +1,4 @@
-"""vit.3: one step of MuonFast raises the loss; what of it does."""
+"""vit.3: one step of MuonFast raises the loss, and which part of it does."""
 
 import copy
 from statistics import median

@@ -104,14 +104,14 @@ CLAIM = Claim(
                 possible=(0.0, math.inf),
                 unit="times",
                 reading=Reading(
-                    holds=f"the note’s {stated} for {layer} follows from its own inputs",
-                    fails=f"the note’s {stated} for {layer} does not follow from its own inputs",
+                    holds=f"the note’s {stated} for {layer} follows from {inputs}",
+                    fails=f"the note’s {stated} for {layer} does not follow from {inputs}",
                     by="{mean} times what they give",
                 ),
             )
-            for name, layer, stated in (
-                ("ViT 64×64, first", "the ViT", "1.6 %"),
-                ("ResNet-50 512×4608", "ResNet-50", "0.015 %"),
+            for name, layer, stated, inputs in (
+                ("ViT 64×64, first", "the ViT", "1.6 %", "its own inputs"),
+                ("ResNet-50 512×4608", "ResNet-50", "0.015 %", "them"),
             )
         ),
         *(
