@@ -162,24 +162,14 @@ def block_rows(conditions: Sequence[float], *, generator: torch.Generator) -> li
 
 
 def course_rows(
-    conditions: Sequence[float],
-    *,
-    num_rates: int,
-    most: int,
-    generator: Callable[[], torch.Generator],
+    conditions: Sequence[float], *, num_rates: int, most: int, generator: Callable[[], torch.Generator]
 ) -> list[Row]:
     """Steps that each course takes at each condition; see ``steps_to_target``. Every course has its own equal generator."""
     rows: list[Row] = []
     for course in COURSES:
         high = 0.0 if course.step == POLAR else 1.0
         rates = torch.logspace(-8.0, high, num_rates, base=2.0, dtype=torch.float64)
-        steps = steps_to_target(
-            course,
-            conditions,
-            rates=rates,
-            most=most,
-            generator=generator(),
-        )
+        steps = steps_to_target(course, conditions, rates=rates, most=most, generator=generator())
         for condition, count in zip(conditions, steps, strict=True):
             rows.append(
                 {

@@ -131,6 +131,13 @@ def _check(name: str, column: str, data: str, words: str = "") -> Check:
     )
 
 
+# Error, milliseconds, and error per millisecond.
+_NOTE = {
+    (STANDARD, 5): ("0.90", "11.9", "0.08"),
+    (STANDARD, 10): ("0.40", "23.8", "0.02"),
+    (TUNED, 5): ("0.14", "18.7", "0.008"),
+    ("QR", None): ("0.002", "32.8", "0.00006"),
+}
 _QUOTIENT = (
     "the standard’s error per millisecond is ten times the tuned one’s (9.75, by the note’s own figures)"
 )
@@ -141,10 +148,12 @@ CLAIM = Claim(
     note=NOTE,
     says="the tuned coefficients give ten times better error per millisecond than the standard iteration",
     quoted={
-        "standard, 5 iterations": "0.90 in 11.9 ms, 0.08 err/ms",
-        "standard, 10 iterations": "0.40 in 23.8 ms, 0.02 err/ms",
-        "tuned, 5 iterations": "0.14 in 18.7 ms, 0.008 err/ms",
-        "QR": "0.002 in 32.8 ms, 0.00006 err/ms",
+        name: "{} in {} ms, {} err/ms".format(*figures)
+        for name, figures in zip(
+            ("standard, 5 iterations", "standard, 10 iterations", "tuned, 5 iterations", "QR"),
+            _NOTE.values(),
+            strict=True,
+        )
     },
     question="What do error and time look like side by side, and how much less error does the tuned schedule leave "
     "in the same time?",
@@ -188,26 +197,8 @@ CLAIM = Claim(
                 "front": "On the front, %",
             },
             quoted={
-                ("Gaussian, the size it states", STANDARD, 5): {
-                    "error": "0.90",
-                    "time": "11.9",
-                    "quotient": "0.08",
-                },
-                ("Gaussian, the size it states", STANDARD, 10): {
-                    "error": "0.40",
-                    "time": "23.8",
-                    "quotient": "0.02",
-                },
-                ("Gaussian, the size it states", TUNED, 5): {
-                    "error": "0.14",
-                    "time": "18.7",
-                    "quotient": "0.008",
-                },
-                ("Gaussian, the size it states", "QR", None): {
-                    "error": "0.002",
-                    "time": "32.8",
-                    "quotient": "0.00006",
-                },
+                (STATED, method, steps): dict(zip(("error", "time", "quotient"), figures, strict=True))
+                for (method, steps), figures in _NOTE.items()
             },
         ),
         Pivot(
@@ -219,7 +210,7 @@ CLAIM = Claim(
                 "iterations in its time": "Standard iterations in that time",
             },
             select={"of": "tuned"},
-            quoted={("Gaussian, the size it states",): {"quotient advantage": "10x"}},
+            quoted={(STATED,): {"quotient advantage": "10x"}},
         ),
     ),
     plots=tuple(

@@ -104,8 +104,9 @@ def _check(
     *,
     at_least: float | None = None,
     at_most: float | None = None,
-    reading: Reading | None = None,
+    words: str = "",
 ) -> Check:
+    """``words`` hold "falls" where the check holds and "does not fall" where it fails, in place of {}."""
     return Check(
         name=name,
         setting=f"on {data}",
@@ -115,12 +116,12 @@ def _check(
         at_most=at_most,
         possible=(0.0, 1.0 if column == "direction change" else math.inf),
         unit="times" if at_most is None else "",
-        reading=reading,
+        reading=Reading(
+            holds=words.format("falls"), fails=words.format("does not fall"), by="before over after {mean}"
+        )
+        if words
+        else None,
     )
-
-
-def _falls(holds: str, fails: str) -> Reading:
-    return Reading(holds=holds, fails=fails, by="before over after {mean}")
 
 
 _ELEMENT = "the variance of an element falls at least 100 times (the note: 125)"
@@ -156,20 +157,9 @@ CLAIM = Claim(
             RANDOM,
             "fall",
             at_least=100.0,
-            reading=_falls(
-                "on independent Gaussian matrices an element’s variance falls 100 times or more",
-                "on independent Gaussian matrices an element’s variance falls less than 100 times",
-            ),
+            words="on independent Gaussian matrices an element’s variance {} 100-fold",
         ),
-        _check(
-            _ELEMENT,
-            REAL,
-            "fall",
-            at_least=100.0,
-            reading=_falls(
-                "on gradients of real replicas it falls as much", "on gradients of real replicas it does not"
-            ),
-        ),
+        _check(_ELEMENT, REAL, "fall", at_least=100.0, words="on gradients of real replicas it {} 100-fold"),
         _check(_AFTER, RANDOM, "norm variance", at_most=0.000015),
         _check(_NORM, REAL, "norm fall", at_least=36.0),
         _check(
@@ -177,20 +167,14 @@ CLAIM = Claim(
             RANDOM,
             "relative fall",
             at_least=2.0,
-            reading=_falls(
-                "relative to the mean it falls by half on the Gaussian ones",
-                "relative to the mean it does not fall by half on the Gaussian ones",
-            ),
+            words="relative to the mean it {} by half on the Gaussian ones",
         ),
         _check(
             _RELATIVE,
             REAL,
             "relative fall",
             at_least=2.0,
-            reading=_falls(
-                "relative to the mean it falls by half on the real ones",
-                "relative to the mean it does not fall by half on the real ones",
-            ),
+            words="relative to the mean it {} by half on the real ones",
         ),
         _check(_DIRECTION, RANDOM, "direction change", at_most=0.0005),
         _check(_DIRECTION, REAL, "direction change", at_most=0.0005),

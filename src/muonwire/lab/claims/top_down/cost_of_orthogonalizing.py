@@ -160,7 +160,7 @@ def measure(setting: Setting) -> list[Row]:
     )
 
 
-def _faster(other: str, dtype: str, reading: Reading | None = None) -> Check:
+def _faster(other: str, dtype: str, words: str = "") -> Check:
     return Check(
         name=f"five steps of Newton–Schulz take no longer than {other}",
         setting=f"on the largest Gaussian matrix, products in {dtype}",
@@ -169,7 +169,7 @@ def _faster(other: str, dtype: str, reading: Reading | None = None) -> Check:
         at_least=1.0,
         possible=(0.0, math.inf),
         unit="times as fast",
-        reading=reading,
+        reading=Reading(holds=words.format("faster"), fails=words.format("slower")) if words else None,
     )
 
 
@@ -192,7 +192,7 @@ def _nearer(data: str) -> Check:
     )
 
 
-def _near(data: str, reading: Reading | None = None) -> Check:
+def _near(data: str, words: str = "") -> Check:
     setting, select = _place(data)
     return Check(
         name=f"five steps end within {NEAR} of the nearest orthogonal matrix, as Jordan’s coefficients are meant to",
@@ -201,7 +201,11 @@ def _near(data: str, reading: Reading | None = None) -> Check:
         select={**select, "method": MUON, "dtype": "bfloat16"},
         at_most=NEAR,
         possible=(0.0, math.inf),
-        reading=reading,
+        reading=Reading(
+            holds=words.format(f"within {NEAR} of"), fails=words.format(f"farther than {NEAR} from")
+        )
+        if words
+        else None,
     )
 
 
@@ -230,36 +234,14 @@ CLAIM = Claim(
         _faster(
             MODIFIED,
             "bfloat16",
-            Reading(
-                holds=f"in bfloat16 and at n = {SIZES[-1]} five Newton–Schulz steps are faster than Gram–Schmidt column by column",
-                fails=f"in bfloat16 and at n = {SIZES[-1]} five Newton–Schulz steps are slower than Gram–Schmidt column by column",
-            ),
+            f"in bfloat16 and at n = {SIZES[-1]} five Newton–Schulz steps are {{}} than Gram–Schmidt column by column",
         ),
         _faster(QR, "bfloat16"),
-        _faster(
-            QR,
-            "float32",
-            Reading(
-                holds="in float32 they are faster than a blocked QR",
-                fails="in float32 they are slower than a blocked QR",
-            ),
-        ),
+        _faster(QR, "float32", "in float32 they are {} than a blocked QR"),
         _faster(SVD, "float32"),
         *(_nearer(data) for data in (GAUSSIAN, ILL, REAL)),
-        _near(
-            GAUSSIAN,
-            Reading(
-                holds=f"on a Gaussian matrix they end within {NEAR} of the polar factor",
-                fails=f"on a Gaussian matrix they end farther than {NEAR} from the polar factor",
-            ),
-        ),
-        _near(
-            ILL,
-            Reading(
-                holds=f"on an ill-conditioned one they end within {NEAR} of it",
-                fails="on an ill-conditioned one they end farther off",
-            ),
-        ),
+        _near(GAUSSIAN, "on a Gaussian matrix they end {} the polar factor"),
+        _near(ILL, "on an ill-conditioned one they end {} it"),
         _near(REAL),
     ),
     meaning={

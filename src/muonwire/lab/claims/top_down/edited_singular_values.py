@@ -21,6 +21,12 @@ from muonwire.tasks.text import read_text
 KINDS = ("attention", "mlp")
 # "Behaves differently": at one place in ten it finds another token the most likely.
 DIFFERENT = 10.0
+FIGURES = {
+    "perplexity": "Perplexity",
+    "above": "Loss above, nats a token",
+    "kl": "KL, nats a token",
+    "changed": "Another most likely token, %",
+}
 TALKED = (
     "drop(fraction=0.1, which='smallest')",
     "drop(fraction=0.01)",
@@ -63,10 +69,7 @@ def measure(setting: Setting) -> list[Row]:
                 "strength": point.strength,
                 f"{kind} strength": point.strength,
                 f"{kind} loss": max(found.loss - whole, 1e-4),
-                "perplexity": found.perplexity,
-                "above": found.loss - whole,
-                "kl": found.kl,
-                "changed": 100 * (1 - found.agreement),
+                **_figures(found, whole),
             }
         )
     for text in TALKED[:2]:
@@ -163,23 +166,13 @@ CLAIM = Claim(
         Pivot(
             caption="What decides: edits of all hidden weights, against the original on the King James text",
             rows={"of": "Edit"},
-            values={
-                "perplexity": "Perplexity",
-                "above": "Loss above, nats a token",
-                "kl": "KL, nats a token",
-                "changed": "Another most likely token, %",
-            },
+            values=FIGURES,
         ),
         Pivot(
             caption="Every edit by kind of weights. The strength is the share of the singular values that an edit takes, or how "
             "far it goes from no change",
             rows={"kind": "Weights", "edit": "Edit", "strength": "Strength"},
-            values={
-                "perplexity": "Perplexity",
-                "above": "Loss above, nats a token",
-                "kl": "KL, nats a token",
-                "changed": "Another most likely token, %",
-            },
+            values=FIGURES,
         ),
         Pivot(
             caption="Repeated runs of four tokens in the answers, %",

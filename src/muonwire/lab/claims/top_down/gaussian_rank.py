@@ -1,13 +1,14 @@
 """topdown.5: random matrices in high dimension are linearly independent with high probability."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from scipy.stats import kstest
 
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
+from muonwire.lab.engine.check import Check, Reading, Row, Value
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
@@ -159,16 +160,32 @@ def measure(setting: Setting) -> list[Row]:
     return _gaussian_rows(setting) + _sign_rows(setting) + _real_rows(setting) + _iterated_rows(setting)
 
 
-def _resolved(kind: str, reading: Reading) -> Check:
+def _likely(
+    name: str, setting: str, column: str, select: Mapping[str, Value], reading: Reading | None = None
+) -> Check:
     return Check(
-        name=f"{LIKELY:g} % of the matrices have every singular value above the norm of rounding to bfloat16",
-        setting=f"on real {'momentum' if kind == 'momentum' else 'weights'}",
-        column="all resolved",
-        select={"kind": kind},
+        name=f"{LIKELY:g} % of {name}",
+        setting=setting,
+        column=column,
+        select=select,
         at_least=LIKELY,
         possible=(0.0, 100.0),
         unit="%",
         reading=reading,
+    )
+
+
+def _resolved(kind: str, words: str) -> Check:
+    return _likely(
+        "the matrices have every singular value above the norm of rounding to bfloat16",
+        f"on {words}",
+        "all resolved",
+        {"kind": kind},
+        Reading(
+            holds=f"all singular values of {words} are above it",
+            fails=f"{words} often has singular values below it",
+            by="all in {mean} % of the matrices",
+        ),
     )
 
 
@@ -192,27 +209,21 @@ CLAIM = Claim(
     measure=measure,
     inputs=MATRICES,
     checks=(
-        Check(
-            name=f"at least {LIKELY:g} % have full numerical rank in float64",
-            setting="on Gaussian matrices of the largest size",
-            column="independent",
-            select={"data": "Gaussian", "largest": True},
-            at_least=LIKELY,
-            possible=(0.0, 100.0),
-            unit="%",
-            reading=Reading(
+        _likely(
+            "the matrices have full numerical rank in float64",
+            "on Gaussian matrices of the largest size",
+            "independent",
+            {"data": "Gaussian", "largest": True},
+            Reading(
                 holds="Gaussian matrices have full rank in float64",
                 fails="Gaussian matrices often lack full rank in float64",
             ),
         ),
-        Check(
-            name=f"at least {LIKELY:g} % are not singular",
-            setting="on ±1 matrices of the largest size",
-            column="independent",
-            select={"data": "±1", "largest": True},
-            at_least=LIKELY,
-            possible=(0.0, 100.0),
-            unit="%",
+        _likely(
+            "the matrices are not singular",
+            "on ±1 matrices of the largest size",
+            "independent",
+            {"data": "±1", "largest": True},
         ),
         Check(
             name="the smallest singular value falls as n to the power −0.5, within a tenth of that",
@@ -230,37 +241,19 @@ CLAIM = Claim(
             at_most=CRITICAL,
             possible=(0.0, math.inf),
         ),
-        Check(
-            name=f"{LIKELY:g} % of the draws have every singular value above the norm of rounding to "
-            f"bfloat16",
-            setting="in bfloat16, on Gaussian matrices of the largest size",
-            column="above floor",
-            select={"data": "Gaussian", "largest": True},
-            at_least=LIKELY,
-            possible=(0.0, 100.0),
-            unit="%",
-            reading=Reading(
+        _likely(
+            "the draws have every singular value above the norm of rounding to bfloat16",
+            "in bfloat16, on Gaussian matrices of the largest size",
+            "above floor",
+            {"data": "Gaussian", "largest": True},
+            Reading(
                 holds="in bfloat16 the smallest singular value of a large Gaussian matrix is above rounding",
                 fails="in bfloat16 the smallest singular value of a large Gaussian matrix is below rounding",
                 by="above it in {mean} %",
             ),
         ),
-        _resolved(
-            "momentum",
-            Reading(
-                holds="all singular values of real momentum are above it",
-                fails="real momentum has singular values below it",
-                by="none in {mean} % of the matrices",
-            ),
-        ),
-        _resolved(
-            "weight",
-            Reading(
-                holds="all singular values of real weights are above it",
-                fails="real weights have singular values below it",
-                by="none in {mean} % of the matrices",
-            ),
-        ),
+        _resolved("momentum", "real momentum"),
+        _resolved("weight", "a real weight"),
     ),
     meaning={
         "confirmed": "Independence can be taken for granted, in bfloat16 and on real matrices too.",

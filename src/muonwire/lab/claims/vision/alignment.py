@@ -105,6 +105,26 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
+def _aligned(
+    name: str,
+    setting: str,
+    select: dict[str, str],
+    within: tuple[float, float | None],
+    reading: Reading | None = None,
+) -> Check:
+    low, high = within
+    return Check(
+        name=name,
+        setting=setting,
+        column="alignment",
+        select=select,
+        at_least=low,
+        at_most=high,
+        possible=(-1.0 - 1e-6, 1.0 + 1e-6),
+        reading=reading,
+    )
+
+
 CLAIM = Claim(
     id="vit.4",
     note=NOTE,
@@ -121,37 +141,26 @@ CLAIM = Claim(
     inputs=(VISION_RATES,),
     repeats=3,
     checks=(
-        Check(
-            name="gradient and polar factor align at 0.3 to 0.5",
-            setting="as in the note, one batch",
-            column="alignment",
-            select={"direction": "polar factor"},
-            at_least=FOUND[0],
-            at_most=FOUND[1],
-            possible=(0.0, 1.0 + 1e-6),
-            reading=Reading(
+        _aligned(
+            "gradient and polar factor align at 0.3 to 0.5",
+            "as in the note, one batch",
+            {"direction": "polar factor"},
+            FOUND,
+            Reading(
                 holds="the gradient and its polar factor align at 0.3 to 0.5",
                 fails="the gradient and its polar factor do not align at 0.3 to 0.5",
                 by="cosine {mean}",
             ),
         ),
-        Check(
-            name="gradient and update align at 0.3 to 0.5",
-            setting="in training with momentum",
-            column="alignment",
-            select={"method": "Muon"},
-            at_least=FOUND[0],
-            at_most=FOUND[1],
-            possible=(-1.0 - 1e-6, 1.0 + 1e-6),
+        _aligned(
+            "gradient and update align at 0.3 to 0.5", "in training with momentum", {"method": "Muon"}, FOUND
         ),
-        Check(
-            name="Adam, which trains well, aligns at 0.8 or more",
-            setting="in training with Adam",
-            column="alignment",
-            select={"method": "Adam"},
-            at_least=NEEDED,
-            possible=(-1.0 - 1e-6, 1.0 + 1e-6),
-            reading=Reading(
+        _aligned(
+            "Adam, which trains well, aligns at 0.8 or more",
+            "in training with Adam",
+            {"method": "Adam"},
+            (NEEDED, None),
+            Reading(
                 holds="Adam, which trains well, aligns at 0.8 or more",
                 fails="Adam, which trains well, aligns below the 0.8 that is said to be needed",
                 by="cosine {mean}",

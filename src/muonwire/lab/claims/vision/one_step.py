@@ -126,7 +126,7 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _rises(variant: str, setting: str, reading: Reading | None = None) -> Check:
+def _rises(variant: str, setting: str, words: str = "") -> Check:
     return Check(
         name="one step raises the loss",
         setting=setting,
@@ -134,7 +134,9 @@ def _rises(variant: str, setting: str, reading: Reading | None = None) -> Check:
         select={"variant": variant},
         at_least=0.0,
         unit="nats",
-        reading=reading,
+        reading=Reading(holds=words.format("raises"), fails=words.format("lowers"), by="by {size} nats")
+        if words
+        else None,
     )
 
 
@@ -157,30 +159,14 @@ CLAIM = Claim(
         _rises(
             AS_DESCRIBED,
             "as in the note, the rate inside",
-            Reading(
-                holds="one step as described, with the rate inside, raises the loss",
-                fails="one step as described, with the rate inside, lowers the loss",
-                by="by {size} nats",
-            ),
+            "one step as described, with the rate inside, {} the loss",
         ),
-        _rises(
-            OUTSIDE,
-            "with the rate outside",
-            Reading(
-                holds="with the rate outside it raises the loss",
-                fails="with the rate outside it lowers the loss",
-                by="by {size} nats",
-            ),
-        ),
+        _rises(OUTSIDE, "with the rate outside", "with the rate outside it {} the loss"),
         _rises(HIDDEN_ONLY, "with the rate inside, hidden matrices only"),
         _rises(
             SAME_SIZE,
             "along the gradient itself, at the same size",
-            Reading(
-                holds="a step of the same size along the gradient raises it too",
-                fails="a step of the same size along the gradient lowers it",
-                by="by {size} nats",
-            ),
+            "a step of the same size along the gradient {} it",
         ),
         chance_check(
             "in training as described",
