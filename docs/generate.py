@@ -269,17 +269,40 @@ def robustness_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def lab_verdicts() -> dict[str, Any]:
+    """Every claim that is measured with all its seeds."""
+    entries = json.loads(LAB.read_text())
+    return {claim: e for claim, e in entries.items() if e["seeds"] == e["seeds_wanted"]}
+
+
+def lab_findings() -> str:
+    """The answers that matter most to somebody who trains, each with what to do."""
+    from muonwire.lab.claims import MATTER_MOST
+
+    verdicts = lab_verdicts()
+    items = []
+    for question, claim in MATTER_MOST.items():
+        if claim in verdicts:
+            e = verdicts[claim]
+            link = f"[{claim}: {e['verdict']}](#{claim_anchor(claim)})"
+            found = f" **{e['answer']}**" if e["answer"] else ""
+            items.append(f"1. *{question}*{found} {e['meaning']} {link}")
+    return "\n".join(items) + "\n"
+
+
+def claim_anchor(claim: str) -> str:
+    """The address of a claim's row."""
+    return claim.replace(".", "-").lower()
+
+
 def lab_table() -> str:
-    """Every claim that is measured with all its seeds: what the note says, its verdict, and how its checks came out."""
-    rows = ["| claim | the note says | verdict | checks |", "|---|---|---|---|"]
-    verdicts = []
-    for claim, entry in json.loads(LAB.read_text()).items():
-        states = [c["state"] for c in entry["checks"]]
-        if entry["seeds"] < entry["seeds_wanted"]:
-            continue
-        told = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        verdicts.append(entry["verdict"])
-        rows.append(f"| {claim} | {cell(entry['says'])} | **{entry['verdict']}** | {told} |")
+    """Every claim that is measured with all its seeds: its verdict, the answer, and what the note says."""
+    entries = lab_verdicts()
+    rows = ["| claim | verdict | what came out | the note says |", "|---|---|---|---|"]
+    for claim, e in entries.items():
+        place = f'<a id="{claim_anchor(claim)}"></a>{claim}'
+        rows.append(f"| {place} | **{e['verdict']}** | {cell(e['answer'])} | {cell(e['says'])} |")
+    verdicts = [e["verdict"] for e in entries.values()]
     counts = ", ".join(
         f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts), key=verdicts.count, reverse=True)
     )
@@ -416,6 +439,7 @@ def with_tables(path: Path) -> str:
         ("frontier table", FRONTIER, frontier_table),
         ("peers table", PEERS, peers_table),
         ("robustness table", ROBUSTNESS, robustness_table),
+        ("lab findings", LAB, lab_findings),
         ("lab table", LAB, lab_table),
         ("polar table", POLAR / "amx.json", polar_table),
         ("small polar table", POLAR / "amx_small.json", small_table),

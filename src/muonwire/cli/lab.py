@@ -127,11 +127,11 @@ def _list(args: Sequence[str]) -> int:
         LabList,
         args,
         command="lab list",
-        about="List the claims: id, source, what the note says.",
+        about="List the claims: id, the note that makes it, what the note says.",
         examples=("muonwire lab list", "muonwire lab list vit"),
     )
     for claim in choose(load_claims(settings.claims_from), settings.ids):
-        print(f"{claim.id}  {claim.repeats} seeds: {claim.says}")
+        print(f"{claim.id}  “{claim.note.title}”, {claim.repeats} seeds: {claim.says}")
     return 0
 
 
@@ -149,7 +149,7 @@ USAGE = "\n".join(
     [
         "usage: muonwire lab ACTION [IDS] [options]",
         "",
-        "  list    the claims: id, source, what the note says",
+        "  list    the claims: id, the note that makes it, what the note says",
         "  run     measure claims and write the page of their verdicts",
         "  report  write the page again from what is measured",
         "",

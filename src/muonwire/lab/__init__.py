@@ -1,4 +1,4 @@
-"""The sources' claims: each with the measurement that settles it, and a verdict that comes out of a rule."""
+"""The claims of five public notes: each with the measurement that settles it, and a verdict that comes out of a rule."""
 
 from muonwire.lab.engine.catalog import choose, load_claims
 from muonwire.lab.engine.check import Check, Interval, Outcome, Reading

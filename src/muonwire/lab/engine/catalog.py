@@ -35,6 +35,13 @@ def load_claims(files: Sequence[Path] = ()) -> dict[str, Claim]:
     return claims
 
 
+def matter_most(claims: Sequence[Claim]) -> dict[str, Claim]:
+    """Those of ``claims`` that matter most to somebody who trains, by the question that each answers, in that order."""
+    by_id = {claim.id: claim for claim in claims}
+    questions: dict[str, str] = importlib.import_module(OWN_CLAIMS).MATTER_MOST
+    return {question: by_id[claim] for question, claim in questions.items() if claim in by_id}
+
+
 def choose(claims: dict[str, Claim], ids: Sequence[str]) -> list[Claim]:
     """The claims of these ids, or of a whole family such as "conflict"; all where none is given.
 
@@ -64,7 +71,14 @@ def _from_file(path: Path) -> tuple[Claim, ...]:
     if spec is None or spec.loader is None:
         raise UsageError(f"lab: {path} is not a Python file; give one that defines CLAIM")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except TypeError as error:
+        if "'source'" not in str(error):
+            raise
+        raise UsageError(
+            f"lab: {path} gives a claim a source; leave it out, or give note=Note(title=..., about=...) from muonwire.lab instead"
+        ) from error
     if not hasattr(module, "CLAIM") and not hasattr(module, "CLAIMS"):
         raise UsageError(f"lab: {path} defines neither CLAIM nor CLAIMS")
     return _declared(module)

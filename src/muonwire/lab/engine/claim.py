@@ -1,4 +1,4 @@
-"""A statement of a source, with the measurement that settles it."""
+"""A statement of a note, with the measurement that settles it."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -121,12 +121,18 @@ class Claim:
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
             raise UsageError(f"claim: id is {self.id!r}; it takes a form such as conflict.1")
-        strangers = [v for v in self.verdicts if v not in VERDICTS]
-        if strangers:
-            raise UsageError(f"claim {self.id}: verdicts {strangers}; allowed are {', '.join(VERDICTS)}")
-        silent = [v for v in self.verdicts if v != "undecided" and v not in self.meaning]
-        if silent:
-            raise UsageError(f"claim {self.id}: meaning lacks {', '.join(silent)}")
+        unknown = [v for v in self.verdicts if v not in VERDICTS]
+        if unknown:
+            raise UsageError(f"claim {self.id}: verdicts {unknown}; allowed are {', '.join(VERDICTS)}")
+        missing = [v for v in self.verdicts if v != "undecided" and v not in self.meaning]
+        if missing:
+            raise UsageError(f"claim {self.id}: meaning lacks {', '.join(missing)}")
+        names = [i for i in self.inputs if not isinstance(i, Input)]
+        if names:
+            raise UsageError(
+                f"claim {self.id}: inputs are {names}; give the inputs themselves, such as "
+                "muonwire.lab.inputs.text_training.TEXT_TRAINING"
+            )
         if not self.checks:
             raise UsageError(f"claim {self.id}: it has no checks; nothing would decide it")
 

@@ -12,14 +12,14 @@ from muonwire.pages.units import number_text
 
 
 def pivot_table(pivot: Pivot, rows: Sequence[Row]) -> Table:
-    """A pivot as a table: the mean, its interval below it, and the source's figure where there is one."""
+    """A pivot as a table: the mean, its interval below it, and the note's figure where it gives one."""
     names = _distinct(rows, list(pivot.rows), pivot.select)
     quoted = {column for values in pivot.quoted.values() for column in values}
     columns = [Column(label=label, numeric=False) for label in pivot.rows.values()]
     for column, label in pivot.values.items():
         columns.append(Column(label=label))
         if column in quoted:
-            columns.append(Column(label=label, unit="the source"))
+            columns.append(Column(label=label, unit="the note"))
     body = []
     for name in names:
         select = {**pivot.select, **dict(zip(pivot.rows, name, strict=True))}

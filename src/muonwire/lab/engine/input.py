@@ -1,7 +1,7 @@
 """Something that several claims are measured on: made once, kept in the lab's output."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,17 @@ from muonwire.spectra.models import PACKAGED
 ABOUT = "about.json"
 
 
+def plain(about: object) -> dict[str, Any]:
+    """``about`` as it reads back from a JSON file: tuples are lists."""
+    made: dict[str, Any] = json.loads(json.dumps(about))
+    return made
+
+
+def write_about(folder: Path, about: Mapping[str, object]) -> None:
+    """Write what an input is and what it was made with; it is there from then on."""
+    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Input:
     """Something that claims read.
@@ -19,7 +30,7 @@ class Input:
     Args:
         name: of its folder.
         about: what it is, for the page; with ``of_model``, {model} stands for the model's name.
-        make: fills a folder, small where it is told to be quick; with ``of_model``, from a pretrained model of that name.
+        make: fills a folder, with little where quick is true; with ``of_model``, from a pretrained model of that name.
         made_with: what ``about.json`` must hold for the folder to count, quick or not. Default: nothing in particular.
         of_model: whether it is made from a pretrained model that the user may choose.
     """
@@ -58,8 +69,8 @@ class Input:
             self.make(folder, quick, *([model] if self.of_model else []))
         return folder
 
-    def told(self, out: Path, *, quick: bool) -> str:
-        """What it is, with the name of the model that it was made from."""
+    def described(self, out: Path, *, quick: bool) -> str:
+        """``about``, with the name of the model that it was made from."""
         kept = self._kept(self.folder(out, quick=quick)) or {}
         return self.about.format(model=kept.get("model", PACKAGED)) if self.of_model else self.about
 

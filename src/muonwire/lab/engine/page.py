@@ -1,4 +1,4 @@
-"""The lab's page: every claim with its verdict, the source's figures beside ours, and how it was measured."""
+"""The lab's page: what matters most, then every claim with its answer, the note's figures beside ours, and how it was measured."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
+from muonwire.lab.engine.catalog import matter_most
 from muonwire.lab.engine.check import Row
-from muonwire.lab.engine.claim import Claim
+from muonwire.lab.engine.claim import OWN, Claim
 from muonwire.lab.engine.figures import excerpt_listings, pivot_table, plot_chart
 from muonwire.lab.engine.run import machine, repeats_of, rows_of
 from muonwire.lab.engine.verdict import Decision
@@ -34,8 +35,8 @@ def write_report(claims: Sequence[Claim], *, out: Path, quick: bool, images: boo
         The paths written, the page first.
     """
     measured = {c.id: rows_of(c, out=out, quick=quick) for c in claims}
-    told = {i.name: i.told(out, quick=quick) for c in claims for i in c.inputs}
-    page = lab_page(claims, measured, quick=quick, inputs=told)
+    inputs = {i.name: i.described(out, quick=quick) for c in claims for i in c.inputs}
+    page = lab_page(claims, measured, quick=quick, inputs=inputs)
     out.mkdir(parents=True, exist_ok=True)
     path = out / PAGE_NAME
     path.write_text(render_page(page), encoding="utf-8")
@@ -62,7 +63,11 @@ def write_verdicts(
         decision = claim.decide(measured[claim.id][0])
         table[claim.id] = {
             "verdict": decision.verdict,
+            "answer": decision.answer,
+            "meaning": meaning_of(claim, decision),
+            "note": claim.note.title,
             "says": claim.says,
+            "question": claim.question,
             "seeds": len({row["seed"] for row in measured[claim.id][0]}),
             "seeds_wanted": len(repeats_of(claim, quick=quick)),
             "checks": [
@@ -100,8 +105,9 @@ def lab_page(
     """
     decided = {c.id: c.decide(measured[c.id][0]) for c in claims}
     counts = [d.verdict for d in decided.values()]
-    told = ", ".join(f"{counts.count(v)} {v}" for v in dict.fromkeys(counts))
-    sections = [
+    verdicts = ", ".join(f"{counts.count(v)} {v}" for v in dict.fromkeys(counts))
+    sections = _findings(claims, decided, measured)
+    sections += [
         Section(
             title=note.title,
             anchor=file_slug(note.title),
@@ -112,10 +118,10 @@ def lab_page(
     ]
     sections += [_section(c, decided[c.id], *measured[c.id], quick=quick, inputs=inputs) for c in claims]
     return Page(
-        title="The sources’ claims, measured",
+        title="The notes’ claims, measured",
         kicker="muonwire lab",
         lead=f"{len(claims)} claims of public notes on Muon and DisTrO, each measured at the note’s own setting and on "
-        f"real gradients or in real training: {told}. Every verdict comes out of a rule over repeated measurements.",
+        f"real gradients or in real training: {verdicts}. Every verdict comes out of a rule over repeated measurements.",
         facts=(machine(), *(["quick settings: no evidence"] if quick else [])),
         sections=tuple(sections),
         footer="Intervals are Student’s t, 95 %, over the seeds.",
@@ -127,19 +133,55 @@ def anchor(claim: Claim) -> str:
     return claim.id.replace(".", "-").lower()
 
 
+def _findings(
+    claims: Sequence[Claim], decided: Mapping[str, Decision], measured: Mapping[str, tuple[list[Row], float]]
+) -> list[Section]:
+    """What somebody who trains wants to know first; no section where none of it is measured."""
+    items: list[tuple[str | Markup, str | Markup]] = []
+    for question, claim in matter_most(claims).items():
+        decision = decided[claim.id]
+        if measured[claim.id][0]:
+            link = Markup('{}<br><a href="#{}">{}: {}</a>').format(
+                question, anchor(claim), claim.id, decision.verdict
+            )
+            found = decision.answer or decision.counts
+            items.append((link, Markup("<b>{}</b><br>{}").format(found, meaning_of(claim, decision))))
+    if not items:
+        return []
+    return [
+        Section(
+            title="What matters most if you train",
+            anchor="findings",
+            lead="What was found, in figures, and what to do about it.",
+            blocks=(Terms(items=tuple(items)),),
+        )
+    ]
+
+
+def meaning_of(claim: Claim, decision: Decision) -> str:
+    """What the verdict means for somebody who trains; empty where the claim says nothing of it."""
+    return claim.meaning.get(decision.verdict, "")
+
+
 def _overview(claims: Sequence[Claim], decided: Mapping[str, Decision]) -> Table:
     rows = []
     for claim in claims:
         decision = decided[claim.id]
         link = Markup('<a href="#{}">{}</a>').format(anchor(claim), claim.id)
         rows.append(
-            (Cell(text=link), Cell(text=Markup("<b>{}</b>").format(decision.verdict)), Cell(text=claim.says))
+            (
+                Cell(text=link),
+                Cell(text=Markup("<b>{}</b>").format(decision.verdict)),
+                Cell(text=decision.answer or decision.counts),
+                Cell(text=claim.says),
+            )
         )
     return Table(
-        caption="What the note says, and what came out",
+        caption="What came out, beside what the note says",
         columns=(
             Column(label="Claim", numeric=False),
             Column(label="Verdict", numeric=False),
+            Column(label="What came out", numeric=False, words=True),
             Column(label="The note says", numeric=False, words=True),
         ),
         rows=tuple(rows),
@@ -158,23 +200,23 @@ def _section(
     seeds = repeats_of(claim, quick=quick)
     measured = sorted({int(r["seed"] or 0) for r in rows})
     terms: list[tuple[str | Markup, str | Markup]] = [
+        ("The note says" if claim.note != OWN else "The claim", claim.says),
         ("Question", claim.question),
         ("Expected", claim.expected),
-        ("Verdict", Markup("<b>{}</b>: {}").format(decision.verdict, decision.answer or decision.counts)),
     ]
     if decision.verdict in claim.meaning:
-        terms.append(("If you train", claim.meaning[decision.verdict]))
+        terms.append(("If you train", meaning_of(claim, decision)))
     if claim.quoted:
         terms.append(
             ("The note’s figures", "; ".join(f"{what}: {value}" for what, value in claim.quoted.items()))
         )
     if claim.inputs:
         terms.append(("Measured on", "; ".join(inputs[i.name] for i in claim.inputs)))
-    told = f"seeds {', '.join(map(str, measured))} of {len(seeds)}" if measured else "not measured yet"
-    terms.append(("Setting", f"{told}; {seconds_text(took_s)} in all"))
+    repeats = f"seeds {', '.join(map(str, measured))} of {len(seeds)}" if measured else "not measured yet"
+    terms.append(("Repeats", f"{repeats}; {seconds_text(took_s)} in all"))
     command = f"muonwire lab run {claim.id}{' --quick' if quick else ''}"
     terms.append(("Command", command))
-    blocks: list[Block] = [Terms(items=tuple(terms), code=frozenset({command})), _checks(decision)]
+    blocks: list[Block] = [Terms(items=tuple(terms), code=frozenset({"Command"})), _checks(decision)]
     if rows:
         blocks += [pivot_table(p, rows) for p in claim.tables]
         blocks += [plot_chart(p, rows, claim=claim.id) for p in claim.plots]
@@ -182,7 +224,7 @@ def _section(
     return Section(
         title=f"{claim.id}: {decision.verdict}",
         anchor=anchor(claim),
-        lead=claim.says,
+        lead=Markup("<b>{}</b>").format(decision.answer or f"Of its statements, {decision.counts}."),
         blocks=tuple(blocks),
         listed=False,
     )
@@ -196,7 +238,7 @@ def _checks(decision: Decision) -> Table:
             Column(label="Where", numeric=False, words=True),
             Column(label="Wanted"),
             Column(label="Measured"),
-            Column(label="It", numeric=False),
+            Column(label="Outcome", numeric=False),
         ),
         rows=tuple(
             (
@@ -212,5 +254,6 @@ def _checks(decision: Decision) -> Table:
 
 
 def read_verdicts(path: Path) -> dict[str, str]:
-    """Verdict by claim, of a ``verdicts.json``."""
-    return {claim: entry["verdict"] for claim, entry in json.loads(path.read_text()).items()}
+    """The verdict with its answer by claim, of a ``verdicts.json``."""
+    entries = json.loads(path.read_text())
+    return {claim: f"{e['verdict']}. {e['answer']}".rstrip() for claim, e in entries.items()}

@@ -128,7 +128,7 @@ def run(config: LabConfig, claims: Sequence[Claim], *, say: Say = print) -> dict
     Args:
         config: the settings.
         claims: which ones.
-        say: told each finished repeat.
+        say: gets a line of text for each finished repeat.
 
     Returns:
         The failures: by claim, the error with its place.
@@ -184,7 +184,7 @@ def _note(claim: Claim, seed: int, call: Callable[[], None], failures: dict[str,
     try:
         call()
     except Exception as error:
-        # One claim's failure must not cost the others' hours; it is told at the end, and by the exit code.
+        # One claim's failure must not cost the others' hours; it is reported at the end, and by the exit code.
         failures[claim.id] = "".join(traceback.format_exception_only(error)).strip()
         say(f"{claim.id} seed {seed}: failed: {failures[claim.id]}")
     else:

@@ -15,7 +15,7 @@ class Pivot:
         rows: columns whose values name a row, with the heading of each.
         values: measured columns, with the heading of each.
         select: the rows that take part. Default: all.
-        quoted: the source's figures beside ours: by the values that name a row, then by measured column. Default: none.
+        quoted: the note's figures beside ours: by the values that name a row, then by measured column. Default: none.
     """
 
     caption: str

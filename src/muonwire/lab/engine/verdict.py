@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from muonwire.lab.engine.check import FAILS, HOLDS, OPEN, Outcome
+from muonwire.pages.units import listing_text
 
 CONFIRMED, REFUTED, DEPENDS, UNDECIDED = "confirmed", "refuted", "depends", "undecided"
 VERDICTS = (CONFIRMED, REFUTED, DEPENDS, UNDECIDED)
@@ -25,8 +26,17 @@ class Decision:
 
     @property
     def answer(self) -> str:
-        """One sentence: what holds, what fails and what is open, each with its figure, in the order of the checks."""
-        clauses = "; ".join(o.clause for o in self.outcomes if o.clause)
+        """One sentence: what holds, what fails and what is open, each with its figure, in the order of the checks.
+
+        Clauses that say the same of several places are joined.
+        """
+        places: dict[str, list[str]] = {}
+        for one in self.outcomes:
+            if one.predicate:
+                places.setdefault(one.predicate, []).append(one.place)
+        clauses = "; ".join(
+            f"{said} {listing_text(list(dict.fromkeys(where)))}".rstrip() for said, where in places.items()
+        )
         return f"{clauses[:1].upper()}{clauses[1:]}." if clauses else ""
 
     @property

@@ -1,6 +1,5 @@
 """Matrices of real training, as inputs keep them in a file."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.lab.engine.input import ABOUT
+from muonwire.lab.engine.input import write_about
 
 MATRICES = "matrices.safetensors"
 BETA = 0.95
@@ -88,4 +87,4 @@ def write(folder: Path, matrices: dict[str, Tensor], about: dict[str, object]) -
     save_file(
         {name: t.to(torch.bfloat16).cpu().contiguous() for name, t in matrices.items()}, folder / MATRICES
     )
-    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+    write_about(folder, about)

@@ -2,10 +2,7 @@
 
 import json
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -15,12 +12,11 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.lab.engine.input import ABOUT, Input
+from muonwire.lab.engine.input import Input, plain, write_about
+from muonwire.lab.inputs.runs import rate_course, side_by_side
 from muonwire.optim import ChainOptimizer
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train.checkpoint import write_json
-from muonwire.train.launch import start_method
-from muonwire.train.schedule import lr_factor
 from muonwire.transport import SingleReplica, Transport, run_threads
 
 ADAM, MUON, ONE_BIT = "Adam", "Muon", "one-bit Muon"
@@ -97,13 +93,11 @@ def _train(
     def replica(rank: int, transport: Transport) -> float:
         model = its_task.build_model(seed=seed)
         optimizer = trainer.build(model, lr, transport)
-        peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        set_rates = rate_course(optimizer, steps=steps)
         if keep is not None and rank == 0:
             keep(0, model)
         for step in range(1, steps + 1):
-            factor = lr_factor(step, steps=steps, warmup_steps=max(steps // 20, 1), kind="cosine", floor=0.1)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+            set_rates(step)
             batch = its_task.batch(seed=seed, step=step, rank=rank, world_size=trainer.replicas)
             loss = its_task.loss(model, batch)
             if not loss.isfinite():
@@ -150,7 +144,7 @@ def make(folder: Path, quick: bool) -> None:
             for n, lr in best.items()
         },
     )
-    (folder / ABOUT).write_text(json.dumps(identity(quick), indent=1))
+    write_about(folder, identity(quick))
 
 
 def identity(quick: bool) -> dict[str, object]:
@@ -161,8 +155,7 @@ def identity(quick: bool) -> dict[str, object]:
         "seeds": SEEDS,
         "batch": BATCH,
     }
-    plain: dict[str, object] = json.loads(json.dumps(made))
-    return plain
+    return plain(made)
 
 
 OPTIMIZERS = Input(
@@ -179,16 +172,7 @@ OPTIMIZERS = Input(
 def _all(
     folder: Path, quick: bool, cases: list[tuple[str, float, int]]
 ) -> dict[tuple[str, float, int], float]:
-    run = partial(_one, folder, quick)
-    if quick:
-        return dict(zip(cases, map(run, cases), strict=True))
-    with ProcessPoolExecutor(
-        os.cpu_count(),
-        mp_context=multiprocessing.get_context(start_method()),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    ) as pool:
-        return dict(zip(cases, pool.map(run, cases), strict=True))
+    return dict(zip(cases, side_by_side(partial(_one, folder, quick), cases, quick=quick), strict=True))
 
 
 def _one(folder: Path, quick: bool, case: tuple[str, float, int]) -> float:

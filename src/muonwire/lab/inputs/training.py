@@ -15,8 +15,9 @@ from muonwire.compare.runs import pending
 from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.errors import UsageError
-from muonwire.lab.engine.check import Check, Row
-from muonwire.lab.engine.input import ABOUT, Input
+from muonwire.lab.engine.check import Check, Reading, Row, Value
+from muonwire.lab.engine.claim import Setting
+from muonwire.lab.engine.input import Input, plain, write_about
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.train.checkpoint import write_json
 
@@ -59,6 +60,9 @@ RECIPES = (
     "dion",
     "dion(fraction=0.125)",
 )
+# What approaches are held against, under the page's names.
+REFERENCES = {"DisTrO alone": "distro", "dense Muon": "muon"}
+NATS = "nats a token"
 # With the first seed only, and at one rate in full: no check rests on more than their bytes.
 SCREENED = ("approach_b(server=True)", "pre_polar")
 SEEDS = tuple(range(8))
@@ -103,8 +107,7 @@ def identity(quick: bool) -> dict[str, Any]:
     """What the comparison is made with, as JSON has it."""
     made_with = asdict(settings(Path(), quick=quick))
     del made_with["out"]
-    plain: dict[str, Any] = json.loads(json.dumps(made_with))
-    return plain
+    return plain(made_with)
 
 
 def make(folder: Path, quick: bool) -> None:
@@ -114,7 +117,7 @@ def make(folder: Path, quick: bool) -> None:
         run_virtual(config)
     write_json(folder / SUMMARY, summarize(config))
     curves(config).write_parquet(folder / RESULTS)
-    (folder / ABOUT).write_text(json.dumps(identity(quick), indent=1))
+    write_about(folder, identity(quick))
 
 
 TRAINING = Input(
@@ -186,6 +189,11 @@ class Results:
             for e in entries
             if e["seed"] == seed
         }
+
+    @classmethod
+    def of(cls, setting: Setting) -> "Results":
+        """Those of the seed that is measured."""
+        return cls(setting.input(TRAINING), seed=setting.seed)
 
     def __getitem__(self, recipe: str) -> Trained:
         """The run of a recipe.
@@ -283,15 +291,27 @@ def gain(change: str, *, of: Trained, over: Trained) -> Row:
     return {"change": change, "gain": of.below(over)}
 
 
-def gain_check(name: str, *, setting: str, change: str, helps: bool = True) -> Check:
+def gain_check(
+    name: str,
+    *,
+    setting: str,
+    change: str,
+    below: str = "",
+    above: str = "",
+    where: str = "",
+    helps: bool = True,
+) -> Check:
     """A check on a row of ``GAINS``.
 
     Args:
         name: the statement.
         setting: where it is measured.
         change: whose gain.
+        below, above: clauses for the answer where the change lowers and where it raises the loss. Default: none.
+        where: the clauses' end; see ``Reading``.
         helps: the gain is at least zero; otherwise at most zero.
     """
+    holds, fails = (below, above) if helps else (above, below)
     return Check(
         name=name,
         setting=setting,
@@ -299,5 +319,78 @@ def gain_check(name: str, *, setting: str, change: str, helps: bool = True) -> C
         select={"change": change},
         at_least=0.0 if helps else None,
         at_most=None if helps else 0.0,
-        unit="nats a token",
+        unit=NATS,
+        reading=Reading(holds=holds, fails=fails, by=f"{{size}} {NATS}", where=where) if holds else None,
+    )
+
+
+def lead_check(
+    name: str,
+    *,
+    setting: str,
+    column: str,
+    select: Mapping[str, Value],
+    ahead: str,
+    behind: str,
+    where: str = "",
+    unit: str = NATS,
+) -> Check:
+    """A check that one thing gains at least as much as another.
+
+    Args:
+        name: the statement.
+        setting: where it is measured.
+        column: by how much it gains more, in ``unit``.
+        select: the rows that take part.
+        ahead, behind: clauses for the answer where it gains more and where it gains less.
+        where: the clauses' end; see ``Reading``.
+        unit: of the column. Default: nats a token.
+    """
+    return Check(
+        name=name,
+        setting=setting,
+        column=column,
+        select=select,
+        at_least=0.0,
+        unit=unit,
+        reading=Reading(holds=ahead, fails=behind, by=f"by {{size}} {unit}", where=where),
+    )
+
+
+def instead_of_distro(approach: str, runs: Results, recipe: str) -> Row:
+    """A row of ``GAINS``: what an approach gains over DisTrO alone."""
+    return gain(f"{approach} instead of DisTrO alone", of=runs[recipe], over=runs["distro"])
+
+
+def below_distro_check(approach: str, *, setting: str = "in training against DisTrO alone") -> Check:
+    """The check on a row of ``instead_of_distro``: the approach gains."""
+    return gain_check(
+        "it ends below the baseline",
+        setting=setting,
+        change=f"{approach} instead of DisTrO alone",
+        below=f"in training approach {approach} ends below DisTrO alone",
+        above=f"in training approach {approach} ends above DisTrO alone",
+    )
+
+
+def half_way_check(subject: str, *, setting: str, select: Mapping[str, Value]) -> Check:
+    """A check on a column ``loss_share``: at least half of the gain of dense Muon over DisTrO alone.
+
+    Args:
+        subject: what goes the way, for the answer.
+        setting: where it is measured.
+        select: the rows that take part.
+    """
+    return Check(
+        name="it goes at least half of the way from DisTrO alone to dense Muon",
+        setting=setting,
+        column="loss_share",
+        select=select,
+        at_least=50.0,
+        unit="%",
+        reading=Reading(
+            holds=f"{subject} goes at least half of the way to dense Muon",
+            fails=f"{subject} goes less than half of the way to dense Muon",
+            by="{mean} %",
+        ),
     )

@@ -2,10 +2,7 @@
 
 import json
 import math
-import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from muonwire import recipes
-from muonwire.lab.engine.input import ABOUT, Input
+from muonwire.lab.engine.input import Input, write_about
+from muonwire.lab.inputs.runs import rate_course, side_by_side
 from muonwire.optim import Route, route
 from muonwire.tasks import Batch, VisionSettings, VisionTask
 from muonwire.train.checkpoint import write_json
-from muonwire.train.launch import start_method
-from muonwire.train.schedule import lr_factor
 
 STEPS = 150
 QUICK_STEPS = 2
@@ -136,7 +132,7 @@ def bounded(loss: float) -> float:
 def training(task: VisionTask, recipe: str, *, lr: float, seed: int, steps: int) -> Iterator[Step]:
     """The steps of a run, one after the other; it ends early where the loss is not finite.
 
-    A linear rise of the rate over a twentieth of the steps, then half a cosine to a tenth of it.
+    The rate goes as ``rate_course`` has it.
 
     Args:
         task: data and model.
@@ -149,12 +145,10 @@ def training(task: VisionTask, recipe: str, *, lr: float, seed: int, steps: int)
     torch.manual_seed(seed)
     name, options = recipes.parse_recipe(recipe)
     optimizer = recipes.build(name, model, lr=lr, **options)
-    peaks = [float(group["lr"]) for group in optimizer.param_groups]
+    set_rates = rate_course(optimizer, steps=steps)
     routes = hidden(model)
     for number in range(1, steps + 1):
-        factor = lr_factor(number, steps=steps, warmup_steps=max(steps // 20, 1), kind="cosine", floor=0.1)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor
+        set_rates(number)
         batch = task.batch(seed=seed, step=number, rank=0, world_size=1)
         loss = task.loss(model, batch)
         if not loss.isfinite():
@@ -236,24 +230,14 @@ def make(folder: Path, quick: bool) -> None:
         for model in method.models
         for factor in factors
     ]
-    run = partial(_tuning_run, folder, quick)
-    if quick:
-        outcomes = [run(case) for case in cases]
-    else:
-        with ProcessPoolExecutor(
-            os.cpu_count(),
-            mp_context=multiprocessing.get_context(start_method()),
-            initializer=torch.set_num_threads,
-            initargs=(1,),
-        ) as pool:
-            outcomes = list(pool.map(run, cases))
+    outcomes = side_by_side(partial(_tuning_run, folder, quick), cases, quick=quick)
     best: dict[str, dict[str, tuple[float, float]]] = {}
     for (model, name, lr), outcome in zip(cases, outcomes, strict=True):
         of_model = best.setdefault(model, {})
         of_model[name] = min(of_model.get(name, (math.inf, lr)), (outcome["loss"], lr))
     write_json(folder / RATES, {m: {n: lr for n, (_, lr) in of.items()} for m, of in best.items()})
-    about = {"seed": TUNING_SEED, "steps": QUICK_STEPS if quick else STEPS, "runs": len(cases)}
-    (folder / ABOUT).write_text(json.dumps(about, indent=1))
+    steps = QUICK_STEPS if quick else STEPS
+    write_about(folder, {"seed": TUNING_SEED, "steps": steps, "runs": len(cases)})
 
 
 VISION_RATES = Input(

@@ -19,6 +19,11 @@ def through(text: str, x: Tensor) -> Tensor:
     return chosen.decode(chosen.encode(x))
 
 
+def dct_topk(density: float, quantizer: str = "float32") -> str:
+    """The codec that the notes speak of: DCT of 64×64 chunks, and the largest of all coefficients."""
+    return f"dct(chunk=64) | topk(density={density}) | {quantizer}"
+
+
 def polar_factor(x: Tensor) -> Tensor:
     """U Vᵀ, to rounding, in the dtype of ``x``."""
     return exact_factor(x).to(x.dtype)

@@ -1,11 +1,11 @@
 """hypothesis.3: attention weights need orthogonalization most."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
+from muonwire.lab.inputs import training
 from muonwire.lab.inputs.captured import hidden_matrices
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, share_of_gain
 from muonwire.tasks.models import build_llama
 
 RECIPES = {
@@ -14,12 +14,13 @@ RECIPES = {
     "MLP": "muon(adam=['self_attn'])",
     "all": "muon",
 }
+BESIDE = {"attention beside MLP": "difference"}
 ROLES = {"attention": "self_attn", "MLP": "mlp"}
 
 
 def measure(setting: Setting) -> list[Row]:
     """Dense Muon on attention, on the MLP, on both and on neither; AdamW for what is left."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     matrices = hidden_matrices(build_llama("pico", vocabulary=256, sequence=64, seed=0))
     none, rows = runs["adamw"], runs.rows(RECIPES)
     gains, dense = {}, {}
@@ -31,7 +32,7 @@ def measure(setting: Setting) -> list[Row]:
             {
                 "orthogonalized": name,
                 "gain": gains[name],
-                "share": share_of_gain(run, start=none, end=runs["muon"]),
+                "share": training.share_of_gain(run, start=none, end=runs["muon"]),
                 "weights": weights,
                 "per_million": dense[name],
             }
@@ -40,7 +41,7 @@ def measure(setting: Setting) -> list[Row]:
     return [
         *rows,
         {
-            "attention beside MLP": "difference",
+            **BESIDE,
             "lead": gains["attention"] - gains["MLP"],
             "lead_per_million": dense["attention"] - dense["MLP"],
         },
@@ -57,24 +58,25 @@ CLAIM = Claim(
     expected="The MLP gains more in all, having more than twice the weights; for each weight the two are about "
     "level.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
-        Check(
-            name="attention gains at least as much as the MLP",
+        training.lead_check(
+            "attention gains at least as much as the MLP",
             setting="in all",
             column="lead",
-            select={"attention beside MLP": "difference"},
-            at_least=0.0,
-            unit="nats a token",
+            select=BESIDE,
+            ahead="orthogonalizing attention alone gains more than orthogonalizing the MLP alone",
+            behind="orthogonalizing attention alone gains less than orthogonalizing the MLP alone",
         ),
-        Check(
-            name="attention gains at least as much as the MLP",
+        training.lead_check(
+            "attention gains at least as much as the MLP",
             setting="for each weight",
             column="lead_per_million",
-            select={"attention beside MLP": "difference"},
-            at_least=0.0,
-            unit="nats a token and million weights",
+            select=BESIDE,
+            ahead="for each weight it gains more",
+            behind="for each weight it gains less",
+            unit=f"{training.NATS} and million weights",
         ),
     ),
     meaning={
@@ -85,7 +87,7 @@ CLAIM = Claim(
         "bytes take the one that gains more for each weight, and orthogonalize both where you can.",
     },
     tables=(
-        OUTCOMES,
+        training.OUTCOMES,
         Pivot(
             caption="What Muon on some matrices gains over AdamW on all: final loss, nats a token; share of the "
             "gain on all, %",
@@ -98,5 +100,5 @@ CLAIM = Claim(
             },
         ),
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

@@ -10,7 +10,7 @@ from muonwire.bench.codec import demo_encode
 from muonwire.codec import payload
 from muonwire.codec.transform import Dct
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
@@ -76,6 +76,15 @@ def _hundredfold(form: str, k: int, setting: str) -> Check:
         at_least=100.0,
         possible=(0.0, 1e6),
         unit="×",
+        reading=Reading(
+            holds="a message is at least a hundred times smaller than in bfloat16",
+            fails="a message is less than a hundred times smaller than in bfloat16",
+            by="{mean} times",
+            digits=3,
+            where=setting,
+        )
+        if k == 32
+        else None,
     )
 
 
@@ -92,19 +101,18 @@ CLAIM = Claim(
     inputs=MATRICES,
     repeats=1,
     checks=(
-        _hundredfold(PSYCHE, 4, "with Psyche's 1-bit format, k=4"),
-        _hundredfold(PSYCHE, 32, "with Psyche's 1-bit format, k=32"),
-        _hundredfold(ONE_BIT, 64, "with entropy-coded indices, 1-bit, k=64"),
-        _hundredfold(AS_PUBLISHED, 32, "with DeMo as published, k=32"),
+        _hundredfold(PSYCHE, 4, "in Psyche’s 1-bit format at k=4"),
+        _hundredfold(PSYCHE, 32, "in Psyche’s 1-bit format at k=32"),
+        _hundredfold(ONE_BIT, 64, "in muonwire’s 1-bit payload at k=64"),
+        _hundredfold(AS_PUBLISHED, 32, "in DeMo’s published format at k=32"),
     ),
     meaning={
         "confirmed": "A hundredfold is what any of these formats gives; choose k by the loss.",
         "refuted": "None of these formats gives a hundredfold at its usual setting; count the bytes of yours.",
-        "depends": "A ratio belongs to a format and a k, and to whether it is taken against bfloat16 or float32, "
-        "which doubles it. One-bit values with packed indices reach a hundredfold at the usual k; int64 indices "
-        "and float32 values do not. The ratio is of what a replica sends: with R replicas it receives R − 1 such "
-        "messages, where a dense mean costs two tensors whatever R. See the cosines for what is left of the "
-        "momentum.",
+        "depends": "Count the bytes of your own format: a ratio belongs to a format, a k and a reference, and float32 "
+        "as the reference doubles it. One-bit values with packed indices reach a hundredfold at the usual k; int64 "
+        "indices and float32 values do not. And with R replicas each receives R − 1 such messages, where a dense "
+        "mean costs two tensors whatever R.",
     },
     tables=(
         Pivot(
@@ -123,7 +131,7 @@ CLAIM = Claim(
         Plot(
             name="ratio",
             title="Compression against bfloat16",
-            how_to_read="The source's range is 100 to 1000.",
+            how_to_read="The note's range is 100 to 1000.",
             x=("k", "coefficients kept of each 64×64 chunk"),
             y=("against bfloat16", "times smaller than bfloat16"),
             series=("format", "Format"),

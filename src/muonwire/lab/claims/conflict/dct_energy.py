@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
@@ -89,6 +89,14 @@ def _unlike(data: str, setting: str) -> Check:
         at_most=0.5,
         possible=(-1.0, 10.0),
         unit="of a photograph's excess",
+        reading=Reading(
+            holds="low frequencies are as rare as in noise",
+            fails="low frequencies are as many as in a photograph",
+            by="{mean} of a photograph’s excess over noise",
+            where=f"in the {data}",
+        )
+        if "training" not in data
+        else None,
     )
 
 
@@ -105,7 +113,7 @@ CLAIM = Claim(
     measure=measure,
     inputs=MATRICES,
     checks=(
-        _unlike("polar factor of white noise", "as in the source"),
+        _unlike("polar factor of white noise", "as in the note"),
         _unlike("polar factor of training momentum", "on real momentum, training"),
         _unlike("polar factor of language-model momentum", "on real momentum, language model"),
     ),

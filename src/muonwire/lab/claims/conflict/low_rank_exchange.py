@@ -6,12 +6,12 @@ import torch
 
 from muonwire import codec
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
-from muonwire.lab.inputs.captured import captured
+from muonwire.lab.inputs import training
+from muonwire.lab.inputs.samples import samples_of
 from muonwire.lab.inputs.text_training import TEXT_TRAINING
-from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
 from muonwire.lab.measures.matrices import cosine, polar_factor, through
 from muonwire.polar import polar
 from muonwire.recipes.compressed import CODEC
@@ -20,8 +20,7 @@ RECIPES = {
     "approach E, rank 4": "approach_e",
     "approach E, rank 13": "approach_e(rank=13)",
     "approach B": "approach_b",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **training.REFERENCES,
 }
 SVD = "lowrank(rank=4, method=svd) | bfloat16"
 TIMED = {
@@ -45,17 +44,13 @@ def dct_of_equal_bytes(shape: torch.Size) -> str:
 
 def _structure(setting: Setting) -> list[Row]:
     rows: list[Row] = []
-    # Another part of the matrices for each seed.
-    for one in list(captured(setting.input(TEXT_TRAINING), kind="momentum"))[setting.seed :: len(SEEDS)]:
-        wanted = polar_factor(one.matrix)
-        texts = {"truncated SVD, rank 4": SVD, "DCT, top-k": dct_of_equal_bytes(one.matrix.shape)}
-        found = {
-            name: cosine(polar(through(text, one.matrix)).float(), wanted) for name, text in texts.items()
-        }
+    for x in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(training.SEEDS)):
+        wanted = polar_factor(x)
+        texts = {"truncated SVD, rank 4": SVD, "DCT, top-k": dct_of_equal_bytes(x.shape)}
+        found = {name: cosine(polar(through(text, x)).float(), wanted) for name, text in texts.items()}
         rows += [{"sent": name, "cosine": value} for name, value in found.items()]
-        rows.append(
-            {"pair": "SVD beside DCT", "lead": found["truncated SVD, rank 4"] - found["DCT, top-k"]},
-        )
+        lead = found["truncated SVD, rank 4"] - found["DCT, top-k"]
+        rows.append({"pair": "SVD beside DCT", "lead": lead})
     return rows
 
 
@@ -80,13 +75,13 @@ def _times(setting: Setting) -> list[Row]:
 
 def measure(setting: Setting) -> list[Row]:
     """What low rank and DCT keep of real momentum's polar factor, their time, and approach E in training."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     return [
         *_structure(setting),
         *_times(setting),
         *runs.rows(RECIPES),
-        gain("E instead of DisTrO alone", of=runs["approach_e"], over=runs["distro"]),
-        gain("E instead of B", of=runs["approach_e"], over=runs["approach_b"]),
+        training.instead_of_distro("E", runs, "approach_e"),
+        training.gain("E instead of B", of=runs["approach_e"], over=runs["approach_b"]),
     ]
 
 
@@ -103,8 +98,8 @@ CLAIM = Claim(
     "√(4/n), while top-k leaves some of every direction. Slower from a few hundred rows on. In training better "
     "than DisTrO alone, for its feedback brings the other directions in turn, and at many times its bits.",
     measure=measure,
-    inputs=(TEXT_TRAINING, TRAINING),
-    repeats=len(SEEDS),
+    inputs=(TEXT_TRAINING, training.TRAINING),
+    repeats=len(training.SEEDS),
     alone=True,
     checks=(
         Check(
@@ -115,6 +110,11 @@ CLAIM = Claim(
             at_least=0.0,
             possible=(-2.0, 2.0),
             unit="of cosine",
+            reading=Reading(
+                holds="at equal bytes an SVD leaves a polar factor nearer to the momentum’s than DCT does",
+                fails="at equal bytes an SVD leaves a polar factor farther from the momentum’s than DCT does",
+                by="{size} of cosine",
+            ),
         ),
         Check(
             name="the SVD takes longer than DCT, top-k and signs",
@@ -124,12 +124,11 @@ CLAIM = Claim(
             at_least=1.0,
             possible=(0.0, float("inf")),
             unit="times",
+            reading=Reading(
+                holds="it takes longer", fails="it takes no longer", by="{mean} times DCT’s time"
+            ),
         ),
-        gain_check(
-            "it ends below the baseline",
-            setting="in training against DisTrO alone",
-            change="E instead of DisTrO alone",
-        ),
+        training.below_distro_check("E"),
     ),
     meaning={
         "confirmed": "Factors of low rank keep more of the polar factor at equal bytes and train better than "
@@ -151,11 +150,11 @@ CLAIM = Claim(
             rows={"codec": "Codec", "n": "n"},
             values={"encode_ms": "Time"},
         ),
-        OUTCOMES,
-        GAINS,
+        training.OUTCOMES,
+        training.GAINS,
     ),
     plots=(
-        CURVES,
+        training.CURVES,
         Plot(
             name="time",
             title="Time to encode an n×n matrix",

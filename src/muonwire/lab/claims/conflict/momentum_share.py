@@ -4,7 +4,7 @@ from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.engine.check import Check, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, share_of_gain
+from muonwire.lab.inputs import training
 
 RECIPES = {
     "SGD": "sgd(momentum=0.0)",
@@ -25,7 +25,7 @@ STEPS = {
 
 def measure(setting: Setting) -> list[Row]:
     """What momentum gains, and what a polar factor gains on top of it, dense and behind DisTrO's codec."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     rows = runs.rows(RECIPES)
     for transport, (neither, momentum, both) in STEPS.items():
         first = runs[momentum].below(runs[neither])
@@ -36,21 +36,24 @@ def measure(setting: Setting) -> list[Row]:
                 "momentum": first,
                 "polar": second,
                 "lead": first - second,
-                "share": share_of_gain(runs[momentum], start=runs[neither], end=runs[both]),
+                "share": training.share_of_gain(runs[momentum], start=runs[neither], end=runs[both]),
             }
         )
-    alone = share_of_gain(runs["muon(momentum=0.0)"], start=runs["sgd(momentum=0.0)"], end=runs["muon"])
+    alone = training.share_of_gain(
+        runs["muon(momentum=0.0)"], start=runs["sgd(momentum=0.0)"], end=runs["muon"]
+    )
     return [*rows, {"alone": "polar factor without momentum, dense", "share": alone}]
 
 
 def _leads(transport: str, setting: str) -> Check:
-    return Check(
-        name="momentum gains at least as much as orthogonalization on top of it",
+    return training.lead_check(
+        "momentum gains at least as much as orthogonalization on top of it",
         setting=setting,
         column="lead",
         select={"exchange": transport},
-        at_least=0.0,
-        unit="nats a token",
+        ahead="momentum gains more than orthogonalization on top of it",
+        behind="momentum gains less than orthogonalization on top of it",
+        where=setting,
     )
 
 
@@ -67,8 +70,8 @@ CLAIM = Claim(
     "Compressed, feedback and signs smooth already, so that momentum gains little; approach B’s momentum is the "
     "residual’s.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
         _leads("dense", "in dense training"),
         _leads("compressed", "in compressed training"),
@@ -92,7 +95,7 @@ CLAIM = Claim(
             rows={"alone": "With"},
             values={"share": "Share"},
         ),
-        OUTCOMES,
+        training.OUTCOMES,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

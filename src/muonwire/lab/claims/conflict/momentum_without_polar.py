@@ -3,26 +3,25 @@
 from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+from muonwire.lab.inputs import training
 
 RECIPES = {
     "approach A": "approach_a",
     "A without momentum": "approach_a(momentum=0.0)",
     "approach B": "approach_b",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **training.REFERENCES,
 }
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach A beside itself without momentum, with a polar factor, and DisTrO alone."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     a = runs["approach_a"]
     return [
         *runs.rows(RECIPES),
-        gain("momentum before the codec", of=a, over=runs["approach_a(momentum=0.0)"]),
-        gain("a polar factor behind the codec", of=runs["approach_b"], over=a),
-        gain("A instead of DisTrO alone", of=a, over=runs["distro"]),
+        training.gain("momentum before the codec", of=a, over=runs["approach_a(momentum=0.0)"]),
+        training.gain("a polar factor behind the codec", of=runs["approach_b"], over=a),
+        training.instead_of_distro("A", runs, "approach_a"),
     ]
 
 
@@ -36,24 +35,24 @@ CLAIM = Claim(
     expected="Momentum hardly helps, since the error feedback and the sign behind it smooth already; a polar "
     "factor lowers the loss; level with DisTrO alone, whose residual momentum is nearly the same thing.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
-        gain_check(
+        training.gain_check(
             "momentum before the codec lowers the loss",
             setting="with momentum against without",
             change="momentum before the codec",
+            below="momentum before the codec lowers the loss",
+            above="momentum before the codec raises the loss",
         ),
-        gain_check(
+        training.gain_check(
             "a polar factor behind the codec would lower it further",
             setting="against approach B",
             change="a polar factor behind the codec",
+            below="a polar factor behind the codec lowers it",
+            above="a polar factor behind the codec raises it",
         ),
-        gain_check(
-            "it ends below the baseline",
-            setting="against DisTrO alone",
-            change="A instead of DisTrO alone",
-        ),
+        training.below_distro_check("A", setting="against DisTrO alone"),
     ),
     meaning={
         "confirmed": "Momentum before a compressing exchange pays, and a polar factor behind it pays more.",
@@ -62,6 +61,6 @@ CLAIM = Claim(
         "depends": "The note’s three expectations of this approach do not hold together: see which of momentum, "
         "the polar factor and the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
     },
-    tables=(OUTCOMES, GAINS),
-    plots=(CURVES,),
+    tables=(training.OUTCOMES, training.GAINS),
+    plots=(training.CURVES,),
 )

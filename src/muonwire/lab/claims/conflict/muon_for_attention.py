@@ -1,34 +1,25 @@
 """approach.D: dense Muon for attention, DisTrO for the rest."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import (
-    CURVES,
-    GAINS,
-    OUTCOMES,
-    SEEDS,
-    TRAINING,
-    Results,
-    gain,
-    gain_check,
-    share_of_gain,
-)
+from muonwire.lab.inputs import training
 
-RECIPES = {"approach D": "approach_d", "DisTrO alone": "distro", "dense Muon": "muon"}
+RECIPES = {"approach D": "approach_d", **training.REFERENCES}
+WAY = {"way": "from DisTrO alone to dense Muon"}
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach D between DisTrO alone and dense Muon."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     d, distro, muon = runs["approach_d"], runs["distro"], runs["muon"]
     return [
         *runs.rows(RECIPES),
-        gain("D instead of DisTrO alone", of=d, over=distro),
+        training.instead_of_distro("D", runs, "approach_d"),
         {
-            "way": "from DisTrO alone to dense Muon",
-            "loss_share": share_of_gain(d, start=distro, end=muon),
+            **WAY,
+            "loss_share": training.share_of_gain(d, start=distro, end=muon),
             "bits_share": 100 * (d.bits - distro.bits) / (muon.bits - distro.bits),
         },
     ]
@@ -45,20 +36,11 @@ CLAIM = Claim(
     "holds most of the parameters. “Local Muon” is read as dense Muon: attention weights that nobody exchanges "
     "would drift apart.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
-        gain_check(
-            "it ends below the baseline", setting="against DisTrO alone", change="D instead of DisTrO alone"
-        ),
-        Check(
-            name="it goes at least half of the way to dense Muon",
-            setting="between DisTrO alone and dense Muon",
-            column="loss_share",
-            select={"way": "from DisTrO alone to dense Muon"},
-            at_least=50.0,
-            unit="%",
-        ),
+        training.below_distro_check("D", setting="against DisTrO alone"),
+        training.half_way_check("it", setting="in loss", select=WAY),
     ),
     meaning={
         "confirmed": "Spending the bytes on attention buys most of Muon’s gain; where the link has room for a "
@@ -69,13 +51,13 @@ CLAIM = Claim(
         "seldom come further with fewer.",
     },
     tables=(
-        OUTCOMES,
+        training.OUTCOMES,
         Pivot(
             caption="Part of the way from DisTrO alone to dense Muon, %",
             rows={"way": "Way"},
             values={"loss_share": "In loss", "bits_share": "In bits"},
         ),
-        GAINS,
+        training.GAINS,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

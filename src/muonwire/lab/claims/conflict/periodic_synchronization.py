@@ -1,42 +1,42 @@
 """approach.F: DisTrO, and every P steps everything in full, orthogonalized."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
-from muonwire.lab.inputs.training import (
-    CURVES,
-    GAINS,
-    OUTCOMES,
-    SEEDS,
-    TRAINING,
-    Results,
-    gain,
-    gain_check,
-    share_of_gain,
-)
+from muonwire.lab.inputs import training
 
 PERIODS = {3: "approach_f(period=3)", 10: "approach_f", 50: "approach_f(period=50)"}
 RECIPES = {
     **{f"every {period} steps": recipe for period, recipe in PERIODS.items()},
     "approach B": "approach_b",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **training.REFERENCES,
 }
+
+
+def _gains(period: int, setting: str) -> Check:
+    return training.gain_check(
+        "it ends below the baseline",
+        setting=setting,
+        change=f"every {period} steps",
+        below="full steps lower DisTrO’s loss",
+        above="full steps raise DisTrO’s loss",
+        where=f"with one in {period}",
+    )
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach F at three periods, between DisTrO alone and dense Muon."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     distro, muon, every_step = runs["distro"], runs["muon"], runs["approach_b"]
     rows = runs.rows(RECIPES)
     for period, recipe in PERIODS.items():
         f = runs[recipe]
-        rows.append(gain(f"every {period} steps", of=f, over=distro))
+        rows.append(training.gain(f"every {period} steps", of=f, over=distro))
         rows.append(
             {
                 "period": period,
-                "loss_share": share_of_gain(f, start=distro, end=muon),
+                "loss_share": training.share_of_gain(f, start=distro, end=muon),
                 "bits_share": 100 * f.bits / muon.bits,
                 "time": f.optimizer_ms / every_step.optimizer_ms,
             }
@@ -56,20 +56,13 @@ CLAIM = Claim(
     "do, and the bits of a full step every ten are forty times DisTrO’s. The residual momentum is sent in full, "
     "not the weights, which DisTrO keeps equal on all replicas anyway.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
-        gain_check(
-            "it ends below the baseline", setting="every 10 steps, as in the source", change="every 10 steps"
-        ),
-        gain_check("it ends below the baseline", setting="every 50 steps", change="every 50 steps"),
-        Check(
-            name="it goes at least half of the way from DisTrO alone to dense Muon",
-            setting="every 10 steps, between DisTrO and Muon",
-            column="loss_share",
-            select={"period": 10},
-            at_least=50.0,
-            unit="%",
+        _gains(10, "every 10 steps, as in the note"),
+        _gains(50, "every 50 steps"),
+        training.half_way_check(
+            "with one in 10 it", setting="every 10 steps, in loss", select={"period": 10}
         ),
         Check(
             name="its optimizer takes less time than one that orthogonalizes every step",
@@ -79,6 +72,11 @@ CLAIM = Claim(
             at_most=1.0,
             possible=(0.0, float("inf")),
             unit="of approach B’s",
+            reading=Reading(
+                holds="it takes less time than orthogonalizing every step",
+                fails="it takes no less time than orthogonalizing every step",
+                by="{mean} times",
+            ),
         ),
     ),
     meaning={
@@ -90,17 +88,17 @@ CLAIM = Claim(
         "DisTrO’s bits.",
     },
     tables=(
-        OUTCOMES,
+        training.OUTCOMES,
         Pivot(
             caption="By period: part of the way from DisTrO alone to dense Muon in loss, %; bits in % of dense "
             "Muon’s; optimizer time over approach B’s",
             rows={"period": "Period"},
             values={"loss_share": "Part of the way", "bits_share": "Bits", "time": "Time"},
         ),
-        GAINS,
+        training.GAINS,
     ),
     plots=(
-        CURVES,
+        training.CURVES,
         Plot(
             name="period",
             title="How often is enough?",

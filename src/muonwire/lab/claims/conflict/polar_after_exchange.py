@@ -1,23 +1,22 @@
 """approach.B: orthogonalization of what the replicas sent, on every replica or on a server."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+from muonwire.lab.inputs import training
 
 RECIPES = {
     "approach B": "approach_b",
     "B with a server": "approach_b(server=True)",
     "B at 9 bits": "approach_b(codec='dct(chunk=64) | topk(k=1024) | float32')",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **training.REFERENCES,
 }
 
 
 def measure(setting: Setting) -> list[Row]:
     """Approach B with and without a server beside DisTrO alone and dense Muon."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     b, served = runs["approach_b"], RECIPES["B with a server"]
     rows = runs.rows(RECIPES)
     rows += [
@@ -32,8 +31,7 @@ def measure(setting: Setting) -> list[Row]:
     ]
     if served in runs:
         rows.append({"server": "against none", "ratio": runs[served].egress_bytes / b.egress_bytes})
-    rows.append(gain("B instead of DisTrO alone", of=b, over=runs["distro"]))
-    return rows
+    return [*rows, training.instead_of_distro("B", runs, "approach_b")]
 
 
 CLAIM = Claim(
@@ -47,8 +45,8 @@ CLAIM = Claim(
     "bit; the loss is below DisTrO’s. The server is not needed: every replica decodes the same payloads and can "
     "orthogonalize alone, and with one, hundreds of times more leaves its link.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=(
         Check(
             name="the update has an effective rank of at least 0.9 of a full one’s",
@@ -57,10 +55,13 @@ CLAIM = Claim(
             select={"update": "approach B"},
             at_least=0.9,
             possible=(0.0, 1.0),
+            reading=Reading(
+                holds="the update is nearly orthogonal",
+                fails="the update is not orthogonal",
+                by="effective rank {mean} of 1",
+            ),
         ),
-        gain_check(
-            "it ends below the baseline", setting="against DisTrO alone", change="B instead of DisTrO alone"
-        ),
+        training.below_distro_check("B", setting="against DisTrO alone"),
         Check(
             name="more leaves the link of the replica that serves",
             setting="with a server against without",
@@ -69,6 +70,11 @@ CLAIM = Claim(
             at_least=1.0,
             possible=(0.0, float("inf")),
             unit="times",
+            reading=Reading(
+                holds="more leaves a replica that serves the others",
+                fails="no more leaves a replica that serves the others",
+                by="{mean} times as much",
+            ),
         ),
     ),
     meaning={
@@ -80,14 +86,14 @@ CLAIM = Claim(
         "can decode and orthogonalize by itself.",
     },
     tables=(
-        OUTCOMES,
+        training.OUTCOMES,
         Pivot(
             caption="The change of the weights: effective rank as a share of the smaller dimension, cosine with "
             "dense Muon’s update, and kB a step that leave the first replica’s link",
             rows={"update": "Recipe"},
             values={"rank": "Effective rank", "cosine": "Cosine", "egress_kb": "Leaves the link"},
         ),
-        GAINS,
+        training.GAINS,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

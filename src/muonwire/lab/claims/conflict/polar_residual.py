@@ -1,28 +1,25 @@
 """approach.C: orthogonalize, and compress the residual."""
 
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.captured import captured
+from muonwire.lab.inputs import training
+from muonwire.lab.inputs.samples import samples_of
 from muonwire.lab.inputs.text_training import TEXT_TRAINING
-from muonwire.lab.inputs.training import CURVES, GAINS, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
 from muonwire.lab.measures.matrices import cosine, polar_factor, relative_error, through
 from muonwire.recipes.compressed import CODEC
 
 RECIPES = {
     "approach C": "approach_c",
     "approach B": "approach_b",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **training.REFERENCES,
 }
 
 
 def _residuals(setting: Setting) -> list[Row]:
     rows: list[Row] = []
-    # Another part of the matrices for each seed.
-    for one in list(captured(setting.input(TEXT_TRAINING), kind="momentum"))[setting.seed :: len(SEEDS)]:
-        m = one.matrix
+    for m in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(training.SEEDS)):
         u = polar_factor(m)
         scaled = m - cosine(m, u) * m.norm() / u.norm() * u
         plain = relative_error(through(CODEC, m), m)
@@ -41,12 +38,12 @@ def _residuals(setting: Setting) -> list[Row]:
 
 def measure(setting: Setting) -> list[Row]:
     """The residual's size and compressibility on real momentum, and approach C beside DisTrO alone."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     return [
         *_residuals(setting),
         *runs.rows(RECIPES),
-        gain("C instead of DisTrO alone", of=runs["approach_c"], over=runs["distro"]),
-        gain("C instead of B", of=runs["approach_c"], over=runs["approach_b"]),
+        training.instead_of_distro("C", runs, "approach_c"),
+        training.gain("C instead of B", of=runs["approach_c"], over=runs["approach_b"]),
     ]
 
 
@@ -62,8 +59,8 @@ CLAIM = Claim(
     "written is minus the polar factor; at the best scale it is √(1 − cos²), most of the momentum for peaked "
     "spectra. No more compressible. In training no gain.",
     measure=measure,
-    inputs=(TEXT_TRAINING, TRAINING),
-    repeats=len(SEEDS),
+    inputs=(TEXT_TRAINING, training.TRAINING),
+    repeats=len(training.SEEDS),
     checks=(
         Check(
             name="the residual is smaller than the momentum",
@@ -73,6 +70,11 @@ CLAIM = Claim(
             at_most=1.0,
             possible=(0.0, float("inf")),
             unit="of its norm",
+            reading=Reading(
+                holds="as written the residual is smaller than the momentum",
+                fails="as written the residual is larger than the momentum",
+                by="{mean} times",
+            ),
         ),
         Check(
             name="it is at most half of the momentum",
@@ -82,6 +84,11 @@ CLAIM = Claim(
             at_most=0.5,
             possible=(0.0, 1.0),
             unit="of its norm",
+            reading=Reading(
+                holds="at the best scale it is at most half of it",
+                fails="at the best scale it is more than half of it",
+                by="{mean} of its norm",
+            ),
         ),
         Check(
             name="the codec loses a smaller share of it than of the momentum",
@@ -91,12 +98,13 @@ CLAIM = Claim(
             at_least=0.0,
             possible=(float("-inf"), 100.0),
             unit="%",
+            reading=Reading(
+                holds="the codec loses a smaller share of the residual",
+                fails="the codec loses no smaller share of the residual",
+                by="{mean} % less",
+            ),
         ),
-        gain_check(
-            "it ends below the baseline",
-            setting="in training against DisTrO alone",
-            change="C instead of DisTrO alone",
-        ),
+        training.below_distro_check("C"),
     ),
     meaning={
         "confirmed": "Send what a shared polar prediction leaves over: it is smaller and easier to compress.",
@@ -113,8 +121,8 @@ CLAIM = Claim(
             rows={"residual": "Matrix"},
             values={"size": "Norm", "error": "Error of the codec"},
         ),
-        OUTCOMES,
-        GAINS,
+        training.OUTCOMES,
+        training.GAINS,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row, Value
+from muonwire.lab.engine.check import Check, Reading, Row, Value
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
@@ -88,7 +88,7 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _no_gain(data: str, setting: str) -> Check:
+def _no_gain(data: str, setting: str, matrices: str = "") -> Check:
     return Check(
         name="the largest tenth of the coefficients has no more of the energy at rank 1 than at full rank",
         setting=setting,
@@ -97,6 +97,14 @@ def _no_gain(data: str, setting: str) -> Check:
         at_most=0.0,
         possible=(-100.0, 100.0),
         unit="points",
+        reading=Reading(
+            holds="a matrix of rank 1 is no more concentrated than one of full rank",
+            fails="a matrix of rank 1 is more concentrated than one of full rank",
+            by="{mean} points of the energy in the largest tenth",
+            where=f"among {matrices}",
+        )
+        if matrices
+        else None,
     )
 
 
@@ -120,23 +128,29 @@ CLAIM = Claim(
         "top 10 %, rank 64": "11.7 % and 10.9 % orthogonalized",
     },
     question="Which share of the energy lies in the largest tenth of the DCT coefficients, by rank, over many "
-    "draws? And in the first tenth in row-major order, which the source's figures look like?",
+    "draws? And in the first tenth in row-major order, which the note's figures look like?",
     expected="More at rank 1: its coefficients are products of two Gaussian vectors', whose tails are heavier than "
-    "a Gaussian's. The source's figures can't be the largest tenth's, of which even white noise has 44 %; they are "
+    "a Gaussian's. The note's figures can't be the largest tenth's, of which even white noise has 44 %; they are "
     "of the first tenth, 10 % on average for any rank, and a single draw of rank 1 is 5 points off. "
     "Orthogonalizing a matrix of low effective rank gives the noise below it the weight of the signal, which is "
     "why 5.1 became 11.0.",
     measure=measure,
     inputs=MATRICES,
     checks=(
-        _no_gain("Gaussian factors, exactly of the rank", "as in the source, exact rank"),
-        _no_gain(NOISY, "as in the source, effective rank"),
+        _no_gain(
+            "Gaussian factors, exactly of the rank",
+            "as in the note, exact rank",
+            "products of Gaussian factors",
+        ),
+        _no_gain(NOISY, "as in the note, effective rank"),
         _no_gain("training momentum", "on training momentum, truncated"),
-        _no_gain("language-model momentum", "on language-model momentum, truncated"),
+        _no_gain(
+            "language-model momentum", "on language-model momentum, truncated", "language-model momentum"
+        ),
     ),
     meaning={
         "confirmed": "Low rank is of no use to a DCT codec: use a low-rank codec for it.",
-        "refuted": "Low rank makes top-k's share larger, on made and on real matrices: the source measured the "
+        "refuted": "Low rank makes top-k's share larger, on made and on real matrices: the note measured the "
         "first coefficients and not the largest. Orthogonalizing undoes it, since it gives every direction the "
         "same weight.",
         "depends": "Whether low rank helps a DCT codec is a matter of the data; see the table.",

@@ -7,7 +7,7 @@ from torch import Tensor
 from muonwire import codec
 from muonwire.codec import Pipeline
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row, Value
+from muonwire.lab.engine.check import Check, Reading, Row, Value
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
@@ -38,6 +38,8 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 STRUCTURED = ("n of m", "4×4 blocks", "rows")
+LANGUAGE = "language-model momentum"
+NAMES = {"projection": "random projection", "structured": "structured sparsity"}
 ORDERS = {"first": "orthogonalized, then sent", "after": "sent, then orthogonalized"}
 
 
@@ -103,24 +105,24 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _better(column: str, what: str, data: str, order: str) -> Check:
+def _better(column: str, data: str, order: str) -> Check:
     return Check(
-        name=f"{what} has a higher cosine to the polar factor than DCT top-k at {BUDGETS[0]:g} bit an entry",
+        name=f"{NAMES[column]} has a higher cosine to the polar factor than DCT top-k at {BUDGETS[0]:g} bit an entry",
         setting=f"{column}, {data}, {ORDERS[order]}",
         column=column,
         select={"data": data, "order": ORDERS[order], "budget": BUDGETS[0]},
         at_least=0.0,
         possible=(-2.0, 2.0),
         unit="more",
+        reading=Reading(
+            holds=f"{NAMES[column]} beats DCT top-k at equal bytes",
+            fails=f"{NAMES[column]} loses to DCT top-k at equal bytes",
+            by="by {size} of cosine",
+            where="before orthogonalizing" if order == "after" else "after orthogonalizing",
+        )
+        if data == LANGUAGE
+        else None,
     )
-
-
-def _projection(data: str, order: str) -> Check:
-    return _better("projection", "random projection", data, order)
-
-
-def _structured(data: str, order: str) -> Check:
-    return _better("structured", "the best of n of m, blocks and rows", data, order)
 
 
 CLAIM = Claim(
@@ -136,13 +138,10 @@ CLAIM = Claim(
     "which a polar factor then has right.",
     measure=measure,
     inputs=MATRICES,
-    checks=(
-        _projection("training momentum", "after"),
-        _projection("language-model momentum", "after"),
-        _projection("language-model momentum", "first"),
-        _structured("training momentum", "after"),
-        _structured("language-model momentum", "after"),
-        _structured("language-model momentum", "first"),
+    checks=tuple(
+        _better(column, data, order)
+        for column in NAMES
+        for data, order in (("training momentum", "after"), (LANGUAGE, "after"), (LANGUAGE, "first"))
     ),
     meaning={
         "confirmed": "At equal bytes a random projection and a structured sparsity serve Muon better than DCT and "

@@ -4,7 +4,7 @@ from muonwire.lab.claims.integration import NOTE
 from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, gain, gain_check
+from muonwire.lab.inputs import training
 
 # What is decoded: the recipe that takes its sign, and the one that takes its polar factor.
 SIGNALS = {
@@ -19,17 +19,16 @@ RECIPES = {
     "residual, polar": "approach_b",
     "momentum after, polar": "ef14_muon",
     "polar before": "pre_polar",
-    "DisTrO alone": "distro",
-    "dense Muon": "muon",
+    **training.REFERENCES,
 }
 
 
 def measure(setting: Setting) -> list[Row]:
     """What a polar factor instead of the sign gains, by what was decoded."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     rows = runs.rows(RECIPES)
     for signal, (sign, polar) in SIGNALS.items():
-        rows.append(gain(signal, of=runs[polar], over=runs[sign]))
+        rows.append(training.gain(signal, of=runs[polar], over=runs[sign]))
         rows.append(
             {
                 "signal": signal,
@@ -55,11 +54,17 @@ CLAIM = Claim(
     "codec and the bits are the same in each pair, and in the first two everything but the last stage; for "
     "momentum after the exchange DisTrO alone stands beside, and the embeddings have Adam there.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=tuple(
-        gain_check(
-            "a polar factor does not end below the sign", setting=f"of {signal}", change=signal, helps=False
+        training.gain_check(
+            "a polar factor does not end below the sign",
+            setting=f"of {signal}",
+            change=signal,
+            below="behind DisTrO’s codec a polar factor ends below the sign",
+            above="behind DisTrO’s codec a polar factor ends above the sign",
+            where=f"for {signal}",
+            helps=False,
         )
         for signal in SIGNALS
     ),
@@ -67,8 +72,8 @@ CLAIM = Claim(
         "confirmed": "Do not orthogonalize what was decoded; the sign is as good.",
         "refuted": "Orthogonalize what was decoded: even of one step’s gradient the polar factor trains better "
         "than its sign.",
-        "depends": "It hangs on what is decoded. Directions that one payload leaves dead can be alive in what many "
-        "payloads add up to: look for the signals below whose gain is above zero, and orthogonalize those.",
+        "depends": "Orthogonalize the decoded signals for which it lowers the loss, and no others. Directions that "
+        "one payload leaves dead can be alive in what many payloads add up to.",
     },
     tables=(
         Pivot(
@@ -87,7 +92,7 @@ CLAIM = Claim(
             rows={"change": "Decoded signal"},
             values={"gain": "Gain"},
         ),
-        OUTCOMES,
+        training.OUTCOMES,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )

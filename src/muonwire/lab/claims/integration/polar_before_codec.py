@@ -3,12 +3,13 @@
 import torch
 
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import (
     cosine,
+    dct_topk,
     error_at_best_scale,
     relative_error,
     sign_agreement,
@@ -26,7 +27,7 @@ MEASURES = {
     "cosine": (cosine, True),
 }
 FIRST, PLAIN = "orthogonalized first", "as it is"
-# Over which cases the source's ranges run, as its figures show: errors from 1 %, signs and cosines from 5 % on.
+# Over which cases the note's ranges run, as its figures show: errors from 1 %, signs and cosines from 5 % on.
 RANGES = {
     "error": (0.01, "reconstruction error, %"),
     "signs": (0.05, "equal signs, %"),
@@ -38,7 +39,7 @@ def _rows(x: torch.Tensor, data: str) -> list[Row]:
     u = exact_factor(x).float()
     rows: list[Row] = []
     for density in DENSITIES:
-        codec = f"dct(chunk=64) | topk(density={density}) | float32"
+        codec = dct_topk(density)
         sent = {PLAIN: through(codec, x), FIRST: through(codec, u)}
         for target, aim in (("the original", x), ("its polar factor", u)):
             found = {
@@ -102,7 +103,9 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _worse(data: str, measured: str, target: str, setting: str, name: str) -> Check:
+def _worse(
+    data: str, measured: str, target: str, setting: str, name: str, *, reading: Reading | None = None
+) -> Check:
     return Check(
         name=name,
         setting=setting,
@@ -111,6 +114,7 @@ def _worse(data: str, measured: str, target: str, setting: str, name: str) -> Ch
         at_least=95.0,
         possible=(0.0, 100.0),
         unit="% of the cases",
+        reading=reading,
     )
 
 
@@ -124,17 +128,17 @@ CLAIM = Claim(
     says="orthogonalizing before DCT and top-k lowers reconstruction quality, sign agreement and cosine, in every "
     "one of 20 cases",
     quoted={"cases helped": "0/20", "error": "53-96% and 93-100%", "signs": "67-82% and 64-81%"},
-    question="Compared with the original at the source's unmatched scale, at matched scale, and with the polar "
+    question="Compared with the original at the note's unmatched scale, at matched scale, and with the polar "
     "factor, which is the update that Muon applies: what does sending the polar factor cost?",
-    expected="As the source compares, orthogonalizing first always loses: a matrix of norm √m is held against one "
+    expected="As the note compares, orthogonalizing first always loses: a matrix of norm √m is held against one "
     "of norm m. At matched scale it still loses, by what the polar factor itself differs from its matrix, which is "
-    "wanted. Held against the polar factor, the one that was sent wins. The source's ranges are densities 1 to 25 "
+    "wanted. Held against the polar factor, the one that was sent wins. The note's ranges are densities 1 to 25 "
     "% for the errors and 5 to 25 % for signs and cosine.",
     measure=measure,
     inputs=MATRICES,
     checks=(
-        _worse("Gaussian", "error", "the original", "as in the source", _ERROR),
-        _worse("Gaussian", "signs", "the original", "as in the source", _SIGNS),
+        _worse("Gaussian", "error", "the original", "as in the note", _ERROR),
+        _worse("Gaussian", "signs", "the original", "as in the note", _SIGNS),
         _worse("Gaussian", "matched error", "the original", "at matched scale", _ERROR),
         _worse(
             "language-model momentum",
@@ -142,6 +146,12 @@ CLAIM = Claim(
             "the original",
             "at matched scale, real momentum",
             _ERROR,
+            reading=Reading(
+                holds="compared with real momentum, what was orthogonalized first arrives with the larger error",
+                fails="compared with real momentum, what was orthogonalized first arrives with no larger error",
+                by="in {mean} % of the cases",
+                digits=3,
+            ),
         ),
         _worse("Gaussian", "cosine", "its polar factor", "compared with the polar factor", _COSINE),
         _worse(
@@ -150,20 +160,26 @@ CLAIM = Claim(
             "its polar factor",
             "compared with the polar factor, real momentum",
             _COSINE,
+            reading=Reading(
+                holds="compared with the polar factor, which Muon applies, it arrives with the lower cosine",
+                fails="compared with the polar factor, which Muon applies, it arrives with the higher cosine",
+                by="lower in {mean} % of the cases",
+                digits=3,
+            ),
         ),
     ),
     meaning={
         "confirmed": "Never orthogonalize before a DCT codec, whatever you want to receive.",
         "refuted": "Orthogonalizing before a DCT codec costs nothing.",
         "depends": "It depends on what is wanted. To receive the gradient, send the gradient: orthogonalizing "
-        "first loses, and at the source's unmatched scale it loses by definition. To receive the update that Muon "
+        "first loses, and at the note's unmatched scale it loses by definition. To receive the update that Muon "
         "applies, hold what arrives against the polar factor: the table has sending the polar factor, sending the "
         "matrix, and orthogonalizing after decoding side by side. The exact polar factor weighs directions of "
         "noise as much as any other: whether being near it is worth loss is for training to say (integration.5).",
     },
     tables=(
         Pivot(
-            caption="The source's table: the range over five shapes of Gaussian matrices and densities of 1 (for "
+            caption="The note's table: the range over five shapes of Gaussian matrices and densities of 1 (for "
             "signs and cosines 5) to 25 %",
             rows={"of": "Measure", "sent first": "Sent"},
             values={"from": "From", "to": "To"},
@@ -181,7 +197,7 @@ CLAIM = Claim(
         ),
         Pivot(
             caption="What is decoded, compared with the original and with its polar factor: relative error as the "
-            "source takes it and at matched scale, equal signs, and cosine × 100; the source's ranges run over its "
+            "note takes it and at matched scale, equal signs, and cosine × 100; the note's ranges run over its "
             "cases from 1 (5 for signs and cosine) to 25 %",
             rows={"data": "Data", "compared with": "Compared with", "sent": "Sent", "density": "Density"},
             values={
@@ -201,7 +217,7 @@ CLAIM = Claim(
         Plot(
             name="original",
             title="Cosine to the original: Gaussian matrices",
-            how_to_read="The source's comparison. The gap is what a polar factor differs from its matrix.",
+            how_to_read="The note's comparison. The gap is what a polar factor differs from its matrix.",
             x=("density", "share of the DCT coefficients that are sent"),
             y=("cosine", "cosine × 100"),
             series=("sent", "Sent"),

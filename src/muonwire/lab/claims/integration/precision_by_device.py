@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import gaussian
@@ -38,7 +38,7 @@ FAST, SLOW = "has fast 16-bit products", "has none"
 
 
 def rule(device: torch.device) -> str:
-    """The dtype that the source's rule names for a device."""
+    """The dtype that the note's rule names for a device."""
     if device.type != "cuda":
         return "float32"
     capability = torch.cuda.get_device_capability(device)
@@ -160,6 +160,8 @@ def measure_here(setting: Setting, *, limited: str) -> list[Row]:
 
 
 def _fastest(error: float, products: str) -> Check:
+    products_text = "with fast 16-bit products" if products == FAST else "without fast 16-bit products"
+    where = f"{products_text} at polar error {error:g}"
     return Check(
         name=f"at polar error {error:g} the rule's dtype takes at most a tenth longer than the fastest",
         setting=f"a processor that {products}",
@@ -168,6 +170,14 @@ def _fastest(error: float, products: str) -> Check:
         at_most=1.1,
         possible=(0.0, 1e6),
         unit="× the fastest's time",
+        reading=Reading(
+            holds="the note’s dtype for the device is the fastest",
+            fails="the note’s dtype for the device is not the fastest",
+            by="{mean} times the fastest’s time",
+            where=where,
+        )
+        if error == ERRORS[0] or (error == ERRORS[-1] and products == FAST)
+        else None,
     )
 
 

@@ -6,20 +6,20 @@ from statistics import fmean, median
 import torch
 
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import condition, through
+from muonwire.lab.measures.spectrum import spectrum_plot, spectrum_rows
 from muonwire.polar.quality import numerical_rank
 
 SIZE = 64
 DENSITIES = (0.05, 0.1, 0.25)
-# The least growth that the source reports, of 37 to 48,000 times.
+# The least growth that the note reports, of 37 to 48,000 times.
 LEAST = 37.0
-PLACES = tuple(i / 10 for i in range(11))
 WHOLE = "DCT of the 64×64"
-# What the source may have compressed: (codec, shape that it is given). A vector's chunks are stretches of it.
+# What the note may have compressed: (codec, shape that it is given). A vector's chunks are stretches of it.
 DEFINITIONS = {
     WHOLE: ("dct(chunk=64) | topk(density={}) | float32", (SIZE, SIZE)),
     f"{WHOLE}, 1-bit": ("dct(chunk=64) | topk(density={}) | sign(scale=tensor)", (SIZE, SIZE)),
@@ -28,14 +28,6 @@ DEFINITIONS = {
     "DCT of the flat matrix": ("dct(chunk=4096) | topk(density={}) | float32", (SIZE * SIZE,)),
     "no DCT": ("topk(density={}) | float32", (SIZE, SIZE)),
 }
-
-
-def _spectrum(values: torch.Tensor, where: Row) -> list[Row]:
-    last = len(values) - 1
-    return [
-        {**where, "place": place, "singular": float(values[round(place * last)] / values[0])}
-        for place in PLACES
-    ]
 
 
 def _before_and_after(x: torch.Tensor, decoded: torch.Tensor) -> dict[str, float]:
@@ -73,11 +65,11 @@ def _made(setting: Setting) -> list[Row]:
 
 
 def _rows(x: torch.Tensor, data: str) -> list[Row]:
-    rows: list[Row] = _spectrum(torch.linalg.svdvals(x), {"data": data, "density": 1.0})
+    rows: list[Row] = spectrum_rows(x, {"data": data, "density": 1.0})
     for density in DENSITIES:
         decoded = through(DEFINITIONS[WHOLE][0].format(density), x)
         where: Row = {"data": data, "density": density}
-        rows += _spectrum(torch.linalg.svdvals(decoded), where)
+        rows += spectrum_rows(decoded, where)
         rows.append({**where, "definition": WHOLE, **_before_and_after(x, decoded)})
     return rows
 
@@ -92,15 +84,23 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _grows(data: str, density: float, setting: str) -> Check:
+def _grows(data: str, density: float, setting: str, *, answers: bool = True) -> Check:
     return Check(
         name="the condition number grows 37 times or more",
-        setting=setting,
+        setting=f"at {100 * density:g} % of {setting}",
         column="log growth",
         select={"data": data, "density": density, "definition": WHOLE},
         at_least=math.log10(LEAST),
         possible=(-8.0, 8.0),
         unit="powers of ten",
+        reading=Reading(
+            holds="the condition number grows 37 times or more",
+            fails="the condition number grows less than 37 times",
+            by="{power} times",
+            where=f"with {100 * density:g} % of the coefficients of {setting}",
+        )
+        if answers
+        else None,
     )
 
 
@@ -125,11 +125,11 @@ CLAIM = Claim(
     measure=measure,
     inputs=MATRICES,
     checks=(
-        _grows("Gaussian 64×64", 0.05, "at 5 % of a Gaussian matrix, the median draw"),
-        _grows("Gaussian 64×64", 0.1, "at 10 % of a Gaussian matrix, the median draw"),
-        _grows("Gaussian 64×64", 0.25, "at 25 % of a Gaussian matrix, the median draw"),
-        _grows("language-model momentum", 0.05, "at 5 % of language-model momentum"),
-        _grows("language-model momentum", 0.25, "at 25 % of language-model momentum"),
+        _grows("Gaussian 64×64", 0.05, "a typical Gaussian matrix"),
+        _grows("Gaussian 64×64", 0.1, "a typical Gaussian matrix", answers=False),
+        _grows("Gaussian 64×64", 0.25, "a typical Gaussian matrix"),
+        _grows("language-model momentum", 0.05, "language-model momentum"),
+        _grows("language-model momentum", 0.25, "language-model momentum", answers=False),
     ),
     meaning={
         "confirmed": "What a DCT codec decodes has directions that are rounding only; a polar factor must leave "
@@ -164,15 +164,11 @@ CLAIM = Claim(
         ),
     ),
     plots=tuple(
-        Plot(
-            name=f"spectrum-{name}",
+        spectrum_plot(
+            f"spectrum-{name}",
             title=f"Singular values of {data} before and after",
-            how_to_read="Over the largest one; 0 on the left is the largest, 1 on the right the smallest. Density "
-            "1 is before compression.",
-            x=("place", "place among the singular values"),
-            y=("singular", "singular value over the largest"),
+            remark="Density 1 is before compression.",
             series=("density", "Density"),
-            log_y=True,
             select={"data": data},
         )
         for name, data in (

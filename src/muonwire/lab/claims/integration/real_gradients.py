@@ -7,18 +7,25 @@ import torch
 from torch import Tensor
 
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
-from muonwire.lab.measures.matrices import condition, cosine, cosine_transform, energy_of_largest, through
+from muonwire.lab.measures.matrices import (
+    condition,
+    cosine,
+    cosine_transform,
+    dct_topk,
+    energy_of_largest,
+    through,
+)
+from muonwire.lab.measures.spectrum import spectrum_plot, spectrum_rows
 from muonwire.polar.quality import exact_factor
 
 SHARE = 0.05
 DENSITIES = (0.05, 0.25)
 # The kurtosis of Laplace's distribution; Gaussian entries have 3.
 HEAVY = 6.0
-SPECTRUM = tuple(i / 10 for i in range(11))
 
 
 def _kurtosis(x: Tensor) -> float:
@@ -52,7 +59,7 @@ def _properties(x: Tensor) -> dict[str, float]:
         "alignment": cosine(u, x),
     }
     for density in DENSITIES:
-        codec = f"dct(chunk=64) | topk(density={density}) | float32"
+        codec = dct_topk(density)
         decoded = through(codec, x)
         found[f"cosine {density:g}"] = cosine(decoded, x)
         found[f"cosine lost {density:g}"] = cosine(decoded, x) - cosine(through(codec, u), x)
@@ -60,14 +67,6 @@ def _properties(x: Tensor) -> dict[str, float]:
             condition(torch.linalg.svdvals(decoded)) / condition(values)
         )
     return found
-
-
-def _spectrum(x: Tensor, data: str) -> list[Row]:
-    values = torch.linalg.svdvals(x)
-    last = len(values) - 1
-    return [
-        {"data": data, "place": p, "singular": float(values[round(p * last)] / values[0])} for p in SPECTRUM
-    ]
 
 
 def _pairs(setting: Setting) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -90,7 +89,8 @@ def measure(setting: Setting) -> list[Row]:
                 "more lost": real["cosine lost 0.05"] / made["cosine lost 0.05"],
             }
         )
-        rows += [*_spectrum(x, data), *_spectrum(noise, "Gaussian of their shapes")]
+        rows += spectrum_rows(x, {"data": data})
+        rows += spectrum_rows(noise, {"data": "Gaussian of their shapes"})
     return rows
 
 
@@ -105,6 +105,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_least=math.log10(HEAVY),
             possible=(0.0, 9.0),
             unit="powers of ten",
+            reading=Reading(
+                holds=f"{setting} have heavier tails than Laplace’s distribution",
+                fails=f"{setting} have no heavier tails than Laplace’s distribution",
+                by="kurtosis {power}",
+            ),
         ),
         Check(
             name="the effective rank is at most half of a Gaussian matrix's",
@@ -114,6 +119,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_most=0.5,
             possible=(0.0, 100.0),
             unit="× a Gaussian matrix's",
+            reading=Reading(
+                holds="their effective rank is less than half of a Gaussian matrix’s",
+                fails="their effective rank is more than half of a Gaussian matrix’s",
+                by="{mean} times",
+            ),
         ),
         Check(
             name="the largest 5 % of the DCT coefficients have at least 2 points more of the energy",
@@ -123,6 +133,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_least=2.0,
             possible=(-100.0, 100.0),
             unit="points",
+            reading=Reading(
+                holds="their largest 5 % of the coefficients have more of the energy",
+                fails="their largest 5 % of the coefficients have no more of the energy",
+                by="{mean} points more",
+            ),
         ),
         Check(
             name="orthogonalizing first costs at least twice the cosine that it costs a Gaussian matrix",
@@ -132,6 +147,11 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             at_least=2.0,
             possible=(-1e3, 1e3),
             unit="×",
+            reading=Reading(
+                holds="orthogonalizing first costs them more cosine",
+                fails="orthogonalizing first costs them no more cosine",
+                by="{mean} times as much",
+            ),
         ),
     )
 
@@ -192,14 +212,8 @@ CLAIM = Claim(
         ),
     ),
     plots=(
-        Plot(
-            name="spectra",
-            title="Singular values of real and of Gaussian matrices",
-            how_to_read="Over the largest one; 0 on the left is the largest, 1 on the right the smallest.",
-            x=("place", "place among the singular values"),
-            y=("singular", "singular value over the largest"),
-            series=("data", "Data"),
-            log_y=True,
+        spectrum_plot(
+            "spectra", title="Singular values of real and of Gaussian matrices", series=("data", "Data")
         ),
     ),
 )

@@ -1,10 +1,10 @@
 """future.3: orthogonalizing the weights now and then, with DisTrO."""
 
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results
+from muonwire.lab.inputs import training
 
 BASE = "distro(scale='chunk', subtract='decoded')"
 VARIANTS = {
@@ -12,12 +12,12 @@ VARIANTS = {
     "a tenth of the way, every 60 steps": "distro_weight_polar(period=60)",
     "all the way, every 60 steps": "distro_weight_polar(period=60, strength=1.0)",
 }
-RECIPES = {**VARIANTS, "never": BASE, "DisTrO alone": "distro", "dense Muon": "muon"}
+RECIPES = {**VARIANTS, "never": BASE, **training.REFERENCES}
 
 
 def measure(setting: Setting) -> list[Row]:
     """DisTrO whose weights move towards their polar factors, beside the same without."""
-    runs = Results(setting.input(TRAINING), seed=setting.seed)
+    runs = training.Results.of(setting)
     costs: list[Row] = [
         {"weights": name, "cost": runs[recipe].over(runs[BASE])} for name, recipe in VARIANTS.items()
     ]
@@ -35,8 +35,8 @@ CLAIM = Claim(
     "byte is added, and a tenth of the way every 60 steps costs nothing. A tenth every 10 steps, or all the way, "
     "costs more, since trained weights are far from orthogonal for a reason.",
     measure=measure,
-    inputs=(TRAINING,),
-    repeats=len(SEEDS),
+    inputs=(training.TRAINING,),
+    repeats=len(training.SEEDS),
     checks=tuple(
         Check(
             name="it costs at most 1 % of the final loss",
@@ -46,6 +46,12 @@ CLAIM = Claim(
             at_most=1.0,
             possible=(-100.0, float("inf")),
             unit="%",
+            reading=Reading(
+                holds="it costs at most 1 % of the loss to move the weights",
+                fails="it costs more than 1 % of the loss to move the weights",
+                by="{mean} %",
+                where=name,
+            ),
         )
         for name in VARIANTS
     ),
@@ -60,7 +66,7 @@ CLAIM = Claim(
             rows={"weights": "Weights move to their polar factors"},
             values={"cost": "Cost"},
         ),
-        OUTCOMES,
+        training.OUTCOMES,
     ),
-    plots=(CURVES,),
+    plots=(training.CURVES,),
 )
