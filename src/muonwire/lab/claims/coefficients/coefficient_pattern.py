@@ -187,7 +187,7 @@ CLAIM = Claim(
             LISTED,
             "in the note’s own schedule a falls, b rises and c falls",
             "in the note’s own schedule it does not hold that a falls, b rises and c falls",
-            by="over five steps",
+            by="over 5 steps",
         ),
         _kept(
             INTERVALS,

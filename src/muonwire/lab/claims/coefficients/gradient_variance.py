@@ -12,7 +12,7 @@ from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
-from muonwire.lab.inputs.samples import MATRICES, gaussian
+from muonwire.lab.inputs.samples import MATRICES, dealt, gaussian
 from muonwire.lab.measures.matrices import polar_factor
 from muonwire.polar import polar
 
@@ -92,7 +92,7 @@ def measure(setting: Setting) -> list[Row]:
             [one.matrix for one in group]
             for _, group in groupby(found, key=lambda one: (one.point, one.layer))
         ]
-        for group in groups[setting.seed % 5 :: 5]:
+        for group in dealt(setting, groups):
             rows += _rows(group, REAL)
     return rows
 
@@ -105,8 +105,9 @@ def _check(
     at_least: float | None = None,
     at_most: float | None = None,
     words: str = "",
+    where: str = "",
 ) -> Check:
-    """``words`` hold "falls" where the check holds and "does not fall" where it fails, in place of {}."""
+    """``words`` have "falls" in place of {} where the check holds, and "does not fall" where it fails."""
     return Check(
         name=name,
         setting=f"on {data}",
@@ -117,7 +118,11 @@ def _check(
         possible=(0.0, 1.0 if column == "direction change" else math.inf),
         unit="times" if at_most is None else "",
         reading=Reading(
-            holds=words.format("falls"), fails=words.format("does not fall"), by="before over after {mean}"
+            holds=words.format("falls"),
+            fails=words.format("does not fall"),
+            by="before over after {mean}",
+            digits=3,
+            where=where,
         )
         if words
         else None,
@@ -129,6 +134,7 @@ _NORM = "the norm’s variance over its mean falls at least 36 times (the note: 
 # The ratio of two variances of ten norms each strays widely; the figure itself does so less.
 _AFTER = "the norm’s variance over its mean is 0.00001 afterwards, rounded to five decimals"
 _RELATIVE = "the variance relative to the squared mean at least halves"
+_OF_ELEMENT, _OF_RELATIVE = "an element’s variance {} 100-fold", "relative to the mean it {} by half"
 _DIRECTION = "the direction variance stays the same to three digits"
 
 CLAIM = Claim(
@@ -157,25 +163,16 @@ CLAIM = Claim(
             RANDOM,
             "fall",
             at_least=100.0,
-            words="on independent Gaussian matrices an element’s variance {} 100-fold",
+            words=_OF_ELEMENT,
+            where="on independent Gaussian matrices",
         ),
-        _check(_ELEMENT, REAL, "fall", at_least=100.0, words="on gradients of real replicas it {} 100-fold"),
+        _check(
+            _ELEMENT, REAL, "fall", at_least=100.0, words=_OF_ELEMENT, where="on gradients of real replicas"
+        ),
         _check(_AFTER, RANDOM, "norm variance", at_most=0.000015),
         _check(_NORM, REAL, "norm fall", at_least=36.0),
-        _check(
-            _RELATIVE,
-            RANDOM,
-            "relative fall",
-            at_least=2.0,
-            words="relative to the mean it {} by half on the Gaussian ones",
-        ),
-        _check(
-            _RELATIVE,
-            REAL,
-            "relative fall",
-            at_least=2.0,
-            words="relative to the mean it {} by half on the real ones",
-        ),
+        _check(_RELATIVE, RANDOM, "relative fall", at_least=2.0, words=_OF_RELATIVE, where="on the former"),
+        _check(_RELATIVE, REAL, "relative fall", at_least=2.0, words=_OF_RELATIVE, where="on the latter"),
         _check(_DIRECTION, RANDOM, "direction change", at_most=0.0005),
         _check(_DIRECTION, REAL, "direction change", at_most=0.0005),
     ),

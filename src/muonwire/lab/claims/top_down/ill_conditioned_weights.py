@@ -144,30 +144,30 @@ def _slower(setting: str, reading: Reading | None, **select: str | bool | float)
     )
 
 
-# How the answer says what holds and what fails, for some of COURSES by their place there and for some of RATES.
-WORDS: dict[int | str, tuple[str, str]] = {
-    0: (
-        "a fixed weight of condition 10 slows the layer below it",
-        "a fixed weight of condition 10 does not slow the layer below it",
-    ),
-    2: ("it slows its own training", "it does not slow its own training"),
-    5: ("three such weights slow gradient steps", "three such weights do not slow gradient steps"),
-    6: ("they slow steps by the polar factor", "they do not slow steps by the polar factor"),
-    "adamw": (
-        "ill-conditioned weights slow a Llama with AdamW",
-        "ill-conditioned weights do not slow a Llama with AdamW",
-    ),
-    "muon": ("they slow it with Muon", "they do not slow it with Muon"),
+# How the answer says what holds and what fails, and where: of some of COURSES by their place there, and of RATES.
+_LAYER = (
+    "a fixed weight of condition 10 slows the layer",
+    "a fixed weight of condition 10 does not slow the layer",
+)
+_OWN = ("it slows its own training", "it does not slow its own training")
+_THREE = ("three such weights slow training", "three such weights do not slow training")
+_LLAMA = ("ill-conditioned weights slow a Llama", "ill-conditioned weights do not slow a Llama")
+WORDS: dict[int | str, tuple[tuple[str, str], str]] = {
+    0: (_LAYER, "below it"),
+    2: (_OWN, ""),
+    5: (_THREE, "by gradients"),
+    6: (_THREE, "by polar factors"),
+    "adamw": (_LLAMA, "with AdamW"),
+    "muon": (_LLAMA, "with Muon"),
 }
 
 
 def _reading(of: int | str) -> Reading | None:
-    return (
-        Reading(
-            holds=WORDS[of][0], fails=WORDS[of][1], by="{mean} times the steps" if of == 0 else "{mean} times"
-        )
-        if of in WORDS
-        else None
+    if of not in WORDS:
+        return None
+    (holds, fails), where = WORDS[of]
+    return Reading(
+        holds=holds, fails=fails, by="{mean} times the steps" if of == 0 else "{mean} times", where=where
     )
 
 

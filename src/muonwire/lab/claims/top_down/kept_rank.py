@@ -66,9 +66,10 @@ def _check(kept: float, words: str) -> Check:
         at_most=0.0,
         unit="nats a byte",
         reading=Reading(
-            holds=f"keeping {words} of the singular values costs Muon’s weights no more than Adam’s",
-            fails=f"keeping {words} of the singular values costs Muon’s weights more than Adam’s",
+            holds="a lower rank costs Muon’s weights no more than Adam’s",
+            fails="a lower rank costs Muon’s weights more than Adam’s",
             by="by {size} nats a byte",
+            where=f"where {words} of the singular values are kept",
         ),
     )
 

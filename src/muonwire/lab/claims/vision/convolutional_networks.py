@@ -77,7 +77,7 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _works(method: str, rate: str, subject: str) -> Check:
+def _works(method: str, rate: str, where: str) -> Check:
     return Check(
         name="accuracy is at least 90 %",
         setting=f"training a ResNet {rate}",
@@ -86,8 +86,9 @@ def _works(method: str, rate: str, subject: str) -> Check:
         at_least=WORKS,
         possible=(0.0, 1.0),
         reading=Reading(
-            holds=f"{subject} trains a small ResNet to an accuracy of 0.9",
-            fails=f"{subject} does not train a small ResNet to an accuracy of 0.9",
+            holds="MuonFast trains a small ResNet to an accuracy of 0.9",
+            fails="MuonFast does not train a small ResNet to an accuracy of 0.9",
+            where=where,
         ),
     )
 
@@ -131,8 +132,8 @@ CLAIM = Claim(
                 by="{mean} of it",
             ),
         ),
-        _works(DESCRIBED, "as described, the rate inside", "with its rate inside MuonFast"),
-        _works(MUONFAST, "with the rate outside", "with its rate outside it"),
+        _works(DESCRIBED, "as described, the rate inside", "with its rate inside"),
+        _works(MUONFAST, "with the rate outside", "with its rate outside"),
         loss_check(
             "its validation loss is no higher than Adam’s",
             setting="training a ResNet with the rate outside",
@@ -140,8 +141,8 @@ CLAIM = Claim(
             select={"method": MUONFAST},
             at_most=0.0,
             reading=Reading(
-                holds="its loss is then no higher than Adam’s",
-                fails="its loss is then higher than Adam’s",
+                holds="its loss with the rate outside is no higher than Adam’s",
+                fails="its loss with the rate outside is higher than Adam’s",
                 by="by {size} nats",
             ),
         ),

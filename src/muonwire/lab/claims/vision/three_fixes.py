@@ -12,13 +12,13 @@ from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.inputs.vision_training import MUONFAST, STEPS, VISION_RATES
 
-# Each with the words that a sentence says it in.
+# Each with the words that end a sentence about it.
 FIXES = {
-    "Adam's denominator before": "Adam’s denominator before the polar factor",
-    "Adam's denominator after": "Adam’s denominator after it",
-    "matrices under 128 left alone": "leaving matrices under 128 alone",
-    "original magnitude kept": "keeping the update’s magnitude",
-    "all three": "all three fixes together",
+    "Adam's denominator before": "with Adam’s denominator before the polar factor",
+    "Adam's denominator after": "with Adam’s denominator after the polar factor",
+    "matrices under 128 left alone": "with matrices under 128 left alone",
+    "original magnitude kept": "with the update’s magnitude kept",
+    "all three": "with all three fixes",
 }
 
 
@@ -30,17 +30,14 @@ def measure(setting: Setting) -> list[Row]:
     return validation_rows(outcomes, column="fix") + gains
 
 
-def _lowers(fix: str, words: str) -> Check:
-    lower, higher = ("lower", "raise") if fix == "all three" else ("lowers", "raises")
+def _lowers(fix: str, where: str) -> Check:
     return loss_check(
         "the fix lowers the validation loss",
         setting=f"with {fix}" if fix == "all three" else f"with the fix “{fix}”",
         column="gain",
         select={"fix": fix},
         at_least=0.0,
-        reading=Reading(
-            holds=f"{words} {lower} the loss", fails=f"{words} {higher} the loss", by="by {size} nats"
-        ),
+        reading=Reading(holds="the loss falls", fails="the loss rises", by="by {size} nats", where=where),
     )
 
 
@@ -57,7 +54,7 @@ CLAIM = Claim(
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=3,
-    checks=tuple(_lowers(fix, words) for fix, words in FIXES.items()),
+    checks=tuple(_lowers(fix, where) for fix, where in FIXES.items()),
     meaning={
         "confirmed": "Apply these fixes to Muon on small transformers.",
         "refuted": "With the rate outside, Muon on a small ViT needs none of these fixes; each makes it worse.",

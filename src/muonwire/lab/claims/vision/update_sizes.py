@@ -124,14 +124,12 @@ CLAIM = Claim(
                 possible=(0.0, math.inf),
                 unit="times",
                 reading=Reading(
-                    holds=f"{words} is at least 10 times Adam’s",
-                    fails=f"{words} is less than 10 times Adam’s",
+                    holds="MuonFast’s relative step is at least 10 times Adam’s",
+                    fails="MuonFast’s relative step is less than 10 times Adam’s",
+                    where=f"at {rates}".replace("'", "’"),
                 ),
             )
-            for rates, words in (
-                (THE_NOTES, "at the note’s rates MuonFast’s relative step"),
-                (TUNED, "at tuned rates it"),
-            )
+            for rates in (THE_NOTES, TUNED)
         ),
         Check(
             name="Adam's typical step is 0.01 % to 0.1 % of the weight",
