@@ -12,8 +12,7 @@ from muonwire.lab.engine.run import rows_of
 from tests.lab.claims.test_claims import triples
 
 EVIDENCE = Path(__file__).parents[3] / "evidence" / "lab"
-NOTES = {"Why Muon and DisTrO conflict", "The failed integration of Muon and DisTrO"}
-CLAIMS = {i: c for i, c in load_claims().items() if c.note.title in NOTES}
+CLAIMS = load_claims()
 MOST_CHARACTERS = 400
 
 

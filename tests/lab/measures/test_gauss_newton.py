@@ -1,13 +1,11 @@
 """Gauss–Newton blocks against the Hessian, the derivation and the loss itself."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from muonwire.lab.claims.top_down import ill_conditioned_weights
-from muonwire.lab.engine.claim import Setting
 from muonwire.lab.measures.gauss_newton import (
     condition_of,
     derived_blocks,
@@ -17,6 +15,7 @@ from muonwire.lab.measures.gauss_newton import (
     with_condition,
     with_power,
 )
+from muonwire.lab.measures.small_llama import small_llama
 from tests.lab.matrices import drawn
 
 
@@ -65,7 +64,7 @@ def test_where_logits_are_linear_the_gauss_newton_block_is_the_hessian():
 
 @pytest.fixture(scope="module")
 def llama():
-    model = ill_conditioned_weights.small_llama(Setting(seed=0, quick=True, folder=Path()))
+    model = small_llama(width=8, seed=0)
     # At the usual small start the branches hardly reach the logits.
     with torch.no_grad():
         for p in model.parameters():

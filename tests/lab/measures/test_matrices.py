@@ -9,7 +9,6 @@ from muonwire.lab.measures.matrices import (
     condition,
     departure,
     fitted_power,
-    in_turns,
     orthogonality_by_step,
     with_steps,
 )
@@ -67,11 +66,3 @@ def test_a_longer_schedule_repeats_its_last_step_and_a_shorter_one_is_cut():
     tuned = SCHEDULES["tuned"]
     assert with_steps(tuned, 7).coefficients == tuned.coefficients + tuned.coefficients[-1:] * 2
     assert with_steps(tuned, 2).coefficients == tuned.coefficients[:2]
-
-
-def test_calls_take_turns():
-    seen = [
-        (turn, name)
-        for turn, name, _, _ in in_turns({"a": lambda: torch.ones(1), "b": lambda: torch.ones(1)}, turns=2)
-    ]
-    assert seen == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]

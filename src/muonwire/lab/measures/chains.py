@@ -1,17 +1,20 @@
 """Chains of small square layers: where a weight's condition enters, and what it costs in steps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from muonwire.lab.measures.gauss_newton import gauss_newton, with_condition
+from muonwire.lab.engine.check import Row
+from muonwire.lab.measures.gauss_newton import condition_of, gauss_newton, with_condition
+from muonwire.lab.measures.matrices import fitted_power
 from muonwire.polar import polar
 
 WIDTH, DEPTH, MIDDLE = 8, 3, 1
+POSITIONS = {0: "the layer below", MIDDLE: "its own", 2: "the layer above"}
 STRAIGHT, BENT = "linear", "tanh"
 # Whose condition is set; the others' is 1.
 ONE, ALL = "the middle weight", "all three weights"
@@ -77,6 +80,17 @@ class Course:
     step: str = GRADIENT
 
 
+COURSES = (
+    Course(name="only the layer below", kind=STRAIGHT, changed=ONE, trained=(0,)),
+    Course(name="only the layer above", kind=STRAIGHT, changed=ONE, trained=(2,)),
+    Course(name="only the changed layer", kind=STRAIGHT, changed=ONE, trained=(MIDDLE,)),
+    Course(name="all layers", kind=STRAIGHT, changed=ONE, trained=(0, 1, 2)),
+    Course(name="all layers", kind=BENT, changed=ONE, trained=(0, 1, 2)),
+    Course(name="all layers", kind=STRAIGHT, changed=ALL, trained=(0, 1, 2)),
+    Course(name="all layers", kind=STRAIGHT, changed=ALL, trained=(0, 1, 2), step=POLAR),
+)
+
+
 def steps_to_target(
     course: Course, conditions: Sequence[float], *, rates: Tensor, most: int, generator: torch.Generator
 ) -> list[int]:
@@ -111,3 +125,62 @@ def steps_to_target(
                 )
                 weight -= rates[:, None, None] * taken
     return [max(1, int(r)) for r in reached]
+
+
+def block_rows(conditions: Sequence[float], *, generator: torch.Generator) -> list[Row]:
+    """Conditions of every layer's block in chains whose middle weight has each of the conditions, and the power of it in them."""
+    base = [rotation(generator) for _ in range(DEPTH)]
+    # Columns of a semi-orthogonal matrix: E[x xᵀ] = I exactly, so that inputs add nothing to the condition.
+    drawn = torch.randn(4 * WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+    inputs = torch.linalg.qr(drawn).Q * math.sqrt(4 * WIDTH)
+    rows: list[Row] = []
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for condition in conditions:
+        weights = [with_condition(w, condition) if i == MIDDLE else w for i, w in enumerate(base)]
+        for kind in (STRAIGHT, BENT):
+            through = vmap(jacrev(lambda x, w=weights, k=kind: chain(w, x, kind=k)))(inputs)
+            whole = float(torch.linalg.cond(through).mean())
+            for layer, position in POSITIONS.items():
+                measured, derived = chain_blocks(weights, inputs, kind=kind, layer=layer)
+                found = condition_of(measured)
+                rows.append(
+                    {
+                        "network": kind,
+                        "weight condition": condition,
+                        "block": position,
+                        "series": f"{kind}: {position}",
+                        "condition": found,
+                        "derived": condition_of(derived),
+                        "identity error": float((measured - derived).norm() / measured.norm()),
+                        "Jacobian": whole,
+                    }
+                )
+                points.setdefault((kind, position), []).append((condition, found))
+    for (kind, position), pairs in points.items():
+        rows.append({"exponent in": kind, "block": position, "exponent": round(fitted_power(pairs), 9)})
+    return rows
+
+
+def course_rows(
+    conditions: Sequence[float], *, num_rates: int, most: int, generator: Callable[[], torch.Generator]
+) -> list[Row]:
+    """Steps that each course takes at each condition; see ``steps_to_target``. Every course has its own equal generator."""
+    rows: list[Row] = []
+    for course in COURSES:
+        high = 0.0 if course.step == POLAR else 1.0
+        rates = torch.logspace(-8.0, high, num_rates, base=2.0, dtype=torch.float64)
+        steps = steps_to_target(course, conditions, rates=rates, most=most, generator=generator())
+        for condition, count in zip(conditions, steps, strict=True):
+            rows.append(
+                {
+                    "course": course.name,
+                    "network": course.kind,
+                    "changed": course.changed,
+                    "step": course.step,
+                    "series": f"{course.name}, {course.kind}, {course.changed}, {course.step}",
+                    "weight condition": condition,
+                    "steps": count,
+                    "slowdown": count / steps[0],
+                }
+            )
+    return rows

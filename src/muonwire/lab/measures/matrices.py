@@ -1,8 +1,7 @@
 """What several claims measure: codecs and polar factors applied to a matrix, and how alike two matrices are."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -58,25 +57,6 @@ def orthogonality_by_step(x: Tensor, *, schedule: Schedule, steps: int, dtype: t
         weight = torch.addmm(gram, gram, gram, beta=b, alpha=rest[0]) if rest else b * gram
         y = torch.addmm(y, weight, y, beta=a)
     return [*errors[1:], _defect(y @ y.mT)]
-
-
-def in_turns(
-    calls: Mapping[str, Callable[[], Tensor]], *, turns: int
-) -> Iterator[tuple[int, str, float, Tensor]]:
-    """Time calls that take turns, so that a change of the machine's load meets all alike.
-
-    Args:
-        calls: by name.
-        turns: how many each takes.
-
-    Yields:
-        the turn, the name, seconds, and the result.
-    """
-    for turn in range(turns):
-        for name, call in calls.items():
-            start_s = time.perf_counter()
-            result = call()
-            yield turn, name, time.perf_counter() - start_s, result
 
 
 def cosine(x: Tensor, y: Tensor) -> float:

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from muonwire.lab.claims.top_down import ill_conditioned_weights
 from muonwire.lab.engine.catalog import load_claims
-from muonwire.lab.measures.chains import steps_to_target
+from muonwire.lab.measures.chains import COURSES, steps_to_target
+from muonwire.lab.measures.small_llama import steps_needed
 
 DOCS = Path(__file__).parents[4] / "docs"
 
 
 def test_a_layers_own_condition_does_not_slow_it_and_its_neighbours_do():
-    below, _, own = ill_conditioned_weights.COURSES[:3]
+    below, _, own = COURSES[:3]
     rates = torch.logspace(-4, 1, 6, base=2.0, dtype=torch.float64)
     made = {"rates": rates, "most": 60}
     for course, slowed in ((own, False), (below, True)):
@@ -27,7 +27,7 @@ def test_steps_are_counted_to_where_the_slowest_start_ends():
     falling = [1.0 - 0.01 * i for i in range(60)]
     slow = [1.0 - 0.005 * i for i in range(60)]
     diverged = [1.0] * 5 + [math.nan] * 55
-    needed = ill_conditioned_weights.steps_needed({0.0: [diverged, falling], 3.0: [slow, diverged]})
+    needed = steps_needed({0.0: [diverged, falling], 3.0: [slow, diverged]})
     assert needed[3.0] == 60
     # The smoothed target is slow's mean over its last ten, 0.7275, which falling's mean passes at half the slope.
     assert needed[0.0] == 33

@@ -5,31 +5,33 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
-from muonwire.lab.claims.coefficients import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.claims.coefficients import NOTE, REAL
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
-from muonwire.lab.inputs.captured import captured
-from muonwire.lab.inputs.samples import MATRICES
+from muonwire.lab.inputs.samples import MATRICES, real_samples
+from muonwire.lab.measures.schedules import (
+    GRID,
+    Values,
+    fit,
+    fixed_points,
+    of_steps,
+    rms_error,
+    unit_values,
+)
 from muonwire.polar import SCHEDULES, Schedule
 from muonwire.polar.schedules import JORDAN, TUNED, cans
 
-Values = NDArray[np.float64]
-LISTED, INTERVALS, FITS, REAL, GAUSSIAN = (
+LISTED, INTERVALS, FITS, GAUSSIAN = (
     "the schedule it lists",
     "minimax schedules for random intervals",
     "fits to the grid that the listed one was fitted to",
-    "real momentum",
     "a Gaussian matrix",
 )
 # The listed coefficients are rounded to four decimals, and a converged schedule repeats Taylor's.
 TOLERANCE = 1e-3
 NUM_INTERVALS = 40
-# The grid and the form of the fit are modded-nanogpt's; see ``muonwire.polar.schedules.TUNED``.
-GRID = np.concatenate([np.linspace(0, 1.1, 1024), np.linspace(0, 0.1, 512)])
 
 
 def _pattern(schedule: Schedule) -> dict[str, float]:
@@ -39,52 +41,12 @@ def _pattern(schedule: Schedule) -> dict[str, float]:
     return {"keep it": 100.0 * bool(kept.all()), "changes": 100 * float(kept.mean())}
 
 
-def _form(parameters: Values) -> Values:
-    # p(x) = x + γ x (x² − (1 + r)²)(x² − (1 − l)²): what is at 1 − l and at 1 + r stays there.
-    gamma, left, right = parameters.reshape(-1, 3).T
-    low, high = (1 - left) ** 2, (1 + right) ** 2
-    return np.stack([1 + gamma * high * low, -gamma * (high + low), gamma], axis=1)
-
-
-def _residuals(parameters: Values) -> Values:
-    x = GRID
-    for a, b, c in _form(parameters):
-        # Five powers of five overflow from a poor start; no value of a schedule worth finding is past 2.
-        x = np.clip(x * (a + x * x * (b + x * x * c)), -2.0, 2.0)
-    return np.asarray(x - 1)
-
-
-def _fit(setting: Setting, near: Schedule) -> tuple[Schedule, float]:
-    """Least squares of p(x) − 1 over the grid, from steps near a schedule's; and the rms there."""
-    begun = []
-    for step in near.coefficients:
-        low, high = _fixed_points(step)
-        begun.append((step[2], 1 - low, high - 1))
-    noise = torch.randn(15, generator=setting.generator(stream=1), dtype=torch.float64).numpy()
-    start = np.array(begun).ravel() * (1 + 0.03 * noise)
-    bounds = np.tile([0.1, 0.0, 0.0], 5), np.tile([6.0, 0.6, 0.5], 5)
-    start = np.clip(start, bounds[0] + 1e-3, bounds[1] - 1e-3)
-    found = least_squares(_residuals, start, bounds=bounds, max_nfev=setting.pick(100, 5))
-    steps = tuple((float(a), float(b), float(c)) for a, b, c in _form(found.x))
-    return Schedule(name="fitted", coefficients=steps, source="fitted here"), float(
-        np.sqrt(np.mean(found.fun**2))
-    )
-
-
-def _fixed_points(step: tuple[float, ...]) -> tuple[float, float]:
-    """The two positive x with p(x) = x, ascending; NaN where they are not real."""
-    squares = np.sort_complex(np.roots([step[2], step[1], step[0] - 1]))
-    if np.any(np.abs(squares.imag) > 1e-9) or np.any(squares.real <= 0):
-        return float("nan"), float("nan")
-    return float(np.sqrt(squares[0].real)), float(np.sqrt(squares[1].real))
-
-
 def _steps(schedule: Schedule, name: str) -> list[Row]:
     rows: list[Row] = []
     low, high = (schedule.lower or 1e-2), 1.0
     for k, step in enumerate(schedule.coefficients, 1):
         a, b, c = step
-        left, right = _fixed_points(step)
+        left, right = fixed_points(step)
         rows.append(
             {
                 "schedule": name,
@@ -99,7 +61,7 @@ def _steps(schedule: Schedule, name: str) -> list[Row]:
                 "p(1)": a + b + c,
             }
         )
-        low, high = Schedule(name=name, coefficients=(step,), source=schedule.source).range(low, high)
+        low, high = of_steps(step).range(low, high)
     return rows
 
 
@@ -109,25 +71,20 @@ def _candidates() -> tuple[Schedule, ...]:
 
 
 def _error(s: Values, schedule: Schedule) -> float:
-    return float(np.sqrt(np.mean((1 - schedule.apply(s) ** 2) ** 2)))
-
-
-def _arranged(*steps: tuple[float, ...]) -> Schedule:
-    return Schedule(name="arranged", coefficients=steps, source=TUNED.source)
+    return rms_error(schedule.apply(s))
 
 
 def _orders(x: torch.Tensor, data: str) -> list[Row]:
     """The listed steps in other orders, and other schedules, on the singular values of X/‖X‖_F."""
-    values = torch.linalg.svdvals(x.double())
-    s = (values / values.norm()).numpy()
+    s = unit_values(x)
     listed = TUNED.coefficients
     error = _error(s, TUNED)
-    others = [_error(s, _arranged(*order)) for order in itertools.permutations(listed) if order != listed]
+    others = [_error(s, of_steps(*order)) for order in itertools.permutations(listed) if order != listed]
     arrangements = {
         "as listed": TUNED,
-        "reversed": _arranged(*listed[::-1]),
-        "its first step five times": _arranged(*listed[:1] * 5),
-        "its last step five times": _arranged(*listed[-1:] * 5),
+        "reversed": of_steps(*listed[::-1]),
+        "its first step five times": of_steps(*listed[:1] * 5),
+        "its last step five times": of_steps(*listed[-1:] * 5),
         "Jordan’s triple five times": JORDAN,
         "Polar Express": SCHEDULES["polar_express"],
         "minimax for the best lower end": min(_candidates(), key=lambda c: _error(s, c)),
@@ -155,7 +112,8 @@ def measure(setting: Setting) -> list[Row]:
         u = torch.rand(2, generator=generator)
         made = cans(lower=float(10 ** (-4 + 3 * u[0])), steps=3 + int(3 * u[1]))
         rows.append({"of": INTERVALS, **_pattern(made)})
-    fits = [_fit(setting, near) for near in (JORDAN, TUNED)]
+    noise = torch.randn(15, generator=setting.generator(stream=1), dtype=torch.float64).numpy()
+    fits = [fit(near, noise=noise, most_evaluations=setting.pick(100, 5)) for near in (JORDAN, TUNED)]
     listed_loss = float(np.sqrt(np.mean((TUNED.apply(GRID) - 1) ** 2)))
     rows.append({"of": LISTED, "loss": listed_loss})
     rows += [{"of": FITS, **_pattern(fitted), "loss": loss} for fitted, loss in fits]
@@ -168,13 +126,12 @@ def measure(setting: Setting) -> list[Row]:
         rows += _steps(schedule, name)
     size = setting.pick(512, 48)
     rows += _orders(torch.randn(size, size, generator=generator), GAUSSIAN)
-    for source in MATRICES:
-        for one in list(captured(setting.input(source), kind="momentum"))[setting.seed % 5 :: 5]:
-            rows += _orders(one.matrix, REAL)
+    for _, matrix in real_samples(setting):
+        rows += _orders(matrix, REAL)
     return rows
 
 
-def _kept(of: str) -> Check:
+def _kept(of: str, holds: str, fails: str, by: str = "{mean} % do") -> Check:
     return Check(
         name="a falls, b rises and c falls at every step",
         setting=f"in {of}",
@@ -183,10 +140,11 @@ def _kept(of: str) -> Check:
         at_least=99.0,
         possible=(0.0, 100.0),
         unit="% of the schedules",
+        reading=Reading(holds=holds, fails=fails, by=by),
     )
 
 
-def _order(data: str) -> Check:
+def _order(data: str, holds: str, fails: str) -> Check:
     return Check(
         name="no other order of the five steps leaves an error that is smaller by more than 1 %",
         setting=f"on {data}",
@@ -195,6 +153,7 @@ def _order(data: str) -> Check:
         at_most=0.0,
         possible=(0.0, 100.0),
         unit="% of the orders",
+        reading=Reading(holds=holds, fails=fails),
     )
 
 
@@ -212,7 +171,7 @@ CLAIM = Claim(
     says="over the iterations a decreases, b increases (a less aggressive correction) and c decreases, which "
     "matches the natural convergence trajectory",
     quoted={f"a, b, c of iteration {k}": ", ".join(step) for k, step in enumerate(_NOTE, 1)},
-    question="Does the pattern hold in the source’s own table, does it follow when a schedule is derived, and is "
+    question="Does the pattern hold in the note’s own table, does it follow when a schedule is derived, and is "
     "the order of the steps what makes it work?",
     expected="It holds in the table: b is negative and rises, its size falls. It follows from the minimax "
     "derivation: each step is the best odd quintic on [l, u], and as l rises to 1 its coefficients go to Taylor’s "
@@ -224,11 +183,24 @@ CLAIM = Claim(
     measure=measure,
     inputs=MATRICES,
     checks=(
-        _kept(LISTED),
-        _kept(INTERVALS),
-        _kept(FITS),
-        _order(GAUSSIAN),
-        _order(REAL),
+        _kept(
+            LISTED,
+            "in the note’s own schedule a falls, b rises and c falls",
+            "in the note’s own schedule it does not hold that a falls, b rises and c falls",
+            by="over 5 steps",
+        ),
+        _kept(
+            INTERVALS,
+            "minimax schedules follow this pattern",
+            "minimax schedules need not follow this pattern",
+        ),
+        _kept(FITS, "fitted schedules follow it", "fitted schedules need not follow it"),
+        _order(
+            GAUSSIAN,
+            "on a Gaussian matrix no other order of the note’s steps is better",
+            "on a Gaussian matrix other orders of the note’s steps are better",
+        ),
+        _order(REAL, "none is better on real momentum", "some are better on real momentum"),
     ),
     meaning={
         "confirmed": "Large coefficients belong first, where values are small, and those near Taylor’s last. Keep "

@@ -8,7 +8,7 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.lab.claims.coefficients import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import hidden_matrices
@@ -99,7 +99,7 @@ def measure(setting: Setting) -> list[Row]:
     return [*rows, {"full rank": "beside the others", "lead": best_other - runs[FRACTIONS[1.0]].loss}]
 
 
-def _halved(column: str, setting: str) -> Check:
+def _halved(column: str, setting: str, subject: str, halves: str) -> Check:
     return Check(
         name="half rank sends two times less, within a tenth",
         setting=setting,
@@ -109,6 +109,11 @@ def _halved(column: str, setting: str) -> Check:
         at_most=2.2,
         possible=(0.0, math.inf),
         unit="times",
+        reading=Reading(
+            holds=f"{subject} sends {halves}",
+            fails=f"{subject} does not send {halves}",
+            by="{mean} times less",
+        ),
     )
 
 
@@ -142,6 +147,11 @@ CLAIM = Claim(
             select={"full rank": "beside the others"},
             at_least=0.0,
             unit="nats a token below the best other",
+            reading=Reading(
+                holds="of Dion’s ranks full rank ends with the lowest loss",
+                fails="of Dion’s ranks a lower one ends below full rank",
+                by="by {size} nats a token",
+            ),
         ),
         Check(
             name="at full rank it ends at most 1 % above dense Muon",
@@ -151,9 +161,13 @@ CLAIM = Claim(
             at_most=1.0,
             possible=(-100.0, math.inf),
             unit="%",
+            reading=Reading(
+                holds="full rank is at most 1 % above dense Muon",
+                fails="full rank is more than 1 % above dense Muon",
+            ),
         ),
-        _halved("less_than_full", "by bytes beside full rank"),
-        _halved("less_than_dense", "by bytes beside dense Muon"),
+        _halved("less_than_full", "by bytes beside full rank", "half rank", "half of full rank’s bytes"),
+        _halved("less_than_dense", "by bytes beside dense Muon", "it", "half of dense Muon’s"),
         Check(
             name="at a fixed rank Dion’s state grows as the width, to a power of at most 1.5",
             setting="by bytes of state",
@@ -161,6 +175,11 @@ CLAIM = Claim(
             select={"growth of": "Dion"},
             at_most=1.5,
             possible=(0.0, math.inf),
+            reading=Reading(
+                holds="at a fixed rank the state grows about as the width",
+                fails="at a fixed rank the state grows much faster than the width",
+                by="as its power {mean}",
+            ),
         ),
         Check(
             name="Muon keeps no state for a hidden matrix",
@@ -170,6 +189,7 @@ CLAIM = Claim(
             at_most=0.0,
             possible=(0.0, math.inf),
             unit="bytes a weight",
+            reading=Reading(holds="Muon is stateless", fails="Muon is not stateless"),
         ),
     ),
     meaning={

@@ -1,30 +1,27 @@
 """coefficients.4: the tuned coefficients give ten times the error per millisecond."""
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from muonwire.lab.claims.coefficients import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.claims.coefficients import NOTE, REAL, STANDARD, STATED, TUNED
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.language_model import LANGUAGE_MODEL
-from muonwire.lab.measures.matrices import in_turns, orthogonality_by_step, with_steps
+from muonwire.lab.inputs.samples import gaussian
+from muonwire.lab.measures.matrices import orthogonality_by_step, with_steps
+from muonwire.lab.measures.timing import median_times
 from muonwire.polar import SCHEDULES, adaptive, orthonormal_basis, polar
 from muonwire.polar.quality import orthogonality_error
 
-STATED, REAL = "Gaussian, the size it states", "real momentum"
-STANDARD, TUNED = "taylor_cubic", "tuned"
 # The standard iteration is given at most so many steps to fill the time of five tuned ones.
 MOST_STEPS = 30
 STEPS = dict.fromkeys(SCHEDULES, (5,)) | {STANDARD: (5, 10, 15), TUNED: (3, 5, 7, 10)}
-
-
 PAUSED = "tuned, then a pause as long"
 # QR's error of rounding would squeeze the others into one line.
 UNSHOWN = ("QR", "relaxed_cubic", PAUSED)
@@ -56,17 +53,10 @@ def _configurations(x: Tensor) -> dict[tuple[str, int | None], Callable[[], Tens
 
 
 def _timed(x: Tensor, turns: int) -> list[Timed]:
-    configurations = _configurations(x)
-    spent: dict[str, list[float]] = {}
-    errors: dict[str, float] = {}
-    calls = {f"{method}|{steps}": call for (method, steps), call in configurations.items()}
-    for turn, name, seconds, result in in_turns(calls, turns=turns):
-        spent.setdefault(name, []).append(1000 * seconds)
-        if turn == 0:
-            errors[name] = orthogonality_error(result)
+    found = median_times(_configurations(x), turns=turns, keep=orthogonality_error)
     return [
-        Timed(method=m, steps=s, time=statistics.median(spent[name]), error=errors[name])
-        for (m, s), name in zip(configurations, calls, strict=True)
+        Timed(method=method, steps=steps, time=1000 * seconds, error=error)
+        for (method, steps), (seconds, error) in found.items()
     ]
 
 
@@ -79,7 +69,7 @@ def _rows(x: Tensor, data: str, turns: int) -> list[Row]:
     fitting = 5 + math.ceil((tuned.time - standard.time) / step) if step > 0 else MOST_STEPS
     steps = min(MOST_STEPS, max(1, fitting))
     equal = orthogonality_by_step(x, schedule=SCHEDULES[STANDARD], steps=steps, dtype=torch.bfloat16)[-1]
-    # A pause makes the source's quotient better.
+    # A pause makes the note's quotient better.
     paused = Timed(method=PAUSED, steps=5, time=2 * tuned.time, error=tuned.error)
     rows: list[Row] = [
         {
@@ -107,9 +97,9 @@ def _rows(x: Tensor, data: str, turns: int) -> list[Row]:
 
 
 def measure(setting: Setting) -> list[Row]:
-    """Error and time of every configuration in one run, in bfloat16 as the source's code."""
+    """Error and time of every configuration in one run, in bfloat16 as the note's code."""
     size = setting.pick(4096, 96)
-    x = 0.5 * torch.randn(size, size, generator=setting.generator())
+    x = 0.5 * gaussian(setting, size, size)
     # Threads and libraries start on something small.
     _timed(x[:64, :64], 1)
     rows = _rows(x, STATED, setting.pick(3, 1))
@@ -122,7 +112,7 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _check(name: str, column: str, data: str) -> Check:
+def _check(name: str, column: str, data: str, words: str) -> Check:
     return Check(
         name=name,
         setting=f"on {data}",
@@ -131,11 +121,24 @@ def _check(name: str, column: str, data: str) -> Check:
         at_least=9.75,
         possible=(0.0, math.inf),
         unit="times",
+        reading=Reading(
+            holds=words.format("at most a tenth"),
+            fails=words.format("more than a tenth"),
+            by="{mean} times less",
+            where=f"on {data}" if data == REAL else "at 4096×4096",
+        ),
     )
 
 
+# Error, milliseconds, and error per millisecond.
+_NOTE = {
+    (STANDARD, 5): ("0.90", "11.9", "0.08"),
+    (STANDARD, 10): ("0.40", "23.8", "0.02"),
+    (TUNED, 5): ("0.14", "18.7", "0.008"),
+    ("QR", None): ("0.002", "32.8", "0.00006"),
+}
 _QUOTIENT = (
-    "the standard’s error per millisecond is ten times the tuned one’s (9.75, by the source’s own figures)"
+    "the standard’s error per millisecond is ten times the tuned one’s (9.75, by the note’s own figures)"
 )
 _EQUAL = "in the same time the standard iteration leaves ten times the error"
 
@@ -144,10 +147,12 @@ CLAIM = Claim(
     note=NOTE,
     says="the tuned coefficients give ten times better error per millisecond than the standard iteration",
     quoted={
-        "standard, 5 iterations": "0.90 in 11.9 ms, 0.08 err/ms",
-        "standard, 10 iterations": "0.40 in 23.8 ms, 0.02 err/ms",
-        "tuned, 5 iterations": "0.14 in 18.7 ms, 0.008 err/ms",
-        "QR": "0.002 in 32.8 ms, 0.00006 err/ms",
+        name: "{} in {} ms, {} err/ms".format(*figures)
+        for name, figures in zip(
+            ("standard, 5 iterations", "standard, 10 iterations", "tuned, 5 iterations", "QR"),
+            _NOTE.values(),
+            strict=True,
+        )
     },
     question="What do error and time look like side by side, and how much less error does the tuned schedule leave "
     "in the same time?",
@@ -160,22 +165,32 @@ CLAIM = Claim(
     repeats=3,
     alone=True,
     checks=(
-        _check(_QUOTIENT, "quotient advantage", STATED),
-        _check(_QUOTIENT, "quotient advantage", REAL),
-        _check(_EQUAL, "advantage at equal time", STATED),
-        _check(_EQUAL, "advantage at equal time", REAL),
+        *(
+            _check(
+                _QUOTIENT,
+                "quotient advantage",
+                data,
+                "the tuned schedule’s error per millisecond is {} of the standard one’s",
+            )
+            for data in (STATED, REAL)
+        ),
+        *(
+            _check(_EQUAL, "advantage at equal time", data, "in equal time its error is {} of it")
+            for data in (STATED, REAL)
+        ),
     ),
     meaning={
         "confirmed": "The tuned schedule leaves a tenth of the error in the same time.",
-        "refuted": "Not ten times, in the source’s quotient or at equal time; and the quotient, error over time, "
-        "improves when a method wastes time. Read a chart of error against time, and take a configuration on its "
+        "refuted": "The error is not ten times smaller, in the note’s quotient or at equal time; and the quotient, "
+        "error over time, improves when a method wastes time. Read a chart of error against time, and take a configuration on its "
         "front.",
-        "depends": "It is a matter of the matrix and of what is divided by what; error over time improves when a "
-        "method wastes time. Read a chart of error against time, and take a configuration on its front.",
+        "depends": "The advantage depends on the matrix, and on whether error is divided by time or compared at equal "
+        "time; error over time improves when a method wastes time. Read a chart of error against time, and take a "
+        "configuration on its front.",
     },
     tables=(
         Pivot(
-            caption="‖QQᵀ − I‖_F/√n, milliseconds, and error per millisecond, beside the source’s; “on the front”: "
+            caption="‖QQᵀ − I‖_F/√n, milliseconds, and error per millisecond, beside the note’s; “on the front”: "
             "in how many of the measurements nothing is both as fast and more accurate",
             rows={"data": "Data", "method": "Method", "iterations": "Iterations"},
             values={
@@ -185,26 +200,8 @@ CLAIM = Claim(
                 "front": "On the front, %",
             },
             quoted={
-                ("Gaussian, the size it states", STANDARD, 5): {
-                    "error": "0.90",
-                    "time": "11.9",
-                    "quotient": "0.08",
-                },
-                ("Gaussian, the size it states", STANDARD, 10): {
-                    "error": "0.40",
-                    "time": "23.8",
-                    "quotient": "0.02",
-                },
-                ("Gaussian, the size it states", TUNED, 5): {
-                    "error": "0.14",
-                    "time": "18.7",
-                    "quotient": "0.008",
-                },
-                ("Gaussian, the size it states", "QR", None): {
-                    "error": "0.002",
-                    "time": "32.8",
-                    "quotient": "0.00006",
-                },
+                (STATED, method, steps): dict(zip(("error", "time", "quotient"), figures, strict=True))
+                for (method, steps), figures in _NOTE.items()
             },
         ),
         Pivot(
@@ -216,7 +213,7 @@ CLAIM = Claim(
                 "iterations in its time": "Standard iterations in that time",
             },
             select={"of": "tuned"},
-            quoted={("Gaussian, the size it states",): {"quotient advantage": "10x"}},
+            quoted={(STATED,): {"quotient advantage": "10x"}},
         ),
     ),
     plots=tuple(

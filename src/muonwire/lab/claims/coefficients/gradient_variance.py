@@ -7,24 +7,18 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from muonwire.lab.claims.coefficients import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.claims.coefficients import NOTE, STANDARD, TUNED
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
-from muonwire.lab.inputs.samples import MATRICES
+from muonwire.lab.inputs.samples import MATRICES, dealt, gaussian
 from muonwire.lab.measures.matrices import polar_factor
 from muonwire.polar import polar
 
 RANDOM, REAL = "independent Gaussian matrices, as the source’s", "real gradients of eight replicas"
-RAW, DIVIDED, STANDARD, TUNED, EXACT = (
-    "gradient",
-    "divided by its norm",
-    "taylor_cubic",
-    "tuned",
-    "exact polar factor",
-)
-# 1 − 1/10 is the source's direction variance of 0.900; independent directions have it whatever the draws.
+RAW, DIVIDED, EXACT = "gradient", "divided by its norm", "exact polar factor"
+# 1 − 1/10 is the note's direction variance of 0.900; independent directions have it whatever the draws.
 NUM_DRAWS = 10
 
 
@@ -33,7 +27,7 @@ def _scheduled(name: str) -> Callable[[Tensor], Tensor]:
 
 
 def _divided(x: Tensor) -> Tensor:
-    # To the norm that a polar factor has, so that only the direction tells them apart.
+    # To the norm that a polar factor has, so that the two differ in direction only.
     scaled: Tensor = x * (math.sqrt(min(x.shape)) / x.norm())
     return scaled
 
@@ -55,7 +49,7 @@ def _measures(draws: Sequence[Tensor]) -> dict[str, float]:
     variance = x.var(dim=0)
     return {
         "element variance": float(variance.mean()),
-        # What the source's "norm CV" is; see ``expected``.
+        # What the note's "norm CV" is; see ``expected``.
         "norm variance": float(norms.var() / norms.mean()),
         "norm deviation": float(norms.std() / norms.mean()),
         "direction variance": 1 - float(directions.mean(dim=0).square().sum()),
@@ -88,9 +82,9 @@ def _over(before: float, now: float) -> float:
 
 
 def measure(setting: Setting) -> list[Row]:
-    """The source's three variances, and two that no change of scale alters, before and after."""
+    """The note's three variances, and two that no change of scale alters, before and after."""
     size = setting.pick(512, 48)
-    draws = [0.5 * torch.randn(size, size, generator=setting.generator(stream=k)) for k in range(NUM_DRAWS)]
+    draws = [0.5 * gaussian(setting, size, size, stream=k) for k in range(NUM_DRAWS)]
     rows = _rows(draws, RANDOM)
     for source in MATRICES:
         found = captured(setting.input(source), kind="gradient", replicas=True)
@@ -98,14 +92,22 @@ def measure(setting: Setting) -> list[Row]:
             [one.matrix for one in group]
             for _, group in groupby(found, key=lambda one: (one.point, one.layer))
         ]
-        for group in groups[setting.seed % 5 :: 5]:
+        for group in dealt(setting, groups):
             rows += _rows(group, REAL)
     return rows
 
 
 def _check(
-    name: str, data: str, column: str, *, at_least: float | None = None, at_most: float | None = None
+    name: str,
+    data: str,
+    column: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    words: str = "",
+    where: str = "",
 ) -> Check:
+    """``words`` have "falls" in place of {} where the check holds, and "does not fall" where it fails."""
     return Check(
         name=name,
         setting=f"on {data}",
@@ -115,14 +117,24 @@ def _check(
         at_most=at_most,
         possible=(0.0, 1.0 if column == "direction change" else math.inf),
         unit="times" if at_most is None else "",
+        reading=Reading(
+            holds=words.format("falls"),
+            fails=words.format("does not fall"),
+            by="before over after {mean}",
+            digits=3,
+            where=where,
+        )
+        if words
+        else None,
     )
 
 
-_ELEMENT = "the variance of an element falls at least 100 times (the source: 125)"
-_NORM = "the norm’s variance over its mean falls at least 36 times (the source: 55, by its rounded figures 36 or more)"
+_ELEMENT = "the variance of an element falls at least 100 times (the note: 125)"
+_NORM = "the norm’s variance over its mean falls at least 36 times (the note: 55, by its rounded figures 36 or more)"
 # The ratio of two variances of ten norms each strays widely; the figure itself does so less.
 _AFTER = "the norm’s variance over its mean is 0.00001 afterwards, rounded to five decimals"
 _RELATIVE = "the variance relative to the squared mean at least halves"
+_OF_ELEMENT, _OF_RELATIVE = "an element’s variance {} 100-fold", "relative to the mean it {} by half"
 _DIRECTION = "the direction variance stays the same to three digits"
 
 CLAIM = Claim(
@@ -139,19 +151,28 @@ CLAIM = Claim(
     "of scale cannot alter the measure, and what holds for the gradients of real replicas?",
     expected="The figures are those of ten independent Gaussian 512×512 matrices with element variance 1/4: 1/512 "
     "is 0.002 and 1 − 1/10 is 0.900, of any ten directions that have nothing in common. The norm’s coefficient of "
-    "variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = 0.0005, the source’s figure. "
+    "variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = 0.0005, the note’s figure. "
     "Dividing each matrix by its norm does the same, so it is a change of scale. Real replicas’ gradients have "
     "elements far smaller than a polar factor’s, so their variance rises; and small singular values, which are the "
     "noisiest, are raised to the level of the others, so relative to the mean the variance rises too.",
     measure=measure,
     inputs=MATRICES,
     checks=(
-        _check(_ELEMENT, RANDOM, "fall", at_least=100.0),
-        _check(_ELEMENT, REAL, "fall", at_least=100.0),
+        _check(
+            _ELEMENT,
+            RANDOM,
+            "fall",
+            at_least=100.0,
+            words=_OF_ELEMENT,
+            where="on independent Gaussian matrices",
+        ),
+        _check(
+            _ELEMENT, REAL, "fall", at_least=100.0, words=_OF_ELEMENT, where="on gradients of real replicas"
+        ),
         _check(_AFTER, RANDOM, "norm variance", at_most=0.000015),
         _check(_NORM, REAL, "norm fall", at_least=36.0),
-        _check(_RELATIVE, RANDOM, "relative fall", at_least=2.0),
-        _check(_RELATIVE, REAL, "relative fall", at_least=2.0),
+        _check(_RELATIVE, RANDOM, "relative fall", at_least=2.0, words=_OF_RELATIVE, where="on the former"),
+        _check(_RELATIVE, REAL, "relative fall", at_least=2.0, words=_OF_RELATIVE, where="on the latter"),
         _check(_DIRECTION, RANDOM, "direction change", at_most=0.0005),
         _check(_DIRECTION, REAL, "direction change", at_most=0.0005),
     ),
@@ -165,8 +186,8 @@ CLAIM = Claim(
     },
     tables=(
         Pivot(
-            caption="Before and after, beside the source’s figures (its “after” is of any method). Norm CV as the "
-            "source has it is variance over mean",
+            caption="Before and after, beside the note’s figures (its “after” is of any method). Norm CV as the "
+            "note has it is variance over mean",
             rows={"data": "Data", "method": "Method"},
             values={
                 "element variance": "Element variance",
@@ -207,7 +228,7 @@ CLAIM = Claim(
         Plot(
             name="relative",
             title="Variance of eight replicas relative to their mean",
-            how_to_read="Bars above the gradient’s mean that the replicas’ results agree less with each other than "
+            how_to_read="Where a bar is higher than the gradient’s, the replicas’ results agree less with each other than "
             "their gradients did.",
             x=("method", "Method"),
             y=("relative variance", "Σ variance/‖mean‖²"),

@@ -1,45 +1,30 @@
 """coefficients.3: the cubic converges linearly, the tuned quintic superlinearly."""
 
-import math
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from muonwire.lab.claims.coefficients import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.claims.coefficients import NOTE, REAL, STANDARD, TUNED
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
-from muonwire.lab.inputs.captured import captured
-from muonwire.lab.inputs.samples import MATRICES
-from muonwire.lab.measures.matrices import with_steps
+from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
+from muonwire.lab.measures.matrices import fitted_power, with_steps
+from muonwire.lab.measures.schedules import (
+    ROUNDING,
+    Values,
+    fitted_order,
+    of_steps,
+    rms_error,
+    unit_values,
+)
 from muonwire.polar import SCHEDULES, Schedule
 
-Values = NDArray[np.float64]
-NEAR_ONE, TABLE, REAL = "singular values near 1", "a Gaussian matrix", "real momentum"
-STANDARD, TUNED = "taylor_cubic", "tuned"
+NEAR_ONE, TABLE = "singular values near 1", "a Gaussian matrix"
 STEPS = 20
-# Errors that are rounding in double precision, and errors at which nothing has converged yet.
-ROUNDING, BEGUN = 1e-13, 0.9
 
 
 def _slope(x: Values, y: Values) -> float:
-    return float(np.polyfit(np.log(x), np.log(y), 1)[0])
-
-
-def fitted_order(errors: Values) -> float:
-    """q of e_{k+1} ≈ C e_k^q, by least squares over the logarithms of consecutive errors.
-
-    Args:
-        errors: by iteration; those up to the last of 0.9 or more are left out, and those that are rounding.
-
-    Returns:
-        the order; NaN where fewer than three errors are left.
-    """
-    high = np.flatnonzero(errors >= BEGUN)
-    kept = errors[high[-1] + 1 if len(high) else 0 :]
-    kept = kept[kept > ROUNDING]
-    return _slope(kept[:-1], kept[1:]) if len(kept) >= 3 else math.nan
+    return fitted_power(list(zip(x, y, strict=True)))
 
 
 def _near_one() -> list[Row]:
@@ -47,9 +32,7 @@ def _near_one() -> list[Row]:
     distances = np.geomspace(1e-5, 1e-1, 21)
     rows: list[Row] = []
     for name, schedule in SCHEDULES.items():
-        last = with_steps(
-            Schedule(name=name, coefficients=schedule.coefficients[-1:], source=schedule.source), 1
-        )
+        last = of_steps(schedule.coefficients[-1])
         ends = np.stack([1 - distances, 1 + distances])
         after = np.maximum(np.abs(1 - last.apply(ends)).max(axis=0), ROUNDING)
         rows.append(
@@ -73,12 +56,11 @@ def _near_one() -> list[Row]:
 
 def _errors(x: torch.Tensor, schedule: Schedule, steps: int) -> Values:
     """rms of 1 − s² after each iteration, from the singular values, which it maps one by one."""
-    values = torch.linalg.svdvals(x.double())
-    s = (values / values.norm()).numpy()
+    s = unit_values(x)
     errors = []
     for step in with_steps(schedule, steps).coefficients:
-        s = Schedule(name="step", coefficients=(step,), source=schedule.source).apply(s)
-        errors.append(float(np.sqrt(np.mean((1 - s * s) ** 2))))
+        s = of_steps(step).apply(s)
+        errors.append(rms_error(s))
     return np.array(errors)
 
 
@@ -92,14 +74,13 @@ def _rows(x: torch.Tensor, data: str) -> list[Row]:
 def measure(setting: Setting) -> list[Row]:
     """Fitted orders: of one iteration near 1, and of the error by iteration from 0.9 down."""
     size = setting.pick(512, 48)
-    rows = _near_one() + _rows(torch.randn(size, size, generator=setting.generator()), TABLE)
-    for source in MATRICES:
-        for one in list(captured(setting.input(source), kind="momentum"))[setting.seed % 5 :: 5]:
-            rows += _rows(one.matrix, REAL)
+    rows = _near_one() + _rows(gaussian(setting, size, size), TABLE)
+    for _, matrix in real_samples(setting):
+        rows += _rows(matrix, REAL)
     return rows
 
 
-def _linear(data: str) -> Check:
+def _linear(data: str, words: str = "") -> Check:
     return Check(
         name="the order of the cubic is 1 within a tenth",
         setting=f"on {data}",
@@ -107,16 +88,26 @@ def _linear(data: str) -> Check:
         select={"data": data, "method": STANDARD},
         at_least=0.9,
         at_most=1.1,
+        reading=_reading(words, "linearly"),
     )
 
 
-def _superlinear(data: str) -> Check:
+def _superlinear(data: str, words: str = "") -> Check:
     return Check(
         name="the order of the tuned schedule is above 1 by a tenth or more",
         setting=f"on {data}",
         column="order",
         select={"data": data, "method": TUNED},
         at_least=1.1,
+        reading=_reading(words, "superlinearly"),
+    )
+
+
+def _reading(words: str, how: str) -> Reading | None:
+    if not words:
+        return None
+    return Reading(
+        holds=f"{words} converges {how}", fails=f"{words} does not converge {how}", by="order {mean}"
     )
 
 
@@ -126,7 +117,7 @@ CLAIM = Claim(
     says="the cubic iteration converges linearly, the tuned quintic superlinearly",
     question="With which order does the error shrink near 1, where the word is defined; how fast do small values "
     "grow; and which order would one read off a table of iterations?",
-    expected="The reverse. With p(1) = 1 and p′(1) = 0 the cubic is quadratic near 1, e → 1.5 e². The tuned "
+    expected="It is the other way round. With p(1) = 1 and p′(1) = 0 the cubic is quadratic near 1, e → 1.5 e². The tuned "
     "schedule’s last step has p(1) = 0.985 and maps the neighbourhood of 1 beside it: order 0, it does not "
     "converge to 1 at all. Near 0 every iteration multiplies: by 1.5, and by 3.5 in the mean. On a matrix with "
     "small singular values the rms error falls by a constant factor while those are still growing, which looks "
@@ -134,12 +125,12 @@ CLAIM = Claim(
     measure=measure,
     inputs=MATRICES,
     checks=(
-        _linear(TABLE),
-        _linear(NEAR_ONE),
+        _linear(TABLE, "by its errors on a Gaussian matrix the cubic"),
+        _linear(NEAR_ONE, "near 1, where the word is defined, it"),
         _linear(REAL),
         _superlinear(TABLE),
-        _superlinear(NEAR_ONE),
-        _superlinear(REAL),
+        _superlinear(NEAR_ONE, "near 1 the tuned schedule"),
+        _superlinear(REAL, "by its errors on real momentum it"),
     ),
     meaning={
         "confirmed": "More iterations of the tuned schedule pay more and more, those of the cubic do not.",

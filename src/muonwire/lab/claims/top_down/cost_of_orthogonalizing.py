@@ -1,24 +1,36 @@
 """topdown.3: what Gram-Schmidt and Newton-Schulz cost, and how near to the nearest orthogonal matrix they come."""
 
 import math
-import statistics
-from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row, Value
+from muonwire.lab.engine.check import Check, Reading, Row, Value
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.language_model import LANGUAGE_MODEL
 from muonwire.lab.inputs.samples import gaussian
-from muonwire.lab.measures.matrices import fitted_power, in_turns
-from muonwire.polar import adaptive, count_products, orthonormal_basis, polar
+from muonwire.lab.measures.matrices import fitted_power
+from muonwire.lab.measures.orthogonalizing import (
+    ADAPTIVE,
+    AUTO,
+    CLASSICAL,
+    DTYPES,
+    MODIFIED,
+    MUON,
+    QR,
+    SVD,
+    Calls,
+    conditioned,
+    fast_calls,
+    in_double,
+    slow_calls,
+)
+from muonwire.lab.measures.timing import median_times
+from muonwire.polar import count_products
 from muonwire.polar.quality import exact_factor, orthogonality_error, polar_error
-
-Call = Callable[[], Tensor]
 
 SIZES = (128, 256, 512, 1024, 2048)
 QUICK_SIZES = (16, 32)
@@ -31,68 +43,22 @@ ILL_SIZE, ILL_CONDITION = 512, 1e4
 CONDITIONS = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 LOSS_SIZE = 128
 COUNTED_SIZE = 128
-CLASSICAL, MODIFIED, QR, SVD = "Gram–Schmidt, classical", "Gram–Schmidt, modified", "QR, Householder", "SVD"
-# What torch.optim.Muon runs: the note's "just a few matrix multiplications".
-MUON = "Newton–Schulz, Jordan’s five"
-ITERATIONS = {
-    MUON: "jordan",
-    "Newton–Schulz, Polar Express’s five": "polar_express",
-    "Newton–Schulz, five of the cubic": "taylor_cubic",
-}
-AUTO, ADAPTIVE = "Newton–Schulz, polar’s default", "Newton–Schulz to a polar error of 0.001"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GAUSSIAN, ILL, REAL = "Gaussian", "ill-conditioned", "real momentum"
 # Jordan's coefficients are meant to end between 0.7 and 1.2 (Jordan, "Muon", 2024), within 0.3 of 1.
 NEAR = 0.3
 
 
-def conditioned(n: int, condition: float, generator: torch.Generator) -> Tensor:
-    """n×n, float64: singular values from 1 to 1/condition, evenly spaced on a logarithmic scale, between random rotations."""
-    left, right = (
-        torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for _ in range(2)
-    )
-    values = torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)
-    made: Tensor = (left * values) @ right.mT
-    return made
-
-
-def _slow(x: Tensor) -> dict[tuple[str, str], Call]:
-    return {
-        (CLASSICAL, "float32"): lambda: orthonormal_basis(x, method="classical_gram_schmidt"),
-        (MODIFIED, "float32"): lambda: orthonormal_basis(x, method="modified_gram_schmidt"),
-        (SVD, "float32"): lambda: polar(x, method="svd"),
-    }
-
-
-def _fast(x: Tensor) -> dict[tuple[str, str], Call]:
-    made: dict[tuple[str, str], Call] = {(QR, "float32"): lambda: orthonormal_basis(x)}
-    for name, dtype in DTYPES.items():
-        for label, schedule in ITERATIONS.items():
-            made[label, name] = lambda s=schedule, d=dtype: polar(  # type: ignore[misc]
-                x, method="newton_schulz", schedule=s, dtype=d
-            )
-        made[AUTO, name] = lambda d=dtype: polar(x, dtype=d)  # type: ignore[misc]
-    made[ADAPTIVE, "float32"] = lambda: adaptive(x, error=1e-3, dtype=torch.float32)[0]
-    return made
-
-
-def _timed(calls: Mapping[tuple[str, str], Call], turns: int) -> dict[tuple[str, str], tuple[float, Tensor]]:
-    """Median seconds and the result of each call."""
-    spent: dict[str, list[float]] = {}
-    results: dict[str, Tensor] = {}
-    for _, name, seconds, result in in_turns({"|".join(k): c for k, c in calls.items()}, turns=turns):
-        spent.setdefault(name, []).append(seconds)
-        results[name] = result
-    return {key: (statistics.median(spent["|".join(key)]), results["|".join(key)]) for key in calls}
+def _timed(calls: Calls, turns: int) -> dict[tuple[str, str], tuple[float, Tensor]]:
+    return median_times(calls, turns=turns, keep=lambda result: result)
 
 
 def _rows(x: Tensor, data: str, *, n: int, largest: bool) -> list[Row]:
     """Times and errors of every method on one matrix."""
     # A spectrum seen for the first time has its schedule solved, which then is kept.
-    for (method, _), call in _fast(x).items():
+    for (method, _), call in fast_calls(x).items():
         if method in (AUTO, ADAPTIVE):
             call()
-    found = _timed(_slow(x), 1 if max(x.shape) >= SLOW_FROM else 3) | _timed(_fast(x), 3)
+    found = _timed(slow_calls(x), 1 if max(x.shape) >= SLOW_FROM else 3) | _timed(fast_calls(x), 3)
     exact = exact_factor(x)
     errors = {key: polar_error(result, x, exact=exact) for key, (_, result) in found.items()}
     base = found[QR, "float32"][0]
@@ -126,11 +92,7 @@ def _exponents(rows: list[Row], first: int) -> list[Row]:
         if row["data"] == GAUSSIAN and isinstance(n, int) and isinstance(time, float) and n >= first:
             series.setdefault((row["method"], row["dtype"]), []).append((n, time))
     return [
-        {
-            "timed": str(method),
-            "dtype": str(dtype),
-            "exponent": fitted_power(points),
-        }
+        {"timed": str(method), "dtype": str(dtype), "exponent": fitted_power(points)}
         for (method, dtype), points in series.items()
     ]
 
@@ -138,7 +100,7 @@ def _exponents(rows: list[Row], first: int) -> list[Row]:
 def _counts(x: Tensor) -> list[Row]:
     """Products of the methods that are made of products."""
     rows: list[Row] = []
-    for (method, dtype), call in (_slow(x) | _fast(x)).items():
+    for (method, dtype), call in (slow_calls(x) | fast_calls(x)).items():
         if dtype != "float32" or method in (QR, SVD):
             continue
         with count_products() as count:
@@ -160,15 +122,7 @@ def _losses(setting: Setting) -> list[Row]:
     lost: dict[str, list[tuple[float, float]]] = {}
     for stream, condition in enumerate(CONDITIONS):
         x = conditioned(setting.pick(LOSS_SIZE, 16), condition, setting.generator(stream=50 + stream))
-        made = {
-            CLASSICAL: orthonormal_basis(x, method="classical_gram_schmidt"),
-            MODIFIED: orthonormal_basis(x, method="modified_gram_schmidt"),
-            QR: orthonormal_basis(x),
-            SVD: polar(x, method="svd", dtype=torch.float64),
-        }
-        for label, schedule in ITERATIONS.items():
-            made[label] = polar(x, method="newton_schulz", schedule=schedule, dtype=torch.float64)
-        for method, result in made.items():
+        for method, result in in_double(x).items():
             error = orthogonality_error(result)
             rows.append(
                 {
@@ -188,7 +142,7 @@ def measure(setting: Setting) -> list[Row]:
     """Times and errors against n, on an ill-conditioned matrix and on real momentum, and the loss against the condition."""
     sizes = setting.pick(SIZES, QUICK_SIZES)
     # Threads and libraries start on something small.
-    _timed(_slow(torch.eye(8)) | _fast(torch.eye(8)), 1)
+    _timed(slow_calls(torch.eye(8)) | fast_calls(torch.eye(8)), 1)
     rows: list[Row] = []
     for stream, n in enumerate(sizes):
         rows += _rows(gaussian(setting, n, n, stream=stream), GAUSSIAN, n=n, largest=n == sizes[-1])
@@ -206,7 +160,7 @@ def measure(setting: Setting) -> list[Row]:
     )
 
 
-def _faster(other: str, dtype: str) -> Check:
+def _faster(other: str, dtype: str, words: str = "") -> Check:
     return Check(
         name=f"five steps of Newton–Schulz take no longer than {other}",
         setting=f"on the largest Gaussian matrix, products in {dtype}",
@@ -215,6 +169,7 @@ def _faster(other: str, dtype: str) -> Check:
         at_least=1.0,
         possible=(0.0, math.inf),
         unit="times as fast",
+        reading=Reading(holds=words.format("faster"), fails=words.format("slower")) if words else None,
     )
 
 
@@ -237,16 +192,20 @@ def _nearer(data: str) -> Check:
     )
 
 
-def _near(data: str) -> Check:
+def _near(data: str, words: str = "") -> Check:
     setting, select = _place(data)
     return Check(
-        name=f"five steps end within {NEAR} of the nearest orthogonal matrix, as Jordan’s coefficients "
-        f"are meant to",
+        name=f"five steps end within {NEAR} of the nearest orthogonal matrix, as Jordan’s coefficients are meant to",
         setting=setting,
         column="polar error",
         select={**select, "method": MUON, "dtype": "bfloat16"},
         at_most=NEAR,
         possible=(0.0, math.inf),
+        reading=Reading(
+            holds=words.format(f"within {NEAR} of"), fails=words.format(f"farther than {NEAR} from")
+        )
+        if words
+        else None,
     )
 
 
@@ -272,20 +231,26 @@ CLAIM = Claim(
     repeats=3,
     alone=True,
     checks=(
-        _faster(MODIFIED, "bfloat16"),
+        _faster(
+            MODIFIED,
+            "bfloat16",
+            f"in bfloat16 and at n = {SIZES[-1]} five Newton–Schulz steps are {{}} than Gram–Schmidt column by column",
+        ),
         _faster(QR, "bfloat16"),
-        _faster(QR, "float32"),
+        _faster(QR, "float32", "in float32 they are {} than a blocked QR"),
         _faster(SVD, "float32"),
         *(_nearer(data) for data in (GAUSSIAN, ILL, REAL)),
-        *(_near(data) for data in (GAUSSIAN, ILL, REAL)),
+        _near(GAUSSIAN, "on a Gaussian matrix they end {} the polar factor"),
+        _near(ILL, "on an ill-conditioned one they end {} it"),
+        _near(REAL),
     ),
     meaning={
         "confirmed": "Newton–Schulz is the cheapest way to an orthogonal update, and comes near enough.",
         "refuted": "Newton–Schulz is neither faster than a factorization nor near the polar factor.",
-        "depends": "Gram–Schmidt is no alternative whatever it takes, since its Q is another matrix than the "
+        "depends": "Gram–Schmidt is no alternative whatever time it takes, since its Q is another matrix than the "
         "nearest. Whether five steps take less time than a QR is a matter of the device’s products, and how "
         "near they come is a matter of the spectrum: singular values below about 1/500 of ‖X‖_F stay small. "
-        "Where the distance matters ask for it (polar.adaptive), and let the dtype be measured.",
+        "Where the distance matters, ask for one (polar.adaptive), and measure which dtype is faster on your device.",
     },
     tables=(
         Pivot(

@@ -6,7 +6,7 @@ import torch
 
 from muonwire.errors import UsageError
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Excerpts, Pivot, Plot
 from muonwire.spectra.edit import edit_model
@@ -21,6 +21,12 @@ from muonwire.tasks.text import read_text
 KINDS = ("attention", "mlp")
 # "Behaves differently": at one place in ten it finds another token the most likely.
 DIFFERENT = 10.0
+FIGURES = {
+    "perplexity": "Perplexity",
+    "above": "Loss above, nats a token",
+    "kl": "KL, nats a token",
+    "changed": "Another most likely token, %",
+}
 TALKED = (
     "drop(fraction=0.1, which='smallest')",
     "drop(fraction=0.01)",
@@ -63,10 +69,7 @@ def measure(setting: Setting) -> list[Row]:
                 "strength": point.strength,
                 f"{kind} strength": point.strength,
                 f"{kind} loss": max(found.loss - whole, 1e-4),
-                "perplexity": found.perplexity,
-                "above": found.loss - whole,
-                "kl": found.kl,
-                "changed": 100 * (1 - found.agreement),
+                **_figures(found, whole),
             }
         )
     for text in TALKED[:2]:
@@ -114,6 +117,11 @@ def _check(text: str, words: str) -> Check:
         at_least=DIFFERENT,
         possible=(0.0, 100.0),
         unit="%",
+        reading=Reading(
+            holds=f"{words} changes what a small language model says",
+            fails=f"{words} hardly changes what a small language model says",
+            by="another most likely token at {mean} % of the places",
+        ),
     )
 
 
@@ -149,7 +157,7 @@ CLAIM = Claim(
         _check(TALKED[1], "dropping the largest hundredth"),
     ),
     meaning={
-        "confirmed": "Neither end of the spectrum is spare: a model notices a tenth of its smallest singular values.",
+        "confirmed": "Neither end of the spectrum can be spared: a model notices the loss of its smallest singular values too.",
         "refuted": "A model does not notice changes at either end of its weights’ spectra.",
         "depends": "A few of the largest singular values are felt at once, many of the smallest hardly: cut from the "
         "bottom, and never touch the top. What matters in a weight is which directions are large.",
@@ -158,23 +166,13 @@ CLAIM = Claim(
         Pivot(
             caption="What decides: edits of all hidden weights, against the original on the King James text",
             rows={"of": "Edit"},
-            values={
-                "perplexity": "Perplexity",
-                "above": "Loss above, nats a token",
-                "kl": "KL, nats a token",
-                "changed": "Another most likely token, %",
-            },
+            values=FIGURES,
         ),
         Pivot(
             caption="Every edit by kind of weights. The strength is the share of the singular values that an edit takes, or how "
             "far it goes from no change",
             rows={"kind": "Weights", "edit": "Edit", "strength": "Strength"},
-            values={
-                "perplexity": "Perplexity",
-                "above": "Loss above, nats a token",
-                "kl": "KL, nats a token",
-                "changed": "Another most likely token, %",
-            },
+            values=FIGURES,
         ),
         Pivot(
             caption="Repeated runs of four tokens in the answers, %",

@@ -1,23 +1,28 @@
 """topdown.5: random matrices in high dimension are linearly independent with high probability."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import kstest
-from torch import Tensor
 
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row, Value
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import fitted_power
+from muonwire.lab.measures.random_matrices import (
+    all_signs,
+    edelman_cdf,
+    edelman_quantile,
+    full_rank,
+    is_singular,
+    rounding_norm,
+)
 from muonwire.polar import SCHEDULES, polar
 from muonwire.polar.newton_schulz import map_values
-
-Values = NDArray[np.float64]
 
 # (n, draws): the more draws, the better the law is tested; the larger n, the more a draw costs.
 GAUSSIAN = ((16, 400), (32, 400), (64, 400), (128, 300), (256, 150), (512, 60))
@@ -30,60 +35,6 @@ LIKELY = 95.0
 # The 5 % point of √draws times the Kolmogorov-Smirnov distance.
 CRITICAL = 1.36
 SCHEDULE = SCHEDULES["polar_express"]
-BITS_OF_BFLOAT16 = 8
-
-
-def edelman_cdf(t: Values) -> Values:
-    """P(√n σ_min ≤ t) of an n×n matrix of independent standard normal entries, n → ∞: 1 − exp(−t²/2 − t).
-
-    Source: Edelman, "Eigenvalues and condition numbers of random matrices" (1988): n σ_min² has the density
-    (1 + √x)/(2√x) exp(−(x/2 + √x)).
-    """
-    share: Values = -np.expm1(-(t**2) / 2 - t)
-    return share
-
-
-def edelman_quantile(share: float) -> float:
-    """The t with ``edelman_cdf(t) = share``: √(1 − 2 ln(1 − share)) − 1."""
-    return math.sqrt(1 - 2 * math.log1p(-share)) - 1
-
-
-def is_singular(signs: Tensor) -> Tensor:
-    """Whether each matrix of entries ±1 is singular, decided exactly.
-
-    Adding the first row to the others makes their entries 0 or ±2, so the determinant is a multiple of 2^(n−1), and one below
-    half of that is zero. A float64 determinant is off by far less than that for n ≤ 20.
-
-    Args:
-        signs: (..., n, n), n ≤ 20.
-    """
-    size: Tensor = torch.linalg.det(signs.double()).abs()
-    return size < 2.0 ** (signs.shape[-1] - 2)
-
-
-def all_signs(n: int) -> Tensor:
-    """All n×n matrices of entries ±1 whose first row and column are +1: turning signs of rows and columns keeps the rank."""
-    free = (n - 1) ** 2
-    bits = (torch.arange(2**free)[:, None] >> torch.arange(free)) & 1
-    made = torch.ones(2**free, n, n)
-    made[:, 1:, 1:] = (2.0 * bits - 1).view(-1, n - 1, n - 1)
-    return made
-
-
-def rounding_norm(x: Tensor, generator: torch.Generator) -> float:
-    """‖E‖₂ of errors as rounding to bfloat16 makes them: independent, uniform in half a spacing to either side of each entry.
-
-    Drawn rather than taken, because matrices that are kept in bfloat16 have no error of their own left.
-    """
-    _, exponent = torch.frexp(x)
-    spacing = torch.ldexp(torch.ones_like(x), exponent - BITS_OF_BFLOAT16)
-    errors = (torch.rand(x.shape, generator=generator, dtype=x.dtype) - 0.5) * spacing * (x != 0)
-    return float(torch.linalg.matrix_norm(errors, 2))
-
-
-def full_rank(values: Tensor, *, size: int, dtype: torch.dtype) -> Tensor:
-    """Whether σ_min > σ_max · size · ε, the usual rule of numerical rank, of falling singular values (..., r)."""
-    return values[..., -1] > values[..., 0] * size * torch.finfo(dtype).eps
 
 
 def _gaussian_rows(setting: Setting) -> list[Row]:
@@ -209,15 +160,32 @@ def measure(setting: Setting) -> list[Row]:
     return _gaussian_rows(setting) + _sign_rows(setting) + _real_rows(setting) + _iterated_rows(setting)
 
 
-def _resolved(kind: str) -> Check:
+def _likely(
+    name: str, setting: str, column: str, select: Mapping[str, Value], reading: Reading | None = None
+) -> Check:
     return Check(
-        name=f"{LIKELY:g} % of the matrices have every singular value above the norm of rounding to bfloat16",
-        setting=f"on real {'momentum' if kind == 'momentum' else 'weights'}",
-        column="all resolved",
-        select={"kind": kind},
+        name=f"{LIKELY:g} % of {name}",
+        setting=setting,
+        column=column,
+        select=select,
         at_least=LIKELY,
         possible=(0.0, 100.0),
         unit="%",
+        reading=reading,
+    )
+
+
+def _resolved(kind: str, words: str) -> Check:
+    return _likely(
+        "the matrices have every singular value above the norm of rounding to bfloat16",
+        f"on {words}",
+        "all resolved",
+        {"kind": kind},
+        Reading(
+            holds=f"all singular values of {words} are above it",
+            fails=f"{words} often has singular values below it",
+            by="all in {mean} % of the matrices",
+        ),
     )
 
 
@@ -228,36 +196,34 @@ CLAIM = Claim(
     "dimensions are large",
     quoted={"linearly independent": "with high probability becauses the dimensions are large"},
     question="How often are random square matrices singular, how small is their smallest singular value "
-    "against n, does it follow Edelman’s law, and is it still told from zero in bfloat16, for random "
+    "against n, does it follow Edelman’s law, and can it still be distinguished from zero in bfloat16, for random "
     "matrices and for real ones?",
     expected="With a density the probability is 1 at every n, not because n is large: the singular matrices "
     "are the zeros of a polynomial, a set of measure zero. Only for discrete entries a large n is needed: of "
     "±1 matrices two thirds are singular at n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not "
     "mean far from dependent: σ_min falls as 1/√n, by Edelman’s law, while the norm of rounding to bfloat16 "
     "grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a singular one within the reach "
-    "of rounding. Rounding does not go there: to first order it moves σ_min by uᵀEv, which does not grow "
+    "of rounding. Rounding does not reach that far: to first order it moves σ_min by uᵀEv, which does not grow "
     "with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s "
     "rank is at most the number of its tokens, and its small singular values end in rounding.",
     measure=measure,
     inputs=MATRICES,
     checks=(
-        Check(
-            name=f"at least {LIKELY:g} % have full numerical rank in float64",
-            setting="on Gaussian matrices of the largest size",
-            column="independent",
-            select={"data": "Gaussian", "largest": True},
-            at_least=LIKELY,
-            possible=(0.0, 100.0),
-            unit="%",
+        _likely(
+            "the matrices have full numerical rank in float64",
+            "on Gaussian matrices of the largest size",
+            "independent",
+            {"data": "Gaussian", "largest": True},
+            Reading(
+                holds="Gaussian matrices have full rank in float64",
+                fails="Gaussian matrices often lack full rank in float64",
+            ),
         ),
-        Check(
-            name=f"at least {LIKELY:g} % are not singular",
-            setting="on ±1 matrices of the largest size",
-            column="independent",
-            select={"data": "±1", "largest": True},
-            at_least=LIKELY,
-            possible=(0.0, 100.0),
-            unit="%",
+        _likely(
+            "the matrices are not singular",
+            "on ±1 matrices of the largest size",
+            "independent",
+            {"data": "±1", "largest": True},
         ),
         Check(
             name="the smallest singular value falls as n to the power −0.5, within a tenth of that",
@@ -275,26 +241,27 @@ CLAIM = Claim(
             at_most=CRITICAL,
             possible=(0.0, math.inf),
         ),
-        Check(
-            name=f"{LIKELY:g} % of the draws have every singular value above the norm of rounding to "
-            f"bfloat16",
-            setting="in bfloat16, on Gaussian matrices of the largest size",
-            column="above floor",
-            select={"data": "Gaussian", "largest": True},
-            at_least=LIKELY,
-            possible=(0.0, 100.0),
-            unit="%",
+        _likely(
+            "the draws have every singular value above the norm of rounding to bfloat16",
+            "in bfloat16, on Gaussian matrices of the largest size",
+            "above floor",
+            {"data": "Gaussian", "largest": True},
+            Reading(
+                holds="in bfloat16 the smallest singular value of a large Gaussian matrix is above rounding",
+                fails="in bfloat16 the smallest singular value of a large Gaussian matrix is below rounding",
+                by="above it in {mean} %",
+            ),
         ),
-        _resolved("momentum"),
-        _resolved("weight"),
+        _resolved("momentum", "real momentum"),
+        _resolved("weight", "a real weight"),
     ),
     meaning={
         "confirmed": "Independence can be taken for granted, in bfloat16 and on real matrices too.",
         "refuted": "Do not count on independent rows: neither random nor real matrices have them.",
-        "depends": "Independent in exact arithmetic, but in bfloat16 not measurably so. Muon does not need "
-        "it: an iteration of odd polynomials keeps a zero singular value at zero and carries small ones only "
-        "as far as its steps reach. What rounding puts in place of zeros it carries too, as the last table "
-        "tells: those directions of the update are noise, of bounded size. polar’s default limits how far it "
+        "depends": "The rows are independent in exact arithmetic, but not measurably so in bfloat16. Muon does not need "
+        "that: an iteration of odd polynomials keeps a zero singular value at zero and carries small ones only "
+        "as far as its steps reach. It carries what rounding puts in place of zeros too, as the last table "
+        "shows: those directions of the update are noise, of bounded size. polar’s default limits how far it "
         "carries what rounding may have made.",
     },
     tables=(
@@ -385,7 +352,8 @@ CLAIM = Claim(
         Plot(
             name="signs",
             title="Singular ±1 matrices",
-            how_to_read="Here, unlike with a density, independence does come from a large n.",
+            how_to_read="Of matrices with entries ±1, small ones are often singular and large ones hardly ever. Gaussian matrices "
+            "are never singular, at any n.",
             x=("n", "n"),
             y=("singular", "% singular"),
             select={"data": "±1"},

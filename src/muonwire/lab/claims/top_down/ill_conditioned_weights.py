@@ -5,47 +5,22 @@ The derivation is in docs/conditioning.md.
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, vmap
 
-from muonwire import recipes
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import hidden_matrices
-from muonwire.lab.measures.chains import (
-    ALL,
-    BENT,
-    DEPTH,
-    MIDDLE,
-    ONE,
-    POLAR,
-    STRAIGHT,
-    TARGET,
-    WIDTH,
-    Course,
-    chain,
-    chain_blocks,
-    rotation,
-    steps_to_target,
-)
-from muonwire.lab.measures.gauss_newton import (
-    condition_of,
-    derived_blocks,
-    largest_over,
-    measured_block,
-    with_condition,
-    with_power,
-)
-from muonwire.lab.measures.matrices import fitted_power
+from muonwire.lab.measures.chains import COURSES, TARGET, Course, block_rows, course_rows
+from muonwire.lab.measures.gauss_newton import derived_blocks, largest_over, measured_block, with_power
+from muonwire.lab.measures.small_llama import SMOOTHED, small_llama, steps_needed, train
 from muonwire.tasks.text import TextSettings, TextTask
 
-POSITIONS = {0: "the layer below", MIDDLE: "its own", 2: "the layer above"}
 CONDITIONS = (1.0, 3.0, 10.0, 30.0)
 QUICK_CONDITIONS = (1.0, 10.0)
 # Powers that singular values of the real model's weights are raised to, the Frobenius norm kept.
@@ -59,128 +34,14 @@ BLOCKS = {
 }
 # Rates that each recipe is given in training; the best one counts.
 RATES = {"sgd": (0.03, 0.1, 0.3), "adamw": (0.0035, 0.007, 0.014), "muon": (0.007, 0.014, 0.028)}
-SMOOTHED = 10
 # Slower means a tenth more steps, or a tenth more condition.
 MORE = 1.1
-
-
-def _chain_rows(setting: Setting) -> list[Row]:
-    generator = setting.generator()
-    base = [rotation(generator) for _ in range(DEPTH)]
-    # Columns of a semi-orthogonal matrix: E[x xᵀ] = I exactly, so that inputs add nothing to the condition.
-    drawn = torch.randn(4 * WIDTH, WIDTH, generator=generator, dtype=torch.float64)
-    inputs = torch.linalg.qr(drawn).Q * math.sqrt(4 * WIDTH)
-    rows: list[Row] = []
-    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for condition in setting.pick(CONDITIONS, QUICK_CONDITIONS):
-        weights = [with_condition(w, condition) if i == MIDDLE else w for i, w in enumerate(base)]
-        for kind in (STRAIGHT, BENT):
-            through = vmap(jacrev(lambda x, w=weights, k=kind: chain(w, x, kind=k)))(inputs)
-            whole = float(torch.linalg.cond(through).mean())
-            for layer, position in POSITIONS.items():
-                measured, derived = chain_blocks(weights, inputs, kind=kind, layer=layer)
-                found = condition_of(measured)
-                rows.append(
-                    {
-                        "network": kind,
-                        "weight condition": condition,
-                        "block": position,
-                        "series": f"{kind}: {position}",
-                        "condition": found,
-                        "derived": condition_of(derived),
-                        "identity error": float((measured - derived).norm() / measured.norm()),
-                        "Jacobian": whole,
-                    }
-                )
-                points.setdefault((kind, position), []).append((condition, found))
-    for (kind, position), pairs in points.items():
-        rows.append({"exponent in": kind, "block": position, "exponent": round(fitted_power(pairs), 9)})
-    return rows
-
-
-COURSES = (
-    Course(name="only the layer below", kind=STRAIGHT, changed=ONE, trained=(0,)),
-    Course(name="only the layer above", kind=STRAIGHT, changed=ONE, trained=(2,)),
-    Course(name="only the changed layer", kind=STRAIGHT, changed=ONE, trained=(MIDDLE,)),
-    Course(name="all layers", kind=STRAIGHT, changed=ONE, trained=(0, 1, 2)),
-    Course(name="all layers", kind=BENT, changed=ONE, trained=(0, 1, 2)),
-    Course(name="all layers", kind=STRAIGHT, changed=ALL, trained=(0, 1, 2)),
-    Course(name="all layers", kind=STRAIGHT, changed=ALL, trained=(0, 1, 2), step=POLAR),
-)
-
-
-def _course_rows(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
-    conditions = setting.pick(CONDITIONS, QUICK_CONDITIONS)
-    for course in COURSES:
-        high = 0.0 if course.step == POLAR else 1.0
-        rates = torch.logspace(-8.0, high, setting.pick(19, 4), base=2.0, dtype=torch.float64)
-        steps = steps_to_target(
-            course,
-            conditions,
-            rates=rates,
-            most=setting.pick(3000, 40),
-            generator=setting.generator(stream=10),
-        )
-        for condition, count in zip(conditions, steps, strict=True):
-            rows.append(
-                {
-                    "course": course.name,
-                    "network": course.kind,
-                    "changed": course.changed,
-                    "step": course.step,
-                    "series": f"{course.name}, {course.kind}, {course.changed}, {course.step}",
-                    "weight condition": condition,
-                    "steps": count,
-                    "slowdown": count / steps[0],
-                }
-            )
-    return rows
-
-
-def small_llama(setting: Setting) -> nn.Module:
-    """A byte-level Llama of which whole Gauss-Newton blocks fit: width 32, two layers, before training."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    width = setting.pick(32, 8)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        # The fused kernels have no forward-mode derivative.
-        attn_implementation="eager",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(setting.seed)
-        model: nn.Module = LlamaForCausalLM(config)
-    return model
-
-
-def train(model: nn.Module, task: TextTask, recipe: str, *, lr: float, steps: int, seed: int) -> list[float]:
-    """Train, and give the loss at each step."""
-    optimizer = recipes.build(recipe, model, lr=lr)
-    losses = []
-    for step in range(1, steps + 1):
-        loss = task.loss(model, task.batch(seed=seed, step=step, rank=0, world_size=1))
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def _real_rows(setting: Setting) -> list[Row]:
     length, sequences = setting.pick((16, 8), (6, 2))
     task = TextTask(TextSettings(model_size="pico", sequence=length, batch=sequences))
-    model = small_llama(setting)
+    model = small_llama(width=setting.pick(32, 8), seed=setting.seed)
     train(model, task, "adamw", lr=0.005, steps=setting.pick(300, 2), seed=setting.seed)
     model.requires_grad_(False)
     tokens = task.batch(seed=setting.seed + 1, step=0, rank=0, world_size=1)["tokens"][:, :-1]
@@ -222,25 +83,6 @@ def _power_rows(model: nn.Module, layer: str, tokens: Tensor, *, powers: Sequenc
     return rows
 
 
-def steps_needed(curves: Mapping[float, Sequence[Sequence[float]]]) -> dict[float, int]:
-    """For each start: steps until the smoothed loss is where the slowest start's best run ends, at the best rate for it.
-
-    Args:
-        curves: by start, the losses of one run for each rate.
-    """
-    window = np.ones(SMOOTHED) / SMOOTHED
-    smooth = {
-        # A run that diverged is at no step near any target.
-        start: [np.nan_to_num(np.convolve(run, window, mode="valid"), nan=np.inf) for run in runs]
-        for start, runs in curves.items()
-    }
-    target = max(min(float(run.min()) for run in runs) for runs in smooth.values())
-    return {
-        start: min(int(np.argmax(run <= target)) + SMOOTHED for run in runs if run.min() <= target)
-        for start, runs in smooth.items()
-    }
-
-
 def _training_rows(setting: Setting) -> list[Row]:
     task = TextTask(TextSettings(model_size="pico", sequence=setting.pick(64, 8), batch=setting.pick(8, 2)))
     starts = setting.pick((0.0, 1.0, STEEP), (0.0, STEEP))
@@ -278,10 +120,18 @@ def _training_rows(setting: Setting) -> list[Row]:
 
 def measure(setting: Setting) -> list[Row]:
     """Conditions and steps on made chains, the derivation on a real model, and training from starts of other conditions."""
-    return _chain_rows(setting) + _course_rows(setting) + _real_rows(setting) + _training_rows(setting)
+    conditions = setting.pick(CONDITIONS, QUICK_CONDITIONS)
+    courses = course_rows(
+        conditions,
+        num_rates=setting.pick(19, 4),
+        most=setting.pick(3000, 40),
+        generator=lambda: setting.generator(stream=10),
+    )
+    blocks = block_rows(conditions, generator=setting.generator())
+    return blocks + courses + _real_rows(setting) + _training_rows(setting)
 
 
-def _slower(setting: str, **select: str | bool | float) -> Check:
+def _slower(setting: str, reading: Reading | None, **select: str | bool | float) -> Check:
     return Check(
         name="it takes at least a tenth more steps",
         setting=setting,
@@ -290,13 +140,42 @@ def _slower(setting: str, **select: str | bool | float) -> Check:
         at_least=MORE,
         possible=(0.0, math.inf),
         unit="times the steps",
+        reading=reading,
     )
 
 
-def _course_check(course: Course) -> Check:
+# How the answer says what holds and what fails, and where: of some of COURSES by their place there, and of RATES.
+_LAYER = (
+    "a fixed weight of condition 10 slows the layer",
+    "a fixed weight of condition 10 does not slow the layer",
+)
+_OWN = ("it slows its own training", "it does not slow its own training")
+_THREE = ("three such weights slow training", "three such weights do not slow training")
+_LLAMA = ("ill-conditioned weights slow a Llama", "ill-conditioned weights do not slow a Llama")
+WORDS: dict[int | str, tuple[tuple[str, str], str]] = {
+    0: (_LAYER, "below it"),
+    2: (_OWN, ""),
+    5: (_THREE, "by gradients"),
+    6: (_THREE, "by polar factors"),
+    "adamw": (_LLAMA, "with AdamW"),
+    "muon": (_LLAMA, "with Muon"),
+}
+
+
+def _reading(of: int | str) -> Reading | None:
+    if of not in WORDS:
+        return None
+    (holds, fails), where = WORDS[of]
+    return Reading(
+        holds=holds, fails=fails, by="{mean} times the steps" if of == 0 else "{mean} times", where=where
+    )
+
+
+def _course_check(place: int, course: Course) -> Check:
     return _slower(
         f"training {course.name} of a {course.kind} chain by {course.step} steps, {course.changed} of "
         f"condition 10",
+        _reading(place),
         course=course.name,
         network=course.kind,
         changed=course.changed,
@@ -335,10 +214,15 @@ CLAIM = Claim(
     "suffers least.",
     measure=measure,
     checks=(
-        *(_course_check(course) for course in COURSES),
+        *(_course_check(place, course) for place, course in enumerate(COURSES)),
         *(_rises(place) for place in BLOCKS.values()),
         *(
-            _slower(f"in training a Llama with {recipe}, all hidden weights", recipe=recipe, steep=True)
+            _slower(
+                f"in training a Llama with {recipe}, all hidden weights",
+                _reading(recipe),
+                recipe=recipe,
+                steep=True,
+            )
             for recipe in RATES
         ),
     ),
@@ -346,8 +230,8 @@ CLAIM = Claim(
         "confirmed": "Keep weights well conditioned: whatever is trained, and however, an ill-conditioned "
         "weight costs steps.",
         "refuted": "The condition of the weights at the start does not matter to how fast they are trained.",
-        "depends": "What slows is an ill-conditioned weight that others have to work through: frozen, or as "
-        "ill-conditioned as all. Its own learning it does not slow. So the weight’s condition is a matter of "
+        "depends": "An ill-conditioned weight slows the layers that have to work through it, where it is frozen or "
+        "where all weights are as ill-conditioned. It does not slow its own learning. So the weight’s condition is a matter of "
         "initialization and of frozen parts; what Muon makes well conditioned is the update, not the weight.",
     },
     tables=(

@@ -4,13 +4,13 @@ import torch
 from torch import nn
 
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.optimizers import ADAM, MUON, ONE_BIT, OPTIMIZERS, SEEDS, points, task, trained
+from muonwire.lab.measures.hidden_spectra import hidden_spectra
 from muonwire.spectra.edit import edit_model
 from muonwire.spectra.edits import Keep
-from muonwire.spectra.measure import measure as measure_spectra
 
 COMPARED = (ADAM, MUON, ONE_BIT)
 KEPT = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
@@ -32,8 +32,7 @@ def measure(setting: Setting) -> list[Row]:
         models = trained(folder, name, seed=setting.seed, quick=setting.quick)
         model = next(m for step, m in models if step == last)
         weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-        spectra = measure_spectra(model, label=name).matrices.to_dicts()
-        hidden = [s["effective_rank"] for s in spectra if s["group"] in ("attention", "mlp")]
+        hidden = [s["effective_rank"] for s in hidden_spectra(model, label=name)]
         whole = _loss(model, setting.quick)
         for kept in KEPT:
             with torch.no_grad():
@@ -58,7 +57,7 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
-def _check(kept: float) -> Check:
+def _check(kept: float, words: str) -> Check:
     return Check(
         name=f"keeping {kept:.0%} of the singular values costs Muon’s weights no more than Adam’s",
         setting="in training",
@@ -66,6 +65,12 @@ def _check(kept: float) -> Check:
         select={"difference at": 100 * kept},
         at_most=0.0,
         unit="nats a byte",
+        reading=Reading(
+            holds="a lower rank costs Muon’s weights no more than Adam’s",
+            fails="a lower rank costs Muon’s weights more than Adam’s",
+            by="by {size} nats a byte",
+            where=f"where {words} of the singular values are kept",
+        ),
     )
 
 
@@ -75,19 +80,19 @@ CLAIM = Claim(
     says="conditioning equals compression, in a sense: a well-conditioned weight has its focus on a few important things",
     question="Do the better-conditioned weights, Muon’s, lose less than Adam’s when only the largest singular values "
     "are kept?",
-    expected="The other way round. A well-conditioned matrix has no few important directions: its energy is spread over "
+    expected="No, Adam’s lose less. A well-conditioned matrix has no few important directions: its energy is spread over "
     "all of them, so cutting any of them costs. Adam’s weights, of lower effective rank, lose less at the same kept "
     "rank; whether they are better at that rank depends on where they start from.",
     measure=measure,
     inputs=(OPTIMIZERS,),
     repeats=len(SEEDS),
-    checks=(_check(HALF), _check(QUARTER)),
+    checks=(_check(HALF, "half"), _check(QUARTER, "a quarter")),
     meaning={
         "confirmed": "Weights trained by Muon can be cut to a lower rank at less cost than Adam’s.",
         "refuted": "Good conditioning is the opposite of compressibility by rank: the flatter the spectrum, the more every "
         "direction is used, and the more cutting costs. If you plan to factor the weights afterwards, measure it; Muon’s "
         "lower loss can be eaten up.",
-        "depends": "How much is kept decides whose weights lose less.",
+        "depends": "Whose weights lose less depends on how much is kept.",
     },
     tables=(
         Pivot(

@@ -5,16 +5,15 @@ import statistics
 import torch
 
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.optimizers import ADAM, MUON, ONE_BIT, OPTIMIZERS, SEEDS, final_loss, trained
-from muonwire.spectra.measure import measure as measure_spectra
+from muonwire.lab.measures.hidden_spectra import HIDDEN, hidden_spectra
 from muonwire.spectra.measure import singular_values, spectrum
 from muonwire.spectra.weights import weights_of
 
 COMPARED = (ADAM, MUON, ONE_BIT)
-HIDDEN = ("attention", "mlp")
 
 
 def measure(setting: Setting) -> list[Row]:
@@ -27,9 +26,7 @@ def measure(setting: Setting) -> list[Row]:
         for step, model in trained(folder, name, seed=setting.seed, quick=setting.quick):
             hidden = {n: m for w in weights_of(model) if w.group in HIDDEN for n, m in w.matrices()}
             start = start or {n: m.clone() for n, m in hidden.items()}
-            found = [
-                s for s in measure_spectra(model, label=name).matrices.to_dicts() if s["group"] in HIDDEN
-            ]
+            found = hidden_spectra(model, label=name)
             moved = [
                 spectrum(singular_values(n, m - start[n]), shape=(m.shape[0], m.shape[1]), eps=1e-7)
                 for n, m in hidden.items()
@@ -75,6 +72,10 @@ CLAIM = Claim(
             select={"optimizer": MUON, "at": "end"},
             at_most=0.0,
             unit="%",
+            reading=Reading(
+                holds="Muon, which removes the scaling of each update, ends with no higher loss than Adam",
+                fails="Muon, which removes the scaling of each update, ends with a higher loss than Adam",
+            ),
         ),
         Check(
             name="what Muon’s steps add up to is scaled again: its largest singular value is twice its root mean square",
@@ -83,6 +84,12 @@ CLAIM = Claim(
             select={"optimizer": MUON, "at": "end"},
             at_least=2.0,
             possible=(1.0, 1e6),
+            unit="times the root mean square",
+            reading=Reading(
+                holds="what its steps add up to is scaled again",
+                fails="what its steps add up to is hardly scaled",
+                by="largest singular value {mean} times the root mean square",
+            ),
         ),
     ),
     meaning={
@@ -90,7 +97,7 @@ CLAIM = Claim(
         "steps agree grow, the others do not, and the loss is no worse for it. The size of a layer’s steps is yours to "
         "choose, by the rate and its scale by shape.",
         "refuted": "The scaling is lost in the weights too, and the loss suffers.",
-        "depends": "One of loss and weights keeps what the update loses, the other does not.",
+        "depends": "Either the weights lose their scaling and the loss is no worse for it, or they keep it and the loss is worse.",
     },
     tables=(
         Pivot(

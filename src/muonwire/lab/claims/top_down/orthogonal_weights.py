@@ -3,7 +3,7 @@
 import statistics
 
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.optimizers import (
@@ -17,7 +17,7 @@ from muonwire.lab.inputs.optimizers import (
     final_loss,
     trained,
 )
-from muonwire.spectra.measure import measure as measure_spectra
+from muonwire.lab.measures.hidden_spectra import hidden_spectra
 
 COMPARED = (MUON, WEIGHTS, SGD, ADAM)
 
@@ -29,8 +29,7 @@ def measure(setting: Setting) -> list[Row]:
     rows: list[Row] = []
     for name in COMPARED:
         *_, (_, model) = trained(folder, name, seed=setting.seed, quick=setting.quick)
-        spectra = measure_spectra(model, label=name).matrices.to_dicts()
-        hidden = [s for s in spectra if s["group"] in ("attention", "mlp")]
+        hidden = hidden_spectra(model, label=name)
         rows.append(
             {
                 "optimizer": name,
@@ -64,6 +63,10 @@ CLAIM = Claim(
             select={"optimizer": WEIGHTS},
             at_most=1.0,
             unit="%",
+            reading=Reading(
+                holds="orthogonalizing the weights after every step ends within 1 % of Muon’s loss",
+                fails="orthogonalizing the weights after every step ends more than 1 % above Muon’s loss",
+            ),
         ),
         Check(
             name="the weights that Muon trains are orthogonal: their condition number is at most 1.5",
@@ -72,13 +75,18 @@ CLAIM = Claim(
             select={"optimizer": MUON},
             at_most=1.5,
             possible=(1.0, 1e12),
+            reading=Reading(
+                holds="the weights that Muon trains are orthogonal",
+                fails="the weights that Muon trains are not orthogonal",
+                by="median condition number {mean}",
+            ),
         ),
     ),
     meaning={
         "confirmed": "Either reading of Muon trains as well.",
         "refuted": "Muon orthogonalizes the update, not the weight: its weights are not orthogonal, and orthogonalizing "
         "them instead costs loss. Do not constrain the weights to get Muon’s benefit.",
-        "depends": "One of the two holds; the rows tell which.",
+        "depends": "One of the two holds; the table shows which.",
     },
     tables=(
         Pivot(

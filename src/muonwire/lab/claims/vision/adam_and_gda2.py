@@ -1,41 +1,50 @@
 """vit.7: Adam or GDA2 is better on a vision transformer."""
 
-from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
-from muonwire.lab.inputs.vision_training import (
-    DESCRIBED,
-    MUONFAST,
-    RATE_FACTORS,
-    STEPS,
-    VISION_RATES,
-    WORST_LOSS,
-    compare,
+from muonwire.lab.claims.vision import (
+    NOTE,
+    at_tuned_rates,
+    loss_bars,
+    loss_check,
+    validation_rows,
+    validation_table,
 )
+from muonwire.lab.engine.check import Check, Reading, Row
+from muonwire.lab.engine.claim import Claim, Setting
+from muonwire.lab.inputs.vision_training import DESCRIBED, MUONFAST, RATE_FACTORS, STEPS, VISION_RATES
 
 METHODS_COMPARED = ("Adam", "SGD", "GDA2", "Muon", MUONFAST, DESCRIBED)
+IN_WORDS = {
+    DESCRIBED: "MuonFast with its rate inside",
+    MUONFAST: "MuonFast with its rate outside",
+    "Muon": "Muon",
+}
 
 
 def measure(setting: Setting) -> list[Row]:
     """Validation loss of each method at its tuned rate, and how far each is behind Adam and GDA2."""
-    outcomes = compare(
-        "vit",
-        METHODS_COMPARED,
-        setting.input(VISION_RATES),
-        seed=setting.seed,
-        steps=setting.pick(STEPS, 2),
-        quick=setting.quick,
-    )
-    rows: list[Row] = [
-        {"method": name, "lr": lr, "loss": o.loss, "accuracy": o.accuracy}
-        for name, (lr, o) in outcomes.items()
-    ]
+    outcomes = at_tuned_rates(setting, "vit", METHODS_COMPARED)
+    rows = validation_rows(outcomes, column="method")
     for theirs in ("Adam", "GDA2"):
         for ours in ("Muon", MUONFAST, DESCRIBED):
             gap = outcomes[ours][1].loss - outcomes[theirs][1].loss
             rows.append({"better": theirs, "worse": ours, "gap": gap})
     return rows
+
+
+def _lower(theirs: str, ours: str) -> Check:
+    return loss_check(
+        f"the validation loss of {theirs} is lower",
+        setting=f"against {ours}",
+        column="gap",
+        select={"better": theirs, "worse": ours},
+        at_least=0.0,
+        reading=Reading(
+            holds=f"{theirs} has a lower loss than",
+            fails=f"{theirs} has a higher loss than",
+            by="by {size} nats",
+            where=IN_WORDS[ours],
+        ),
+    )
 
 
 CLAIM = Claim(
@@ -51,17 +60,7 @@ CLAIM = Claim(
     inputs=(VISION_RATES,),
     repeats=3,
     checks=tuple(
-        Check(
-            name=f"the validation loss of {theirs} is lower",
-            setting=f"against {ours}",
-            column="gap",
-            select={"better": theirs, "worse": ours},
-            at_least=0.0,
-            possible=(-WORST_LOSS, WORST_LOSS),
-            unit="nats",
-        )
-        for theirs in ("Adam", "GDA2")
-        for ours in (DESCRIBED, MUONFAST, "Muon")
+        _lower(theirs, ours) for theirs in ("Adam", "GDA2") for ours in (DESCRIBED, MUONFAST, "Muon")
     ),
     meaning={
         "confirmed": "Use Adam or GDA2 for a small ViT.",
@@ -70,21 +69,12 @@ CLAIM = Claim(
         "at the table for the rate outside.",
     },
     tables=(
-        Pivot(
-            caption=f"Validation of the ViT after {STEPS} steps of 128 digits, each method at the best of "
+        validation_table(
+            f"Validation of the ViT after {STEPS} steps of 128 digits, each method at the best of "
             f"{len(RATE_FACTORS)} rates",
             rows={"method": "Method"},
-            values={"loss": "Loss", "accuracy": "Accuracy", "lr": "Rate"},
+            lr="Rate",
         ),
     ),
-    plots=(
-        Plot(
-            name="methods",
-            title="Validation loss of the ViT by method",
-            how_to_read="Lower is better; chance is 2.3. Thin lines are 95 % intervals over the seeds.",
-            x=("method", "Method"),
-            y=("loss", "validation loss"),
-            mark="bar",
-        ),
-    ),
+    plots=(loss_bars("methods", title="Validation loss of the ViT by method", by=("method", "Method")),),
 )

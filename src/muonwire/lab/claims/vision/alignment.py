@@ -7,8 +7,8 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.claims.vision import NOTE, loss_check
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.vision_training import (
@@ -105,6 +105,26 @@ def measure(setting: Setting) -> list[Row]:
     return rows
 
 
+def _aligned(
+    name: str,
+    setting: str,
+    select: dict[str, str],
+    within: tuple[float, float | None],
+    reading: Reading | None = None,
+) -> Check:
+    low, high = within
+    return Check(
+        name=name,
+        setting=setting,
+        column="alignment",
+        select=select,
+        at_least=low,
+        at_most=high,
+        possible=(-1.0 - 1e-6, 1.0 + 1e-6),
+        reading=reading,
+    )
+
+
 CLAIM = Claim(
     id="vit.4",
     note=NOTE,
@@ -121,39 +141,41 @@ CLAIM = Claim(
     inputs=(VISION_RATES,),
     repeats=3,
     checks=(
-        Check(
-            name="gradient and polar factor align at 0.3 to 0.5",
-            setting="as in the source, one batch",
-            column="alignment",
-            select={"direction": "polar factor"},
-            at_least=FOUND[0],
-            at_most=FOUND[1],
-            possible=(0.0, 1.0 + 1e-6),
+        _aligned(
+            "gradient and polar factor align at 0.3 to 0.5",
+            "as in the note, one batch",
+            {"direction": "polar factor"},
+            FOUND,
+            Reading(
+                holds="the gradient and its polar factor align at 0.3 to 0.5",
+                fails="the gradient and its polar factor do not align at 0.3 to 0.5",
+                by="cosine {mean}",
+            ),
         ),
-        Check(
-            name="gradient and update align at 0.3 to 0.5",
-            setting="in training with momentum",
-            column="alignment",
-            select={"method": "Muon"},
-            at_least=FOUND[0],
-            at_most=FOUND[1],
-            possible=(-1.0 - 1e-6, 1.0 + 1e-6),
+        _aligned(
+            "gradient and update align at 0.3 to 0.5", "in training with momentum", {"method": "Muon"}, FOUND
         ),
-        Check(
-            name="Adam, which trains well, aligns at 0.8 or more",
-            setting="in training with Adam",
-            column="alignment",
-            select={"method": "Adam"},
-            at_least=NEEDED,
-            possible=(-1.0 - 1e-6, 1.0 + 1e-6),
+        _aligned(
+            "Adam, which trains well, aligns at 0.8 or more",
+            "in training with Adam",
+            {"method": "Adam"},
+            (NEEDED, None),
+            Reading(
+                holds="Adam, which trains well, aligns at 0.8 or more",
+                fails="Adam, which trains well, aligns below the 0.8 that is said to be needed",
+                by="cosine {mean}",
+            ),
         ),
-        Check(
-            name="the best step along the polar factor lowers the loss less than the best along the gradient",
+        loss_check(
+            "the best step along the polar factor lowers the loss less than the best along the gradient",
             setting="one step at its best length",
             column="polar - gradient",
             at_most=0.0,
-            possible=(-WORST_LOSS, WORST_LOSS),
-            unit="nats",
+            reading=Reading(
+                holds="the polar factor’s best step lowers the loss less than the gradient’s",
+                fails="the polar factor’s best step lowers the loss more than the gradient’s",
+                by="by {size} nats",
+            ),
         ),
         Check(
             name="Muon lowers the loss less per step than SGD",
@@ -162,6 +184,11 @@ CLAIM = Claim(
             at_most=0.0,
             possible=(-1000 * WORST_LOSS, 1000 * WORST_LOSS),
             unit="thousandths of a nat",
+            reading=Reading(
+                holds="Muon lowers the loss less per step than SGD",
+                fails="Muon lowers the loss more per step than SGD",
+                by="by {size} thousandths of a nat",
+            ),
         ),
     ),
     meaning={

@@ -5,17 +5,22 @@ import math
 import torch
 from torch import nn
 
-from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.claims.vision import (
+    NOTE,
+    at_tuned_rates,
+    loss_bars,
+    loss_check,
+    validation_rows,
+    validation_table,
+)
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.vision_training import (
     DESCRIBED,
     MUONFAST,
     STEPS,
     VISION_RATES,
-    WORST_LOSS,
-    compare,
     hidden,
     vision_task,
 )
@@ -65,29 +70,26 @@ def measure(setting: Setting) -> list[Row]:
                 "over vit": relative_step(m, n, weight) / of_vit,
             }
         )
-    outcomes = compare(
-        "resnet",
-        METHODS_COMPARED,
-        setting.input(VISION_RATES),
-        seed=setting.seed,
-        steps=setting.pick(STEPS, 2),
-        quick=setting.quick,
-    )
-    for name, (lr, o) in outcomes.items():
-        rows.append({"method": name, "lr": lr, "loss": o.loss, "accuracy": o.accuracy})
+    outcomes = at_tuned_rates(setting, "resnet", METHODS_COMPARED)
+    rows += validation_rows(outcomes, column="method")
     for name in (MUONFAST, DESCRIBED):
         rows.append({"method": name, "behind adam": outcomes[name][1].loss - outcomes["Adam"][1].loss})
     return rows
 
 
-def _works(method: str, setting: str) -> Check:
+def _works(method: str, rate: str, where: str) -> Check:
     return Check(
         name="accuracy is at least 90 %",
-        setting=setting,
+        setting=f"training a ResNet {rate}",
         column="accuracy",
         select={"method": method},
         at_least=WORKS,
         possible=(0.0, 1.0),
+        reading=Reading(
+            holds="MuonFast trains a small ResNet to an accuracy of 0.9",
+            fails="MuonFast does not train a small ResNet to an accuracy of 0.9",
+            where=where,
+        ),
     )
 
 
@@ -114,6 +116,7 @@ CLAIM = Claim(
             select={"layer": NOTES_LAYER},
             at_most=1.0,
             possible=(0.0, math.inf),
+            unit="times",
         ),
         Check(
             name="the step is at least a third of Adam’s at the same rate",
@@ -122,17 +125,26 @@ CLAIM = Claim(
             select={"layer": NOTES_LAYER},
             at_least=1 / CLOSE,
             possible=(0.0, 1.0),
+            unit="of Adam’s",
+            reading=Reading(
+                holds="a step of ResNet-50’s 512×4608 layer is at least a third of Adam’s",
+                fails="a step of ResNet-50’s 512×4608 layer is less than a third of Adam’s",
+                by="{mean} of it",
+            ),
         ),
-        _works(DESCRIBED, "training a ResNet as described, the rate inside"),
-        _works(MUONFAST, "training a ResNet with the rate outside"),
-        Check(
-            name="its validation loss is no higher than Adam’s",
+        _works(DESCRIBED, "as described, the rate inside", "with its rate inside"),
+        _works(MUONFAST, "with the rate outside", "with its rate outside"),
+        loss_check(
+            "its validation loss is no higher than Adam’s",
             setting="training a ResNet with the rate outside",
             column="behind adam",
             select={"method": MUONFAST},
             at_most=0.0,
-            possible=(-WORST_LOSS, WORST_LOSS),
-            unit="nats",
+            reading=Reading(
+                holds="its loss with the rate outside is no higher than Adam’s",
+                fails="its loss with the rate outside is higher than Adam’s",
+                by="by {size} nats",
+            ),
         ),
     ),
     meaning={
@@ -155,21 +167,12 @@ CLAIM = Claim(
             },
             quoted={(NOTES_LAYER,): {"weight": "150", "root": "22.6", "relative": "0.015"}},
         ),
-        Pivot(
-            caption=f"Validation of a ResNet of 309 K parameters after {STEPS} steps of 128 digits, each "
-            f"method at the best of five rates",
+        validation_table(
+            f"Validation of a ResNet of 309 K parameters after {STEPS} steps of 128 digits, each method at the best of "
+            "five rates",
             rows={"method": "Method"},
-            values={"loss": "Loss", "accuracy": "Accuracy", "lr": "Rate"},
+            lr="Rate",
         ),
     ),
-    plots=(
-        Plot(
-            name="methods",
-            title="Validation loss of the ResNet by method",
-            how_to_read="Lower is better; chance is 2.3. Thin lines are 95 % intervals over the seeds.",
-            x=("method", "Method"),
-            y=("loss", "validation loss"),
-            mark="bar",
-        ),
-    ),
+    plots=(loss_bars("methods", title="Validation loss of the ResNet by method", by=("method", "Method")),),
 )

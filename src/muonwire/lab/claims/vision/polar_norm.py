@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.language_model import LANGUAGE_MODEL
+from muonwire.lab.inputs.samples import dealt
 from muonwire.lab.inputs.vision_training import METHODS, VISION_RATES, training, tuned_rate, vision_task
 from muonwire.lab.measures.matrices import polar_factor
 from muonwire.polar import polar
@@ -63,13 +64,27 @@ def measure(setting: Setting) -> list[Row]:
                 for name, gradient in step.gradients.items():
                     rows += _rows(gradient, data, name)
     found = list(captured(setting.input(LANGUAGE_MODEL), kind="gradient"))
-    # Another part of the matrices for each seed.
-    for one in found[setting.seed % 3 :: 3]:
+    for one in dealt(setting, found, num_parts=3):
         rows += _rows(one.matrix, "language model gradients", one.layer)
     return rows
 
 
+# How the answer says what holds and what fails, by the method; and of which matrices.
+WORDS = {
+    "exact": (
+        "the exact polar factor has the norm √min(m, n) within a tenth",
+        "the exact polar factor does not have the norm √min(m, n) within a tenth",
+    ),
+    "five iterations": (
+        "five iterations come within a tenth of it",
+        "five iterations do not come within a tenth of it",
+    ),
+}
+WHERE = {"vision": "on gradients of a ViT and a ResNet", "language": "on gradients of a language model"}
+
+
 def _check(kind: str, setting: str, method: str) -> Check:
+    holds, fails = WORDS[method]
     return Check(
         name="its norm is within a tenth of √min(m, n)",
         setting=f"{setting}, {method}",
@@ -77,6 +92,10 @@ def _check(kind: str, setting: str, method: str) -> Check:
         select={"kind": kind, "method": method},
         at_most=NEAR,
         possible=(0.0, 2.0),
+        unit="of it",
+        reading=Reading(holds=holds, fails=fails, by="off by {mean}", where=WHERE[kind])
+        if kind in WHERE
+        else None,
     )
 
 
@@ -97,7 +116,7 @@ CLAIM = Claim(
     checks=tuple(
         _check(kind, setting, method)
         for kind, setting in (
-            ("Gaussian", "as in the source"),
+            ("Gaussian", "as in the note"),
             ("vision", "on gradients of the ViT and the ResNet"),
             ("language", "on gradients of a language model"),
         )

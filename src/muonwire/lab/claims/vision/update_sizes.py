@@ -4,7 +4,7 @@ import math
 from statistics import median
 
 from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Row
+from muonwire.lab.engine.check import Check, Reading, Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.vision_training import (
@@ -23,7 +23,7 @@ EXAMPLES = {
     "ViT 64×64, scaled": ((64, 64), 3e-4, (64 / 256) ** 2, 13.0, 0.00115),
     "ResNet-50 512×4608": ((512, 4608), 1e-3, 1.0, 150.0, 0.015),
 }
-# What the note gives MuonFast, and what torch.optim.Adam takes if it is told nothing.
+# What the note gives MuonFast, and what torch.optim.Adam takes by default.
 NOTES_RATE, ADAM_DEFAULT = 3e-4, 1e-3
 # The note asks for 0.01 % to 0.1 % of the weight, and finds MuonFast 10 to 100 times beyond Adam.
 WANTED_PERCENT = (0.01, 0.1)
@@ -102,8 +102,17 @@ CLAIM = Claim(
                 at_least=0.9,
                 at_most=1.1,
                 possible=(0.0, math.inf),
+                unit="times",
+                reading=Reading(
+                    holds=f"the note’s {stated} for {layer} follows from {inputs}",
+                    fails=f"the note’s {stated} for {layer} does not follow from {inputs}",
+                    by="{mean} times what they give",
+                ),
             )
-            for name in ("ViT 64×64, first", "ResNet-50 512×4608")
+            for name, layer, stated, inputs in (
+                ("ViT 64×64, first", "the ViT", "1.6 %", "its own inputs"),
+                ("ResNet-50 512×4608", "ResNet-50", "0.015 %", "them"),
+            )
         ),
         *(
             Check(
@@ -113,6 +122,12 @@ CLAIM = Claim(
                 select={"rates": rates},
                 at_least=BEYOND,
                 possible=(0.0, math.inf),
+                unit="times",
+                reading=Reading(
+                    holds="MuonFast’s relative step is at least 10 times Adam’s",
+                    fails="MuonFast’s relative step is less than 10 times Adam’s",
+                    where=f"at {rates}".replace("'", "’"),
+                ),
             )
             for rates in (THE_NOTES, TUNED)
         ),
@@ -125,6 +140,10 @@ CLAIM = Claim(
             at_most=WANTED_PERCENT[1],
             possible=(0.0, math.inf),
             unit="%",
+            reading=Reading(
+                holds="Adam’s step is 0.01 % to 0.1 % of the weight",
+                fails="Adam’s step is not 0.01 % to 0.1 % of the weight",
+            ),
         ),
     ),
     meaning={
