@@ -176,3 +176,11 @@ def test_doctests_and_literal_blocks_of_docstrings_become_code(monkeypatch):
     )
     assert to_markdown("As here::\n\n    x = 1\n") == "As here:\n\n```python\nx = 1\n```\n"
     assert to_markdown("a * b is left alone: c") == "a * b is left alone: c"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_a_list_has_an_empty_line_before_it(page):
+    # Without it Python-Markdown makes one paragraph of both; comments, which tables made by `make docs` stand in, end a block.
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    found = re.findall(r"^(?!\s|- |\d+\. |<!--)(.+)\n(- .*)", text, re.MULTILINE)
+    assert found == []

@@ -93,6 +93,7 @@ def public_names(module: ModuleType) -> list[str]:
 def misplaced_names(site: Path, pages: dict[Path, Page]) -> list[str]:
     """Public names of the rooms that have no heading in the API pages and the list of recipes, or more than one."""
     wrong = []
+    # The list of recipes has them and their settings, under anchors in small letters.
     recipes = Counter(pages[site / "recipes.html"].headings)
     for room in ROOMS:
         headings = pages[site / "api" / f"{room}.html"].headings
@@ -103,7 +104,7 @@ def misplaced_names(site: Path, pages: dict[Path, Page]) -> list[str]:
         named.update(word.upper() for h in headings if "." not in h for word in h.split("-"))
         module = import_module(f"muonwire.{room}")
         for name in public_names(module):
-            times = named[name] + (recipes[name] if room == "recipes" else 0)
+            times = named[name] + (recipes[name.lower()] if room == "recipes" else 0)
             submodule = f"muonwire{room}{name}" in headings
             if times != 1 and not submodule:
                 wrong.append(f"muonwire.{room}.{name} is documented {times} times")

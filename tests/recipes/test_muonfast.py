@@ -1,4 +1,4 @@
-"""Source 003's MuonFast and GDA2, and the stages that they brought."""
+"""MuonFast of the note “Why MuonFast fails on vision transformers”, GDA2, and the stages that they brought."""
 
 import pytest
 import torch

@@ -25,7 +25,7 @@ from muonwire.polar import find_processor
 CLAIMS = load_claims()
 MOST_COMBINATIONS = 1_000
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Told by the page itself once everything is drawn.
+# The page itself reports this once everything is drawn.
 PROBE = """<script>addEventListener('load', () => setTimeout(() => {
   const links = [...document.querySelectorAll('a[href^="#"]')];
   const dead = links.filter(a => !document.getElementById(a.getAttribute('href').slice(1)));
@@ -162,11 +162,11 @@ def test_the_page_in_a_browser(page, width, tmp_path):
     )
     found = re.search(r'data-probe="([^"]*)"', done.stdout)
     assert found, done.stderr[-2000:]
-    told = json.loads(found[1].replace("&quot;", '"'))
+    seen = json.loads(found[1].replace("&quot;", '"'))
     wanted = sum(len(c.plots) for c in load_claims().values())
-    assert told["charts"] == wanted
-    assert told["dead"] == 0
-    assert told["width"] <= max(told["window"], width)
+    assert seen["charts"] == wanted
+    assert seen["dead"] == 0
+    assert seen["width"] <= max(seen["window"], width)
     assert "CONSOLE" not in done.stderr or "rror" not in "".join(
         line for line in done.stderr.splitlines() if "CONSOLE" in line
     )

@@ -109,6 +109,42 @@ def test_gains_and_their_shares(folder):
     assert (helps.evaluate(rows[:1]).state, idle.evaluate(rows[:1]).state) == ("holds", "fails")
 
 
+@pytest.mark.parametrize(
+    ("check", "rows", "clause"),
+    [
+        (
+            training.below_distro_check("B"),
+            [{"change": "B instead of DisTrO alone", "gain": -0.25}],
+            "in training approach B ends above DisTrO alone (0.25 nats a token)",
+        ),
+        (
+            training.half_way_check("it", setting="s", select={"way": 1}),
+            [{"way": 1, "loss_share": 68.0}],
+            "it goes at least half of the way to dense Muon (68 %)",
+        ),
+        (
+            training.lead_check(
+                "n", setting="s", column="lead", select={}, ahead="it leads", behind="it lags", where="here"
+            ),
+            [{"lead": -1.5}],
+            "it lags here (by 1.5 nats a token)",
+        ),
+        (
+            training.gain_check("n", setting="s", change="x", below="down", above="up", helps=False),
+            [{"change": "x", "gain": -0.5}],
+            "up (0.50 nats a token)",
+        ),
+    ],
+)
+def test_what_the_checks_on_training_say(check, rows, clause):
+    assert check.evaluate([{"seed": 0, **row} for row in rows]).clause == clause
+
+
+def test_an_approach_is_held_against_distro(folder):
+    row = training.instead_of_distro("Muon", Results(folder, seed=0), "muon")
+    assert row == {"change": "Muon instead of DisTrO alone", "gain": 2.0}
+
+
 def test_an_input_is_made_again_where_it_is_made_with_something_else(tmp_path):
     made = []
 

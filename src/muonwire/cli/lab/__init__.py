@@ -3,7 +3,7 @@
 from muonwire.cli.groups import Group
 
 ACTIONS = {
-    "list": ("muonwire.cli.lab.list", "the claims: id, seeds, what the note says"),
+    "list": ("muonwire.cli.lab.list", "the claims: id, the note that makes it, what the note says"),
     "run": ("muonwire.cli.lab.run", "measure claims and write the page of their verdicts"),
     "report": ("muonwire.cli.lab.report", "write the page again from what is measured"),
 }

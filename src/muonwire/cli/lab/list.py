@@ -23,7 +23,7 @@ class LabList:
 @command(
     LabList,
     name="lab list",
-    about="List the claims: id, the note that makes it, seeds, what the note says.",
+    about="List the claims: id, the note that makes it, what the note says.",
     examples=("muonwire lab list", "muonwire lab list vit"),
 )
 def main(options: LabList) -> int:

@@ -157,7 +157,7 @@ def run(config: LabConfig, claims: Sequence[Claim], *, say: Say = print) -> dict
     alone = beside if jobs == 1 else []
     alone += [(c, s) for c, s in missing if c.alone]
     for claim, seed in alone:
-        _note(claim, seed, lambda c=claim, s=seed: measure(c, s, out=out, quick=quick), failures, say)  # type: ignore[misc]
+        _attempt(claim, seed, lambda c=claim, s=seed: measure(c, s, out=out, quick=quick), failures, say)  # type: ignore[misc]
     return failures
 
 
@@ -172,7 +172,7 @@ def _side_by_side(
             done, _ = wait(futures, return_when=FIRST_COMPLETED)
             for future in done:
                 claim, seed = futures.pop(future)
-                _note(claim, seed, future.result, failures, say)
+                _attempt(claim, seed, future.result, failures, say)
 
 
 def _measure_in_worker(claim_id: str, seed: int, config: LabConfig) -> None:
@@ -180,7 +180,7 @@ def _measure_in_worker(claim_id: str, seed: int, config: LabConfig) -> None:
     measure(load_claims(config.claims_from)[claim_id], seed, out=config.out, quick=config.quick)
 
 
-def _note(claim: Claim, seed: int, call: Callable[[], None], failures: dict[str, str], say: Say) -> None:
+def _attempt(claim: Claim, seed: int, call: Callable[[], None], failures: dict[str, str], say: Say) -> None:
     try:
         call()
     except Exception as error:

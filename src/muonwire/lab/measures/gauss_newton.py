@@ -46,8 +46,8 @@ def condition_of(block: Tensor) -> float:
 def largest_over(block: Tensor, quantile: float) -> float:
     """λ_max over the quantile of the eigenvalues: a condition that rank-deficient blocks have too.
 
-    A float32 Jacobian moves the root of an eigenvalue by ε √λ_max, so λ is told from 0 down to ε² λ_max, the resolution of the
-    float64 block as well; below that the resolution is taken.
+    A float32 Jacobian moves the root of an eigenvalue by ε √λ_max, so that eigenvalues are known down to ε² λ_max, which is the
+    resolution of the float64 block as well; a smaller one counts as that.
     """
     values = torch.linalg.eigvalsh(block)
     resolution = float(values[-1]) * len(values) * torch.finfo(values.dtype).eps

@@ -106,6 +106,7 @@ def measure(setting: Setting) -> list[Row]:
 
 
 def _better(column: str, data: str, order: str) -> Check:
+    place = "before" if order == "after" else "after"
     return Check(
         name=f"{NAMES[column]} has a higher cosine to the polar factor than DCT top-k at {BUDGETS[0]:g} bit an entry",
         setting=f"{column}, {data}, {ORDERS[order]}",
@@ -115,10 +116,10 @@ def _better(column: str, data: str, order: str) -> Check:
         possible=(-2.0, 2.0),
         unit="more",
         reading=Reading(
-            holds=f"{NAMES[column]} beats DCT top-k at equal bytes",
-            fails=f"{NAMES[column]} loses to DCT top-k at equal bytes",
+            holds="at equal bytes DCT top-k loses",
+            fails="at equal bytes DCT top-k wins",
             by="by {size} of cosine",
-            where="before orthogonalizing" if order == "after" else "after orthogonalizing",
+            where=f"against {NAMES[column]} {place} orthogonalizing",
         )
         if data == LANGUAGE
         else None,

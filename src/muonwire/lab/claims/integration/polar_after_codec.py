@@ -61,8 +61,8 @@ CLAIM = Claim(
             "a polar factor does not end below the sign",
             setting=f"of {signal}",
             change=signal,
-            below="a polar factor of what was decoded ends below its sign",
-            above="a polar factor of what was decoded ends above its sign",
+            below="behind DisTrO’s codec a polar factor ends below the sign",
+            above="behind DisTrO’s codec a polar factor ends above the sign",
             where=f"for {signal}",
             helps=False,
         )
@@ -72,8 +72,8 @@ CLAIM = Claim(
         "confirmed": "Do not orthogonalize what was decoded; the sign is as good.",
         "refuted": "Orthogonalize what was decoded: even of one step’s gradient the polar factor trains better "
         "than its sign.",
-        "depends": "It hangs on what is decoded. Directions that one payload leaves dead can be alive in what many "
-        "payloads add up to: look for the signals whose gain is above zero, and orthogonalize those.",
+        "depends": "Orthogonalize the decoded signals for which it lowers the loss, and no others. Directions that "
+        "one payload leaves dead can be alive in what many payloads add up to.",
     },
     tables=(
         Pivot(

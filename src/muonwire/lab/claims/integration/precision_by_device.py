@@ -171,9 +171,9 @@ def _fastest(error: float, products: str) -> Check:
         possible=(0.0, 1e6),
         unit="× the fastest's time",
         reading=Reading(
-            holds="the rule names the fastest dtype",
-            fails="the rule names a slower dtype",
-            by="{mean} times the fastest’s time",
+            holds="the note’s dtype is the fastest",
+            fails="the note’s dtype is not the fastest",
+            by="{mean} times the best time",
             where=where,
         )
         if error == ERRORS[0] or (error == ERRORS[-1] and products == FAST)

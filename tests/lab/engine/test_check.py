@@ -1,0 +1,70 @@
+"""Intervals, means by seed, checks that hold, fail or stay open, and how they read."""
+
+import pytest
+
+from muonwire.errors import UsageError
+from muonwire.lab import Check, Interval
+from muonwire.lab.engine.check import FAILS, HOLDS, OPEN, Reading, by_seed
+from tests.lab.engine.toy import check
+
+
+def test_the_interval_is_students():
+    # t of 0.975 with two degrees of freedom is 4.3027.
+    found = Interval.of([1.0, 2.0, 3.0])
+    assert found.high - found.mean == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert Interval.of([5.0]) == Interval(mean=5.0, low=5.0, high=5.0, repeats=1)
+    with pytest.raises(UsageError, match="no values"):
+        Interval.of([])
+
+
+def test_by_seed_averages_within_a_seed_and_leaves_out_what_is_missing():
+    rows = [
+        {"seed": 1, "x": 1.0, "data": "a"},
+        {"seed": 0, "x": 2.0, "data": "a"},
+        {"seed": 0, "x": 4.0, "data": "a"},
+        {"seed": 0, "x": 9.0, "data": "b"},
+        {"seed": 2, "x": None, "data": "a"},
+        {"seed": 3, "data": "a"},
+    ]
+    assert by_seed(rows, column="x", select={"data": "a"}) == [3.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "state"),
+    [
+        ((1.5, 1.6, 1.5), HOLDS),
+        ((0.1, 0.2, 0.1), FAILS),
+        ((0.5, 1.5, 1.0), OPEN),
+        ((), OPEN),
+        ((1.2,), HOLDS),
+    ],
+)
+def test_a_check_holds_where_its_whole_interval_does(values, state):
+    rows = [{"seed": seed, "x": value} for seed, value in enumerate(values)]
+    outcome = check().evaluate(rows)
+    assert outcome.state == state
+    assert (outcome.figure == "not measured") == (not values)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"at_least": None}, {"at_least": 3.0}, {"at_least": -1.0}, {"at_least": 1.0, "at_most": 0.5}]
+)
+def test_a_check_that_can_tell_nothing_is_refused(changes):
+    with pytest.raises(UsageError, match="x is large"):
+        check(**changes)
+
+
+@pytest.mark.parametrize(
+    ("value", "by", "shown"),
+    [
+        (11_970.0, "{mean}", "12,000"),
+        (-0.0499, "{mean}", "−0.050"),
+        (-2.0, "{size}", "2.0"),
+        (3.0, "{power}", "1,000"),
+        (500.0, "{low} to {high}", "500 to 500"),
+    ],
+)
+def test_figures_have_as_many_digits_as_a_reading_asks_for(value, by, shown):
+    reading = Reading(holds="so", fails="so", by=by)
+    one = Check(name="n", setting="s", column="x", at_least=0.0, reading=reading)
+    assert one.evaluate([{"seed": 0, "x": value}]).clause == f"so ({shown})"
