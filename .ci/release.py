@@ -197,18 +197,23 @@ def build() -> Path:
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        # A copy of what git knows or would add: setuptools would take stale files of an earlier build from build/.
-        listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, Path(folder) / name)
+        # setuptools would take stale files of an earlier build from build/.
+        _copy_tree(Path(folder))
         run(tools.python, "-m", "build", "--outdir", dist, folder, cwd=CACHE, env=tools.variables)
     (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     run(tools.python, "-m", "twine", "check", "--strict", wheel, archive, cwd=CACHE)
     _check_wheel(wheel)
     _check_archive(archive)
     return wheel
+
+
+def _copy_tree(folder: Path, *, without: str = "") -> None:
+    """Copy what git knows or would add, but for one folder of it."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and Path(name).parts[0] != without:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
 
 
 def _check_wheel(wheel: Path) -> None:
@@ -315,9 +320,8 @@ def _run_tests(wheel: Path, base: Environment, versions: str) -> None:
     there = Environment(f"{versions}-tests", needed, _constraints(versions, needed), below=base).make()
     there.install(wheel)
     with tempfile.TemporaryDirectory() as folder:
-        # Beside the tests lies no src/, so that it is the installed package that is tested.
-        shutil.copytree(ROOT / "tests", Path(folder) / "tests")
-        shutil.copy2(ROOT / "pyproject.toml", folder)
+        # Without the source, so that it is the installed package that is tested.
+        _copy_tree(Path(folder), without="src")
         pytest = ["-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
         done = run(there.python, *pytest, *CORE_TESTS, cwd=Path(folder), env=there.variables, timeout=3600)
     counts = [line for line in done.splitlines() if re.search(r"\d passed", line)]
