@@ -184,10 +184,9 @@ def pinned() -> list[str]:
     return [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 
 
-def oldest() -> list[str]:
+def oldest(requirements: list[str]) -> list[str]:
     """The lower bound of each requirement as its exact version, and nothing on what those need themselves."""
-    texts = [*CORE, *(text for extra in EXTRAS.values() for text in extra)]
-    bounds = [re.match(r"([\w.-]+)>=([\w.]+)", text) for text in texts]
+    bounds = [re.match(r"([\w.-]+)>=([\w.]+)", text) for text in requirements]
     return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
 
 
@@ -198,18 +197,23 @@ def build() -> Path:
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        # A copy of what git knows or would add: setuptools would take stale files of an earlier build from build/.
-        listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, Path(folder) / name)
+        # setuptools would take stale files of an earlier build from build/.
+        _copy_tree(Path(folder))
         run(tools.python, "-m", "build", "--outdir", dist, folder, cwd=CACHE, env=tools.variables)
     (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     run(tools.python, "-m", "twine", "check", "--strict", wheel, archive, cwd=CACHE)
     _check_wheel(wheel)
     _check_archive(archive)
     return wheel
+
+
+def _copy_tree(folder: Path, *, without: str = "") -> None:
+    """Copy what git knows or would add, but for one folder of it."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file() and Path(name).parts[0] != without:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
 
 
 def _check_wheel(wheel: Path) -> None:
@@ -252,8 +256,7 @@ def _check_archive(archive: Path) -> None:
 
 def check_release(wheel: Path, versions: str, *, tests: bool) -> None:
     """Install the core alone and each extra alone, and use each."""
-    constraints = pinned() if versions == "pinned" else oldest()
-    base = Environment(f"{versions}-base", CORE, constraints).make()
+    base = Environment(f"{versions}-base", CORE, _constraints(versions, [])).make()
     core = Environment(f"{versions}-core", [], [], below=base).make()
     core.install(wheel)
     names = ("torch", "numpy", "constriction")
@@ -269,7 +272,8 @@ def check_release(wheel: Path, versions: str, *, tests: bool) -> None:
             f"the extra {extra} is not used anywhere in {Path(__file__).name}: add it to TRIES",
         )
         # The wheel itself is replaced at every run: what is installed with it follows from its requirements alone.
-        there = Environment(f"{versions}-{extra}", _requirements(extra), constraints, below=base).make()
+        needed = _requirements(extra)
+        there = Environment(f"{versions}-{extra}", needed, _constraints(versions, needed), below=base).make()
         there.install(wheel)
         with tempfile.TemporaryDirectory() as folder:
             for line in TRIES[extra]:
@@ -277,7 +281,11 @@ def check_release(wheel: Path, versions: str, *, tests: bool) -> None:
                 run(*line.replace("FOLDER", folder).split(), cwd=Path(folder), env=there.variables)
                 say(f"  [{extra}] {line.replace(f'{ROOT}/', '')}: {time.perf_counter() - begun:.0f} s")
     if tests:
-        _run_tests(wheel, base, versions, constraints)
+        _run_tests(wheel, base, versions)
+
+
+def _constraints(versions: str, requirements: list[str]) -> list[str]:
+    return pinned() if versions == "pinned" else oldest([*CORE, *requirements])
 
 
 def _requirements(extra: str) -> list[str]:
@@ -307,18 +315,18 @@ def _try_core(core: Environment, folder: Path) -> None:
     )
 
 
-def _run_tests(wheel: Path, base: Environment, versions: str, constraints: list[str]) -> None:
-    tools = [line for line in pinned() if line.split("==")[0] in TEST_TOOLS]
-    there = Environment(f"{versions}-tests", [*_requirements("all"), *tools], constraints, below=base).make()
+def _run_tests(wheel: Path, base: Environment, versions: str) -> None:
+    needed = [*_requirements("all"), *(line for line in pinned() if line.split("==")[0] in TEST_TOOLS)]
+    there = Environment(f"{versions}-tests", needed, _constraints(versions, needed), below=base).make()
     there.install(wheel)
     with tempfile.TemporaryDirectory() as folder:
-        # Beside the tests lies no src/, so that it is the installed package that is tested.
-        shutil.copytree(ROOT / "tests", Path(folder) / "tests")
-        shutil.copy2(ROOT / "pyproject.toml", folder)
+        # Without the source, so that it is the installed package that is tested.
+        _copy_tree(Path(folder), without="src")
         pytest = ["-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
         done = run(there.python, *pytest, *CORE_TESTS, cwd=Path(folder), env=there.variables, timeout=3600)
     counts = [line for line in done.splitlines() if re.search(r"\d passed", line)]
-    say(f"  tests of the core: {counts[-1] if counts else 'all passed'}")
+    check(bool(counts), f"the tests of the core say nothing of how many passed: {done[-500:]}")
+    say(f"  tests of the core: {counts[-1]}")
 
 
 def main() -> None:
