@@ -30,8 +30,7 @@ def as_table(rows: Sequence[Measurement]) -> str:
         ]
     lines += [
         "",
-        "bound: log2 C(n, k) bits for the positions, and the values as written (a sign: 1 bit); "
-        f"x: speed over {REFERENCE!r}",
+        f"bound: log2 C(n, k) bits for the positions, and the values as written (a sign: 1 bit); x: speed over {REFERENCE!r}",
     ]
     return "\n".join(lines).lstrip("\n")
 

@@ -69,8 +69,7 @@ class Chart:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise UsageError(
-                f"Chart: name {self.name!r} is no plain file name; use lower-case letters, digits, '_' "
-                "and '-'"
+                f"Chart: name {self.name!r} is no plain file name; use lower-case letters, digits, '_' and '-'"
             )
 
 

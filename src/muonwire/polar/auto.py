@@ -362,8 +362,7 @@ def explain(x: Tensor, *, dtype: torch.dtype | None = None) -> Explanation:
     steps = " then ".join(f"{p.schedule.name} restarting before steps {p.restarts}" for p in report.plans)
     text = (
         f"{steps or HALLEY_STEPS}: {report.flops / 1e9:.2f} GFLOP against {reference_flops(shape) / 1e9:.2f} of "
-        f"torch.optim.Muon, polar error {report.expected_error:.3f} expected against "
-        f"{report.reference_error:.3f}; at most {report.bound:.3f} on the {report.covered:.0%} of the "
-        f"spectrum in the interval; {source}"
+        f"torch.optim.Muon, polar error {report.expected_error:.3f} expected against {report.reference_error:.3f}; at most "
+        f"{report.bound:.3f} on the {report.covered:.0%} of the spectrum in the interval; {source}"
     )
     return Explanation(method="adaptive", dtype=chosen, reason=text, report=report)

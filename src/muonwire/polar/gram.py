@@ -143,8 +143,7 @@ def gram_iteration(
     bounds = [0, *restarts, len(schedule)]
     if any(a >= b for a, b in pairwise(bounds)):
         raise UsageError(
-            f"gram_iteration: restarts are {tuple(restarts)}; they must ascend within 1 ... "
-            f"{len(schedule) - 1}"
+            f"gram_iteration: restarts are {tuple(restarts)}; they must ascend within 1 ... {len(schedule) - 1}"
         )
     tall = y.shape[0] > y.shape[1]
     r = min(y.shape)

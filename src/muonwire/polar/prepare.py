@@ -75,9 +75,8 @@ def nonfinite_message(x: Tensor, *, operation: str) -> str:
     bad = (~torch.isfinite(x)).nonzero()
     first = tuple(int(i) for i in bad[0])
     return (
-        f"{operation}: x has {len(bad)} values that are not finite, the first at {first} "
-        f"({float(x[first])}); a polar factor needs finite input. Skip the step or clip the gradient, "
-        "or pass nonfinite='propagate' to get NaN for that matrix"
+        f"{operation}: x has {len(bad)} values that are not finite, the first at {first} ({float(x[first])}); a polar factor "
+        f"needs finite input. Skip the step or clip the gradient, or pass nonfinite='propagate' to get NaN for that matrix"
     )
 
 

@@ -149,6 +149,5 @@ def _gram_error(p: Tensor) -> Tensor:
 def _check(p: Tensor, x: Tensor) -> None:
     if p.ndim != 2 or p.shape != x.shape:
         raise UsageError(
-            f"quality: p is {tuple(p.shape)} and x {tuple(x.shape)}; it takes one matrix "
-            "(m, n) and its factor"
+            f"quality: p is {tuple(p.shape)} and x {tuple(x.shape)}; it takes one matrix (m, n) and its factor"
         )

@@ -46,9 +46,8 @@ class Schedule:
         lengths = {len(step) for step in self.coefficients}
         if not self.coefficients or not lengths <= {2, 3, 4}:
             raise UsageError(
-                f"Schedule: coefficients have {sorted(lengths)} numbers per iteration in "
-                f"{len(self.coefficients)} iterations; it takes at least one iteration of two to four "
-                "numbers, for degrees 3, 5 and 7"
+                f"Schedule: coefficients have {sorted(lengths)} numbers per iteration in {len(self.coefficients)} iterations; it "
+                f"takes at least one iteration of two to four numbers, for degrees 3, 5 and 7"
             )
         if not all(np.isfinite(c) for step in self.coefficients for c in step):
             raise UsageError(f"Schedule: coefficients of {self.name!r} are not all finite")

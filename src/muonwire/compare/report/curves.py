@@ -140,8 +140,7 @@ def _curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read
         notes.append("A cross marks where a diverging run stopped having a finite loss.")
     if results.num_seeds > 1:
         notes.append(
-            "Thick lines are means over the seeds, thin lines single seeds; a recipe that diverged has "
-            "no mean."
+            "Thick lines are means over the seeds, thin lines single seeds; a recipe that diverged has no mean."
         )
     drawn = set(shown["recipe"])
     return Chart(

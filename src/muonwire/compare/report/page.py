@@ -200,13 +200,11 @@ def _definitions(setting: ReportSetting, *, measures: bool) -> Terms:
             ),
             (
                 "Diverged",
-                "A run whose loss stopped being finite. A recipe is ranked only if all of its seeds "
-                "finished.",
+                "A run whose loss stopped being finite. A recipe is ranked only if all of its seeds finished.",
             ),
             (
                 "Seeds",
-                "A difference counts as borne out if every seed of one recipe ended below every seed of "
-                "another.",
+                "A difference counts as borne out if every seed of one recipe ended below every seed of another.",
             ),
             *(DEFINITIONS if measures else ()),
         )

@@ -40,8 +40,7 @@ def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart |
     notes = []
     if worst > top:
         notes.append(
-            f"Losses above {loss_text(top)} are drawn as triangles at the upper edge; the worst is "
-            f"{loss_text(worst)}."
+            f"Losses above {loss_text(top)} are drawn as triangles at the upper edge; the worst is {loss_text(worst)}."
         )
     if finished.height < rates.height:
         notes.append("A cross at the upper edge is a rate at which a run diverged.")

@@ -92,8 +92,7 @@ def results_table(results: Results, *, setting: ReportSetting, target: Target | 
         )
     if target:
         notes.append(
-            f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe "
-            "never reached it."
+            f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe never reached it."
         )
     if any(s.lr_at_grid_edge for r in results.recipes for s in r.seeds):
         notes.append(

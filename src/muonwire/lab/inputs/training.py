@@ -203,8 +203,7 @@ class Results:
         """
         if recipe not in self._runs:
             raise UsageError(
-                f"lab: no training run of {recipe!r}; allowed are {', '.join(self._runs)}, or add it to "
-                f"RECIPES"
+                f"lab: no training run of {recipe!r}; allowed are {', '.join(self._runs)}, or add it to RECIPES"
             )
         return self._runs[recipe]
 
@@ -257,8 +256,7 @@ def _trained(entry: Mapping[str, Any], curve: pl.DataFrame) -> Trained:
 
 
 OUTCOMES = Pivot(
-    caption="Each at its best rate. Loss in nats a token; optimizer time in ms a step, without exchanges, "
-    "the runs side by side",
+    caption="Each at its best rate. Loss in nats a token; optimizer time in ms a step, without exchanges, the runs side by side",
     rows={"recipe": "Recipe"},
     values={
         "loss": "Final loss",
@@ -273,8 +271,7 @@ OUTCOMES = Pivot(
 CURVES = Plot(
     name="loss",
     title="Loss against steps",
-    how_to_read="Evaluation loss of the shared weights, each recipe at its best rate. Bands are 95 % "
-    "intervals over the seeds.",
+    how_to_read="Evaluation loss of the shared weights, each recipe at its best rate. Bands are 95 % intervals over the seeds.",
     x=("step", "Step"),
     y=("evaluation", "Evaluation loss, nats a token"),
     series=("recipe", "Recipe"),

@@ -173,13 +173,12 @@ CLAIM = Claim(
     quoted={f"a, b, c of iteration {k}": ", ".join(step) for k, step in enumerate(_NOTE, 1)},
     question="Does the pattern hold in the note’s own table, does it follow when a schedule is derived, and is "
     "the order of the steps what makes it work?",
-    expected="It holds in the table: b is negative and rises, its size falls. It follows from the minimax "
-    "derivation: each step is the best odd quintic on [l, u], and as l rises to 1 its coefficients go to Taylor’s "
-    "(1.875, −1.25, 0.375) from the large ones that a small l asks for. The listed schedule is no minimax one but "
-    "a fit of p(x) to 1 over a grid, in a form that leaves two points in place; those two close in on 1. Fits of "
-    "that form, from Jordan’s triple or from the listed steps, are many and nearly as good, so there the pattern "
-    "need not be strict. Coefficients have a meaning only with the scale between the steps: (a/s, b/s, c/s) and "
-    "then (as, bs³, cs⁵) map alike.",
+    expected="It holds in the table: b is negative and rises, its size falls. It follows from the minimax derivation: each step "
+    "is the best odd quintic on [l, u], and as l rises to 1 its coefficients go to Taylor’s (1.875, −1.25, 0.375) from the large "
+    "ones that a small l asks for. The listed schedule is no minimax one but a fit of p(x) to 1 over a grid, in a form that "
+    "leaves two points in place; those two close in on 1. Fits of that form, from Jordan’s triple or from the listed steps, are "
+    "many and nearly as good, so there the pattern need not be strict. Coefficients have a meaning only with the scale between "
+    "the steps: (a/s, b/s, c/s) and then (as, bs³, cs⁵) map alike.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -232,8 +231,7 @@ CLAIM = Claim(
             },
         ),
         Pivot(
-            caption="Schedules that follow the pattern at every step, changes that do, and rms of p(x) − 1 over "
-            "the fit’s grid",
+            caption="Schedules that follow the pattern at every step, changes that do, and rms of p(x) − 1 over the fit’s grid",
             rows={"of": "Schedules"},
             values={
                 "keep it": "Schedules, %",

@@ -120,9 +120,8 @@ def _halved(column: str, setting: str, subject: str, halves: str) -> Check:
 CLAIM = Claim(
     id="dion.1",
     note=NOTE,
-    says="Muon is stateless and needs whole matrices, Dion keeps a matrix Q and error feedback; full rank has the "
-    "best quality, half and a quarter of it reduce communication 2 and 4 times; its state is O(rank × dim) instead "
-    "of O(dim²)",
+    says="Muon is stateless and needs whole matrices, Dion keeps a matrix Q and error feedback; full rank has the best quality, "
+    "half and a quarter of it reduce communication 2 and 4 times; its state is O(rank × dim) instead of O(dim²)",
     quoted={
         "communication, half rank": "2x",
         "communication, quarter rank": "4x",
@@ -132,10 +131,9 @@ CLAIM = Claim(
     question="Trained at rank fractions 1, 1/2, 1/4 and 1/8: which ends lowest, and how near to dense Muon; what "
     "goes over the wire for the hidden matrices, beside full rank and beside dense Muon; and how does the state "
     "grow with the width at a fixed rank?",
-    expected="Full rank is best and near Muon. Bytes fall with the rank as stated, but from twice those of dense "
-    "Muon on square matrices, since both factors are sent: half rank saves nothing there. The state is O(dim²): "
-    "the error feedback is a whole momentum buffer, as large as Muon’s, which is not stateless either, and Q comes "
-    "on top.",
+    expected="Full rank is best and near Muon. Bytes fall with the rank as stated, but from twice those of dense Muon on square "
+    "matrices, since both factors are sent: half rank saves nothing there. The state is O(dim²): the error feedback is a whole "
+    "momentum buffer, as large as Muon’s, which is not stateless either, and Q comes on top.",
     measure=measure,
     inputs=(TRAINING,),
     repeats=len(SEEDS),

@@ -114,13 +114,11 @@ CLAIM = Claim(
         "error of the tuned schedule": ", ".join(QUOTED[TUNED].values()),
         "iterations to an error of 0.15 (standard, tuned)": "~10, 5",
     },
-    question="What is the error after each iteration, and after how many does the standard one reach that of five "
-    "tuned ones?",
-    expected="The note’s table to three digits on a 512×512 Gaussian matrix up to the fifth iteration; after it "
-    "the note does not say which coefficients it used, and what is left is a handful of small singular values, "
-    "other ones in each draw. That ten standard iterations equal five tuned ones contradicts its own table, 0.397 "
-    "against 0.145: about fifteen are needed. And a cubic iteration takes two products, a quintic one three, so "
-    "the work would be 20 products against 15, not twice.",
+    question="What is the error after each iteration, and after how many does the standard one reach that of five tuned ones?",
+    expected="The note’s table to three digits on a 512×512 Gaussian matrix up to the fifth iteration; after it the note does "
+    "not say which coefficients it used, and what is left is a handful of small singular values, other ones in each draw. That "
+    "ten standard iterations equal five tuned ones contradicts its own table, 0.397 against 0.145: about fifteen are needed. And "
+    "a cubic iteration takes two products, a quintic one three, so the work would be 20 products against 15, not twice.",
     measure=measure,
     inputs=MATRICES,
     repeats=3,
@@ -148,8 +146,7 @@ CLAIM = Claim(
     tables=(
         *(
             Pivot(
-                caption=f"‖QQᵀ − I‖_F/√n by iteration, {data}, {dtype}; the schedule’s last coefficients "
-                "repeat after the fifth",
+                caption=f"‖QQᵀ − I‖_F/√n by iteration, {data}, {dtype}; the schedule’s last coefficients repeat after the fifth",
                 rows={"method": "Method", "iteration": "Iteration"},
                 values={"error": "Error"},
                 select={"data": data, "dtype": dtype},

@@ -156,10 +156,9 @@ CLAIM = Claim(
     },
     question="What do error and time look like side by side, and how much less error does the tuned schedule leave "
     "in the same time?",
-    expected="Error divided by time rewards slowness: a method that waits as long as it computed has half the "
-    "error per millisecond, so the quotient says nothing. At equal time the standard iteration has seven or eight "
-    "steps for the five tuned ones; at 4096×4096 the quarter-circle law then gives 0.87 against 0.24, four times, "
-    "not ten.",
+    expected="Error divided by time rewards slowness: a method that waits as long as it computed has half the error per "
+    "millisecond, so the quotient says nothing. At equal time the standard iteration has seven or eight steps for the five tuned "
+    "ones; at 4096×4096 the quarter-circle law then gives 0.87 against 0.24, four times, not ten.",
     measure=measure,
     inputs=(LANGUAGE_MODEL,),
     repeats=3,
@@ -181,9 +180,8 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "The tuned schedule leaves a tenth of the error in the same time.",
-        "refuted": "The error is not ten times smaller, in the note’s quotient or at equal time; and the quotient, "
-        "error over time, improves when a method wastes time. Read a chart of error against time, and take a configuration on its "
-        "front.",
+        "refuted": "The error is not ten times smaller, in the note’s quotient or at equal time; and the quotient, error over "
+        "time, improves when a method wastes time. Read a chart of error against time, and take a configuration on its front.",
         "depends": "The advantage depends on the matrix, and on whether error is divided by time or compared at equal "
         "time; error over time improves when a method wastes time. Read a chart of error against time, and take a "
         "configuration on its front.",

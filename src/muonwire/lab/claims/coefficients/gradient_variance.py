@@ -177,8 +177,7 @@ CLAIM = Claim(
         _check(_DIRECTION, REAL, "direction change", at_most=0.0005),
     ),
     meaning={
-        "confirmed": "Orthogonalizing each replica’s gradient averages away noise: fewer replicas or smaller "
-        "batches do.",
+        "confirmed": "Orthogonalizing each replica’s gradient averages away noise: fewer replicas or smaller batches do.",
         "refuted": "Orthogonalizing does not reduce the variance of gradients.",
         "depends": "The reduction is the scale: dividing by the norm gives it as well, and on small gradients it "
         "is a rise. Measured against the mean, orthogonalizing a replica’s own gradient does not reduce noise; "
@@ -210,8 +209,7 @@ CLAIM = Claim(
             },
         ),
         Pivot(
-            caption="By how much each falls; “over division”: the element variance over what dividing by the norm "
-            "alone leaves",
+            caption="By how much each falls; “over division”: the element variance over what dividing by the norm alone leaves",
             rows={"data": "Data", "method": "Method"},
             values={
                 "fall": "Element variance",

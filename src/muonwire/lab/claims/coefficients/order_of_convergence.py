@@ -134,14 +134,12 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "More iterations of the tuned schedule pay more and more, those of the cubic do not.",
-        "refuted": "The words are the wrong way round: the cubic converges to 1, with order 2, and the tuned "
-        "schedule does not. What makes the tuned one better in five iterations is its growth of small values, and "
-        "more iterations of it do not help: past the fifth, go on with Taylor’s coefficients, or take a schedule "
-        "made for the number of iterations.",
-        "depends": "What looks linear in a table of iterations is small singular values growing by a constant "
-        "factor. Near 1 the cubic converges with order 2, while the tuned schedule stops at an error of 0.02. Its "
-        "advantage is its growth per iteration, not an order of convergence: past its fifth iteration, go on with "
-        "Taylor’s coefficients.",
+        "refuted": "The words are the wrong way round: the cubic converges to 1, with order 2, and the tuned schedule does not. "
+        "What makes the tuned one better in five iterations is its growth of small values, and more iterations of it do not "
+        "help: past the fifth, go on with Taylor’s coefficients, or take a schedule made for the number of iterations.",
+        "depends": "What looks linear in a table of iterations is small singular values growing by a constant factor. Near 1 the "
+        "cubic converges with order 2, while the tuned schedule stops at an error of 0.02. Its advantage is its growth per "
+        "iteration, not an order of convergence: past its fifth iteration, go on with Taylor’s coefficients.",
     },
     tables=(
         Pivot(

@@ -51,12 +51,10 @@ def measure(setting: Setting) -> list[Row]:
 CLAIM = Claim(
     id="hypothesis.3",
     note=NOTE,
-    says="attention weights are where orthogonality matters most; MLP weights are larger and benefit more from "
-    "compression",
+    says="attention weights are where orthogonality matters most; MLP weights are larger and benefit more from compression",
     question="Does Muon on attention alone gain more over AdamW than Muon on the MLP alone, in all and for each "
     "weight that it orthogonalizes?",
-    expected="The MLP gains more in all, having more than twice the weights; for each weight the two are about "
-    "level.",
+    expected="The MLP gains more in all, having more than twice the weights; for each weight the two are about level.",
     measure=measure,
     inputs=(training.TRAINING,),
     repeats=len(training.SEEDS),
@@ -81,16 +79,14 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "If only some matrices can be orthogonalized, or sent densely, take attention.",
-        "refuted": "Do not leave the MLP out: orthogonalizing it gains more than attention, in all and for each "
-        "weight.",
+        "refuted": "Do not leave the MLP out: orthogonalizing it gains more than attention, in all and for each weight.",
         "depends": "Attention and MLP differ in what they gain in all and for each weight; where the budget is "
         "bytes take the one that gains more for each weight, and orthogonalize both where you can.",
     },
     tables=(
         training.OUTCOMES,
         Pivot(
-            caption="What Muon on some matrices gains over AdamW on all: final loss, nats a token; share of the "
-            "gain on all, %",
+            caption="What Muon on some matrices gains over AdamW on all: final loss, nats a token; share of the gain on all, %",
             rows={"orthogonalized": "Orthogonalized"},
             values={
                 "gain": "Gain",

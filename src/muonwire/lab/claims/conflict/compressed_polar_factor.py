@@ -96,8 +96,7 @@ CLAIM = Claim(
         for density in (0.001, 0.25)
     ),
     meaning={
-        "confirmed": "A polar factor before a DCT codec is spent on nothing that arrives: orthogonalize after "
-        "decoding.",
+        "confirmed": "A polar factor before a DCT codec is spent on nothing that arrives: orthogonalize after decoding.",
         "refuted": "A polar factor survives a DCT codec well enough to be applied as it is decoded.",
         "depends": "It is a matter of density, not of principle. At thousandfold compression what arrives is no "
         "more orthogonal than noise; at a quarter of the coefficients it is nearer to orthogonal than a random "

@@ -109,10 +109,9 @@ CLAIM = Claim(
     meaning={
         "confirmed": "A hundredfold is what any of these formats gives; choose k by the loss.",
         "refuted": "None of these formats gives a hundredfold at its usual setting; count the bytes of yours.",
-        "depends": "Count the bytes of your own format: a ratio belongs to a format, a k and a reference, and float32 "
-        "as the reference doubles it. One-bit values with packed indices reach a hundredfold at the usual k; int64 "
-        "indices and float32 values do not. And with R replicas each receives R − 1 such messages, where a dense "
-        "mean costs two tensors whatever R.",
+        "depends": "Count the bytes of your own format: a ratio belongs to a format, a k and a reference, and float32 as the "
+        "reference doubles it. One-bit values with packed indices reach a hundredfold at the usual k; int64 indices and float32 "
+        "values do not. And with R replicas each receives R − 1 such messages, where a dense mean costs two tensors whatever R.",
     },
     tables=(
         Pivot(

@@ -33,8 +33,7 @@ def photograph() -> Tensor:
     path = Path(places[0]) / "datasets/images/china.jpg" if places else None
     if path is None or not path.is_file():
         raise UsageError(
-            f"conflict.2: the photograph {path or 'of scikit-learn'} is not there; pip install "
-            f"scikit-learn, then run again"
+            f"conflict.2: the photograph {path or 'of scikit-learn'} is not there; pip install scikit-learn, then run again"
         )
     from PIL import Image
 
@@ -103,13 +102,11 @@ def _unlike(data: str, setting: str) -> Check:
 CLAIM = Claim(
     id="conflict.2",
     note=NOTE,
-    says="the DCT energy of an orthogonal matrix does not concentrate in low frequencies as that of natural "
-    "signals does",
+    says="the DCT energy of an orthogonal matrix does not concentrate in low frequencies as that of natural signals does",
     question="Which share of the energy lies in the lowest tenth of the frequencies, and in the largest tenth of "
     "the coefficients, of a photograph, white noise, a real gradient, a momentum, and their polar factors?",
-    expected="Polar factors are as flat as white noise. But so are gradients and momenta before them: rows and "
-    "columns of a weight have no order in which neighbours are alike, so that it is not orthogonalizing that takes "
-    "low frequencies away.",
+    expected="Polar factors are as flat as white noise. But so are gradients and momenta before them: rows and columns of a "
+    "weight have no order in which neighbours are alike, so that it is not orthogonalizing that takes low frequencies away.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -118,11 +115,9 @@ CLAIM = Claim(
         _unlike("polar factor of language-model momentum", "on real momentum, language model"),
     ),
     meaning={
-        "confirmed": "Do not count on low frequencies of a polar factor; a codec has to search for the largest "
-        "coefficients and send their places. The table shows whether the gradient and the momentum before it would "
-        "have had them.",
-        "refuted": "A polar factor has the low frequencies of a natural picture: a codec could send those and no "
-        "places.",
+        "confirmed": "Do not count on low frequencies of a polar factor; a codec has to search for the largest coefficients and "
+        "send their places. The table shows whether the gradient and the momentum before it would have had them.",
+        "refuted": "A polar factor has the low frequencies of a natural picture: a codec could send those and no places.",
         "depends": "Whether a polar factor has low frequencies is a matter of the data; look at your own matrices "
         "before choosing a transform.",
     },

@@ -91,9 +91,8 @@ CLAIM = Claim(
     says="the factors of a truncated singular value decomposition preserve the orthogonal structure that DCT "
     "destroys, but are expensive to find: O(n³) against O(n log n)",
     quoted={"work of the SVD": "O(n³)", "work of the DCT": "O(n log n)"},
-    question="At equal bytes, is the polar factor of what was decoded nearer to the momentum’s own after a "
-    "truncated SVD than after DCT and top-k; how much longer does it take; and what does the approach come to in "
-    "training?",
+    question="At equal bytes, is the polar factor of what was decoded nearer to the momentum’s own after a truncated SVD than "
+    "after DCT and top-k; how much longer does it take; and what does the approach come to in training?",
     expected="Not nearer: rank 4 gives a polar factor of four directions at most, whose cosine with the whole is "
     "√(4/n), while top-k leaves some of every direction. Slower from a few hundred rows on. In training better "
     "than DisTrO alone, for its feedback brings the other directions in turn, and at many times its bits.",
@@ -133,11 +132,9 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Factors of low rank keep more of the polar factor at equal bytes and train better than "
         "DisTrO; find them by power iteration, which costs two products instead of an SVD.",
-        "refuted": "A truncated SVD keeps less of the polar factor than DCT at equal bytes and gains nothing in "
-        "training.",
-        "depends": "Look at what each of the three costs you: the cosine at equal bytes, the time at your widths, "
-        "and the loss at the bits in the table. Power iteration (powersgd_muon, dion) finds such factors without "
-        "an SVD.",
+        "refuted": "A truncated SVD keeps less of the polar factor than DCT at equal bytes and gains nothing in training.",
+        "depends": "Look at what each of the three costs you: the cosine at equal bytes, the time at your widths, and the loss "
+        "at the bits in the table. Power iteration (powersgd_muon, dion) finds such factors without an SVD.",
     },
     tables=(
         Pivot(

@@ -77,8 +77,7 @@ def measure(setting: Setting) -> list[Row]:
 
 def _not_orthogonal(data: str, setting: str) -> Check:
     return Check(
-        name="the mean of eight replicas' polar factors is farther from orthogonal than Muon's own five iterations "
-        "leave a step",
+        name="the mean of eight replicas' polar factors is farther from orthogonal than Muon's own five iterations leave a step",
         setting=setting,
         column="against Muon",
         select={"data": data, "replicas": 8},
@@ -101,9 +100,8 @@ CLAIM = Claim(
     note=NOTE,
     says="if every replica's update is orthogonal, their sum is still not",
     quoted={"what it states": "(U1 + U2) @ (U1 + U2).T ≠ I"},
-    question="How far from orthogonal, at its best scale, is the mean of 1 to 8 replicas' polar factors, as noise "
-    "between replicas grows? How much shorter is the step? And is the polar factor of the mean nearer to that of "
-    "the true gradient?",
+    question="How far from orthogonal, at its best scale, is the mean of 1 to 8 replicas' polar factors, as noise between "
+    "replicas grows? How much shorter is the step? And is the polar factor of the mean nearer to that of the true gradient?",
     expected="Not orthogonal as soon as replicas differ by more than a fraction of the gradient, and shorter by up "
     "to the square root of the number of replicas. As a direction it may be as good as the polar factor of the "
     "mean, or better: it is a mean of more than the polar factor keeps.",
@@ -119,10 +117,9 @@ CLAIM = Claim(
         "confirmed": "Exchange before orthogonalizing, or orthogonalize the mean once more: otherwise the step is "
         "neither orthogonal nor of the length that the learning rate was tuned for.",
         "refuted": "Replicas may orthogonalize before they exchange: the mean is as orthogonal as Muon's own step.",
-        "depends": "Where replicas agree, the mean of their polar factors is as orthogonal as Muon's own step; "
-        "where their noise is of the size of the gradient, as in training, it is not, and it is shorter. "
-        "Orthogonalize the mean once more, or choose the rate for the shorter step; the table has the directions "
-        "side by side.",
+        "depends": "Where replicas agree, the mean of their polar factors is as orthogonal as Muon's own step; where their noise "
+        "is of the size of the gradient, as in training, it is not, and it is shorter. Orthogonalize the mean once more, or "
+        "choose the rate for the shorter step; the table has the directions side by side.",
     },
     tables=(
         Pivot(

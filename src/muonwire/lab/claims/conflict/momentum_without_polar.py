@@ -56,8 +56,7 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Momentum before a compressing exchange pays, and a polar factor behind it pays more.",
-        "refuted": "Momentum before a compressing exchange with feedback gains nothing, nor does a polar factor "
-        "behind it.",
+        "refuted": "Momentum before a compressing exchange with feedback gains nothing, nor does a polar factor behind it.",
         "depends": "The note’s three expectations of this approach do not hold together: see which of momentum, "
         "the polar factor and the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
     },

@@ -73,9 +73,8 @@ CLAIM = Claim(
     says="of the six approaches D, Muon for attention and DisTrO for the rest, is the most promising",
     question="Which of the approaches ends lowest, each as described and its own bytes, and each with options that "
     "make it send as much as D does?",
-    expected="D is not first: as described E sends fewer bits and orthogonalizes every matrix; at D’s bytes A, B "
-    "and C with a quarter of all coefficients in full precision are nearly dense, and B and C orthogonalize every "
-    "matrix too.",
+    expected="D is not first: as described E sends fewer bits and orthogonalizes every matrix; at D’s bytes A, B and C with a "
+    "quarter of all coefficients in full precision are nearly dense, and B and C orthogonalize every matrix too.",
     measure=measure,
     inputs=(training.TRAINING,),
     repeats=len(training.SEEDS),
@@ -87,8 +86,7 @@ CLAIM = Claim(
         "confirmed": "Spend your bytes on attention: no other of the six uses them better.",
         "refuted": "Do not split by layer: another of the six approaches ends lower, as described and at D’s "
         "bytes; the table ranks them.",
-        "depends": "Whether splitting by layer is best hangs on the bytes you compare at: look up your own in the "
-        "table.",
+        "depends": "Whether splitting by layer is best hangs on the bytes you compare at: look up your own in the table.",
     },
     tables=(
         Pivot(

@@ -30,11 +30,9 @@ CLAIM = Claim(
     note=NOTE,
     says="Muon without compression for attention weights and DisTrO for the others is a practical middle ground "
     "that trades bandwidth for convergence, since attention is where orthogonality matters most",
-    question="Does it end below DisTrO alone, and which part of the way to dense Muon does it go, in loss and in "
-    "bits?",
-    expected="Below DisTrO alone, but less than half of the way to dense Muon, for a quarter of its bits: the MLP "
-    "holds most of the parameters. “Local Muon” is read as dense Muon: attention weights that nobody exchanges "
-    "would drift apart.",
+    question="Does it end below DisTrO alone, and which part of the way to dense Muon does it go, in loss and in bits?",
+    expected="Below DisTrO alone, but less than half of the way to dense Muon, for a quarter of its bits: the MLP holds most of "
+    "the parameters. “Local Muon” is read as dense Muon: attention weights that nobody exchanges would drift apart.",
     measure=measure,
     inputs=(training.TRAINING,),
     repeats=len(training.SEEDS),

@@ -108,16 +108,13 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Send what a shared polar prediction leaves over: it is smaller and easier to compress.",
-        "refuted": "Do not subtract a polar factor before the codec: what is left is as large and no easier to "
-        "compress.",
-        "depends": "Subtracting a polar factor does not make the momentum small and easy at once, whatever the "
-        "approach comes to in training: beside approach B, which leaves it out, the table says what the prediction "
-        "itself is worth.",
+        "refuted": "Do not subtract a polar factor before the codec: what is left is as large and no easier to compress.",
+        "depends": "Subtracting a polar factor does not make the momentum small and easy at once, whatever the approach comes to "
+        "in training: beside approach B, which leaves it out, the table says what the prediction itself is worth.",
     },
     tables=(
         Pivot(
-            caption="What is left of real momentum, ‖residual‖/‖momentum‖, and the relative error of DisTrO’s "
-            "codec on it",
+            caption="What is left of real momentum, ‖residual‖/‖momentum‖, and the relative error of DisTrO’s codec on it",
             rows={"residual": "Matrix"},
             values={"size": "Norm", "error": "Error of the codec"},
         ),

@@ -56,10 +56,9 @@ CLAIM = Claim(
     quoted={"energy of a Gaussian 64×64": "4148", "of its polar factor": "65"},
     question="Which share of the energy lies in the largest coefficients (what top-k sends), and in the first ones "
     "in row-major order, for a matrix and its polar factor?",
-    expected="The same for Gaussian matrices, whose polar factor is Haar-distributed and looks Gaussian entry by "
-    "entry; less concentrated after orthogonalizing for real momentum, whose rows and columns differ in size. The "
-    "note's shares equal those of the first coefficients, not of the largest: top 1 % of Gaussian values carry 8 "
-    "%, not 1.3 %.",
+    expected="The same for Gaussian matrices, whose polar factor is Haar-distributed and looks Gaussian entry by entry; less "
+    "concentrated after orthogonalizing for real momentum, whose rows and columns differ in size. The note's shares equal those "
+    "of the first coefficients, not of the largest: top 1 % of Gaussian values carry 8 %, not 1.3 %.",
     measure=measure,
     inputs=MATRICES,
     checks=tuple(

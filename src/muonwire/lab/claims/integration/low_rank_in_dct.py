@@ -129,11 +129,10 @@ CLAIM = Claim(
     },
     question="Which share of the energy lies in the largest tenth of the DCT coefficients, by rank, over many "
     "draws? And in the first tenth in row-major order, which the note's figures look like?",
-    expected="More at rank 1: its coefficients are products of two Gaussian vectors', whose tails are heavier than "
-    "a Gaussian's. The note's figures can't be the largest tenth's, of which even white noise has 44 %; they are "
-    "of the first tenth, 10 % on average for any rank, and a single draw of rank 1 is 5 points off. "
-    "Orthogonalizing a matrix of low effective rank gives the noise below it the weight of the signal, which is "
-    "why 5.1 became 11.0.",
+    expected="More at rank 1: its coefficients are products of two Gaussian vectors', whose tails are heavier than a Gaussian's. "
+    "The note's figures can't be the largest tenth's, of which even white noise has 44 %; they are of the first tenth, 10 % on "
+    "average for any rank, and a single draw of rank 1 is 5 points off. Orthogonalizing a matrix of low effective rank gives the "
+    "noise below it the weight of the signal, which is why 5.1 became 11.0.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -150,9 +149,8 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Low rank is of no use to a DCT codec: use a low-rank codec for it.",
-        "refuted": "Low rank makes top-k's share larger, on made and on real matrices: the note measured the "
-        "first coefficients and not the largest. Orthogonalizing undoes it, since it gives every direction the "
-        "same weight.",
+        "refuted": "Low rank makes top-k's share larger, on made and on real matrices: the note measured the first coefficients "
+        "and not the largest. Orthogonalizing undoes it, since it gives every direction the same weight.",
         "depends": "Whether low rank helps a DCT codec is a matter of the data; see the table.",
     },
     tables=(

@@ -133,10 +133,9 @@ CLAIM = Claim(
     "structured sparsity",
     question="At equal bytes on the wire, which codec gives the update nearest to the polar factor: orthogonalized "
     "before sending, and orthogonalized after?",
-    expected="Not random projection, which keeps a share of the energy equal to its density where top-k keeps "
-    "several times that. Structured sparsity saves bits of positions and loses on what it must take along. Low "
-    "rank where the gradient's rank is low, when orthogonalizing comes after: it keeps whole singular directions, "
-    "which a polar factor then has right.",
+    expected="Not random projection, which keeps a share of the energy equal to its density where top-k keeps several times "
+    "that. Structured sparsity saves bits of positions and loses on what it must take along. Low rank where the gradient's rank "
+    "is low, when orthogonalizing comes after: it keeps whole singular directions, which a polar factor then has right.",
     measure=measure,
     inputs=MATRICES,
     checks=tuple(

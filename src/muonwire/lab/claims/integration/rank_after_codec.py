@@ -117,11 +117,10 @@ CLAIM = Claim(
     },
     question="How do the condition number, the numerical rank and the whole spectrum change when the DCT "
     "coefficients of a matrix are cut to the largest 5, 10 and 25 %?",
-    expected="At 5 % some rows or columns of a Gaussian matrix's coefficients are empty: the matrix is singular in "
-    "exact arithmetic, and the condition number that is printed is float32's rounding, some millions whatever the "
-    "matrix. At 10 % that happens in a few draws, at 25 % in none: the typical condition number does not change at "
-    "all, and 3,811 is a draw of its long tail. A real momentum is worse conditioned before, so that there is less "
-    "to grow.",
+    expected="At 5 % some rows or columns of a Gaussian matrix's coefficients are empty: the matrix is singular in exact "
+    "arithmetic, and the condition number that is printed is float32's rounding, some millions whatever the matrix. At 10 % that "
+    "happens in a few draws, at 25 % in none: the typical condition number does not change at all, and 3,811 is a draw of its "
+    "long tail. A real momentum is worse conditioned before, so that there is less to grow.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -132,15 +131,13 @@ CLAIM = Claim(
         _grows("language-model momentum", 0.25, "language-model momentum", answers=False),
     ),
     meaning={
-        "confirmed": "What a DCT codec decodes has directions that are rounding only; a polar factor must leave "
-        "them out.",
+        "confirmed": "What a DCT codec decodes has directions that are rounding only; a polar factor must leave them out.",
         "refuted": "A DCT codec does not make matrices singular; their condition is no reason against "
         "orthogonalizing after decoding.",
-        "depends": "Directions go missing where so few coefficients are sent that whole rows or columns of them "
-        "are empty; above that density the typical condition number stays what it was, and one draw of a Gaussian "
-        "matrix says nothing, as its condition number has no finite mean. Orthogonalize what is decoded by a "
-        "method that leaves out singular values below its resolution, and add momentum or feedback, whose sum over "
-        "rounds has the missing directions.",
+        "depends": "Directions go missing where so few coefficients are sent that whole rows or columns of them are empty; above "
+        "that density the typical condition number stays what it was, and one draw of a Gaussian matrix says nothing, as its "
+        "condition number has no finite mean. Orthogonalize what is decoded by a method that leaves out singular values below "
+        "its resolution, and add momentum or feedback, whose sum over rounds has the missing directions.",
     },
     tables=(
         Pivot(

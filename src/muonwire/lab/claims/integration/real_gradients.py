@@ -178,9 +178,8 @@ CLAIM = Claim(
     "heavy tails and a rank structure of their own",
     question="Do tails, rank, DCT concentration, and what orthogonalizing costs before a DCT codec differ between "
     "gradients and momenta of a pretrained language model and Gaussian matrices of the same shapes?",
-    expected="Yes: entries of few rows and columns dominate, the effective rank is a small part of the full one, "
-    "and so top-k keeps more of a real gradient, and orthogonalizing, which gives every direction the same weight, "
-    "takes more away.",
+    expected="Yes: entries of few rows and columns dominate, the effective rank is a small part of the full one, and so top-k "
+    "keeps more of a real gradient, and orthogonalizing, which gives every direction the same weight, takes more away.",
     measure=measure,
     inputs=MATRICES,
     checks=_checks("language-model gradient", "gradients of a language model"),
@@ -193,11 +192,10 @@ CLAIM = Claim(
     },
     tables=(
         Pivot(
-            caption="Real matrices and Gaussian ones of the same shapes: kurtosis of the entries (Gaussian 3), "
-            "effective rank, condition, cosine to the polar factor; energy of the largest 5 % of the DCT "
-            "coefficients, what it is less for the polar factor and more for the matrix cut to rank 1, in points; "
-            "cosine after DCT top-k, what sending the polar factor loses of it; growth of the condition, powers of "
-            "ten",
+            caption="Real matrices and Gaussian ones of the same shapes: kurtosis of the entries (Gaussian 3), effective rank, "
+            "condition, cosine to the polar factor; energy of the largest 5 % of the DCT coefficients, what it is less for the "
+            "polar factor and more for the matrix cut to rank 1, in points; cosine after DCT top-k, what sending the polar "
+            "factor loses of it; growth of the condition, powers of ten",
             rows={"data": "Data"},
             values=_VALUES,
         ),

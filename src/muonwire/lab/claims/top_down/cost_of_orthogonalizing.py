@@ -215,17 +215,14 @@ CLAIM = Claim(
     says="full orthogonalization, by Gram–Schmidt, is expensive; Newton–Schulz is a few matrix products, "
     "fast enough even for a huge matrix, and ends near an orthogonal one",
     quoted={"Newton–Schulz": "just a few matrix multiplications", "result": "near-orthogonal"},
-    question="What do Gram–Schmidt (classical, modified, and as Householder’s QR), the Newton–Schulz family "
-    "and the SVD take against n, how orthogonal is the result, and how far is it from the nearest orthogonal "
-    "matrix?",
-    expected="All take O(n³). Gram–Schmidt has the fewest operations, 2n³, and a QR with its Q 8n³/3; five "
-    "steps of degree 5 have 30n³, but all in matrix products, which run at the processor’s peak and in "
-    "bfloat16. So Newton–Schulz is faster than Gram–Schmidt column by column and than the SVD, and against a "
-    "blocked QR it is a matter of how fast products in bfloat16 are. Gram–Schmidt’s Q is orthogonal, but not "
-    "the nearest such matrix: it keeps the first column’s direction, whatever is spent. Classical "
-    "Gram–Schmidt loses orthogonality as κ² ε (Giraud et al. 2005), modified as κ ε (Björck 1967), "
-    "Householder as ε. Five Newton–Schulz steps carry singular values to about 1 from 1/500 of ‖X‖_F on, and "
-    "leave smaller ones small.",
+    question="What do Gram–Schmidt (classical, modified, and as Householder’s QR), the Newton–Schulz family and the SVD take "
+    "against n, how orthogonal is the result, and how far is it from the nearest orthogonal matrix?",
+    expected="All take O(n³). Gram–Schmidt has the fewest operations, 2n³, and a QR with its Q 8n³/3; five steps of degree 5 "
+    "have 30n³, but all in matrix products, which run at the processor’s peak and in bfloat16. So Newton–Schulz is faster than "
+    "Gram–Schmidt column by column and than the SVD, and against a blocked QR it is a matter of how fast products in bfloat16 "
+    "are. Gram–Schmidt’s Q is orthogonal, but not the nearest such matrix: it keeps the first column’s direction, whatever is "
+    "spent. Classical Gram–Schmidt loses orthogonality as κ² ε (Giraud et al. 2005), modified as κ ε (Björck 1967), Householder "
+    "as ε. Five Newton–Schulz steps carry singular values to about 1 from 1/500 of ‖X‖_F on, and leave smaller ones small.",
     measure=measure,
     inputs=(LANGUAGE_MODEL,),
     repeats=3,
@@ -270,9 +267,8 @@ CLAIM = Claim(
             values={"exponent": "Exponent"},
         ),
         Pivot(
-            caption="Products counted: of two matrices, of a matrix with a vector or of two vectors, and "
-            "FLOPs over n³ (a QR with its Q has 8/3, an SVD with both factors about 21: Golub and Van Loan, "
-            "sections 5.2 and 8.6)",
+            caption="Products counted: of two matrices, of a matrix with a vector or of two vectors, and FLOPs over n³ (a QR "
+            "with its Q has 8/3, an SVD with both factors about 21: Golub and Van Loan, sections 5.2 and 8.6)",
             rows={"counted": "Method"},
             values={"products": "Matrix products", "vectors": "With a vector", "flops": "FLOPs/n³"},
         ),
@@ -282,14 +278,12 @@ CLAIM = Claim(
             values={"lost": "Error", "distance": "Polar error"},
         ),
         Pivot(
-            caption="The power of the condition number by which orthogonality is lost; the bounds have 2, 1 "
-            "and 0",
+            caption="The power of the condition number by which orthogonality is lost; the bounds have 2, 1 and 0",
             rows={"lost by": "Method"},
             values={"condition exponent": "Exponent"},
         ),
         Pivot(
-            caption="Five steps of Jordan’s beside the others: times as fast, and times as near to the polar "
-            "factor",
+            caption="Five steps of Jordan’s beside the others: times as fast, and times as near to the polar factor",
             rows={"data": "Data", "n": "n", "five steps in": "Products in"},
             values={
                 f"speed over {MODIFIED}": "As fast as modified Gram–Schmidt",

@@ -142,8 +142,7 @@ def _plot(kind: str) -> Plot:
 CLAIM = Claim(
     id="topdown.6",
     note=NOTE,
-    says="a small language model some of whose singular values were changed may behave differently when it is talked to "
-    "again",
+    says="a small language model some of whose singular values were changed may behave differently when it is talked to again",
     question="Which changes of singular values does a small language model notice, by loss, by the divergence of its "
     "next-token distributions, and in conversation?",
     expected="It depends on which: the hundredth of the largest carries what all tokens share, and dropping it changes "

@@ -192,20 +192,17 @@ def _resolved(kind: str, words: str) -> Check:
 CLAIM = Claim(
     id="topdown.5",
     note=NOTE,
-    says="the matrix that is orthogonalized is linearly independent with high probability, because its "
-    "dimensions are large",
+    says="the matrix that is orthogonalized is linearly independent with high probability, because its dimensions are large",
     quoted={"linearly independent": "with high probability becauses the dimensions are large"},
-    question="How often are random square matrices singular, how small is their smallest singular value "
-    "against n, does it follow Edelman’s law, and can it still be distinguished from zero in bfloat16, for random "
-    "matrices and for real ones?",
-    expected="With a density the probability is 1 at every n, not because n is large: the singular matrices "
-    "are the zeros of a polynomial, a set of measure zero. Only for discrete entries a large n is needed: of "
-    "±1 matrices two thirds are singular at n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not "
-    "mean far from dependent: σ_min falls as 1/√n, by Edelman’s law, while the norm of rounding to bfloat16 "
-    "grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a singular one within the reach "
-    "of rounding. Rounding does not reach that far: to first order it moves σ_min by uᵀEv, which does not grow "
-    "with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s "
-    "rank is at most the number of its tokens, and its small singular values end in rounding.",
+    question="How often are random square matrices singular, how small is their smallest singular value against n, does it "
+    "follow Edelman’s law, and can it still be distinguished from zero in bfloat16, for random matrices and for real ones?",
+    expected="With a density the probability is 1 at every n, not because n is large: the singular matrices are the zeros of a "
+    "polynomial, a set of measure zero. Only for discrete entries a large n is needed: of ±1 matrices two thirds are singular at "
+    "n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not mean far from dependent: σ_min falls as 1/√n, by Edelman’s "
+    "law, while the norm of rounding to bfloat16 grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a "
+    "singular one within the reach of rounding. Rounding does not reach that far: to first order it moves σ_min by uᵀEv, which "
+    "does not grow with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s rank "
+    "is at most the number of its tokens, and its small singular values end in rounding.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -258,17 +255,15 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Independence can be taken for granted, in bfloat16 and on real matrices too.",
         "refuted": "Do not count on independent rows: neither random nor real matrices have them.",
-        "depends": "The rows are independent in exact arithmetic, but not measurably so in bfloat16. Muon does not need "
-        "that: an iteration of odd polynomials keeps a zero singular value at zero and carries small ones only "
-        "as far as its steps reach. It carries what rounding puts in place of zeros too, as the last table "
-        "shows: those directions of the update are noise, of bounded size. polar’s default limits how far it "
-        "carries what rounding may have made.",
+        "depends": "The rows are independent in exact arithmetic, but not measurably so in bfloat16. Muon does not need that: an "
+        "iteration of odd polynomials keeps a zero singular value at zero and carries small ones only as far as its steps reach. "
+        "It carries what rounding puts in place of zeros too, as the last table shows: those directions of the update are noise, "
+        "of bounded size. polar’s default limits how far it carries what rounding may have made.",
     },
     tables=(
         Pivot(
-            caption="Smallest singular value of Gaussian n×n matrices. Distance: √draws times "
-            "Kolmogorov–Smirnov’s, whose "
-            f"5 % point is {CRITICAL}. Full rank: σ_min > σ_max n ε of float64",
+            caption=f"Smallest singular value of Gaussian n×n matrices. Distance: √draws times Kolmogorov–Smirnov’s, whose 5 % "
+            f"point is {CRITICAL}. Full rank: σ_min > σ_max n ε of float64",
             rows={"n": "n"},
             values={
                 "draws": "Draws",
@@ -281,9 +276,8 @@ CLAIM = Claim(
             select={"data": "Gaussian"},
         ),
         Pivot(
-            caption="The same matrices rounded to bfloat16: how far the smallest singular value moves "
-            "(median), the rounded matrices’ distance to the law, the norm of the rounding, and in how many "
-            "draws σ_min is above it",
+            caption="The same matrices rounded to bfloat16: how far the smallest singular value moves (median), the rounded "
+            "matrices’ distance to the law, the norm of the rounding, and in how many draws σ_min is above it",
             rows={"n": "n"},
             values={
                 "change": "Change, %",
@@ -341,8 +335,7 @@ CLAIM = Claim(
         Plot(
             name="against-n",
             title="Smallest singular value against n",
-            how_to_read="A straight line of slope −1/2 is 1/√n. Bands are 95 % intervals of the median over "
-            "the seeds.",
+            how_to_read="A straight line of slope −1/2 is 1/√n. Bands are 95 % intervals of the median over the seeds.",
             x=("n", "n"),
             y=("median", "median of σ_min"),
             log_x=True,

@@ -173,8 +173,7 @@ def _reading(of: int | str) -> Reading | None:
 
 def _course_check(place: int, course: Course) -> Check:
     return _slower(
-        f"training {course.name} of a {course.kind} chain by {course.step} steps, {course.changed} of "
-        f"condition 10",
+        f"training {course.name} of a {course.kind} chain by {course.step} steps, {course.changed} of condition 10",
         _reading(place),
         course=course.name,
         network=course.kind,
@@ -186,8 +185,7 @@ def _course_check(place: int, course: Course) -> Check:
 
 def _rises(place: str) -> Check:
     return Check(
-        name="raising a weight’s singular values from power 0 to 3 raises the block’s λ_max over its median "
-        "by at least a tenth",
+        name="raising a weight’s singular values from power 0 to 3 raises the block’s λ_max over its median by at least a tenth",
         setting=f"on a Llama’s Gauss–Newton block, {place}",
         column="rise",
         select={"rise in": place, "measure": "over the median"},
@@ -205,13 +203,12 @@ CLAIM = Claim(
     quoted={"why it does": "it does because of the math"},
     question="Where does the condition of a weight enter: the layer Jacobians, and the Gauss–Newton block of "
     "which layer? And how many more steps does training take?",
-    expected="The Gauss–Newton block of y = Wx is E[JᵀHJ ⊗ xxᵀ], J the derivative of the logits by y. W "
-    "itself is in neither factor; x holds the weights below, J those above. So in a linear chain of which "
-    "one weight has the condition κ, the blocks of all other layers have κ², and its own keeps 1: training "
-    "the neighbours while it is held fixed takes steps like κ², training it alone no more than before, and "
-    "training all together little more, since it mends itself first. In a residual network only the matrices "
-    "of its own branch feel it. An update by the polar factor has condition 1 whatever the gradient’s, and "
-    "suffers least.",
+    expected="The Gauss–Newton block of y = Wx is E[JᵀHJ ⊗ xxᵀ], J the derivative of the logits by y. W itself is in neither "
+    "factor; x holds the weights below, J those above. So in a linear chain of which one weight has the condition κ, the blocks "
+    "of all other layers have κ², and its own keeps 1: training the neighbours while it is held fixed takes steps like κ², "
+    "training it alone no more than before, and training all together little more, since it mends itself first. In a residual "
+    "network only the matrices of its own branch feel it. An update by the polar factor has condition 1 whatever the gradient’s, "
+    "and suffers least.",
     measure=measure,
     checks=(
         *(_course_check(place, course) for place, course in enumerate(COURSES)),
@@ -227,8 +224,7 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Keep weights well conditioned: whatever is trained, and however, an ill-conditioned "
-        "weight costs steps.",
+        "confirmed": "Keep weights well conditioned: whatever is trained, and however, an ill-conditioned weight costs steps.",
         "refuted": "The condition of the weights at the start does not matter to how fast they are trained.",
         "depends": "An ill-conditioned weight slows the layers that have to work through it, where it is frozen or "
         "where all weights are as ill-conditioned. It does not slow its own learning. So the weight’s condition is a matter of "
@@ -253,9 +249,8 @@ CLAIM = Claim(
             values={"exponent": "Exponent"},
         ),
         Pivot(
-            caption=f"Steps until the loss is {TARGET:g} of what predicting zero has, at the best of the "
-            f"rates (at most 3000), and over "
-            "those at κ = 1",
+            caption=f"Steps until the loss is {TARGET:g} of what predicting zero has, at the best of the rates (at most 3000), "
+            f"and over those at κ = 1",
             rows={
                 "changed": "Of condition κ",
                 "course": "Trained",
@@ -272,9 +267,8 @@ CLAIM = Claim(
             values={"relative error": "Relative error"},
         ),
         Pivot(
-            caption="Gauss–Newton blocks of that model with the singular values of layer 0’s v_proj raised "
-            "to a power, at the same Frobenius norm. The blocks are rank-deficient or nearly so, hence the "
-            "largest eigenvalue over a quantile",
+            caption="Gauss–Newton blocks of that model with the singular values of layer 0’s v_proj raised to a power, at the "
+            "same Frobenius norm. The blocks are rank-deficient or nearly so, hence the largest eigenvalue over a quantile",
             rows={"block of": "Block of", "power": "Power"},
             values={
                 "of the weight": "Weight’s condition",
@@ -288,9 +282,8 @@ CLAIM = Claim(
             values={"rise": "Times"},
         ),
         Pivot(
-            caption="Training a byte-level Llama from hidden weights whose singular values were raised to a "
-            "power: loss at the end, steps to where the slowest start ends, and over those from power 0; "
-            "each at the best of three rates",
+            caption="Training a byte-level Llama from hidden weights whose singular values were raised to a power: loss at the "
+            "end, steps to where the slowest start ends, and over those from power 0; each at the best of three rates",
             rows={"recipe": "Recipe", "power": "Power"},
             values={
                 "median condition": "Median condition",

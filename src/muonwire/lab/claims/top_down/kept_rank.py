@@ -78,8 +78,7 @@ CLAIM = Claim(
     id="topdown.7",
     note=NOTE,
     says="conditioning equals compression, in a sense: a well-conditioned weight has its focus on a few important things",
-    question="Do the better-conditioned weights, Muon’s, lose less than Adam’s when only the largest singular values "
-    "are kept?",
+    question="Do the better-conditioned weights, Muon’s, lose less than Adam’s when only the largest singular values are kept?",
     expected="No, Adam’s lose less. A well-conditioned matrix has no few important directions: its energy is spread over "
     "all of them, so cutting any of them costs. Adam’s weights, of lower effective rank, lose less at the same kept "
     "rank; whether they are better at that rank depends on where they start from.",

@@ -57,10 +57,9 @@ CLAIM = Claim(
     says="Newton–Schulz removes the scaling of the update, and this is nothing to worry about",
     question="Do weights trained with orthogonalized updates lose their own scaling, that is, the differences between "
     "their singular values, and does it cost loss?",
-    expected="One update has no scaling; hundreds of them in changing directions add up where they agree and cancel "
-    "where they do not, so that the change of the weight has large and small singular values again. How large a "
-    "layer’s step is comes from the learning rate, which is shared. Muon’s weights have a flatter spectrum than Adam’s, "
-    "and no higher loss.",
+    expected="One update has no scaling; hundreds of them in changing directions add up where they agree and cancel where they "
+    "do not, so that the change of the weight has large and small singular values again. How large a layer’s step is comes from "
+    "the learning rate, which is shared. Muon’s weights have a flatter spectrum than Adam’s, and no higher loss.",
     measure=measure,
     inputs=(OPTIMIZERS,),
     repeats=len(SEEDS),

@@ -70,8 +70,7 @@ CLAIM = Claim(
     },
     tables=(
         validation_table(
-            f"Validation of the ViT after {STEPS} steps of 128 digits, each method at the best of "
-            f"{len(RATE_FACTORS)} rates",
+            f"Validation of the ViT after {STEPS} steps of 128 digits, each method at the best of {len(RATE_FACTORS)} rates",
             rows={"method": "Method"},
             lr="Rate",
         ),

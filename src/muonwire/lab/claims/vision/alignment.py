@@ -194,8 +194,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Watch the cosine of gradient and update; where it is below 0.8, lower the momentum or don’t "
         "orthogonalize.",
-        "refuted": "The cosine of gradient and update is neither what the note measured nor what decides; compare "
-        "losses.",
+        "refuted": "The cosine of gradient and update is neither what the note measured nor what decides; compare losses.",
         "depends": "The cosine of gradient and update says nothing about convergence by itself: no method that "
         "trains has 0.8. Compare the loss that a step of the best length reaches instead.",
     },

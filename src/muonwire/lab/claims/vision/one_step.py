@@ -148,10 +148,9 @@ CLAIM = Claim(
     quoted={"loss before": "2.83", "loss after one step": "5.21"},
     question="Does the loss of a batch rise after one step on it, and which part of the method makes it rise, "
     "changing one thing at a time?",
-    expected="It rises as the text describes the method: with the rate inside the polar factor the rate cancels, "
-    "and each matrix moves by √min(m, n) = 8, as far as its own norm or farther. Along the gradient's own "
-    "direction a step of that size raises it too, so the size does it and not the direction; with the rate outside "
-    "the loss falls.",
+    expected="It rises as the text describes the method: with the rate inside the polar factor the rate cancels, and each matrix "
+    "moves by √min(m, n) = 8, as far as its own norm or farther. Along the gradient's own direction a step of that size raises "
+    "it too, so the size does it and not the direction; with the rate outside the loss falls.",
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=5,
@@ -183,16 +182,14 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Do not orthogonalize the updates of a small ViT.",
-        "refuted": "One step does not raise the loss; the note’s failure has another cause than the method it "
-        "describes.",
+        "refuted": "One step does not raise the loss; the note’s failure has another cause than the method it describes.",
         "depends": "Multiply by the learning rate after the polar factor, never before it: inside, the rate "
         "cancels and any method fails, the plain gradient at that size included. With the rate outside the same "
         "direction lowers the loss and trains.",
     },
     tables=(
         Pivot(
-            caption="Loss of the batch before and after one step at the note's rate of 0.0003, one thing changed "
-            "at a time",
+            caption="Loss of the batch before and after one step at the note's rate of 0.0003, one thing changed at a time",
             rows={"variant": "Variant"},
             values={
                 "before": "Before",

@@ -105,11 +105,9 @@ CLAIM = Claim(
     says="the Frobenius norm of an orthogonalized update is √min(m, n), about 8 for a ViT's matrices of 64 × 64, "
     "192 × 64 and 128 × 64, no matter how large the gradient is",
     quoted={"64×64": "8.0", "192×64": "8.0", "128×64": "8.0", "512×4608": "22.6"},
-    question="What is the norm of the polar factor, exact and after five of Jordan’s iterations, of each layer's "
-    "gradient?",
-    expected="√min(m, n) for the exact factor of a matrix of full rank. Iterations leave small singular values "
-    "below 1, so that of a gradient whose spectrum falls steeply the norm is less; how large the gradient is does "
-    "not matter.",
+    question="What is the norm of the polar factor, exact and after five of Jordan’s iterations, of each layer's gradient?",
+    expected="√min(m, n) for the exact factor of a matrix of full rank. Iterations leave small singular values below 1, so that "
+    "of a gradient whose spectrum falls steeply the norm is less; how large the gradient is does not matter.",
     measure=measure,
     inputs=(VISION_RATES, LANGUAGE_MODEL),
     repeats=3,

@@ -85,10 +85,9 @@ CLAIM = Claim(
     },
     question="What do the note's own inputs come to, and how large are the steps of MuonFast and of Adam relative "
     "to the weights in training?",
-    expected="0.0024/15 is 0.00016, which is 0.016 %: the note is off by a hundred there, and right in its other "
-    "examples, one of them for the same matrix. In training weights of this ViT have a norm near 4.4, not 13 or "
-    "15, and Adam's steps are per cents of them, so that MuonFast with the rate outside takes smaller steps than "
-    "Adam, not larger ones.",
+    expected="0.0024/15 is 0.00016, which is 0.016 %: the note is off by a hundred there, and right in its other examples, one "
+    "of them for the same matrix. In training weights of this ViT have a norm near 4.4, not 13 or 15, and Adam's steps are per "
+    "cents of them, so that MuonFast with the rate outside takes smaller steps than Adam, not larger ones.",
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=3,
@@ -162,8 +161,7 @@ CLAIM = Claim(
             quoted={(name,): {"percent": f"{given[-1]:g}"} for name, given in EXAMPLES.items()},
         ),
         Pivot(
-            caption="Relative step in training, median over the hidden matrices, %; the weights' norm is 13 to 15 "
-            "in the note",
+            caption="Relative step in training, median over the hidden matrices, %; the weights' norm is 13 to 15 in the note",
             rows={"rates": "Rates", "method": "Method", "step": "Step"},
             values={"relative": "‖ΔW‖/‖W‖, %", "weight": "‖W‖"},
         ),
