@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ import torch.distributed as dist
 from muonwire import errors
 from muonwire.errors import ExchangeError, PayloadError, ReplicaLostError, StoppedError, UsageError
 from muonwire.transport import ProcessGroupTransport, SingleReplica, Transport
+from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S, join
 
 # A replica that lost another one stays this long, so that its own end is not taken for the cause of the failure.
 LINGER_S = 3.0
-EXCHANGE_TIMEOUT_S = 600.0
 
 # What a replica needs before it starts; imported only, so that the server has no threads when it forks.
 PRELOADED = ["muonwire.train.loop", "transformers.models.llama.modeling_llama"]
@@ -66,7 +65,9 @@ def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable
     backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    interface = join(backend=backend, timeout_s=timeout_s)
+    if "GROUP_WORLD_SIZE" in os.environ and int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+        print(f"replica {dist.get_rank()} of {dist.get_world_size()}: on {interface}", flush=True)
     try:
         yield ProcessGroupTransport
     finally:

@@ -1,0 +1,91 @@
+"""Hosts with nothing shared but a link: network namespaces on one bridge, or loopback addresses where those are not allowed."""
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_counter = itertools.count()
+
+
+def ip(*words: str) -> None:
+    """Run the ``ip`` command."""
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One machine.
+
+    Args:
+        address: on the link.
+        namespace: its network; empty where the hosts share this machine's loopback.
+    """
+
+    address: str
+    namespace: str = ""
+
+    def start(self, command: Sequence[str | Path], **options: object) -> subprocess.Popen[str]:
+        """Start a command on this host, in a process group of its own."""
+        inside = ["ip", "netns", "exec", self.namespace] if self.namespace else []
+        words = [*inside, *(str(word) for word in command)]
+        return subprocess.Popen(words, text=True, start_new_session=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def namespaces_allowed() -> bool:
+    """Whether this user may make network namespaces."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    name = f"mwtry{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
+        return False
+    ip("netns", "del", name)
+    return True
+
+
+@contextmanager
+def hosts(count: int, *, rate: str = "10mbit") -> Iterator[list[Host]]:
+    """``count`` hosts on one link of this rate for each; addresses of 127.0.0.0/8 where namespaces are not allowed."""
+    if not namespaces_allowed():
+        print(
+            "network namespaces are not allowed here: the hosts are loopback addresses, and the link has no rate"
+        )
+        yield [Host(address=f"127.0.1.{i + 1}") for i in range(count)]
+        return
+    name = f"mw{os.getpid() % 100_000}x{next(_counter)}"
+    made = [Host(address=f"10.77.0.{i + 1}", namespace=f"{name}h{i}") for i in range(count)]
+    switch = f"{name}s"
+    try:
+        ip("netns", "add", switch)
+        ip("-n", switch, "link", "add", "br0", "type", "bridge")
+        ip("-n", switch, "link", "set", "br0", "up")
+        for i, host in enumerate(made):
+            ip("netns", "add", host.namespace)
+            ip(
+                "-n",
+                host.namespace,
+                "link",
+                "add",
+                "wan0",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"p{i}",
+                "netns",
+                switch,
+            )
+            ip("-n", switch, "link", "set", f"p{i}", "master", "br0", "up")
+            ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "wan0")
+            ip("-n", host.namespace, "link", "set", "wan0", "up")
+            ip("-n", host.namespace, "link", "set", "lo", "up")
+            limit = ["tc", "-n", host.namespace, "qdisc", "add", "dev", "wan0", "root", "tbf", "rate", rate]
+            subprocess.run([*limit, "burst", "32kbit", "latency", "400ms"], check=True, capture_output=True)
+        yield made
+    finally:
+        for host in [*made, Host(address="", namespace=switch)]:
+            subprocess.run(["ip", "netns", "del", host.namespace], capture_output=True)
