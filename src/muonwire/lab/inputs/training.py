@@ -15,10 +15,8 @@ from muonwire.compare.runs import pending
 from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.errors import UsageError
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Setting
-from muonwire.lab.engine.input import Input, plain, write_about
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab import Check, Input, Pivot, Plot, Reading, Row, Setting, Value
+from muonwire.lab.engine.input import plain, write_about
 from muonwire.train.checkpoint import write_json
 
 # About a quarter of dense traffic, as much as approach D sends on the text task's model.

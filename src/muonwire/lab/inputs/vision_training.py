@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from muonwire import recipes
-from muonwire.lab.engine.input import Input, write_about
+from muonwire.lab import Input
+from muonwire.lab.engine.input import write_about
 from muonwire.lab.inputs.runs import rate_course, side_by_side
 from muonwire.optim import Route, route
 from muonwire.tasks import Batch, VisionSettings, VisionTask

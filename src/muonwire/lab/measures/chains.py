@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from muonwire.lab.engine.check import Row
+from muonwire.lab import Row
 from muonwire.lab.measures.gauss_newton import condition_of, gauss_newton, with_condition
 from muonwire.lab.measures.matrices import fitted_power
 from muonwire.polar import polar

@@ -6,10 +6,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import NOTE, REAL
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, real_samples
 from muonwire.lab.measures.schedules import (
     GRID,

@@ -7,10 +7,8 @@ import torch
 from torch import nn
 
 from muonwire import recipes
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import hidden_matrices
 from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, Trained
 from muonwire.tasks.models import build_llama

@@ -5,10 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import FIGURES, NOTE, REAL, STANDARD, STATED, TUNED
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import orthogonality_by_step
 from muonwire.polar import SCHEDULES

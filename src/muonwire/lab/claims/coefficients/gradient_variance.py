@@ -7,10 +7,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import NOTE, STANDARD, TUNED
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.samples import MATRICES, dealt, gaussian
 from muonwire.lab.measures.matrices import polar_factor

@@ -3,10 +3,8 @@
 import numpy as np
 import torch
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import NOTE, REAL, STANDARD, TUNED
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import fitted_power, with_steps
 from muonwire.lab.measures.schedules import (

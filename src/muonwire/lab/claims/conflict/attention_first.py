@@ -1,9 +1,7 @@
 """hypothesis.3: attention weights need orthogonalization most."""
 
+from muonwire.lab import Claim, Pivot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 from muonwire.lab.inputs.captured import hidden_matrices
 from muonwire.tasks.models import build_llama

@@ -9,10 +9,8 @@ from muonwire import codec
 from muonwire.bench.codec import demo_encode
 from muonwire.codec import payload
 from muonwire.codec.transform import Dct
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.samples import MATRICES, REAL
 from muonwire.lab.measures.matrices import cosine

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import cosine_transform, energy_of_largest, energy_of_lowest
 from muonwire.polar.quality import exact_factor

@@ -5,10 +5,8 @@ import time
 import torch
 
 from muonwire import codec
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs import training
 from muonwire.lab.inputs.samples import samples_of
 from muonwire.lab.inputs.text_training import TEXT_TRAINING

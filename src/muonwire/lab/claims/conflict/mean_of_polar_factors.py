@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.samples import MATRICES, REAL, dealt, gaussian
 from muonwire.lab.measures.matrices import cosine, departure

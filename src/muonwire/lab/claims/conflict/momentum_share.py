@@ -1,9 +1,7 @@
 """hypothesis.2: momentum gives most of Muon's benefit, orthogonalization is secondary."""
 
+from muonwire.lab import Check, Claim, Pivot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 
 RECIPES = {

@@ -1,8 +1,7 @@
 """approach.A: Muon's momentum, compressed, without orthogonalization."""
 
+from muonwire.lab import Claim, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Row
-from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.inputs import training
 
 RECIPES = {

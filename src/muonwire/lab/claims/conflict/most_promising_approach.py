@@ -3,10 +3,8 @@
 import math
 from collections.abc import Mapping
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs import training
 
 GROUPS: Mapping[str, Mapping[str, str]] = {

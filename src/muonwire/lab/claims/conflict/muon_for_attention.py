@@ -1,9 +1,7 @@
 """approach.D: dense Muon for attention, DisTrO for the rest."""
 
+from muonwire.lab import Claim, Pivot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 
 RECIPES = {"approach D": "approach_d", **training.REFERENCES}

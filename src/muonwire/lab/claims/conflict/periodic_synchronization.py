@@ -1,9 +1,7 @@
 """approach.F: DisTrO, and every P steps everything in full, orthogonalized."""
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs import training
 
 PERIODS = {3: "approach_f(period=3)", 10: "approach_f", 50: "approach_f(period=50)"}

@@ -1,9 +1,7 @@
 """approach.B: orthogonalization of what the replicas sent, on every replica or on a server."""
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 
 RECIPES = {

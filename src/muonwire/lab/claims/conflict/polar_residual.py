@@ -1,9 +1,7 @@
 """approach.C: orthogonalize, and compress the residual."""
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 from muonwire.lab.inputs.samples import samples_of
 from muonwire.lab.inputs.text_training import TEXT_TRAINING

@@ -6,10 +6,8 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import cosine_transform, energy_of_first, energy_of_largest
 from muonwire.polar.quality import exact_factor

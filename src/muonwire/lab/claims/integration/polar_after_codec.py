@@ -1,9 +1,7 @@
 """integration.5: orthogonalizing after decompression cannot help."""
 
+from muonwire.lab import Claim, Pivot, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 
 # What is decoded: the recipe that takes its sign, and the one that takes its polar factor.

@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import gaussian
 from muonwire.polar import Schedule, find_processor, polar
 from muonwire.polar.quality import exact_factor, polar_error

@@ -5,10 +5,8 @@ from statistics import fmean, median
 
 import torch
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import condition, through
 from muonwire.lab.measures.spectrum import spectrum_plot, spectrum_rows

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import (
     condition,

@@ -1,9 +1,7 @@
 """future.3: orthogonalizing the weights now and then, with DisTrO."""
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 
 BASE = "distro(scale='chunk', subtract='decoded')"

@@ -5,10 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.language_model import LANGUAGE_MODEL
 from muonwire.lab.inputs.samples import gaussian

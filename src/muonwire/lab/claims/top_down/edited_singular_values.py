@@ -5,10 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from muonwire.errors import UsageError
+from muonwire.lab import Check, Claim, Excerpts, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Excerpts, Pivot, Plot
 from muonwire.spectra.edit import edit_model
 from muonwire.spectra.edits import parse_edit
 from muonwire.spectra.likeness import Likeness, Reference, text_windows

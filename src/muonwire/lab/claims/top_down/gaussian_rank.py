@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from scipy.stats import kstest
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import fitted_power
 from muonwire.lab.measures.random_matrices import (

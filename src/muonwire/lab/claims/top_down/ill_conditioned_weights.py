@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import hidden_matrices
 from muonwire.lab.measures.chains import COURSES, TARGET, Course, block_rows, course_rows
 from muonwire.lab.measures.gauss_newton import derived_blocks, largest_over, measured_block, with_power

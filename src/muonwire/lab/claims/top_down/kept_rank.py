@@ -3,10 +3,8 @@
 import torch
 from torch import nn
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.optimizers import ADAM, MUON, ONE_BIT, OPTIMIZERS, SEEDS, points, task, trained
 from muonwire.lab.measures.hidden_spectra import hidden_spectra
 from muonwire.spectra.edit import edit_model

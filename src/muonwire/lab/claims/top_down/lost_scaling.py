@@ -4,10 +4,8 @@ import statistics
 
 import torch
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.optimizers import ADAM, MUON, ONE_BIT, OPTIMIZERS, SEEDS, final_loss, trained
 from muonwire.lab.measures.hidden_spectra import HIDDEN, hidden_spectra
 from muonwire.spectra.measure import singular_values, spectrum

@@ -2,10 +2,8 @@
 
 import statistics
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.optimizers import (
     ADAM,
     MUON,

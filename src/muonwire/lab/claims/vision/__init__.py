@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Note, Setting
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab import Check, Note, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.inputs.vision_training import STEPS, VISION_RATES, WORST_LOSS, Outcome, compare
 
 NOTE = Note(

@@ -1,5 +1,6 @@
 """vit.7: Adam or GDA2 is better on a vision transformer."""
 
+from muonwire.lab import Check, Claim, Reading, Row, Setting
 from muonwire.lab.claims.vision import (
     NOTE,
     at_tuned_rates,
@@ -8,8 +9,6 @@ from muonwire.lab.claims.vision import (
     validation_rows,
     validation_table,
 )
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.inputs.vision_training import DESCRIBED, MUONFAST, RATE_FACTORS, STEPS, VISION_RATES
 
 METHODS_COMPARED = ("Adam", "SGD", "GDA2", "Muon", MUONFAST, DESCRIBED)

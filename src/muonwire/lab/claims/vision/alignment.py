@@ -7,10 +7,8 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.vision import NOTE, loss_check
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.vision_training import (
     METHODS,
     STEPS,

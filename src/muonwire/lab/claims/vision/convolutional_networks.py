@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.vision import (
     NOTE,
     at_tuned_rates,
@@ -13,9 +14,6 @@ from muonwire.lab.claims.vision import (
     validation_rows,
     validation_table,
 )
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.vision_training import (
     DESCRIBED,
     MUONFAST,

@@ -1,9 +1,7 @@
 """vit.5: dimension-aware scaling does not help, because the direction is wrong."""
 
+from muonwire.lab import Claim, Plot, Reading, Row, Setting
 from muonwire.lab.claims.vision import NOTE, chance_check, loss_check, validation_table
-from muonwire.lab.engine.check import Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Plot
 from muonwire.lab.inputs.vision_training import (
     METHODS,
     STEPS,

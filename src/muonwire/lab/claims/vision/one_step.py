@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from muonwire import recipes
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.vision import NOTE, chance_check
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.vision_training import (
     METHODS,
     MUONFAST,

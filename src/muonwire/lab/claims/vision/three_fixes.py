@@ -1,5 +1,6 @@
 """vit.6: the three fixes of MuonFast, each alone and together."""
 
+from muonwire.lab import Check, Claim, Reading, Row, Setting
 from muonwire.lab.claims.vision import (
     NOTE,
     at_tuned_rates,
@@ -8,8 +9,6 @@ from muonwire.lab.claims.vision import (
     validation_rows,
     validation_table,
 )
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.inputs.vision_training import MUONFAST, STEPS, VISION_RATES
 
 # Each with the words that end a sentence about it.
