@@ -342,7 +342,6 @@ def lead_check(
         unit: of the column. Default: nats a token.
     """
     return Check(
-        name=name,
         setting=setting,
         column=column,
         select=select,
@@ -377,7 +376,6 @@ def half_way_check(subject: str, *, setting: str, select: Mapping[str, Value]) -
         select: the rows that take part.
     """
     return Check(
-        name="it goes at least half of the way from DisTrO alone to dense Muon",
         setting=setting,
         column="loss_share",
         select=select,

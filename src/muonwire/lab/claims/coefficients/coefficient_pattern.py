@@ -136,7 +136,6 @@ def _kept(of: str, holds: str, fails: str, by: str = "{mean} % do") -> Check:
         column="keep it",
         select={"of": of},
         at_least=99.0,
-        possible=(0.0, 100.0),
         unit="% of the schedules",
         reading=Reading(holds=holds, fails=fails, by=by),
     )
@@ -149,7 +148,6 @@ def _order(data: str, holds: str, fails: str) -> Check:
         column="better orders",
         select={"data": data},
         at_most=0.0,
-        possible=(0.0, 100.0),
         unit="% of the orders",
         reading=Reading(holds=holds, fails=fails),
     )

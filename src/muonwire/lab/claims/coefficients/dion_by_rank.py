@@ -99,13 +99,11 @@ def measure(setting: Setting) -> list[Row]:
 
 def _halved(column: str, setting: str, subject: str, halves: str) -> Check:
     return Check(
-        name="half rank sends two times less, within a tenth",
         setting=setting,
         column=column,
         select={"fraction": 0.5},
         at_least=1.8,
         at_most=2.2,
-        possible=(0.0, math.inf),
         unit="times",
         reading=Reading(
             holds=f"{subject} sends {halves}",
@@ -137,7 +135,6 @@ CLAIM = Claim(
     repeats=len(SEEDS),
     checks=(
         Check(
-            name="full rank ends below every lower rank",
             setting="in training",
             column="lead",
             select={"full rank": "beside the others"},
@@ -150,7 +147,6 @@ CLAIM = Claim(
             ),
         ),
         Check(
-            name="at full rank it ends at most 1 % above dense Muon",
             setting="in training beside dense Muon",
             column="over_muon",
             select={"recipe": "Dion, rank fraction 1"},
@@ -165,7 +161,6 @@ CLAIM = Claim(
         _halved("less_than_full", "by bytes beside full rank", "half rank", "half of full rank’s bytes"),
         _halved("less_than_dense", "by bytes beside dense Muon", "it", "half of dense Muon’s"),
         Check(
-            name="at a fixed rank Dion’s state grows as the width, to a power of at most 1.5",
             setting="by bytes of state",
             column="exponent",
             select={"growth of": "Dion"},
@@ -178,7 +173,6 @@ CLAIM = Claim(
             ),
         ),
         Check(
-            name="Muon keeps no state for a hidden matrix",
             setting="by bytes of state",
             column="state",
             select={"recipe": "dense Muon"},

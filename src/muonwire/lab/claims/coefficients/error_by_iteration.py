@@ -79,12 +79,10 @@ def _table(data: str, column: str, words: str, bound: float, reading: Reading | 
 
 def _halved(data: str, dtype: str, where: str) -> Check:
     return Check(
-        name="ten standard iterations leave the error of five tuned ones, or less",
         setting=f"on {data}",
         column="halved",
         select={"data": data, "of": dtype},
         at_most=1.0,
-        possible=(0.0, math.inf),
         unit="times it",
         reading=Reading(
             holds="ten standard iterations leave no more error than five tuned ones",

@@ -112,12 +112,10 @@ def measure(setting: Setting) -> list[Row]:
 
 def _check(name: str, column: str, data: str, words: str) -> Check:
     return Check(
-        name=name,
         setting=f"on {data}",
         column=column,
         select={"data": data, "of": "tuned"},
         at_least=9.75,
-        possible=(0.0, math.inf),
         unit="times",
         reading=Reading(
             holds=words.format("at most a tenth"),

@@ -152,7 +152,6 @@ def _six(data: str, dtype: str, words: str) -> Check:
         column="advantage",
         select={"data": data, "advantage of": dtype},
         at_least=6.0,
-        possible=(0.0, math.inf),
         unit="times less",
         reading=Reading(
             holds=words.format("at most a sixth"),

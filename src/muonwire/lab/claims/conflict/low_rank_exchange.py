@@ -100,7 +100,6 @@ CLAIM = Claim(
     alone=True,
     checks=(
         Check(
-            name="the decoded polar factor is nearer to the momentum’s own than with DCT at equal bytes",
             setting="on real momentum",
             column="lead",
             select={"pair": "SVD beside DCT"},
@@ -119,7 +118,6 @@ CLAIM = Claim(
             column="ratio",
             select={"n": "largest"},
             at_least=1.0,
-            possible=(0.0, float("inf")),
             unit="times",
             reading=Reading(
                 holds="it takes longer", fails="it takes no longer", by="{mean} times DCT’s time"

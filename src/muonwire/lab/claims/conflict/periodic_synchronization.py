@@ -63,7 +63,6 @@ CLAIM = Claim(
             "with one in 10 it", setting="every 10 steps, in loss", select={"period": 10}
         ),
         Check(
-            name="its optimizer takes less time than one that orthogonalizes every step",
             setting="by time",
             column="time",
             select={"period": 10},

@@ -47,7 +47,6 @@ CLAIM = Claim(
     repeats=len(training.SEEDS),
     checks=(
         Check(
-            name="the update has an effective rank of at least 0.9 of a full one’s",
             setting="by the singular values of the weights’ change",
             column="rank",
             select={"update": "approach B"},
@@ -61,12 +60,10 @@ CLAIM = Claim(
         ),
         training.below_distro_check("B", setting="against DisTrO alone"),
         Check(
-            name="more leaves the link of the replica that serves",
             setting="with a server against without",
             column="ratio",
             select={"server": "against none"},
             at_least=1.0,
-            possible=(0.0, float("inf")),
             unit="times",
             reading=Reading(
                 holds="more leaves a replica that serves the others",

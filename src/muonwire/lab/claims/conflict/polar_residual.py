@@ -61,7 +61,6 @@ CLAIM = Claim(
     repeats=len(training.SEEDS),
     checks=(
         Check(
-            name="the residual is smaller than the momentum",
             setting="on real momentum, as written",
             column="size",
             select={"residual": "momentum − polar factor"},
@@ -89,7 +88,6 @@ CLAIM = Claim(
             ),
         ),
         Check(
-            name="the codec loses a smaller share of it than of the momentum",
             setting="on real momentum, through DisTrO’s codec",
             column="saved",
             select={"residual": "momentum − s · polar factor"},

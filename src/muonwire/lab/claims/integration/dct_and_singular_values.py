@@ -61,7 +61,6 @@ CLAIM = Claim(
     inputs=MATRICES,
     checks=tuple(
         Check(
-            name="the share of the largest 5 % changes by less than 2 points",
             setting=setting,
             column="difference",
             select={"data": data, "share": 0.05},

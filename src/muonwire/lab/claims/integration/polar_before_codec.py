@@ -110,7 +110,6 @@ def _worse(
         column="worse",
         select={"data": data, "measure": measured, "compared with": target},
         at_least=95.0,
-        possible=(0.0, 100.0),
         unit="% of the cases",
         reading=reading,
     )

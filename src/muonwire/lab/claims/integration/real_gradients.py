@@ -96,7 +96,6 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
     select = {"real": data}
     return (
         Check(
-            name="the entries' tails are heavier than Laplace's, kurtosis 6, in the geometric mean",
             setting=f"tails, {setting}",
             column="log kurtosis",
             select={"data": data},
@@ -110,7 +109,6 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             ),
         ),
         Check(
-            name="the effective rank is at most half of a Gaussian matrix's",
             setting=f"rank, {setting}",
             column="rank ratio",
             select=select,
@@ -124,7 +122,6 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             ),
         ),
         Check(
-            name="the largest 5 % of the DCT coefficients have at least 2 points more of the energy",
             setting=f"concentration, {setting}",
             column="more concentrated",
             select=select,
@@ -138,7 +135,6 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             ),
         ),
         Check(
-            name="orthogonalizing first costs at least twice the cosine that it costs a Gaussian matrix",
             setting=f"what orthogonalizing costs, {setting}",
             column="more lost",
             select=select,

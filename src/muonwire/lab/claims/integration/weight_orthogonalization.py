@@ -37,7 +37,6 @@ CLAIM = Claim(
     repeats=len(training.SEEDS),
     checks=tuple(
         Check(
-            name="it costs at most 1 % of the final loss",
             setting=name,
             column="cost",
             select={"weights": name},

@@ -165,7 +165,6 @@ def _faster(other: str, dtype: str, words: str = "") -> Check:
         column=f"speed over {other}",
         select={"data": GAUSSIAN, "largest": True, "five steps in": dtype},
         at_least=1.0,
-        possible=(0.0, math.inf),
         unit="times as fast",
         reading=Reading(holds=words.format("faster"), fails=words.format("slower")) if words else None,
     )
@@ -185,7 +184,6 @@ def _nearer(data: str) -> Check:
         column="nearer than QR",
         select={**select, "five steps in": "bfloat16"},
         at_least=1.0,
-        possible=(0.0, math.inf),
         unit="times as near",
     )
 

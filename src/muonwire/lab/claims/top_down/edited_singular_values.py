@@ -108,7 +108,6 @@ def _conversations(quick: bool) -> Iterator[Row]:
 
 def _check(text: str, words: str) -> Check:
     return Check(
-        name=f"{words} changes the most likely token at one place in ten or more",
         setting="on a trained model",
         column="changed",
         select={"of": text},

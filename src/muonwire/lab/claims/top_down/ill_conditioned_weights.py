@@ -4,7 +4,6 @@ The derivation is in docs/conditioning.md.
 """
 
 import copy
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -136,7 +135,6 @@ def _slower(setting: str, reading: Reading | None, **select: str | bool | float)
         column="slowdown",
         select=select,
         at_least=MORE,
-        possible=(0.0, math.inf),
         unit="times the steps",
         reading=reading,
     )
@@ -188,7 +186,6 @@ def _rises(place: str) -> Check:
         column="rise",
         select={"rise in": place, "measure": "over the median"},
         at_least=MORE,
-        possible=(0.0, math.inf),
         unit="times",
     )
 

@@ -57,7 +57,6 @@ def measure(setting: Setting) -> list[Row]:
 
 def _check(kept: float, words: str) -> Check:
     return Check(
-        name=f"keeping {kept:.0%} of the singular values costs Muon’s weights no more than Adam’s",
         setting="in training",
         column="difference",
         select={"difference at": 100 * kept},

@@ -63,7 +63,6 @@ CLAIM = Claim(
     repeats=len(SEEDS),
     checks=(
         Check(
-            name="Muon’s loss is not above Adam’s",
             setting="in training",
             column="over_adam",
             select={"optimizer": MUON, "at": "end"},
@@ -75,7 +74,6 @@ CLAIM = Claim(
             ),
         ),
         Check(
-            name="what Muon’s steps add up to is scaled again: its largest singular value is twice its root mean square",
             setting="in training",
             column="moved_spread",
             select={"optimizer": MUON, "at": "end"},

@@ -55,7 +55,6 @@ CLAIM = Claim(
     repeats=len(SEEDS),
     checks=(
         Check(
-            name="orthogonalizing the weights after every step comes within 1 % of Muon’s loss",
             setting="in training",
             column="over_muon",
             select={"optimizer": WEIGHTS},
@@ -67,7 +66,6 @@ CLAIM = Claim(
             ),
         ),
         Check(
-            name="the weights that Muon trains are orthogonal: their condition number is at most 1.5",
             setting="in training",
             column="condition",
             select={"optimizer": MUON},

@@ -176,7 +176,6 @@ CLAIM = Claim(
             ),
         ),
         Check(
-            name="Muon lowers the loss less per step than SGD",
             setting="in training at tuned rates",
             column="muon - sgd",
             at_most=0.0,

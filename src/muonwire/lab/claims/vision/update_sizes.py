@@ -92,13 +92,11 @@ CLAIM = Claim(
     checks=(
         *(
             Check(
-                name="the stated percentage follows from the note’s inputs, within a tenth",
                 setting=f"the note's arithmetic, {name}",
                 column="stated over found",
                 select={"example": name},
                 at_least=0.9,
                 at_most=1.1,
-                possible=(0.0, math.inf),
                 unit="times",
                 reading=Reading(
                     holds=f"the note’s {stated} for {layer} follows from {inputs}",
@@ -113,12 +111,10 @@ CLAIM = Claim(
         ),
         *(
             Check(
-                name="MuonFast's relative step is at least 10 times Adam's",
                 setting=f"in training at {rates}",
                 column="muonfast over adam",
                 select={"rates": rates},
                 at_least=BEYOND,
-                possible=(0.0, math.inf),
                 unit="times",
                 reading=Reading(
                     holds="MuonFast’s relative step is at least 10 times Adam’s",
@@ -129,7 +125,6 @@ CLAIM = Claim(
             for rates in (THE_NOTES, TUNED)
         ),
         Check(
-            name="Adam's typical step is 0.01 % to 0.1 % of the weight",
             setting="in training at tuned rates",
             column="typical",
             select={"rates": TUNED, "method": "Adam"},
