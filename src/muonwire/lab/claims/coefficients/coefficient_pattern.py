@@ -167,14 +167,12 @@ CLAIM = Claim(
     says="over the iterations a decreases, b increases (a less aggressive correction) and c decreases, which "
     "matches the natural convergence trajectory",
     quoted={f"a, b, c of iteration {k}": ", ".join(step) for k, step in enumerate(_NOTE, 1)},
-    question="Does the pattern hold in the note’s own table, does it follow when a schedule is derived, and is "
-    "the order of the steps what makes it work?",
-    expected="It holds in the table: b is negative and rises, its size falls. It follows from the minimax derivation: each step "
-    "is the best odd quintic on [l, u], and as l rises to 1 its coefficients go to Taylor’s (1.875, −1.25, 0.375) from the large "
-    "ones that a small l asks for. The listed schedule is no minimax one but a fit of p(x) to 1 over a grid, in a form that "
-    "leaves two points in place; those two close in on 1. Fits of that form, from Jordan’s triple or from the listed steps, are "
-    "many and nearly as good, so there the pattern need not be strict. Coefficients have a meaning only with the scale between "
-    "the steps: (a/s, b/s, c/s) and then (as, bs³, cs⁵) map alike.",
+    question="Does the pattern hold in the note’s own table and in derived schedules, and does the order of the steps matter?",
+    expected="It holds in the table, and follows from the minimax derivation: each step is the best odd quintic on [l, u], and "
+    "as l rises to 1 its coefficients go to Taylor’s (1.875, −1.25, 0.375) from the large ones that a small l asks for. The "
+    "listed schedule is a fit of p(x) to 1 over a grid; such fits are many and nearly as good, so there the pattern need not be "
+    "strict. Coefficients have a meaning only with the scale between the steps: (a/s, b/s, c/s) and then (as, bs³, cs⁵) map "
+    "alike.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -201,10 +199,8 @@ CLAIM = Claim(
         "confirmed": "Large coefficients belong first, where values are small, and those near Taylor’s last. Keep "
         "the order of a published list, cut it only with its last steps kept, and repeat Taylor’s past its end.",
         "refuted": "The pattern is no guide to making or judging a schedule.",
-        "depends": "The order matters: large coefficients first, where values are small, those near Taylor’s last. "
-        "The strict pattern belongs to schedules that are derived step by step for a rising lower end; one that is "
-        "fitted as a whole may lack it and be as good. Do not judge a list by it; judge it by its error on your "
-        "spectrum, and do not reorder or repeat it.",
+        "depends": "Judge a schedule by its error on your spectrum, not by the pattern, and do not reorder or repeat its steps: "
+        "large coefficients come first, where values are small, those near Taylor’s last.",
     },
     tables=(
         Pivot(

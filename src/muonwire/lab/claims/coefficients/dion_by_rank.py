@@ -124,9 +124,8 @@ CLAIM = Claim(
         "state of Muon": "Stateless",
         "state of Dion": "O(rank × dim)",
     },
-    question="Trained at rank fractions 1, 1/2, 1/4 and 1/8: which ends lowest, and how near to dense Muon; what "
-    "goes over the wire for the hidden matrices, beside full rank and beside dense Muon; and how does the state "
-    "grow with the width at a fixed rank?",
+    question="At rank fractions 1, 1/2, 1/4 and 1/8: which trains best, how near to dense Muon; what is sent for the hidden "
+    "matrices, beside full rank and dense Muon; and how does the state grow with the width at a fixed rank?",
     expected="Full rank is best and near Muon. Bytes fall with the rank as stated, but from twice those of dense Muon on square "
     "matrices, since both factors are sent: half rank saves nothing there. The state is O(dim²): the error feedback is a whole "
     "momentum buffer, as large as Muon’s, which is not stateless either, and Q comes on top.",
@@ -185,9 +184,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Choose Dion’s rank by your link: bytes and state fall with it as the note says.",
         "refuted": "Nothing of the note’s account of Dion holds; choose by the table.",
-        "depends": "Take the table’s bytes, not the note’s: they fall with the rank, but are to be compared with "
-        "dense Muon’s, of which full rank sends more. Low rank saves no memory as long as the error feedback holds "
-        "the whole momentum: plan for Muon’s buffer and Q on top.",
+        "depends": "Compare the table’s bytes with dense Muon’s, of which full rank sends more. Low rank saves no memory as long "
+        "as the error feedback holds the whole momentum: plan for Muon’s buffer and Q on top.",
     },
     tables=(
         Pivot(

@@ -135,9 +135,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Five tuned iterations give what ten standard ones do.",
         "refuted": "Neither the table nor the conclusion stands; do not plan with them.",
-        "depends": "The table is right for a 512×512 Gaussian matrix, and says nothing about a larger one or a "
-        "gradient; that five iterations do for ten does not follow from it. Count products, not iterations, and "
-        "look at the error on your own momentum.",
+        "depends": "Count products, not iterations, and look at the error on your own momentum: that five iterations do for ten "
+        "does not follow from the table, which is that of a 512×512 Gaussian matrix.",
     },
     tables=(
         *(

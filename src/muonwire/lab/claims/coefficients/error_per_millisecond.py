@@ -178,9 +178,8 @@ CLAIM = Claim(
         "confirmed": "The tuned schedule leaves a tenth of the error in the same time.",
         "refuted": "The error is not ten times smaller, in the note’s quotient or at equal time; and the quotient, error over "
         "time, improves when a method wastes time. Read a chart of error against time, and take a configuration on its front.",
-        "depends": "The advantage depends on the matrix, and on whether error is divided by time or compared at equal "
-        "time; error over time improves when a method wastes time. Read a chart of error against time, and take a "
-        "configuration on its front.",
+        "depends": "Read a chart of error against time for your matrices, and take a configuration on its front: error over time "
+        "improves when a method wastes time.",
     },
     tables=(
         Pivot(

@@ -147,12 +147,11 @@ CLAIM = Claim(
     },
     question="On which input and by which definitions do the figures come out, what is left of them where a change "
     "of scale cannot alter the measure, and what holds for the gradients of real replicas?",
-    expected="The figures are those of ten independent Gaussian 512×512 matrices with element variance 1/4: 1/512 "
-    "is 0.002 and 1 − 1/10 is 0.900, of any ten directions that have nothing in common. The norm’s coefficient of "
-    "variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = 0.0005, the note’s figure. "
-    "Dividing each matrix by its norm does the same, so it is a change of scale. Real replicas’ gradients have "
-    "elements far smaller than a polar factor’s, so their variance rises; and small singular values, which are the "
-    "noisiest, are raised to the level of the others, so relative to the mean the variance rises too.",
+    expected="The figures are those of ten independent Gaussian 512×512 matrices with element variance 1/4: 1/512 is 0.002 and 1 "
+    "− 1/10 is 0.900. The norm’s coefficient of variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = "
+    "0.0005, the note’s figure. Dividing each matrix by its norm does the same, so it is a change of scale. Real replicas’ "
+    "gradients have elements far smaller than a polar factor’s, so their variance rises; and as small singular values, the "
+    "noisiest, are raised to the others’ level, the variance relative to the mean rises too.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -177,9 +176,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Orthogonalizing each replica’s gradient averages away noise: fewer replicas or smaller batches do.",
         "refuted": "Orthogonalizing does not reduce the variance of gradients.",
-        "depends": "The reduction is the scale: dividing by the norm gives it as well, and on small gradients it "
-        "is a rise. Measured against the mean, orthogonalizing a replica’s own gradient does not reduce noise; "
-        "average the replicas first, or the momentum over time, and orthogonalize the mean.",
+        "depends": "Average the replicas first, or the momentum over time, and orthogonalize the mean: orthogonalizing each "
+        "replica’s own gradient changes the scale and does not reduce noise against the mean.",
     },
     tables=(
         Pivot(

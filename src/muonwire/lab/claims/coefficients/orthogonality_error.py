@@ -188,11 +188,10 @@ CLAIM = Claim(
     question="Which definition and which input give the note's errors, what are they at the size that it states, "
     "and do they carry over to real momentum?",
     expected="The error of a Gaussian n×n matrix depends on n, because dividing by the Frobenius norm leaves its singular values "
-    "at x/√n, x between 0 and 2. Of the mean, the largest and the spectral norm of |QQᵀ − I| and ‖QQᵀ − I‖_F/√n, only the last "
-    "gives 0.904, and only at n = 512 (0.948 at 1024, 0.986 at 4096, by the quarter-circle law); 0.145 and the note's whole "
-    "table by iteration follow. Its own coefficients, which it does not list, have the error of Jordan's triple. QR's 0.002 is "
-    "the rounding of Q to bfloat16, and what it calls the norm's CV is the variance over the mean. So its errors are of 512×512 "
-    "and only its times of 4096×4096.",
+    "at x/√n, x between 0 and 2. Only ‖QQᵀ − I‖_F/√n gives 0.904, and only at n = 512 (0.948 at 1024, 0.986 at 4096, by the "
+    "quarter-circle law); 0.145 and the note's whole table by iteration follow. Its own coefficients, which it does not list, "
+    "have the error of Jordan's triple. QR's 0.002 is the rounding of Q to bfloat16, and what it calls the norm's CV is the "
+    "variance over the mean.",
     measure=measure,
     inputs=MATRICES,
     repeats=3,
@@ -212,9 +211,8 @@ CLAIM = Claim(
         "confirmed": "Take the tuned schedule over the cubic at any size.",
         "refuted": "The tuned schedule is not six times as accurate as the cubic, at the size that the note "
         "measured or any other.",
-        "depends": "The figures are those of a small square Gaussian matrix: the larger the matrix, and the more uneven its "
-        "spectrum, the less five iterations reach. Judge a schedule on your own momentum; and a small ‖QQᵀ − I‖ is not yet the "
-        "polar factor: QR has the smallest, and its Q is another matrix, as the polar error beside it shows.",
+        "depends": "Judge a schedule on your own momentum: the larger the matrix, and the more uneven its spectrum, the less "
+        "five iterations reach. A small ‖QQᵀ − I‖ is not yet the polar factor: QR has the smallest, and its Q is another matrix.",
     },
     tables=(
         Pivot(

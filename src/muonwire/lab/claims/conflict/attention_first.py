@@ -78,8 +78,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "If only some matrices can be orthogonalized, or sent densely, take attention.",
         "refuted": "Do not leave the MLP out: orthogonalizing it gains more than attention, in all and for each weight.",
-        "depends": "Attention and MLP differ in what they gain in all and for each weight; where the budget is "
-        "bytes take the one that gains more for each weight, and orthogonalize both where you can.",
+        "depends": "Where the budget is bytes, take the one that gains more for each weight; orthogonalize both where you can.",
     },
     tables=(
         training.OUTCOMES,

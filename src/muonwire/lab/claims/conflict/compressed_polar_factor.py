@@ -79,9 +79,8 @@ CLAIM = Claim(
     quoted={"its compression": "100-1000x", "what it states": "U_reconstructed @ U_reconstructed.T ≠ I"},
     question="How far from orthogonal is a decoded polar factor, how well is it still aligned with the polar "
     "factor, and what does a second polar factor after decoding restore?",
-    expected="At a thousandfold compression nothing of the orthogonality is left: the decoded matrix has low rank. "
-    "At 25 % most of it is. Orthogonality is cheap to restore, by a second polar factor; the direction is not: "
-    "what top-k dropped stays lost.",
+    expected="At a thousandfold compression nothing of the orthogonality is left, at 25 % most of it is. A second polar factor "
+    "restores it cheaply; the direction that top-k dropped stays lost.",
     measure=measure,
     inputs=MATRICES,
     checks=tuple(
@@ -96,10 +95,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "A polar factor before a DCT codec is spent on nothing that arrives: orthogonalize after decoding.",
         "refuted": "A polar factor survives a DCT codec well enough to be applied as it is decoded.",
-        "depends": "It is a matter of density, not of principle. At thousandfold compression what arrives is no "
-        "more orthogonal than noise; at a quarter of the coefficients it is nearer to orthogonal than a random "
-        "matrix. Compare the alignments in the table: a second polar factor makes the step orthogonal again, and "
-        "what it can't bring back is the direction that was not sent, which is what feedback is for.",
+        "depends": "Take a second polar factor after decoding, which makes the step orthogonal again at any density; the "
+        "direction that was not sent takes error feedback.",
     },
     tables=(
         Pivot(

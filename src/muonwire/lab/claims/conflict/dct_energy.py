@@ -116,8 +116,7 @@ CLAIM = Claim(
         "confirmed": "Do not count on low frequencies of a polar factor; a codec has to search for the largest coefficients and "
         "send their places. The table shows whether the gradient and the momentum before it would have had them.",
         "refuted": "A polar factor has the low frequencies of a natural picture: a codec could send those and no places.",
-        "depends": "Whether a polar factor has low frequencies is a matter of the data; look at your own matrices "
-        "before choosing a transform.",
+        "depends": "Look at your own matrices before choosing a transform.",
     },
     tables=(
         Pivot(

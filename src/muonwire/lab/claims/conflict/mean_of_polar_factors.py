@@ -112,12 +112,10 @@ CLAIM = Claim(
         _not_orthogonal("language-model gradient", "on gradients of a language model"),
     ),
     meaning={
-        "confirmed": "Exchange before orthogonalizing, or orthogonalize the mean once more: otherwise the step is "
-        "neither orthogonal nor of the length that the learning rate was tuned for.",
+        "confirmed": "Exchange before orthogonalizing, or orthogonalize the mean once more.",
         "refuted": "Replicas may orthogonalize before they exchange: the mean is as orthogonal as Muon's own step.",
-        "depends": "Where replicas agree, the mean of their polar factors is as orthogonal as Muon's own step; where their noise "
-        "is of the size of the gradient, as in training, it is not, and it is shorter. Orthogonalize the mean once more, or "
-        "choose the rate for the shorter step; the table has the directions side by side.",
+        "depends": "Where replicas differ as they do in training, orthogonalize the mean once more, or choose the rate for the "
+        "shorter step.",
     },
     tables=(
         Pivot(

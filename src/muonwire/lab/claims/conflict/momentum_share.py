@@ -61,10 +61,9 @@ CLAIM = Claim(
     says="the smoothing of momentum provides most of Muon’s benefit, and orthogonalization is a smaller, secondary effect",
     question="From SGD to SGD with momentum to Muon: which step lowers the loss more? And from approach A without "
     "momentum to approach A to approach B, behind DisTrO’s codec?",
-    expected="Orthogonalization gives nearly all of it: dense, momentum SGD with its best rate is little better than SGD, and "
-    "polar factors without momentum are close to Muon, since batches here are large. Dense Muon’s embeddings and norms have "
-    "Adam, SGD’s have not, so its gain is an upper bound; AdamW is shown beside. Compressed, feedback and signs smooth already, "
-    "so that momentum gains little; approach B’s momentum is the residual’s.",
+    expected="Orthogonalization gives nearly all of it: dense, momentum SGD is little better than SGD, and polar factors without "
+    "momentum are close to Muon, since batches here are large. Dense Muon’s embeddings and norms have Adam, SGD’s have not, so "
+    "its gain is an upper bound. Compressed, feedback and signs smooth already, so that momentum gains little.",
     measure=measure,
     inputs=(training.TRAINING,),
     repeats=len(training.SEEDS),
@@ -74,8 +73,7 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Momentum without a polar factor has most of Muon’s benefit; orthogonalize only where it is cheap.",
-        "refuted": "Orthogonalization is the main thing and momentum the smaller: do not leave out the polar "
-        "factor to make compression easier.",
+        "refuted": "Do not leave out the polar factor to make compression easier: it is the main thing.",
         "depends": "What momentum and the polar factor give differs between dense and compressed exchange; the table has each.",
     },
     tables=(

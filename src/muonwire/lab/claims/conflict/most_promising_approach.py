@@ -82,8 +82,7 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Spend your bytes on attention: no other of the six uses them better.",
-        "refuted": "Do not split by layer: another of the six approaches ends lower, as described and at D’s "
-        "bytes; the table ranks them.",
+        "refuted": "Do not split by layer: another of the six approaches ends lower; the table ranks them.",
         "depends": "Whether splitting by layer is best hangs on the bytes you compare at: look up your own in the table.",
     },
     tables=(

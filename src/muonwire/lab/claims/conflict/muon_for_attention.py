@@ -39,12 +39,10 @@ CLAIM = Claim(
         training.half_way_check("it", setting="in loss", select=WAY),
     ),
     meaning={
-        "confirmed": "Spending the bytes on attention buys most of Muon’s gain; where the link has room for a "
-        "quarter of dense traffic, it is a fair trade.",
+        "confirmed": "Where the link has room for a quarter of dense traffic, spend it on attention.",
         "refuted": "Dense attention beside a compressed MLP buys nothing; spend the bytes elsewhere.",
-        "depends": "Dense Muon on attention helps, but most of Muon’s gain lies in the other matrices, and the "
-        "bits are a quarter of dense Muon’s: recipes that orthogonalize every matrix and compress afterwards or "
-        "seldom come further with fewer.",
+        "depends": "Prefer recipes that orthogonalize every matrix and compress afterwards or seldom: they come further with "
+        "fewer bits.",
     },
     tables=(
         training.OUTCOMES,

@@ -77,8 +77,7 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "A full orthogonalized step now and then brings DisTrO most of the way to Muon; every ten "
-        "steps is often enough.",
+        "confirmed": "Send a full orthogonalized step every ten; that is often enough.",
         "refuted": "Full steps among compressed ones buy nothing; leave them out.",
         "depends": "The table says what each period buys and what it sends: a full step every ten costs a tenth of dense Muon’s "
         "bits on the hidden matrices, so compare it with recipes that orthogonalize every step at DisTrO’s bits.",

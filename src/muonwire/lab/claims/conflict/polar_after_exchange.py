@@ -39,9 +39,8 @@ CLAIM = Claim(
     "does it costs more bandwidth, since it has to send the full update back",
     question="Is the update orthogonal, what does it gain over DisTrO alone, and how much more leaves the link of "
     "the replica that serves?",
-    expected="The update’s singular values are not all alike, since top-k leaves many directions near zero at 0.08 "
-    "bit; the loss is below DisTrO’s. The server is not needed: every replica decodes the same payloads and can "
-    "orthogonalize alone, and with one, hundreds of times more leaves its link.",
+    expected="The update’s singular values are not all alike, since top-k leaves many directions near zero at 0.08 bit; the loss "
+    "is below DisTrO’s. The server is not needed, and with one, hundreds of times more leaves its link.",
     measure=measure,
     inputs=(training.TRAINING,),
     repeats=len(training.SEEDS),
@@ -73,12 +72,10 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Orthogonalize what was decoded, on every replica: it helps and adds no byte. Only replicas "
-        "on unlike machines, which round differently, need a server, and it costs what the table says.",
+        "confirmed": "Orthogonalize what was decoded, on every replica. Only replicas that round differently need a server.",
         "refuted": "Orthogonalizing what was decoded neither makes the update orthogonal nor helps.",
-        "depends": "Whether a polar factor behind the codec pays hangs on what the codec leaves of the small "
-        "singular values: compare the effective ranks and the losses below. Leave out the server: every replica "
-        "can decode and orthogonalize by itself.",
+        "depends": "Leave out the server: every replica can decode and orthogonalize by itself. Whether it pays hangs on what "
+        "the codec leaves of the small singular values: compare the effective ranks and the losses below.",
     },
     tables=(
         training.OUTCOMES,

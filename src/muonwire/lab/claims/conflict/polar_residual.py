@@ -50,9 +50,8 @@ CLAIM = Claim(
     note=NOTE,
     says="what orthogonalization removes from the momentum, momentum − polar factor, might be small and "
     "compressible; how to aggregate the polar factors is open",
-    question="How large is the residual beside the momentum, as written and with the polar factor at its best "
-    "scale; does the codec lose less of it than of the momentum; and what does the approach come to, with the "
-    "polar factor of the last shared estimate as the part that need not be sent?",
+    question="How large is the residual beside the momentum, as written and with the polar factor at its best scale; does the "
+    "codec lose less of it; and how does it train, with the polar factor of the last shared estimate as what need not be sent?",
     expected="Not small: a polar factor’s norm is √min(m, n) whatever the momentum’s is, so that the residual as "
     "written is minus the polar factor; at the best scale it is √(1 − cos²), most of the momentum for peaked "
     "spectra. No more compressible. In training no gain.",
@@ -105,8 +104,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Send what a shared polar prediction leaves over: it is smaller and easier to compress.",
         "refuted": "Do not subtract a polar factor before the codec: what is left is as large and no easier to compress.",
-        "depends": "Subtracting a polar factor does not make the momentum small and easy at once, whatever the approach comes to "
-        "in training: beside approach B, which leaves it out, the table says what the prediction itself is worth.",
+        "depends": "Compare it with approach B, which leaves the prediction out, before you spend anything on it.",
     },
     tables=(
         Pivot(

@@ -142,12 +142,9 @@ CLAIM = Claim(
         for data, order in (("training momentum", "after"), (LANGUAGE, "after"), (LANGUAGE, "first"))
     ),
     meaning={
-        "confirmed": "At equal bytes a random projection and a structured sparsity serve Muon better than DCT and "
-        "top-k: try them first.",
-        "refuted": "At equal bytes neither random projection nor structured sparsity comes as near to Muon's "
-        "update as DCT and top-k; see the tables for plain top-k and low rank.",
-        "depends": "Which of them serves Muon better than DCT and top-k at equal bytes depends on the codec and on "
-        "the order; the tables have every codec in both orders, plain top-k and low rank among them.",
+        "confirmed": "Try a random projection and structured sparsity first.",
+        "refuted": "Try neither random projection nor structured sparsity first; see the tables for plain top-k and low rank.",
+        "depends": "Choose by the tables, which have every codec in both orders, plain top-k and low rank among them.",
     },
     tables=(
         Pivot(

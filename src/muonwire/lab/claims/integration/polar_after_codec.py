@@ -46,10 +46,9 @@ CLAIM = Claim(
     "singular values one amplifies only noise",
     question="With DisTrO’s codec in training, does a polar factor of the decoded signal end below its sign: where the signal is "
     "one step’s gradient, where it is a residual momentum, and where momentum gathers decoded signals over many steps?",
-    expected="One step’s gradient: no help, as the note says. Residual momentum: a little, since entries that were "
-    "not sent come in later steps. Momentum after the exchange: most, for its rank grows with every step. The "
-    "codec and the bits are the same in each pair, and in the first two everything but the last stage; for "
-    "momentum after the exchange DisTrO alone stands beside, and the embeddings have Adam there.",
+    expected="One step’s gradient: no help, as the note says. Residual momentum: a little, since entries that were not sent come "
+    "in later steps. Momentum after the exchange: most, for its rank grows with every step. Codec and bits are the same in each "
+    "pair.",
     measure=measure,
     inputs=(training.TRAINING,),
     repeats=len(training.SEEDS),
@@ -68,8 +67,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Do not orthogonalize what was decoded; the sign is as good.",
         "refuted": "Orthogonalize what was decoded: even of one step’s gradient the polar factor trains better than its sign.",
-        "depends": "Orthogonalize the decoded signals for which it lowers the loss, and no others. Directions that "
-        "one payload leaves dead can be alive in what many payloads add up to.",
+        "depends": "Orthogonalize the decoded signals for which it lowers the loss, and no others.",
     },
     tables=(
         Pivot(

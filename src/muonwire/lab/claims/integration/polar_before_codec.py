@@ -127,10 +127,9 @@ CLAIM = Claim(
     quoted={"cases helped": "0/20", "error": "53-96% and 93-100%", "signs": "67-82% and 64-81%"},
     question="Compared with the original at the note's unmatched scale, at matched scale, and with the polar "
     "factor, which is the update that Muon applies: what does sending the polar factor cost?",
-    expected="As the note compares, orthogonalizing first always loses: a matrix of norm √m is held against one "
-    "of norm m. At matched scale it still loses, by what the polar factor itself differs from its matrix, which is "
-    "wanted. Held against the polar factor, the one that was sent wins. The note's ranges are densities 1 to 25 "
-    "% for the errors and 5 to 25 % for signs and cosine.",
+    expected="As the note compares, orthogonalizing first always loses: a matrix of norm √m is held against one of norm m. At "
+    "matched scale it loses what the polar factor itself differs from its matrix, which is wanted. Held against the polar "
+    "factor, it wins. The note's ranges are densities 1 to 25 % for the errors and 5 to 25 % for signs and cosine.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -168,11 +167,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Never orthogonalize before a DCT codec, whatever you want to receive.",
         "refuted": "Orthogonalizing before a DCT codec costs nothing.",
-        "depends": "It depends on what is wanted. To receive the gradient, send the gradient: orthogonalizing "
-        "first loses, and at the note's unmatched scale it loses by definition. To receive the update that Muon "
-        "applies, hold what arrives against the polar factor: the table has sending the polar factor, sending the "
-        "matrix, and orthogonalizing after decoding side by side. The exact polar factor weighs directions of "
-        "noise as much as any other: whether being near it is worth loss is for training to say (integration.5).",
+        "depends": "To receive the gradient, send the gradient. To receive the update that Muon applies, compare the three ways "
+        "in the table with the polar factor; whether being near it is worth loss is for training to say (integration.5).",
     },
     tables=(
         Pivot(

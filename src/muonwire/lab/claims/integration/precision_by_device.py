@@ -198,9 +198,8 @@ CLAIM = Claim(
         "confirmed": "On this device the rule gives the fastest dtype; on another one measure again.",
         "refuted": "On this device the rule costs time at every error; leave the dtype to polar, which follows what the "
         "processor can do.",
-        "depends": "The fastest dtype is a matter of what the processor can do and of the error that is allowed, not of CPU or "
-        "GPU: float32 on a CPU without fast 16-bit products, bfloat16 on one with them. Leave the dtype to polar, which follows "
-        "the processor's class, and takes float32 where a smaller error is asked for than narrower dtypes give.",
+        "depends": "Leave the dtype to polar, which follows the processor's class, and takes float32 where a smaller error is "
+        "asked for than narrower dtypes give.",
     },
     tables=(
         Pivot(

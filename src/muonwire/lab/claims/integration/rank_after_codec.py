@@ -132,10 +132,8 @@ CLAIM = Claim(
         "confirmed": "What a DCT codec decodes has directions that are rounding only; a polar factor must leave them out.",
         "refuted": "A DCT codec does not make matrices singular; their condition is no reason against "
         "orthogonalizing after decoding.",
-        "depends": "Directions go missing where so few coefficients are sent that whole rows or columns of them are empty; above "
-        "that density the typical condition number stays what it was, and one draw of a Gaussian matrix says nothing, as its "
-        "condition number has no finite mean. Orthogonalize what is decoded by a method that leaves out singular values below "
-        "its resolution, and add momentum or feedback, whose sum over rounds has the missing directions.",
+        "depends": "Orthogonalize what is decoded by a method that leaves out singular values below its resolution, and add "
+        "momentum or feedback, whose sum over rounds has the missing directions.",
     },
     tables=(
         Pivot(

@@ -178,8 +178,7 @@ CLAIM = Claim(
     inputs=MATRICES,
     checks=_checks("language-model gradient", "gradients of a language model"),
     meaning={
-        "confirmed": "What Gaussian matrices say of a codec or an order of stages does not carry over to a "
-        "language model, in any of the four respects. Capture your own gradients and measure on those.",
+        "confirmed": "Capture your own gradients and measure on those, not on Gaussian matrices.",
         "refuted": "In these respects Gaussian matrices are a fair stand-in for a language model's gradients.",
         "depends": "Gaussian matrices stand in for a language model's gradients in some respects only; the checks "
         "say in which. Capture your own gradients before choosing a codec.",

@@ -26,9 +26,8 @@ CLAIM = Claim(
     id="future.3",
     note=NOTE,
     says="orthogonalizing the weights periodically, and not the gradients, might be compatible with DisTrO",
-    question="With DisTrO, does moving the hidden weights towards their polar factors (of equal Frobenius norm), a "
-    "tenth of the way or all of it, every 10 or 60 steps, cost more than 1 % of the final loss? The last move of "
-    "the longer period leaves twenty steps.",
+    question="With DisTrO, does moving the hidden weights towards their polar factors (of equal Frobenius norm), a tenth of the "
+    "way or all of it, every 10 or 60 steps, cost more than 1 % of the final loss?",
     expected="Compatible where gentle: every replica holds the same weights and orthogonalizes them alone, so no "
     "byte is added, and a tenth of the way every 60 steps costs nothing. A tenth every 10 steps, or all the way, "
     "costs more, since trained weights are far from orthogonal for a reason.",

@@ -240,10 +240,9 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Newton–Schulz is the cheapest way to an orthogonal update, and comes near enough.",
         "refuted": "Newton–Schulz is neither faster than a factorization nor near the polar factor.",
-        "depends": "Gram–Schmidt is no alternative whatever time it takes, since its Q is another matrix than the "
-        "nearest. Whether five steps take less time than a QR is a matter of the device’s products, and how "
-        "near they come is a matter of the spectrum: singular values below about 1/500 of ‖X‖_F stay small. "
-        "Where the distance matters, ask for one (polar.adaptive), and measure which dtype is faster on your device.",
+        "depends": "Do not take Gram–Schmidt, whose Q is another matrix than the nearest. Measure which dtype is faster on your "
+        "device; singular values below about 1/500 of ‖X‖_F stay small, and where the distance matters, ask for one "
+        "(polar.adaptive).",
     },
     tables=(
         Pivot(

@@ -142,10 +142,9 @@ CLAIM = Claim(
     says="a small language model some of whose singular values were changed may behave differently when it is talked to again",
     question="Which changes of singular values does a small language model notice, by loss, by the divergence of its "
     "next-token distributions, and in conversation?",
-    expected="It depends on which: the hundredth of the largest carries what all tokens share, and dropping it changes "
-    "everything; the tenth of the smallest carries little. Flattening to the polar factor at equal norm destroys the "
-    "model, though it changes no singular vector. Random vectors at the same spectrum, the control, destroy it at once: "
-    "the knowledge is in the vectors.",
+    expected="It depends on which: dropping the hundredth of the largest changes everything, the tenth of the smallest little. "
+    "Flattening to the polar factor at equal norm destroys the model, though it changes no singular vector; random vectors at "
+    "the same spectrum, the control, destroy it at once.",
     measure=measure,
     repeats=3,
     checks=(
@@ -155,8 +154,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Neither end of the spectrum can be spared: a model notices the loss of its smallest singular values too.",
         "refuted": "A model does not notice changes at either end of its weights’ spectra.",
-        "depends": "A few of the largest singular values are felt at once, many of the smallest hardly: cut from the "
-        "bottom, and never touch the top. What matters in a weight is which directions are large.",
+        "depends": "Cut singular values from the bottom, and never touch the top.",
     },
     tables=(
         Pivot(

@@ -194,13 +194,12 @@ CLAIM = Claim(
     quoted={"linearly independent": "with high probability becauses the dimensions are large"},
     question="How often are random square matrices singular, how small is their smallest singular value against n, does it "
     "follow Edelman’s law, and can it still be distinguished from zero in bfloat16, for random matrices and for real ones?",
-    expected="With a density the probability is 1 at every n, not because n is large: the singular matrices are the zeros of a "
-    "polynomial, a set of measure zero. Only for discrete entries a large n is needed: of ±1 matrices two thirds are singular at "
-    "n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not mean far from dependent: σ_min falls as 1/√n, by Edelman’s "
-    "law, while the norm of rounding to bfloat16 grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a "
-    "singular one within the reach of rounding. Rounding does not reach that far: to first order it moves σ_min by uᵀEv, which "
-    "does not grow with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s rank "
-    "is at most the number of its tokens, and its small singular values end in rounding.",
+    expected="With a density the probability is 1 at every n: the singular matrices are the zeros of a polynomial, a set of "
+    "measure zero. Only for discrete entries a large n is needed: of ±1 matrices two thirds are singular at n = 4, and (1/2 + "
+    "o(1))ⁿ for large n. But σ_min falls as 1/√n, by Edelman’s law, while the norm of rounding to bfloat16 grows as 0.0033 √n, "
+    "so that from n ≈ 150 on most Gaussian matrices have a singular one within the reach of rounding. Rounding does not reach "
+    "it: to first order it moves σ_min by uᵀEv, which does not grow with n. Real momenta are no random matrices: a gradient’s "
+    "rank is at most the number of its tokens.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -253,10 +252,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Independence can be taken for granted, in bfloat16 and on real matrices too.",
         "refuted": "Do not count on independent rows: neither random nor real matrices have them.",
-        "depends": "The rows are independent in exact arithmetic, but not measurably so in bfloat16. Muon does not need that: an "
-        "iteration of odd polynomials keeps a zero singular value at zero and carries small ones only as far as its steps reach. "
-        "It carries what rounding puts in place of zeros too, as the last table shows: those directions of the update are noise, "
-        "of bounded size. polar’s default limits how far it carries what rounding may have made.",
+        "depends": "Nothing to do: an iteration of odd polynomials keeps a zero singular value at zero. What rounding puts in "
+        "place of zeros it carries too, as noise of bounded size in the update; polar’s default limits how far.",
     },
     tables=(
         Pivot(

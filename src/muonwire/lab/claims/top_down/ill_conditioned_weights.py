@@ -201,9 +201,8 @@ CLAIM = Claim(
     expected="The Gauss–Newton block of y = Wx is E[JᵀHJ ⊗ xxᵀ], J the derivative of the logits by y. W itself is in neither "
     "factor; x holds the weights below, J those above. So in a linear chain of which one weight has the condition κ, the blocks "
     "of all other layers have κ², and its own keeps 1: training the neighbours while it is held fixed takes steps like κ², "
-    "training it alone no more than before, and training all together little more, since it mends itself first. In a residual "
-    "network only the matrices of its own branch feel it. An update by the polar factor has condition 1 whatever the gradient’s, "
-    "and suffers least.",
+    "training it alone no more than before, training all little more. In a residual network only the matrices of its own branch "
+    "feel it. An update by the polar factor has condition 1 whatever the gradient’s, and suffers least.",
     measure=measure,
     checks=(
         *(_course_check(place, course) for place, course in enumerate(COURSES)),
@@ -221,9 +220,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Keep weights well conditioned: whatever is trained, and however, an ill-conditioned weight costs steps.",
         "refuted": "The condition of the weights at the start does not matter to how fast they are trained.",
-        "depends": "An ill-conditioned weight slows the layers that have to work through it, where it is frozen or "
-        "where all weights are as ill-conditioned. It does not slow its own learning. So the weight’s condition is a matter of "
-        "initialization and of frozen parts; what Muon makes well conditioned is the update, not the weight.",
+        "depends": "Mind the condition of weights at initialization and in frozen parts: layers that have to work through an "
+        "ill-conditioned weight are slowed, its own learning is not. What Muon makes well conditioned is the update.",
     },
     tables=(
         Pivot(

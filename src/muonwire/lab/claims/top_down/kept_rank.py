@@ -76,18 +76,16 @@ CLAIM = Claim(
     note=NOTE,
     says="conditioning equals compression, in a sense: a well-conditioned weight has its focus on a few important things",
     question="Do the better-conditioned weights, Muon’s, lose less than Adam’s when only the largest singular values are kept?",
-    expected="No, Adam’s lose less. A well-conditioned matrix has no few important directions: its energy is spread over "
-    "all of them, so cutting any of them costs. Adam’s weights, of lower effective rank, lose less at the same kept "
-    "rank; whether they are better at that rank depends on where they start from.",
+    expected="No, Adam’s lose less. A well-conditioned matrix has no few important directions: its energy is spread over all of "
+    "them, so cutting any of them costs. Whether Adam’s are better at that rank depends on where they start from.",
     measure=measure,
     inputs=(OPTIMIZERS,),
     repeats=len(SEEDS),
     checks=(_check(HALF, "half"), _check(QUARTER, "a quarter")),
     meaning={
         "confirmed": "Weights trained by Muon can be cut to a lower rank at less cost than Adam’s.",
-        "refuted": "Good conditioning is the opposite of compressibility by rank: the flatter the spectrum, the more every "
-        "direction is used, and the more cutting costs. If you plan to factor the weights afterwards, measure it; Muon’s "
-        "lower loss can be eaten up.",
+        "refuted": "If you plan to factor the weights afterwards, measure it: the flatter the spectrum, the more cutting costs, "
+        "and Muon’s lower loss can be eaten up.",
         "depends": "Whose weights lose less depends on how much is kept.",
     },
     tables=(

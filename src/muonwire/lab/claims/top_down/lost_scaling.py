@@ -88,9 +88,8 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Orthogonalizing takes the scale out of each step, not out of the weights: directions in which "
-        "steps agree grow, the others do not, and the loss is no worse for it. The size of a layer’s steps is yours to "
-        "choose, by the rate and its scale by shape.",
+        "confirmed": "Orthogonalizing takes the scale out of each step, not out of the weights. Choose the size of a layer’s "
+        "steps by the rate and its scale by shape.",
         "refuted": "The scaling is lost in the weights too, and the loss suffers.",
         "depends": "Either the weights lose their scaling and the loss is no worse for it, or they keep it and the loss is worse.",
     },

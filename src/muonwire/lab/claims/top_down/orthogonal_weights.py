@@ -80,8 +80,7 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Either reading of Muon trains as well.",
-        "refuted": "Muon orthogonalizes the update, not the weight: its weights are not orthogonal, and orthogonalizing "
-        "them instead costs loss. Do not constrain the weights to get Muon’s benefit.",
+        "refuted": "Orthogonalize the update, not the weight: do not constrain the weights to get Muon’s benefit.",
         "depends": "One of the two holds; the table shows which.",
     },
     tables=(

@@ -50,11 +50,9 @@ CLAIM = Claim(
     id="vit.7",
     note=NOTE,
     says="for a vision transformer use Adam or GDA2, not MuonFast",
-    question="Which of Adam, SGD, GDA2, Muon and MuonFast has the lowest validation loss, each at the best of five "
-    "rates by another seed?",
-    expected="As described, with the rate inside, MuonFast fails. With the rate outside, Muon is at least as good "
-    "as Adam. GDA2 is near Adam, since the differences of small batches’ gradients are mostly noise, which its "
-    "regularization answers by mixing little.",
+    question="Which of Adam, SGD, GDA2, Muon and MuonFast has the lowest validation loss, each at the best of five rates?",
+    expected="With the rate inside MuonFast fails. With the rate outside, Muon is at least as good as Adam. GDA2 is near Adam, "
+    "since its regularization answers the noise in the differences of small batches’ gradients by mixing little.",
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=3,
@@ -64,8 +62,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Use Adam or GDA2 for a small ViT.",
         "refuted": "Muon in any of these forms does better than Adam and GDA2 on a small ViT.",
-        "depends": "The note’s advice is right for MuonFast as it is described and says nothing about Muon: look "
-        "at the table for the rate outside.",
+        "depends": "Follow the note’s advice for MuonFast as it is described; for Muon look at the table, with the rate outside.",
     },
     tables=(
         validation_table(

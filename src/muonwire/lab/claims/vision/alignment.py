@@ -129,12 +129,10 @@ CLAIM = Claim(
     says="the gradient and its orthogonalized update align at 0.3 to 0.5, rotated by 40 to 50 degrees, where 0.8 "
     "to 0.95 is needed for good convergence",
     quoted={"alignment": "0.3 to 0.5", "needed": "0.8 to 0.95", "rotation": "40° to 50°"},
-    question="What is the cosine of the gradient and the update, layer by layer through training, and do updates "
-    "that align less lower the loss less?",
-    expected="The cosine of a gradient and its polar factor is the mean of its singular values over their root "
-    "mean square, which falls with the spectrum’s spread. It says how fast the loss falls for a very short step "
-    "only; how long a step may be counts as much, and there the polar factor and the sign gain. A cosine of 0.3 to "
-    "0.5 is an angle of 60° to 73°, not of 40° to 50°.",
+    question="What is the cosine of gradient and update through training, and do updates that align less lower the loss less?",
+    expected="The cosine of a gradient and its polar factor is the mean of its singular values over their root mean square. It "
+    "says how fast the loss falls for a very short step only; how long a step may be counts as much, and there the polar factor "
+    "and the sign gain. A cosine of 0.3 to 0.5 is an angle of 60° to 73°, not of 40° to 50°.",
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=3,
@@ -189,11 +187,9 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Watch the cosine of gradient and update; where it is below 0.8, lower the momentum or don’t "
-        "orthogonalize.",
+        "confirmed": "Where the cosine of gradient and update is below 0.8, lower the momentum or don’t orthogonalize.",
         "refuted": "The cosine of gradient and update is neither what the note measured nor what decides; compare losses.",
-        "depends": "The cosine of gradient and update says nothing about convergence by itself: no method that "
-        "trains has 0.8. Compare the loss that a step of the best length reaches instead.",
+        "depends": "Compare the loss that a step of the best length reaches, not the cosine of gradient and update.",
     },
     tables=(
         Pivot(

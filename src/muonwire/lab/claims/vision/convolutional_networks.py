@@ -98,10 +98,9 @@ CLAIM = Claim(
     quoted={"√512": "22.6", "norm of the weight": "150", "relative update": "0.015 %"},
     question="How large is an orthogonalized step of ResNet-50’s layers relative to the weight and to Adam’s step, "
     "and does MuonFast train a ResNet on the same digits, as described and with the rate outside?",
-    expected="With ResNet-50’s own initialization the weight’s norm is √(2 · 512) = 32, not 150, and the step at "
-    "equal rates 1/√4608 of Adam’s. The small ResNet trains with the rate outside. As described it may train too: "
-    "a normalization behind a convolution makes its output independent of the weight’s length, so that steps too "
-    "large make the weight grow until they are small.",
+    expected="With ResNet-50’s own initialization the weight’s norm is √(2 · 512) = 32, not 150, and the step at equal rates "
+    "1/√4608 of Adam’s. The small ResNet trains with the rate outside. As described it may train too: behind a normalization "
+    "steps too large make the weight grow until they are small.",
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=3,
@@ -145,9 +144,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Use MuonFast on convolutional networks as it is.",
         "refuted": "MuonFast does not train a convolutional network either.",
-        "depends": "A convolutional network with normalization forgives the size of the steps more than a ViT "
-        "does, not their direction; keep the rate outside there too, and scale by shape, since equal rates give "
-        "steps tens of times smaller than Adam’s.",
+        "depends": "Keep the rate outside on convolutional networks too, and scale by shape: equal rates give steps tens of "
+        "times smaller than Adam’s.",
     },
     tables=(
         Pivot(

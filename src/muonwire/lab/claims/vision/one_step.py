@@ -181,9 +181,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Do not orthogonalize the updates of a small ViT.",
         "refuted": "One step does not raise the loss; the note’s failure has another cause than the method it describes.",
-        "depends": "Multiply by the learning rate after the polar factor, never before it: inside, the rate "
-        "cancels and any method fails, the plain gradient at that size included. With the rate outside the same "
-        "direction lowers the loss and trains.",
+        "depends": "Multiply by the learning rate after the polar factor, never before it: inside, the rate cancels and any "
+        "method fails.",
     },
     tables=(
         Pivot(

@@ -119,12 +119,10 @@ CLAIM = Claim(
         for method in ("exact", "five iterations")
     ),
     meaning={
-        "confirmed": "The size of a Muon step comes from the shape and the learning rate alone; choose the scale "
-        "by shape, and the rate as a share of the weight.",
+        "confirmed": "Choose the scale of a Muon step by shape, and the rate as a share of the weight.",
         "refuted": "Do not count on √min(m, n): measure the size of your updates.",
-        "depends": "The exact factor has this norm; a few iterations give less where the gradient's spectrum falls "
-        "steeply, so such layers take smaller steps than the formula says. More iterations, or a schedule for the "
-        "measured spectrum, close the gap.",
+        "depends": "Take more iterations, or a schedule for the measured spectrum, where a few give less than √min(m, n): layers "
+        "whose gradient's spectrum falls steeply take smaller steps than the formula says.",
     },
     tables=(
         Pivot(
