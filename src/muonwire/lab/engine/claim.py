@@ -1,7 +1,7 @@
 """A statement of a note, with the measurement that settles it."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -103,7 +103,7 @@ class Claim:
     says: str
     question: str
     expected: str
-    measure: Callable[[Setting], Sequence[Row]]
+    measure: Callable[[Setting], Iterable[Row]]
     checks: tuple[Check, ...]
     meaning: Mapping[str, str]
     note: Note = OWN

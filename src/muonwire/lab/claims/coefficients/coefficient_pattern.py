@@ -1,6 +1,7 @@
 """coefficients.5: the pattern of a, b and c over the iterations."""
 
 import itertools
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -39,28 +40,24 @@ def _pattern(schedule: Schedule) -> dict[str, float]:
     return {"keep it": 100.0 * bool(kept.all()), "changes": 100 * float(kept.mean())}
 
 
-def _steps(schedule: Schedule, name: str) -> list[Row]:
-    rows: list[Row] = []
+def _steps(schedule: Schedule, name: str) -> Iterator[Row]:
     low, high = (schedule.lower or 1e-2), 1.0
     for k, step in enumerate(schedule.coefficients, 1):
         a, b, c = step
         left, right = fixed_points(step)
-        rows.append(
-            {
-                "schedule": name,
-                "iteration": k,
-                "a": a,
-                "b": b,
-                "c": c,
-                "smallest before": low,
-                "largest before": high,
-                "lower fixed point": left,
-                "upper fixed point": right,
-                "p(1)": a + b + c,
-            }
-        )
+        yield {
+            "schedule": name,
+            "iteration": k,
+            "a": a,
+            "b": b,
+            "c": c,
+            "smallest before": low,
+            "largest before": high,
+            "lower fixed point": left,
+            "upper fixed point": right,
+            "p(1)": a + b + c,
+        }
         low, high = of_steps(step).range(low, high)
-    return rows
 
 
 @lru_cache(maxsize=1)
@@ -72,7 +69,7 @@ def _error(s: Values, schedule: Schedule) -> float:
     return rms_error(schedule.apply(s))
 
 
-def _orders(x: torch.Tensor, data: str) -> list[Row]:
+def _orders(x: torch.Tensor, data: str) -> Iterator[Row]:
     """The listed steps in other orders, and other schedules, on the singular values of X/‖X‖_F."""
     s = unit_values(x)
     listed = TUNED.coefficients
@@ -87,46 +84,41 @@ def _orders(x: torch.Tensor, data: str) -> list[Row]:
         "Polar Express": SCHEDULES["polar_express"],
         "minimax for the best lower end": min(_candidates(), key=lambda c: _error(s, c)),
     }
-    rows: list[Row] = [
-        {"data": data, "arrangement": name, "error": _error(s, schedule)}
-        for name, schedule in arrangements.items()
-    ]
+    for name, schedule in arrangements.items():
+        yield {"data": data, "arrangement": name, "error": _error(s, schedule)}
     better = sum(other < 0.99 * error for other in others)
     best = arrangements["minimax for the best lower end"]
-    return [
-        *rows,
-        {"data": data, "better orders": 100 * better / len(others)},
-        {"of": f"the best minimax schedule for {data}", **_pattern(best)},
-    ]
+    yield {"data": data, "better orders": 100 * better / len(others)}
+    yield {"of": f"the best minimax schedule for {data}", **_pattern(best)}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The pattern in listed, derived and fitted schedules; and the error of the steps in any other order."""
     generator = setting.generator()
-    rows: list[Row] = [{"of": LISTED, **_pattern(TUNED)}]
+    yield {"of": LISTED, **_pattern(TUNED)}
     for name in ("polar_express", "cans"):
-        rows.append({"of": f"{name} as published", **_pattern(SCHEDULES[name])})
+        yield {"of": f"{name} as published", **_pattern(SCHEDULES[name])}
     for _ in range(NUM_INTERVALS):
         u = torch.rand(2, generator=generator)
         made = cans(lower=float(10 ** (-4 + 3 * u[0])), steps=3 + int(3 * u[1]))
-        rows.append({"of": INTERVALS, **_pattern(made)})
+        yield {"of": INTERVALS, **_pattern(made)}
     noise = torch.randn(15, generator=setting.generator(stream=1), dtype=torch.float64).numpy()
     fits = [fit(near, noise=noise, most_evaluations=setting.pick(100, 5)) for near in (JORDAN, TUNED)]
     listed_loss = float(np.sqrt(np.mean((TUNED.apply(GRID) - 1) ** 2)))
-    rows.append({"of": LISTED, "loss": listed_loss})
-    rows += [{"of": FITS, **_pattern(fitted), "loss": loss} for fitted, loss in fits]
+    yield {"of": LISTED, "loss": listed_loss}
+    for fitted, loss in fits:
+        yield {"of": FITS, **_pattern(fitted), "loss": loss}
     for name, schedule in {
         "listed": TUNED,
         "fitted": min(fits, key=lambda fit: fit[1])[0],
         "minimax on [0.01, 1]": cans(lower=1e-2, steps=6),
         "Polar Express": SCHEDULES["polar_express"],
     }.items():
-        rows += _steps(schedule, name)
+        yield from _steps(schedule, name)
     size = setting.pick(512, 48)
-    rows += _orders(torch.randn(size, size, generator=generator), GAUSSIAN)
+    yield from _orders(torch.randn(size, size, generator=generator), GAUSSIAN)
     for _, matrix in real_samples(setting):
-        rows += _orders(matrix, REAL)
-    return rows
+        yield from _orders(matrix, REAL)
 
 
 def _kept(of: str, holds: str, fails: str, by: str = "{mean} % do") -> Check:

@@ -1,7 +1,7 @@
 """dion.1: Dion against Muon: quality, bytes and state by rank."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -45,13 +45,12 @@ def state_bytes(recipe: str, model: nn.Module, params: list[nn.Parameter]) -> in
     return sum(held_bytes(optimizer.state[p]) for p in params)
 
 
-def _state(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _state(setting: Setting) -> Iterator[Row]:
     for label, recipe in RECIPES.items():
         model = build_llama("pico", vocabulary=256, sequence=64, seed=0)
         hidden = list(hidden_matrices(model).values())
         weights = sum(p.numel() for p in hidden)
-        rows.append({"recipe": label, "state": state_bytes(recipe, model, hidden) / weights})
+        yield {"recipe": label, "state": state_bytes(recipe, model, hidden) / weights}
     widths = setting.pick((64, 128, 256, 512, 1024), (64, 128))
     for kind in ("Muon", "Dion"):
         held = {}
@@ -61,10 +60,9 @@ def _state(setting: Setting) -> list[Row]:
             middle = model[1].weight
             assert isinstance(middle, nn.Parameter)
             held[n] = state_bytes(recipe, model, [middle])
-            rows.append({"state of": kind, "n": n, "kb": held[n] / 1000})
+            yield {"state of": kind, "n": n, "kb": held[n] / 1000}
         exponent = math.log(held[widths[-1]] / held[widths[0]]) / math.log(widths[-1] / widths[0])
-        rows.append({"growth of": kind, "exponent": exponent})
-    return rows
+        yield {"growth of": kind, "exponent": exponent}
 
 
 def _hidden_bytes(run: Trained, muon: Trained) -> float:
@@ -75,26 +73,25 @@ def _hidden_bytes(run: Trained, muon: Trained) -> float:
     return run.sent_bytes - muon.sent_bytes * (1 - hidden / everything)
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Loss, bytes on the hidden matrices and state of Dion at four ranks, beside dense Muon."""
     runs = Results(setting.input(TRAINING), seed=setting.seed)
     muon = runs["muon"]
     dense, full = _hidden_bytes(muon, muon), _hidden_bytes(runs[FRACTIONS[1.0]], muon)
-    rows = [*runs.rows(RECIPES), *_state(setting)]
+    yield from runs.rows(RECIPES)
+    yield from _state(setting)
     for fraction, recipe in FRACTIONS.items():
         sent = _hidden_bytes(runs[recipe], muon)
-        rows.append(
-            {
-                "fraction": fraction,
-                "loss": runs[recipe].loss,
-                "hidden_kb": sent / 1000,
-                "less_than_full": full / sent,
-                "less_than_dense": dense / sent,
-            }
-        )
+        yield {
+            "fraction": fraction,
+            "loss": runs[recipe].loss,
+            "hidden_kb": sent / 1000,
+            "less_than_full": full / sent,
+            "less_than_dense": dense / sent,
+        }
     others = [runs[r].loss for f, r in FRACTIONS.items() if f != 1.0 and not math.isnan(runs[r].loss)]
     best_other = min(others, default=math.nan)
-    return [*rows, {"full rank": "beside the others", "lead": best_other - runs[FRACTIONS[1.0]].loss}]
+    yield {"full rank": "beside the others", "lead": best_other - runs[FRACTIONS[1.0]].loss}
 
 
 def _halved(column: str, setting: str, subject: str, halves: str) -> Check:

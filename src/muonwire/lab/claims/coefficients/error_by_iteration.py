@@ -1,6 +1,7 @@
 """coefficients.2: the error by iteration; five tuned iterations for ten standard ones."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -27,17 +28,15 @@ def _deviation(errors: list[float], method: str) -> float:
     )
 
 
-def _rows(x: Tensor, data: str, dtype: torch.dtype, *, matching: bool) -> list[Row]:
+def _rows(x: Tensor, data: str, dtype: torch.dtype, *, matching: bool) -> Iterator[Row]:
     errors = {
         name: orthogonality_by_step(x, schedule=schedule, steps=STEPS, dtype=dtype)
         for name, schedule in SCHEDULES.items()
     }
     label = str(dtype).removeprefix("torch.")
-    rows: list[Row] = [
-        {"data": data, "dtype": label, "method": name, "iteration": step, "error": error}
-        for name, values in errors.items()
-        for step, error in enumerate(values, 1)
-    ]
+    for name, values in errors.items():
+        for step, error in enumerate(values, 1):
+            yield {"data": data, "dtype": label, "method": name, "iteration": step, "error": error}
     summary: dict[str, float | str] = {
         "data": data,
         "of": label,
@@ -50,19 +49,17 @@ def _rows(x: Tensor, data: str, dtype: torch.dtype, *, matching: bool) -> list[R
         summary["iterations to match"] = next(
             (k for k, error in enumerate(long, 1) if error <= errors[TUNED][4]), MOST_STEPS
         )
-    return [*rows, summary]
+    yield summary
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The error after each of ten iterations, on Gaussian matrices of two sizes and on real momentum."""
-    rows: list[Row] = []
     for data, size in ((FIGURES, setting.pick(512, 48)), (STATED, setting.pick(4096, 96))):
         x = 0.5 * gaussian(setting, size, size, stream=size)
         for dtype in (torch.float32, torch.bfloat16):
-            rows += _rows(x, data, dtype, matching=data == FIGURES and dtype == torch.float32)
+            yield from _rows(x, data, dtype, matching=data == FIGURES and dtype == torch.float32)
     for _, matrix in real_samples(setting, num_parts=3):
-        rows += _rows(matrix, REAL, torch.float32, matching=True)
-    return rows
+        yield from _rows(matrix, REAL, torch.float32, matching=True)
 
 
 def _table(data: str, column: str, words: str, bound: float, reading: Reading | None = None) -> Check:

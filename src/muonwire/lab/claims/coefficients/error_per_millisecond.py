@@ -1,7 +1,7 @@
 """coefficients.4: the tuned coefficients give ten times the error per millisecond."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +58,7 @@ def _timed(x: Tensor, turns: int) -> list[Timed]:
     ]
 
 
-def _rows(x: Tensor, data: str, turns: int) -> list[Row]:
+def _rows(x: Tensor, data: str, turns: int) -> Iterator[Row]:
     timed = _timed(x, turns)
     by = {(t.method, t.steps): t for t in timed}
     tuned, standard = by[TUNED, 5], by[STANDARD, 5]
@@ -69,8 +69,8 @@ def _rows(x: Tensor, data: str, turns: int) -> list[Row]:
     equal = orthogonality_by_step(x, schedule=SCHEDULES[STANDARD], steps=steps, dtype=torch.bfloat16)[-1]
     # A pause makes the note's quotient better.
     paused = Timed(method=PAUSED, steps=5, time=2 * tuned.time, error=tuned.error)
-    rows: list[Row] = [
-        {
+    for t in [*timed, paused]:
+        yield {
             "data": data,
             "method": t.method,
             "iterations": t.steps,
@@ -80,34 +80,28 @@ def _rows(x: Tensor, data: str, turns: int) -> list[Row]:
             "shown": t.method not in UNSHOWN,
             "front": 100.0 * (not any(o.time <= t.time and o.error < t.error for o in timed)),
         }
-        for t in [*timed, paused]
-    ]
-    rows.append(
-        {
-            "data": data,
-            "of": "tuned",
-            "quotient advantage": (standard.error / standard.time) / (tuned.error / tuned.time),
-            "advantage at equal time": equal / tuned.error,
-            "iterations in its time": steps,
-        }
-    )
-    return rows
+    yield {
+        "data": data,
+        "of": "tuned",
+        "quotient advantage": (standard.error / standard.time) / (tuned.error / tuned.time),
+        "advantage at equal time": equal / tuned.error,
+        "iterations in its time": steps,
+    }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Error and time of every configuration in one run, in bfloat16 as the note's code."""
     size = setting.pick(4096, 96)
     x = 0.5 * gaussian(setting, size, size)
     # Threads and libraries start on something small.
     _timed(x[:64, :64], 1)
-    rows = _rows(x, STATED, setting.pick(3, 1))
+    yield from _rows(x, STATED, setting.pick(3, 1))
     # The largest matrices, whose time is the products' and not the calls'.
     found = sorted(
         captured(setting.input(LANGUAGE_MODEL), kind="momentum"), key=lambda one: -one.matrix.numel()
     )
     for one in found[setting.seed : 9 : 3]:
-        rows += _rows(one.matrix, REAL, setting.pick(7, 1))
-    return rows
+        yield from _rows(one.matrix, REAL, setting.pick(7, 1))
 
 
 def _check(name: str, column: str, data: str, words: str) -> Check:

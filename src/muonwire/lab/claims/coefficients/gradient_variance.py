@@ -1,7 +1,7 @@
 """variance.1: orthogonalizing reduces the variance of gradients."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -55,10 +55,9 @@ def _measures(draws: Sequence[Tensor]) -> dict[str, float]:
     }
 
 
-def _rows(draws: Sequence[Tensor], data: str) -> list[Row]:
+def _rows(draws: Sequence[Tensor], data: str) -> Iterator[Row]:
     measured = {name: _measures([make(x) for x in draws]) for name, make in METHODS.items()}
     before, divided = measured[RAW], measured[DIVIDED]
-    rows: list[Row] = []
     for name, now in measured.items():
         row: dict[str, float | str] = {"data": data, "method": name, **now}
         if name != RAW:
@@ -70,8 +69,7 @@ def _rows(draws: Sequence[Tensor], data: str) -> list[Row]:
                 "direction change": abs(now["direction variance"] - before["direction variance"]),
                 "over division": now["element variance"] / divided["element variance"],
             }
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _over(before: float, now: float) -> float:
@@ -79,11 +77,11 @@ def _over(before: float, now: float) -> float:
     return before / now if now > 1e-12 else math.inf
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The note's three variances, and two that no change of scale alters, before and after."""
     size = setting.pick(512, 48)
     draws = [0.5 * gaussian(setting, size, size, stream=k) for k in range(NUM_DRAWS)]
-    rows = _rows(draws, RANDOM)
+    yield from _rows(draws, RANDOM)
     for source in MATRICES:
         found = captured(setting.input(source), kind="gradient", replicas=True)
         groups = [
@@ -91,8 +89,7 @@ def measure(setting: Setting) -> list[Row]:
             for _, group in groupby(found, key=lambda one: (one.point, one.layer))
         ]
         for group in dealt(setting, groups):
-            rows += _rows(group, REAL)
-    return rows
+            yield from _rows(group, REAL)
 
 
 def _check(

@@ -1,5 +1,7 @@
 """coefficients.3: the cubic converges linearly, the tuned quintic superlinearly."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -25,31 +27,23 @@ def _slope(x: Values, y: Values) -> float:
     return fitted_power(list(zip(x, y, strict=True)))
 
 
-def _near_one() -> list[Row]:
+def _near_one() -> Iterator[Row]:
     # One iteration, the last of each schedule, from 1 ± e: the order in its usual sense.
     distances = np.geomspace(1e-5, 1e-1, 21)
-    rows: list[Row] = []
     for name, schedule in SCHEDULES.items():
         last = of_steps(schedule.coefficients[-1])
         ends = np.stack([1 - distances, 1 + distances])
         after = np.maximum(np.abs(1 - last.apply(ends)).max(axis=0), ROUNDING)
-        rows.append(
-            {
-                "data": NEAR_ONE,
-                "method": name,
-                "order": _slope(distances, after),
-                "left": abs(1 - last(1.0)),
-                "growth": schedule.slope ** (1 / len(schedule)),
-                "growth order": _slope(
-                    np.geomspace(1e-8, 1e-5, 9), schedule.apply(np.geomspace(1e-8, 1e-5, 9))
-                ),
-            }
-        )
-        rows += [
-            {"kind": "near 1", "method": name, "before": float(b), "after": float(a)}
-            for b, a in zip(distances, after, strict=True)
-        ]
-    return rows
+        yield {
+            "data": NEAR_ONE,
+            "method": name,
+            "order": _slope(distances, after),
+            "left": abs(1 - last(1.0)),
+            "growth": schedule.slope ** (1 / len(schedule)),
+            "growth order": _slope(np.geomspace(1e-8, 1e-5, 9), schedule.apply(np.geomspace(1e-8, 1e-5, 9))),
+        }
+        for b, a in zip(distances, after, strict=True):
+            yield {"kind": "near 1", "method": name, "before": float(b), "after": float(a)}
 
 
 def _errors(x: torch.Tensor, schedule: Schedule, steps: int) -> Values:
@@ -62,20 +56,19 @@ def _errors(x: torch.Tensor, schedule: Schedule, steps: int) -> Values:
     return np.array(errors)
 
 
-def _rows(x: torch.Tensor, data: str) -> list[Row]:
-    return [
-        {"data": data, "by": "iterations", "method": name, "order": fitted_order(_errors(x, schedule, STEPS))}
-        for name, schedule in SCHEDULES.items()
-    ]
+def _rows(x: torch.Tensor, data: str) -> Iterator[Row]:
+    for name, schedule in SCHEDULES.items():
+        order = fitted_order(_errors(x, schedule, STEPS))
+        yield {"data": data, "by": "iterations", "method": name, "order": order}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Fitted orders: of one iteration near 1, and of the error by iteration from 0.9 down."""
     size = setting.pick(512, 48)
-    rows = _near_one() + _rows(gaussian(setting, size, size), TABLE)
+    yield from _near_one()
+    yield from _rows(gaussian(setting, size, size), TABLE)
     for _, matrix in real_samples(setting):
-        rows += _rows(matrix, REAL)
-    return rows
+        yield from _rows(matrix, REAL)
 
 
 def _linear(data: str, words: str = "") -> Check:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -41,22 +41,20 @@ def _gaussian(setting: Setting, size: int, stream: int) -> Tensor:
     return 0.5 * gaussian(setting, size, size, stream=stream)
 
 
-def _table(x: Tensor, data: str) -> list[Row]:
+def _table(x: Tensor, data: str) -> Iterator[Row]:
     """Errors and times of every method on one matrix."""
     # Threads and libraries start on something small.
     polar(x[:64, :64], method="svd")
     svd_s, exact = median_times({SVD: lambda: polar(x, method="svd")}, turns=1, keep=lambda q: q)[SVD]
-    rows: list[Row] = [
-        {
-            "data": data,
-            "dtype": "float32",
-            "method": SVD,
-            "n": x.shape[0],
-            "error": orthogonality_error(exact),
-            "polar_error": 0.0,
-            "time": 1000 * svd_s,
-        }
-    ]
+    yield {
+        "data": data,
+        "dtype": "float32",
+        "method": SVD,
+        "n": x.shape[0],
+        "error": orthogonality_error(exact),
+        "polar_error": 0.0,
+        "time": 1000 * svd_s,
+    }
     for dtype, turns in TURNS.items():
         calls = _calls(x, dtype)
         for name in ADAPTIVE:
@@ -68,8 +66,8 @@ def _table(x: Tensor, data: str) -> list[Row]:
             keep=lambda q: (orthogonality_error(q), polar_error(q, x, exact=exact.double())),
         )
         standard_s, (standard_error, _) = found[STANDARD]
-        rows += [
-            {
+        for name, (seconds, (error, distance)) in found.items():
+            yield {
                 "data": data,
                 "dtype": dtype,
                 "method": name,
@@ -80,16 +78,12 @@ def _table(x: Tensor, data: str) -> list[Row]:
                 "time": 1000 * seconds,
                 "relative time": seconds / standard_s,
             }
-            for name, (seconds, (error, distance)) in found.items()
-        ]
         tuned_error = found[TUNED][1][0]
-        rows.append({"data": data, "advantage of": dtype, "advantage": standard_error / tuned_error})
-    return rows
+        yield {"data": data, "advantage of": dtype, "advantage": standard_error / tuned_error}
 
 
-def _norms(setting: Setting, size: int) -> list[Row]:
+def _norms(setting: Setting, size: int) -> Iterator[Row]:
     """How much the norm of the result varies from draw to draw."""
-    rows: list[Row] = []
     draws = [_gaussian(setting, size, 10 + k) for k in range(NUM_DRAWS)]
     for dtype in DTYPES:
         norms: dict[str, list[float]] = {}
@@ -97,35 +91,30 @@ def _norms(setting: Setting, size: int) -> list[Row]:
             for name, call in _calls(x, dtype).items():
                 if name in SCHEDULES or name == QR:
                     norms.setdefault(name, []).append(float(call().double().norm()))
-        rows += [
-            {
+        for name, values in norms.items():
+            yield {
                 "data": FIGURES,
                 "dtype": dtype,
                 "method": name,
                 "norm variance": statistics.variance(values) / statistics.fmean(values),
                 "norm deviation": statistics.stdev(values) / statistics.fmean(values),
             }
-            for name, values in norms.items()
-        ]
-    return rows
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The note's table on Gaussian matrices of two sizes, and its error column on real momentum."""
     small, large = setting.pick(512, 48), setting.pick(4096, 96)
-    rows = _table(_gaussian(setting, small, 0), FIGURES) + _table(_gaussian(setting, large, 1), STATED)
-    rows += _norms(setting, small)
+    yield from _table(_gaussian(setting, small, 0), FIGURES)
+    yield from _table(_gaussian(setting, large, 1), STATED)
+    yield from _norms(setting, small)
     for _, matrix in real_samples(setting, num_parts=3):
         errors = {
             name: orthogonality_by_step(matrix, schedule=s, steps=5, dtype=torch.float32)[-1]
             for name, s in SCHEDULES.items()
         }
-        rows += [
-            {"data": REAL, "dtype": "float32", "method": name, "error": error, "schedule": True}
-            for name, error in errors.items()
-        ]
-        rows.append({"data": REAL, "advantage of": "float32", "advantage": errors[STANDARD] / errors[TUNED]})
-    return rows
+        for name, error in errors.items():
+            yield {"data": REAL, "dtype": "float32", "method": name, "error": error, "schedule": True}
+        yield {"data": REAL, "advantage of": "float32", "advantage": errors[STANDARD] / errors[TUNED]}
 
 
 def _figure(name: str, figure: float, method: str) -> tuple[Check, Check]:

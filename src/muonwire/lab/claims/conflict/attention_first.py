@@ -1,5 +1,7 @@
 """hypothesis.3: attention weights need orthogonalization most."""
 
+from collections.abc import Iterator
+
 from muonwire.lab import Claim, Pivot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.inputs import training
@@ -16,34 +18,30 @@ BESIDE = {"attention beside MLP": "difference"}
 ROLES = {"attention": "self_attn", "MLP": "mlp"}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Dense Muon on attention, on the MLP, on both and on neither; AdamW for what is left."""
     runs = training.Results.of(setting)
     matrices = hidden_matrices(build_llama("pico", vocabulary=256, sequence=64, seed=0))
-    none, rows = runs["adamw"], runs.rows(RECIPES)
+    none = runs["adamw"]
+    yield from runs.rows(RECIPES)
     gains, dense = {}, {}
     for name, role in ROLES.items():
         run = runs[RECIPES[name]]
         weights = sum(p.numel() for layer, p in matrices.items() if role in layer)
         gains[name], dense[name] = run.below(none), run.below(none) / weights * 1e6
-        rows.append(
-            {
-                "orthogonalized": name,
-                "gain": gains[name],
-                "share": training.share_of_gain(run, start=none, end=runs["muon"]),
-                "weights": weights,
-                "per_million": dense[name],
-            }
-        )
-    rows.append({"orthogonalized": "both", "gain": runs["muon"].below(none), "share": 100.0})
-    return [
-        *rows,
-        {
-            **BESIDE,
-            "lead": gains["attention"] - gains["MLP"],
-            "lead_per_million": dense["attention"] - dense["MLP"],
-        },
-    ]
+        yield {
+            "orthogonalized": name,
+            "gain": gains[name],
+            "share": training.share_of_gain(run, start=none, end=runs["muon"]),
+            "weights": weights,
+            "per_million": dense[name],
+        }
+    yield {"orthogonalized": "both", "gain": runs["muon"].below(none), "share": 100.0}
+    yield {
+        **BESIDE,
+        "lead": gains["attention"] - gains["MLP"],
+        "lead_per_million": dense["attention"] - dense["MLP"],
+    }
 
 
 CLAIM = Claim(

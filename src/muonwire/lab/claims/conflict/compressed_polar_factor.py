@@ -1,5 +1,7 @@
 """conflict.1: compressing a polar factor destroys its orthogonality."""
 
+from collections.abc import Iterator
+
 import torch
 
 from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
@@ -17,38 +19,33 @@ SIZE = 64
 ANSWERED = "language-model momentum"
 
 
-def _rows(x: torch.Tensor, data: str) -> list[Row]:
+def _rows(x: torch.Tensor, data: str) -> Iterator[Row]:
     u = exact_factor(x).float()
     unordered = departure(torch.randn(u.shape, generator=torch.Generator().manual_seed(0)))
-    rows: list[Row] = []
     for values, quantizer in VALUES.items():
         for density in DENSITIES:
             codec = dct_topk(density, quantizer)
             decoded = through(codec, u)
             where: Row = {"data": data, "values": values, "density": density}
-            rows.append(
-                {
-                    **where,
-                    "error": orthogonality_error(decoded),
-                    "departure": departure(decoded),
-                    "against random": departure(decoded) / unordered,
-                    "kept": float((decoded * u).sum() / u.square().sum()),
-                    "alignment": cosine(decoded, u),
-                    "alignment again": cosine(exact_factor(decoded).float(), u),
-                    "alignment after": cosine(exact_factor(through(codec, x)).float(), u),
-                }
-            )
+            yield {
+                **where,
+                "error": orthogonality_error(decoded),
+                "departure": departure(decoded),
+                "against random": departure(decoded) / unordered,
+                "kept": float((decoded * u).sum() / u.square().sum()),
+                "alignment": cosine(decoded, u),
+                "alignment again": cosine(exact_factor(decoded).float(), u),
+                "alignment after": cosine(exact_factor(through(codec, x)).float(), u),
+            }
             if values == "exact":
-                rows += spectrum_rows(decoded, where, over_largest=False)
-    return rows
+                yield from spectrum_rows(decoded, where, over_largest=False)
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Orthogonality and alignment of decoded polar factors, and of polar factors taken again or only after decoding."""
-    rows = _rows(gaussian(setting, SIZE, SIZE), "Gaussian 64×64")
+    yield from _rows(gaussian(setting, SIZE, SIZE), "Gaussian 64×64")
     for data, x in real_samples(setting):
-        rows += _rows(x, data)
-    return rows
+        yield from _rows(x, data)
 
 
 def _destroyed(data: str, density: float, setting: str) -> Check:

@@ -1,6 +1,7 @@
 """conflict.2: a polar factor's DCT energy does not concentrate as a natural signal's does."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def _curves(x: Tensor) -> dict[tuple[str, float], float]:
     return {(order, s): 100 * energy(coefficients, s) for order, energy in ORDERS.items() for s in SHARES}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Cumulative energy of the lowest and of the largest DCT coefficients; a photograph's crop without its mean brightness."""
     picture = photograph()
     generator = setting.generator(stream=1)
@@ -59,22 +60,17 @@ def measure(setting: Setting) -> list[Row]:
             made.append((f"polar factor of {data}", exact_factor(x).float()))
     curves = [(data, _curves(x)) for data, x in made]
     natural = curves[0][1]
-    rows: list[Row] = []
     for data, curve in curves:
-        rows += [
-            {"data": data, "share": 100 * s, **{order: curve[order, s] for order in ORDERS}} for s in SHARES
-        ]
+        for s in SHARES:
+            yield {"data": data, "share": 100 * s, **{order: curve[order, s] for order in ORDERS}}
         if data != "photograph":
-            rows.append(
-                {
-                    "beside the photograph": data,
-                    **{f"gap {order}": natural[order, SHARE] - curve[order, SHARE] for order in ORDERS},
-                }
-            )
+            yield {
+                "beside the photograph": data,
+                **{f"gap {order}": natural[order, SHARE] - curve[order, SHARE] for order in ORDERS},
+            }
             # White noise has the share itself in any fixed order of coefficients.
             excess = (curve["lowest", SHARE] - 100 * SHARE) / (natural["lowest", SHARE] - 100 * SHARE)
-            rows.append({"beside the photograph": data, "likeness": excess})
-    return rows
+            yield {"beside the photograph": data, "likeness": excess}
 
 
 def _unlike(data: str, setting: str) -> Check:

@@ -18,10 +18,9 @@ NOISES = (0.1, 0.5, 1.0, 2.0, 4.0)
 NUM_REPLICAS = (1, 2, 4, 8)
 
 
-def _rows(replicas: Sequence[Tensor], truths: Mapping[int, Tensor], where: Row) -> list[Row]:
+def _rows(replicas: Sequence[Tensor], truths: Mapping[int, Tensor], where: Row) -> Iterator[Row]:
     """``truths``: by number of replicas, the gradient that their mean estimates; none where none is independent of them."""
     factors = [exact_factor(x).float() for x in replicas]
-    rows: list[Row] = []
     for number in NUM_REPLICAS:
         mean, gradient = (torch.stack(list(xs[:number])).mean(0) for xs in (factors, replicas))
         # What a Muon step is content with: five iterations of Jordan's triple.
@@ -39,8 +38,7 @@ def _rows(replicas: Sequence[Tensor], truths: Mapping[int, Tensor], where: Row) 
             row["mean of polars"] = cosine(mean, aim)
             row["polar of mean of polars"] = cosine(exact_factor(mean).float(), aim)
             row["polar of mean"] = cosine(exact_factor(gradient).float(), aim)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _real(setting: Setting) -> Iterator[tuple[str, list[Tensor]]]:
@@ -53,24 +51,24 @@ def _real(setting: Setting) -> Iterator[tuple[str, list[Tensor]]]:
                 yield f"{label} gradient", members
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The mean of the polar factors of 1, 2, 4 and 8 replicas beside the polar factor of the mean.
 
     Made replicas are a common Gaussian matrix, the truth, plus noise of their own. On real gradients the truth for the first one to
     four batches is the mean of the other four.
     """
-    rows: list[Row] = []
     signal = gaussian(setting, SIZE, SIZE)
     for noise in NOISES:
         replicas = [
             signal + noise * gaussian(setting, SIZE, SIZE, stream=1 + r) for r in range(max(NUM_REPLICAS))
         ]
-        rows += _rows(replicas, dict.fromkeys(NUM_REPLICAS, signal), {"data": f"Gaussian, noise {noise:g}"})
+        yield from _rows(
+            replicas, dict.fromkeys(NUM_REPLICAS, signal), {"data": f"Gaussian, noise {noise:g}"}
+        )
     for data, replicas in _real(setting):
         half = len(replicas) // 2
         others = torch.stack(replicas[half:]).mean(0)
-        rows += _rows(replicas, {n: others for n in NUM_REPLICAS if n <= half}, {"data": data})
-    return rows
+        yield from _rows(replicas, {n: others for n in NUM_REPLICAS if n <= half}, {"data": data})
 
 
 def _not_orthogonal(data: str, setting: str) -> Check:

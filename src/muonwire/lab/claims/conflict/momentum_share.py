@@ -1,5 +1,7 @@
 """hypothesis.2: momentum gives most of Muon's benefit, orthogonalization is secondary."""
 
+from collections.abc import Iterator
+
 from muonwire.lab import Check, Claim, Pivot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.inputs import training
@@ -21,26 +23,24 @@ STEPS = {
 }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """What momentum gains, and what a polar factor gains on top of it, dense and behind DisTrO's codec."""
     runs = training.Results.of(setting)
-    rows = runs.rows(RECIPES)
+    yield from runs.rows(RECIPES)
     for transport, (neither, momentum, both) in STEPS.items():
         first = runs[momentum].below(runs[neither])
         second = runs[both].below(runs[momentum])
-        rows.append(
-            {
-                "exchange": transport,
-                "momentum": first,
-                "polar": second,
-                "lead": first - second,
-                "share": training.share_of_gain(runs[momentum], start=runs[neither], end=runs[both]),
-            }
-        )
+        yield {
+            "exchange": transport,
+            "momentum": first,
+            "polar": second,
+            "lead": first - second,
+            "share": training.share_of_gain(runs[momentum], start=runs[neither], end=runs[both]),
+        }
     alone = training.share_of_gain(
         runs["muon(momentum=0.0)"], start=runs["sgd(momentum=0.0)"], end=runs["muon"]
     )
-    return [*rows, {"alone": "polar factor without momentum, dense", "share": alone}]
+    yield {"alone": "polar factor without momentum, dense", "share": alone}
 
 
 def _leads(transport: str, setting: str) -> Check:

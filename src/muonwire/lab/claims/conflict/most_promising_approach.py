@@ -1,7 +1,7 @@
 """hypothesis.1: the hybrid by layer, approach D, is the most promising."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from muonwire.lab import Check, Claim, Pivot, Plot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
@@ -28,29 +28,23 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 BESIDE = {"DisTrO alone": "distro", "one_bit_muon": "one_bit_muon", "dense Muon": "muon"}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The six approaches ranked by final loss, as described and with options that make them send as D does."""
     runs = training.Results.of(setting)
-    rows: list[Row] = []
     for group, recipes in GROUPS.items():
         losses = {name: math.inf if math.isnan(runs[r].loss) else runs[r].loss for name, r in recipes.items()}
         best_other = min(loss for name, loss in losses.items() if name != "D")
-        rows += [
-            {
+        for name, recipe in recipes.items():
+            yield {
                 "group": group,
                 "approach": name,
                 "loss": runs[recipe].loss,
                 "bits": runs[recipe].bits,
                 "rank": 1 + sum(loss < losses[name] for loss in losses.values()),
             }
-            for name, recipe in recipes.items()
-        ]
-        rows.append({"group": group, "lead": best_other - losses["D"]})
-    rows += [
-        {"group": "beside them", "approach": name, "loss": runs[recipe].loss, "bits": runs[recipe].bits}
-        for name, recipe in BESIDE.items()
-    ]
-    return rows
+        yield {"group": group, "lead": best_other - losses["D"]}
+    for name, recipe in BESIDE.items():
+        yield {"group": "beside them", "approach": name, "loss": runs[recipe].loss, "bits": runs[recipe].bits}
 
 
 def _leads(group: str, setting: str) -> Check:

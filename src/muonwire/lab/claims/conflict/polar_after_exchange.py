@@ -1,5 +1,7 @@
 """approach.B: orthogonalization of what the replicas sent, on every replica or on a server."""
 
+from collections.abc import Iterator
+
 from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.inputs import training
@@ -12,24 +14,22 @@ RECIPES = {
 }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Approach B with and without a server beside DisTrO alone and dense Muon."""
     runs = training.Results.of(setting)
     b, served = runs["approach_b"], RECIPES["B with a server"]
-    rows = runs.rows(RECIPES)
-    rows += [
-        {
-            "update": name,
-            "rank": runs[recipe].effective_rank,
-            "cosine": runs[recipe].alignment,
-            "egress_kb": runs[recipe].egress_bytes / 1000,
-        }
-        for name, recipe in RECIPES.items()
-        if recipe in runs
-    ]
+    yield from runs.rows(RECIPES)
+    for name, recipe in RECIPES.items():
+        if recipe in runs:
+            yield {
+                "update": name,
+                "rank": runs[recipe].effective_rank,
+                "cosine": runs[recipe].alignment,
+                "egress_kb": runs[recipe].egress_bytes / 1000,
+            }
     if served in runs:
-        rows.append({"server": "against none", "ratio": runs[served].egress_bytes / b.egress_bytes})
-    return [*rows, training.instead_of_distro("B", runs, "approach_b")]
+        yield {"server": "against none", "ratio": runs[served].egress_bytes / b.egress_bytes}
+    yield training.instead_of_distro("B", runs, "approach_b")
 
 
 CLAIM = Claim(

@@ -1,5 +1,7 @@
 """approach.C: orthogonalize, and compress the residual."""
 
+from collections.abc import Iterator
+
 from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
 from muonwire.lab.inputs import training
@@ -15,23 +17,19 @@ RECIPES = {
 }
 
 
-def _residuals(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _residuals(setting: Setting) -> Iterator[Row]:
     for m in samples_of(setting, TEXT_TRAINING, kind="momentum", num_parts=len(training.SEEDS)):
         u = polar_factor(m)
         scaled = m - cosine(m, u) * m.norm() / u.norm() * u
         plain = relative_error(through(CODEC, m), m)
-        rows += [
-            {
+        for name, r in (("momentum − polar factor", m - u), ("momentum − s · polar factor", scaled)):
+            yield {
                 "residual": name,
                 "size": float(r.norm() / m.norm()),
                 "error": relative_error(through(CODEC, r), r),
                 "saved": 100 * (plain - relative_error(through(CODEC, r), r)) / plain,
             }
-            for name, r in (("momentum − polar factor", m - u), ("momentum − s · polar factor", scaled))
-        ]
-        rows.append({"residual": "momentum itself", "size": 1.0, "error": plain})
-    return rows
+        yield {"residual": "momentum itself", "size": 1.0, "error": plain}
 
 
 def measure(setting: Setting) -> list[Row]:

@@ -1,6 +1,6 @@
 """future.2: other compressors may suit Muon better than DCT and top-k."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -58,9 +58,8 @@ def _within(family: Family, x: Tensor, budget: float, seed: int) -> Pipeline:
     return at(low)
 
 
-def _rows(x: Tensor, data: str, *, budgets: Sequence[float], seed: int) -> list[Row]:
+def _rows(x: Tensor, data: str, *, budgets: Sequence[float], seed: int) -> Iterator[Row]:
     u = exact_factor(x).float()
-    rows: list[Row] = []
     for budget in budgets:
         found: dict[str, dict[str, float]] = {}
         for name, family in FAMILIES.items():
@@ -76,31 +75,28 @@ def _rows(x: Tensor, data: str, *, budgets: Sequence[float], seed: int) -> list[
                 "departure": departure(of_factor),
             }
         where: dict[str, Value] = {"data": data, "budget": budget}
-        rows += [{**where, "codec": name, **values} for name, values in found.items()]
+        for name, values in found.items():
+            yield {**where, "codec": name, **values}
         for order in ORDERS:
             reference = found[DCT][order]
-            rows.append(
-                {
-                    **where,
-                    "order": ORDERS[order],
-                    "projection": found[PROJECTION][order] - reference,
-                    "structured": max(found[name][order] for name in STRUCTURED) - reference,
-                    "low rank": found[LOW_RANK][order] - reference,
-                }
-            )
-    return rows
+            yield {
+                **where,
+                "order": ORDERS[order],
+                "projection": found[PROJECTION][order] - reference,
+                "structured": max(found[name][order] for name in STRUCTURED) - reference,
+                "low rank": found[LOW_RANK][order] - reference,
+            }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Cosines and orthogonality of every family of codecs, each with the amount that fits the same bytes.
 
     Bytes are those of one tensor's body as it goes on the wire; what is common to the tensors of a message is left out.
     """
     budgets, seed = setting.pick(BUDGETS, BUDGETS[:1]), setting.seed
-    rows = _rows(gaussian(setting, SIZE, SIZE), f"Gaussian {SIZE}×{SIZE}", budgets=budgets, seed=seed)
+    yield from _rows(gaussian(setting, SIZE, SIZE), f"Gaussian {SIZE}×{SIZE}", budgets=budgets, seed=seed)
     for data, x in real_samples(setting, num_parts=NUM_PARTS):
-        rows += _rows(x, data, budgets=budgets, seed=seed)
-    return rows
+        yield from _rows(x, data, budgets=budgets, seed=seed)
 
 
 def _better(column: str, data: str, order: str) -> Check:

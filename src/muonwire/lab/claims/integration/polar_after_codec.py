@@ -1,5 +1,7 @@
 """integration.5: orthogonalizing after decompression cannot help."""
 
+from collections.abc import Iterator
+
 from muonwire.lab import Claim, Pivot, Row, Setting
 from muonwire.lab.claims.integration import NOTE
 from muonwire.lab.inputs import training
@@ -21,22 +23,19 @@ RECIPES = {
 }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """What a polar factor instead of the sign gains, by what was decoded."""
     runs = training.Results.of(setting)
-    rows = runs.rows(RECIPES)
+    yield from runs.rows(RECIPES)
     for signal, (sign, polar) in SIGNALS.items():
-        rows.append(training.gain(signal, of=runs[polar], over=runs[sign]))
-        rows.append(
-            {
-                "signal": signal,
-                "sign_loss": runs[sign].loss,
-                "polar_loss": runs[polar].loss,
-                "rank": runs[polar].effective_rank,
-                "cosine": runs[polar].alignment,
-            }
-        )
-    return rows
+        yield training.gain(signal, of=runs[polar], over=runs[sign])
+        yield {
+            "signal": signal,
+            "sign_loss": runs[sign].loss,
+            "polar_loss": runs[polar].loss,
+            "rank": runs[polar].effective_rank,
+            "cosine": runs[polar].alignment,
+        }
 
 
 CLAIM = Claim(

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -89,9 +89,9 @@ def _seconds(calls: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str
     return times
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Times of the polar factor in each dtype at equal polar error, on this processor and, where it has more, limited to AVX2."""
-    rows = measure_here(setting, limited="")
+    yield from measure_here(setting, limited="")
     if find_processor(torch.device("cpu")).name.startswith(("avx512", "amx")):
         code = (
             "import json, torch; from pathlib import Path; from muonwire.lab.engine.claim import Setting\n"
@@ -107,11 +107,10 @@ def measure(setting: Setting) -> list[Row]:
             text=True,
             check=True,
         )
-        rows += json.loads(done.stdout.splitlines()[-1])
-    return rows
+        yield from json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_here(setting: Setting, *, limited: str) -> list[Row]:
+def measure_here(setting: Setting, *, limited: str) -> Iterator[Row]:
     """Times of the polar factor in each dtype at equal polar error, as ratios within one run.
 
     Args:
@@ -124,7 +123,6 @@ def measure_here(setting: Setting, *, limited: str) -> list[Row]:
         "processor": processor.name + limited,
         "products": SLOW if processor.dtype == torch.float32 else FAST,
     }
-    rows: list[Row] = []
     for stream, (m, n) in enumerate(setting.pick(SHAPES, ((64, 128),))):
         x = gaussian(setting, m, n, stream=stream).to(device)
         exact = exact_factor(x)
@@ -149,12 +147,11 @@ def measure_here(setting: Setting, *, limited: str) -> list[Row]:
                         "ms": 1e3 * median[name],
                         "speed": statistics.median(ratios),
                     }
-                rows.append(row)
+                yield row
             if ruled:
                 fastest = times[min(median, key=lambda name: median[name])]
                 slower = statistics.median(a / b for a, b in zip(ruled, fastest, strict=False))
-                rows.append({**about, "error": error, "rule": rule(device), "slower": slower})
-    return rows
+                yield {**about, "error": error, "rule": rule(device), "slower": slower}
 
 
 def _fastest(error: float, products: str) -> Check:

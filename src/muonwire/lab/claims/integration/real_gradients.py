@@ -72,24 +72,20 @@ def _pairs(setting: Setting) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield data, x, gaussian(setting, *x.shape, stream=stream)
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The properties of real gradients and momenta, and of Gaussian matrices of their shapes."""
-    rows: list[Row] = []
     for data, x, noise in _pairs(setting):
         real, made = _properties(x), _properties(noise)
-        rows.append({"data": data, **real})
-        rows.append({"data": "Gaussian of their shapes", **made})
-        rows.append(
-            {
-                "real": data,
-                "rank ratio": real["effective rank"] / made["effective rank"],
-                "more concentrated": real["concentration"] - made["concentration"],
-                "more lost": real["cosine lost 0.05"] / made["cosine lost 0.05"],
-            }
-        )
-        rows += spectrum_rows(x, {"data": data})
-        rows += spectrum_rows(noise, {"data": "Gaussian of their shapes"})
-    return rows
+        yield {"data": data, **real}
+        yield {"data": "Gaussian of their shapes", **made}
+        yield {
+            "real": data,
+            "rank ratio": real["effective rank"] / made["effective rank"],
+            "more concentrated": real["concentration"] - made["concentration"],
+            "more lost": real["cosine lost 0.05"] / made["cosine lost 0.05"],
+        }
+        yield from spectrum_rows(x, {"data": data})
+        yield from spectrum_rows(noise, {"data": "Gaussian of their shapes"})
 
 
 def _checks(data: str, setting: str) -> tuple[Check, ...]:

@@ -52,32 +52,28 @@ def _windows(opened: Opened, seed: int, quick: bool) -> torch.Tensor:
     return text_windows(opened, text[97_001 * seed :], windows=count, length=length)
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Every edit at every strength on attention and on MLP weights; with the first seed, conversations too."""
     opened = _opened(setting.quick)
     reference = Reference(opened, _windows(opened, setting.seed, setting.quick))
     points = SWEEP[:: setting.pick(1, 5)]
     whole = reference.itself.loss
-    rows: list[Row] = []
     for kind, point, found in sweep(opened.model, reference, kinds=KINDS, points=points):
-        rows.append(
-            {
-                "kind": kind,
-                "edit": point.name,
-                "strength": point.strength,
-                f"{kind} strength": point.strength,
-                f"{kind} loss": max(found.loss - whole, 1e-4),
-                **_figures(found, whole),
-            }
-        )
+        yield {
+            "kind": kind,
+            "edit": point.name,
+            "strength": point.strength,
+            f"{kind} strength": point.strength,
+            f"{kind} loss": max(found.loss - whole, 1e-4),
+            **_figures(found, whole),
+        }
     for text in TALKED[:2]:
         edited = _opened(setting.quick)
         edit_model(edited.model, [parse_edit(text)])
         found = reference.compare(edited.model)
-        rows.append({"of": text, **_figures(found, whole)})
+        yield {"of": text, **_figures(found, whole)}
     if setting.seed == 0:
-        rows += _conversations(setting.quick)
-    return rows
+        yield from _conversations(setting.quick)
 
 
 def _figures(found: Likeness, whole: float) -> Row:

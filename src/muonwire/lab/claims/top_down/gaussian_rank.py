@@ -1,7 +1,7 @@
 """topdown.5: random matrices in high dimension are linearly independent with high probability."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -35,8 +35,7 @@ CRITICAL = 1.36
 SCHEDULE = SCHEDULES["polar_express"]
 
 
-def _gaussian_rows(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _gaussian_rows(setting: Setting) -> Iterator[Row]:
     medians: list[tuple[float, float]] = []
     sizes = setting.pick(GAUSSIAN, QUICK_GAUSSIAN)
     for stream, (n, draws) in enumerate(sizes):
@@ -48,28 +47,25 @@ def _gaussian_rows(setting: Setting) -> list[Row]:
         floor = rounding_norm(x[0], generator)
         root, largest = math.sqrt(n), n == sizes[-1][0]
         medians.append((n, float(np.median(least))))
-        rows.append(
-            {
-                "data": "Gaussian",
-                "n": n,
-                "largest": largest,
-                "draws": draws,
-                "independent": 100 * float(full_rank(values, size=n, dtype=torch.float64).double().mean()),
-                "median": medians[-1][1],
-                "median by the law": edelman_quantile(0.5) / root,
-                "lowest": float(least.min()),
-                "distance": math.sqrt(draws) * float(kstest(root * least, edelman_cdf).statistic),
-                "rounded distance": math.sqrt(draws)
-                * float(kstest(root * least_rounded, edelman_cdf).statistic),
-                "change": 100 * float(np.median(np.abs(least_rounded - least) / least)),
-                "rounded independent": 100
-                * float(full_rank(rounded, size=n, dtype=torch.float64).double().mean()),
-                "floor": floor,
-                "floor over root": floor / root,
-                "above floor": 100 * float((least > floor).mean()),
-                "above by the law": 100 * (1 - float(edelman_cdf(np.asarray(root * floor)))),
-            }
-        )
+        yield {
+            "data": "Gaussian",
+            "n": n,
+            "largest": largest,
+            "draws": draws,
+            "independent": 100 * float(full_rank(values, size=n, dtype=torch.float64).double().mean()),
+            "median": medians[-1][1],
+            "median by the law": edelman_quantile(0.5) / root,
+            "lowest": float(least.min()),
+            "distance": math.sqrt(draws) * float(kstest(root * least, edelman_cdf).statistic),
+            "rounded distance": math.sqrt(draws) * float(kstest(root * least_rounded, edelman_cdf).statistic),
+            "change": 100 * float(np.median(np.abs(least_rounded - least) / least)),
+            "rounded independent": 100
+            * float(full_rank(rounded, size=n, dtype=torch.float64).double().mean()),
+            "floor": floor,
+            "floor over root": floor / root,
+            "above floor": 100 * float((least > floor).mean()),
+            "above by the law": 100 * (1 - float(edelman_cdf(np.asarray(root * floor)))),
+        }
         if largest:
             for t in np.linspace(0.1, 3.0, 30):
                 at = round(float(t), 1)
@@ -78,12 +74,12 @@ def _gaussian_rows(setting: Setting) -> list[Row]:
                     "rounded to bfloat16": float((root * least_rounded <= t).mean()),
                     "Edelman’s law": float(edelman_cdf(np.asarray(t))),
                 }
-                rows += [{"matrices": name, "t": at, "below": 100 * s} for name, s in shares.items()]
-    return [*rows, {"fit": "median of σ_min against n", "exponent": fitted_power(medians)}]
+                for name, s in shares.items():
+                    yield {"matrices": name, "t": at, "below": 100 * s}
+    yield {"fit": "median of σ_min against n", "exponent": fitted_power(medians)}
 
 
-def _sign_rows(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _sign_rows(setting: Setting) -> Iterator[Row]:
     sizes, draws = setting.pick((SIGNS, 20_000), (QUICK_SIGNS, 500))
     for n in sizes:
         signs = torch.randint(0, 2, (draws, n, n), generator=setting.generator(stream=100 + n)) * 2 - 1
@@ -98,33 +94,28 @@ def _sign_rows(setting: Setting) -> list[Row]:
         }
         if n <= MOST_ENUMERATED:
             row["all"] = 100 * float(is_singular(all_signs(n)).double().mean())
-        rows.append(row)
-    return rows
+        yield row
 
 
-def _real_rows(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _real_rows(setting: Setting) -> Iterator[Row]:
     generator = setting.generator(stream=200)
     for data, matrix in real_samples(setting, kinds=("momentum", "weight")):
         x = matrix.double()
         values = torch.linalg.svdvals(x)
         floor = rounding_norm(x, generator)
         mapped = map_values(SCHEDULE, values.numpy(), frobenius=float(x.norm()))
-        rows.append(
-            {
-                "real": data,
-                "kind": data.split()[-1],
-                "independent": 100.0 * bool(full_rank(values, size=max(x.shape), dtype=torch.float32)),
-                "resolved": 100 * float((values > floor).double().mean()),
-                "all resolved": 100.0 * bool(values[-1] > floor),
-                "smallest": float(values[-1] / values[0]),
-                "carried": 100 * float((mapped > 0.5).mean()),
-            }
-        )
-    return rows
+        yield {
+            "real": data,
+            "kind": data.split()[-1],
+            "independent": 100.0 * bool(full_rank(values, size=max(x.shape), dtype=torch.float32)),
+            "resolved": 100 * float((values > floor).double().mean()),
+            "all resolved": 100.0 * bool(values[-1] > floor),
+            "smallest": float(values[-1] / values[0]),
+            "carried": 100 * float((mapped > 0.5).mean()),
+        }
 
 
-def _iterated_rows(setting: Setting) -> list[Row]:
+def _iterated_rows(setting: Setting) -> Iterator[Row]:
     """What five iterations make of a Gaussian matrix and of one of half its rank, whose other singular values are zero."""
     n = setting.pick(256, 16)
     left, right = (gaussian(setting, n, n // 2, stream=300 + i).double() for i in range(2))
@@ -132,7 +123,6 @@ def _iterated_rows(setting: Setting) -> list[Row]:
         "Gaussian": (gaussian(setting, n, n, stream=302).double(), n),
         "half the rank": (left @ right.mT, n // 2),
     }
-    rows: list[Row] = []
     for name, (x, rank) in made.items():
         calls = {
             "five steps, float64": polar(x, method="newton_schulz", schedule=SCHEDULE, dtype=torch.float64),
@@ -141,21 +131,19 @@ def _iterated_rows(setting: Setting) -> list[Row]:
         }
         for method, result in calls.items():
             after = torch.linalg.svdvals(result)
-            rows.append(
-                {
-                    "iterated": name,
-                    "method": method,
-                    "within": 100 * float((after[:rank] > 0.5).double().mean()),
-                    "least": float(after[rank - 1]),
-                    "largest zero": float(after[rank]) if rank < n else None,
-                }
-            )
-    return rows
+            yield {
+                "iterated": name,
+                "method": method,
+                "within": 100 * float((after[:rank] > 0.5).double().mean()),
+                "least": float(after[rank - 1]),
+                "largest zero": float(after[rank]) if rank < n else None,
+            }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Smallest singular values of Gaussian matrices against the law, singular ±1 matrices, and real momenta and weights."""
-    return _gaussian_rows(setting) + _sign_rows(setting) + _real_rows(setting) + _iterated_rows(setting)
+    for part in (_gaussian_rows, _sign_rows, _real_rows, _iterated_rows):
+        yield from part(setting)
 
 
 def _likely(

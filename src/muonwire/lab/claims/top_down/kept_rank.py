@@ -1,5 +1,7 @@
 """topdown.7: "conditioning equals compression"."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -20,10 +22,9 @@ def _loss(model: nn.Module, quick: bool) -> float:
     return total / terms
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Loss against the share of singular values that the hidden weights keep, for each optimizer’s weights."""
     folder = setting.input(OPTIMIZERS)
-    rows: list[Row] = []
     costs: dict[tuple[str, float], float] = {}
     last = points(setting.quick)[-1]
     for name in COMPARED:
@@ -39,20 +40,15 @@ def measure(setting: Setting) -> list[Row]:
             edit_model(model, [Keep(fraction=kept)])
             loss = _loss(model, setting.quick)
             costs[name, kept] = loss - whole
-            rows.append(
-                {
-                    "optimizer": name,
-                    "kept": 100 * kept,
-                    "loss": loss,
-                    "cost": loss - whole,
-                    "effective_rank": 100 * sum(hidden) / len(hidden),
-                }
-            )
-    rows += [
-        {"difference at": 100 * kept, "difference": costs[MUON, kept] - costs[ADAM, kept]}
-        for kept in (HALF, QUARTER)
-    ]
-    return rows
+            yield {
+                "optimizer": name,
+                "kept": 100 * kept,
+                "loss": loss,
+                "cost": loss - whole,
+                "effective_rank": 100 * sum(hidden) / len(hidden),
+            }
+    for kept in (HALF, QUARTER):
+        yield {"difference at": 100 * kept, "difference": costs[MUON, kept] - costs[ADAM, kept]}
 
 
 def _check(kept: float, words: str) -> Check:

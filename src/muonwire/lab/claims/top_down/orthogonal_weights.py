@@ -1,6 +1,7 @@
 """topdown.1: Muon replaces the weights by their nearest orthogonal matrix."""
 
 import statistics
+from collections.abc import Iterator
 
 from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
@@ -20,25 +21,21 @@ from muonwire.lab.measures.hidden_spectra import hidden_spectra
 COMPARED = (MUON, WEIGHTS, SGD, ADAM)
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Final loss of each, and how far from orthogonal its hidden weights are at the end."""
     folder = setting.input(OPTIMIZERS)
     losses = {name: final_loss(folder, name, seed=setting.seed) for name in COMPARED}
-    rows: list[Row] = []
     for name in COMPARED:
         *_, (_, model) = trained(folder, name, seed=setting.seed, quick=setting.quick)
         hidden = hidden_spectra(model, label=name)
-        rows.append(
-            {
-                "optimizer": name,
-                "recipe": TRAINERS[name].recipe,
-                "loss": losses[name],
-                "over_muon": 100 * (losses[name] / losses[MUON] - 1),
-                "condition": statistics.median(s["condition"] for s in hidden),
-                "effective_rank": 100 * statistics.fmean(s["effective_rank"] for s in hidden),
-            }
-        )
-    return rows
+        yield {
+            "optimizer": name,
+            "recipe": TRAINERS[name].recipe,
+            "loss": losses[name],
+            "over_muon": 100 * (losses[name] / losses[MUON] - 1),
+            "condition": statistics.median(s["condition"] for s in hidden),
+            "effective_rank": 100 * statistics.fmean(s["effective_rank"] for s in hidden),
+        }
 
 
 CLAIM = Claim(

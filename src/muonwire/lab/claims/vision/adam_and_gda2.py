@@ -1,5 +1,7 @@
 """vit.7: Adam or GDA2 is better on a vision transformer."""
 
+from collections.abc import Iterator
+
 from muonwire.lab import Check, Claim, Reading, Row, Setting
 from muonwire.lab.claims.vision import (
     NOTE,
@@ -19,15 +21,14 @@ IN_WORDS = {
 }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Validation loss of each method at its tuned rate, and how far each is behind Adam and GDA2."""
     outcomes = at_tuned_rates(setting, "vit", METHODS_COMPARED)
-    rows = validation_rows(outcomes, column="method")
+    yield from validation_rows(outcomes, column="method")
     for theirs in ("Adam", "GDA2"):
         for ours in ("Muon", MUONFAST, DESCRIBED):
             gap = outcomes[ours][1].loss - outcomes[theirs][1].loss
-            rows.append({"better": theirs, "worse": ours, "gap": gap})
-    return rows
+            yield {"better": theirs, "worse": ours, "gap": gap}
 
 
 def _lower(theirs: str, ours: str) -> Check:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from statistics import fmean
 
 import torch
@@ -43,7 +44,7 @@ def _step_directions(gradients: dict[str, Tensor]) -> dict[str, dict[str, Tensor
 
 def _best_decreases(
     task: VisionTask, model: nn.Module, batch: Batch, lengths: tuple[float, ...]
-) -> list[Row]:
+) -> Iterator[Row]:
     """For each direction its alignment with the gradient, and the largest decrease of the batch's loss over the lengths."""
     model = copy.deepcopy(model).eval()
     model.zero_grad()
@@ -52,7 +53,6 @@ def _best_decreases(
     routes = hidden(model)
     given = {r.name: r.param.grad for r in routes if r.param.grad is not None}
     start = {r.name: r.param.detach().clone() for r in routes}
-    rows: list[Row] = []
     gradients = as_matrices(routes, given)
     for name, steps in _step_directions(gradients).items():
         whole = math.sqrt(sum(float(s.square().sum()) for s in steps.values()))
@@ -62,19 +62,15 @@ def _best_decreases(
                 for r in routes:
                     r.param.copy_(start[r.name] - steps[r.name].reshape(r.param.shape) * (length / whole))
                 after.append(bounded(float(task.loss(model, batch))))
-        rows.append(
-            {
-                "direction": name,
-                "alignment": fmean(cosine(steps[n], g) for n, g in gradients.items()),
-                "best": float(loss.detach()) - min(after),
-            }
-        )
-    return rows
+        yield {
+            "direction": name,
+            "alignment": fmean(cosine(steps[n], g) for n, g in gradients.items()),
+            "best": float(loss.detach()) - min(after),
+        }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Alignments and decreases along a run of Muon, and the decrease per step of three methods' runs."""
-    rows: list[Row] = []
     task, seed = vision_task("vit", quick=setting.quick), setting.seed
     steps = setting.pick(STEPS, 2)
     points = setting.pick((1, 5, 10, 25, 50, 75, 100, 150), (1, 2))
@@ -90,17 +86,17 @@ def measure(setting: Setting) -> list[Row]:
             if step.number not in points:
                 continue
             layers = {n: cosine(g, -step.changes[n]) for n, g in step.gradients.items()}
-            rows.append({"method": method, "step": step.number, "alignment": fmean(layers.values())})
+            yield {"method": method, "step": step.number, "alignment": fmean(layers.values())}
             if method == "Muon":
-                rows += [{"layer": n, "alignment in training": value} for n, value in layers.items()]
+                for n, value in layers.items():
+                    yield {"layer": n, "alignment in training": value}
                 for row in _best_decreases(task, model, step.batch, lengths):
-                    rows.append({"step": step.number, **row})
+                    yield {"step": step.number, **row}
                     best.setdefault(str(row["direction"]), []).append(float(row["best"] or 0.0))
         decreases[method] = finish(task, taken, model, wanted=steps).decrease
-        rows.append({"method": method, "decrease": 1000 * decreases[method]})
-    rows.append({"muon - sgd": 1000 * (decreases["Muon"] - decreases["SGD"])})
-    rows.append({"polar - gradient": fmean(best["polar factor"]) - fmean(best["gradient"])})
-    return rows
+        yield {"method": method, "decrease": 1000 * decreases[method]}
+    yield {"muon - sgd": 1000 * (decreases["Muon"] - decreases["SGD"])}
+    yield {"polar - gradient": fmean(best["polar factor"]) - fmean(best["gradient"])}
 
 
 def _aligned(

@@ -1,6 +1,7 @@
 """vit.8: MuonFast works on large convolutional networks."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -47,9 +48,8 @@ def relative_step(m: int, n: int, weight: float) -> float:
     return 100 * math.sqrt(min(m, n)) * NOTES_RATE / weight
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Step sizes by ResNet-50's shapes, and validation losses of a small ResNet."""
-    rows: list[Row] = []
     vit = vision_task("vit", quick=False).build_model(seed=setting.seed)
     square = next(r.param.detach() for r in hidden(vit) if r.param.shape == (64, 64))
     of_vit = relative_step(64, 64, float(square.norm()))
@@ -57,22 +57,19 @@ def measure(setting: Setting) -> list[Row]:
     for m, n, kernel in resnet50_shapes():
         # Kaiming's normal initialization by outputs, the model's own.
         weight = float(torch.randn(m, n, generator=generator).norm()) * math.sqrt(2 / (m * kernel))
-        rows.append(
-            {
-                "layer": f"{m}×{n}",
-                "weight": weight,
-                "root": math.sqrt(min(m, n)),
-                "relative": relative_step(m, n, weight),
-                # The entries of Adam's first step are ±lr, so that its norm is lr √(m n).
-                "over adam": math.sqrt(min(m, n) / (m * n)),
-                "over vit": relative_step(m, n, weight) / of_vit,
-            }
-        )
+        yield {
+            "layer": f"{m}×{n}",
+            "weight": weight,
+            "root": math.sqrt(min(m, n)),
+            "relative": relative_step(m, n, weight),
+            # The entries of Adam's first step are ±lr, so that its norm is lr √(m n).
+            "over adam": math.sqrt(min(m, n) / (m * n)),
+            "over vit": relative_step(m, n, weight) / of_vit,
+        }
     outcomes = at_tuned_rates(setting, "resnet", METHODS_COMPARED)
-    rows += validation_rows(outcomes, column="method")
+    yield from validation_rows(outcomes, column="method")
     for name in (MUONFAST, DESCRIBED):
-        rows.append({"method": name, "behind adam": outcomes[name][1].loss - outcomes["Adam"][1].loss})
-    return rows
+        yield {"method": name, "behind adam": outcomes[name][1].loss - outcomes["Adam"][1].loss}
 
 
 def _works(method: str, rate: str, where: str) -> Check:

@@ -1,6 +1,7 @@
 """vit.3: one step of MuonFast raises the loss, and which part of it does."""
 
 import copy
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
@@ -96,22 +97,21 @@ def _moved(model: nn.Module, direction: str, share: float, generator: torch.Gene
     return moved
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The loss of a batch before and after one step on it, and what training comes to."""
     task, seed = vision_task("vit", quick=setting.quick), setting.seed
     batch = task.batch(seed=seed, step=1, rank=0, world_size=1)
-    rows: list[Row] = [
-        {"variant": name, **_one_step(task, batch, seed, options)} for name, options in VARIANTS.items()
-    ]
+    for name, options in VARIANTS.items():
+        yield {"variant": name, **_one_step(task, batch, seed, options)}
     model = _fresh(task, batch, seed)
     start = _loss(task, model, batch)
     for direction in ("polar factor", "gradient", "random"):
         for share in setting.pick(SHARES, (0.01, 1.0)):
             moved = _moved(model, direction, share, setting.generator())
             rise = _loss(task, moved, batch) - start
-            rows.append({"direction": direction, "share": share, "rise": rise})
+            yield {"direction": direction, "share": share, "rise": rise}
             if direction == "gradient" and share == 1.0:
-                rows.append({"variant": SAME_SIZE, "before": start, "after": start + rise, "rise": rise})
+                yield {"variant": SAME_SIZE, "before": start, "after": start + rise, "rise": rise}
     steps = setting.pick(STEPS // 2, 2)
     lr = tuned_rate(setting.input(VISION_RATES), "vit", MUONFAST)
     described = recipes.format_recipe("muonfast", VARIANTS[AS_DESCRIBED])
@@ -120,8 +120,7 @@ def measure(setting: Setting) -> list[Row]:
         (MUONFAST, METHODS[MUONFAST].recipe, lr),
     ):
         outcome = train(task, recipe, lr=rate, seed=seed, steps=steps)
-        rows.append({"trained": name, "lr": rate, "accuracy": outcome.accuracy, "loss": outcome.loss})
-    return rows
+        yield {"trained": name, "lr": rate, "accuracy": outcome.accuracy, "loss": outcome.loss}
 
 
 def _rises(variant: str, setting: str, words: str = "") -> Check:

@@ -1,5 +1,7 @@
 """vit.1: a polar factor has Frobenius norm √min(m, n) whatever the gradient."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -44,14 +46,13 @@ def _rows(x: Tensor, data: str, layer: str) -> list[Row]:
     ]
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Norms of polar factors of Gaussian matrices of three sizes, and of gradients of a ViT, a ResNet and a language model."""
-    rows: list[Row] = []
     generator = setting.generator()
     for m, n in NOTES_SHAPES:
         for size in (1e-6, 1.0, 1e6):
             x = size * torch.randn(m, n, generator=generator)
-            rows += _rows(x, "Gaussian", f"{m}×{n}, entries {size:g}")
+            yield from _rows(x, "Gaussian", f"{m}×{n}, entries {size:g}")
     rates = setting.input(VISION_RATES)
     for model, data in (("vit", "ViT gradients"), ("resnet", "ResNet gradients")):
         task = vision_task(model, quick=setting.quick)
@@ -60,11 +61,10 @@ def measure(setting: Setting) -> list[Row]:
         for step in training(task, METHODS["Muon"].recipe, lr=lr, seed=setting.seed, steps=points[-1]):
             if step.number in points:
                 for name, gradient in step.gradients.items():
-                    rows += _rows(gradient, data, name)
+                    yield from _rows(gradient, data, name)
     found = list(captured(setting.input(LANGUAGE_MODEL), kind="gradient"))
     for one in dealt(setting, found, num_parts=3):
-        rows += _rows(one.matrix, "language model gradients", one.layer)
-    return rows
+        yield from _rows(one.matrix, "language model gradients", one.layer)
 
 
 # How the answer says what holds and what fails, by the method; and of which matrices.

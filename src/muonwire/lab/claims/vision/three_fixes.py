@@ -1,5 +1,7 @@
 """vit.6: the three fixes of MuonFast, each alone and together."""
 
+from collections.abc import Iterator
+
 from muonwire.lab import Check, Claim, Reading, Row, Setting
 from muonwire.lab.claims.vision import (
     NOTE,
@@ -21,12 +23,12 @@ FIXES = {
 }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Validation loss of MuonFast with the rate outside, and with each fix, at their tuned rates."""
     outcomes = at_tuned_rates(setting, "vit", (MUONFAST, *FIXES))
-    without = outcomes[MUONFAST][1].loss
-    gains: list[Row] = [{"fix": name, "gain": without - outcomes[name][1].loss} for name in FIXES]
-    return validation_rows(outcomes, column="fix") + gains
+    yield from validation_rows(outcomes, column="fix")
+    for name in FIXES:
+        yield {"fix": name, "gain": outcomes[MUONFAST][1].loss - outcomes[name][1].loss}
 
 
 def _lowers(fix: str, where: str) -> Check:

@@ -1,6 +1,7 @@
 """vit.2: relative sizes of updates: the note's arithmetic from its own inputs, and what training gives."""
 
 import math
+from collections.abc import Iterator
 from statistics import median
 
 from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
@@ -29,18 +30,16 @@ BEYOND = 10.0
 THE_NOTES, TUNED = "the note's rates", "tuned rates"
 
 
-def arithmetic() -> list[Row]:
+def arithmetic() -> Iterator[Row]:
     """The examples, recomputed from their own inputs: √min(m, n) · lr · factor over the norm of the weight."""
-    rows: list[Row] = []
     for name, ((m, n), lr, factor, weight, stated) in EXAMPLES.items():
         found = 100 * math.sqrt(min(m, n)) * lr * factor / weight
-        rows.append({"example": name, "percent": found, "stated over found": stated / found})
-    return rows
+        yield {"example": name, "percent": found, "stated over found": stated / found}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The arithmetic, and ‖ΔW‖/‖W‖ of the ViT's hidden matrices in training with MuonFast and with Adam."""
-    rows = arithmetic()
+    yield from arithmetic()
     task = vision_task("vit", quick=setting.quick)
     folder = setting.input(VISION_RATES)
     steps, points = setting.pick((60, (1, 5, 15, 30, 60)), (2, (1, 2)))
@@ -55,19 +54,16 @@ def measure(setting: Setting) -> list[Row]:
                     continue
                 relative = [float(c.norm() / step.weights[n].norm()) for n, c in step.changes.items()]
                 found.append(100 * median(relative))
-                rows.append(
-                    {
-                        "rates": rates,
-                        "method": method,
-                        "step": step.number,
-                        "relative": found[-1],
-                        "weight": median(float(w.norm()) for w in step.weights.values()),
-                    }
-                )
+                yield {
+                    "rates": rates,
+                    "method": method,
+                    "step": step.number,
+                    "relative": found[-1],
+                    "weight": median(float(w.norm()) for w in step.weights.values()),
+                }
             sizes[method] = median(found)
-            rows.append({"rates": rates, "method": method, "typical": sizes[method]})
-        rows.append({"rates": rates, "muonfast over adam": sizes[MUONFAST] / sizes["Adam"]})
-    return rows
+            yield {"rates": rates, "method": method, "typical": sizes[method]}
+        yield {"rates": rates, "muonfast over adam": sizes[MUONFAST] / sizes["Adam"]}
 
 
 CLAIM = Claim(
