@@ -287,40 +287,30 @@ def gain(change: str, *, of: Trained, over: Trained) -> Row:
 
 
 def gain_check(
-    name: str,
-    *,
-    setting: str,
-    change: str,
-    below: str = "",
-    above: str = "",
-    where: str = "",
-    helps: bool = True,
+    *, setting: str, change: str, below: str, above: str, where: str = "", helps: bool = True
 ) -> Check:
     """A check on a row of ``GAINS``.
 
     Args:
-        name: the statement.
         setting: where it is measured.
         change: whose gain.
-        below, above: clauses for the answer where the change lowers and where it raises the loss. Default: none.
+        below, above: clauses for the answer where the change lowers and where it raises the loss.
         where: the clauses' end; see ``Reading``.
         helps: the gain is at least zero; otherwise at most zero.
     """
     holds, fails = (below, above) if helps else (above, below)
     return Check(
-        name=name,
         setting=setting,
         column="gain",
         select={"change": change},
         at_least=0.0 if helps else None,
         at_most=None if helps else 0.0,
         unit=NATS,
-        reading=Reading(holds=holds, fails=fails, by=f"{{size}} {NATS}", where=where) if holds else None,
+        reading=Reading(holds=holds, fails=fails, by=f"{{size}} {NATS}", where=where),
     )
 
 
 def lead_check(
-    name: str,
     *,
     setting: str,
     column: str,
@@ -333,7 +323,6 @@ def lead_check(
     """A check that one thing gains at least as much as another.
 
     Args:
-        name: the statement.
         setting: where it is measured.
         column: by how much it gains more, in ``unit``.
         select: the rows that take part.
@@ -359,7 +348,6 @@ def instead_of_distro(approach: str, runs: Results, recipe: str) -> Row:
 def below_distro_check(approach: str, *, setting: str = "in training against DisTrO alone") -> Check:
     """The check on a row of ``instead_of_distro``: the approach gains."""
     return gain_check(
-        "it ends below the baseline",
         setting=setting,
         change=f"{approach} instead of DisTrO alone",
         below=f"in training approach {approach} ends below DisTrO alone",

@@ -228,11 +228,6 @@ CLAIM = Claim(
             rows={"data": "Data", "arrangement": "Steps"},
             values={"error": "Error"},
         ),
-        Pivot(
-            caption="Other orders of the listed steps with an error smaller by more than 1 %, % of 119",
-            rows={"data": "Data"},
-            values={"better orders": "Better orders"},
-        ),
     ),
     plots=tuple(
         Plot(

@@ -56,7 +56,6 @@ CLAIM = Claim(
     repeats=len(training.SEEDS),
     checks=(
         training.lead_check(
-            "attention gains at least as much as the MLP",
             setting="in all",
             column="lead",
             select=BESIDE,
@@ -64,7 +63,6 @@ CLAIM = Claim(
             behind="orthogonalizing attention alone gains less than orthogonalizing the MLP alone",
         ),
         training.lead_check(
-            "attention gains at least as much as the MLP",
             setting="for each weight",
             column="lead_per_million",
             select=BESIDE,

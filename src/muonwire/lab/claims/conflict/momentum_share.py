@@ -45,7 +45,6 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _leads(transport: str, setting: str) -> Check:
     return training.lead_check(
-        "momentum gains at least as much as orthogonalization on top of it",
         setting=setting,
         column="lead",
         select={"exchange": transport},

@@ -38,14 +38,12 @@ CLAIM = Claim(
     repeats=len(training.SEEDS),
     checks=(
         training.gain_check(
-            "momentum before the codec lowers the loss",
             setting="with momentum against without",
             change="momentum before the codec",
             below="momentum before the codec lowers the loss",
             above="momentum before the codec raises the loss",
         ),
         training.gain_check(
-            "a polar factor behind the codec would lower it further",
             setting="against approach B",
             change="a polar factor behind the codec",
             below="a polar factor behind the codec lowers it",
@@ -59,6 +57,6 @@ CLAIM = Claim(
         "depends": "The note’s three expectations of this approach do not hold together: see which of momentum, "
         "the polar factor and the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
     },
-    tables=(training.OUTCOMES, training.GAINS),
+    tables=(training.OUTCOMES,),
     plots=(training.CURVES,),
 )

@@ -49,7 +49,6 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _leads(group: str, setting: str) -> Check:
     return training.lead_check(
-        "D ends below every other approach",
         setting=setting,
         column="lead",
         select={"group": group},

@@ -16,7 +16,6 @@ RECIPES = {
 
 def _gains(period: int, setting: str) -> Check:
     return training.gain_check(
-        "it ends below the baseline",
         setting=setting,
         change=f"every {period} steps",
         below="full steps lower DisTrO’s loss",

@@ -85,7 +85,6 @@ CLAIM = Claim(
             rows={"update": "Recipe"},
             values={"rank": "Effective rank", "cosine": "Cosine", "egress_kb": "Leaves the link"},
         ),
-        training.GAINS,
     ),
     plots=(training.CURVES,),
 )

@@ -156,11 +156,6 @@ CLAIM = Claim(
             },
             quoted=_quotes(NOISY),
         ),
-        Pivot(
-            caption="What rank 1 has more than full rank in the largest tenth, points",
-            rows={"data": "Data"},
-            values={"gain": "Gain"},
-        ),
     ),
     plots=(
         Plot(

@@ -53,7 +53,6 @@ CLAIM = Claim(
     repeats=len(training.SEEDS),
     checks=tuple(
         training.gain_check(
-            "a polar factor does not end below the sign",
             setting=f"of {signal}",
             change=signal,
             below="behind DisTrO’s codec a polar factor ends below the sign",
@@ -79,11 +78,6 @@ CLAIM = Claim(
                 "rank": "Effective rank",
                 "cosine": "Cosine",
             },
-        ),
-        Pivot(
-            caption="What the polar factor gains, nats a token",
-            rows={"change": "Decoded signal"},
-            values={"gain": "Gain"},
         ),
         training.OUTCOMES,
     ),

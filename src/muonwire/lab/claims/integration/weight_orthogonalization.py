@@ -1,6 +1,6 @@
 """future.3: orthogonalizing the weights now and then, with DisTrO."""
 
-from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
+from muonwire.lab import Check, Claim, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
 from muonwire.lab.inputs import training
 
@@ -54,15 +54,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Weights may be pulled towards their polar factors with DisTrO at no cost, often and fully.",
         "refuted": "Leave the weights alone: even pulling them gently and seldom costs loss with DisTrO.",
-        "depends": "It hangs on strength and period: the table says what each costs.",
+        "depends": "Choose strength and period by what each costs.",
     },
-    tables=(
-        Pivot(
-            caption="Final loss over that of DisTrO with the same codec, %",
-            rows={"weights": "Weights move to their polar factors"},
-            values={"cost": "Cost"},
-        ),
-        training.OUTCOMES,
-    ),
+    tables=(training.OUTCOMES,),
     plots=(training.CURVES,),
 )

@@ -91,11 +91,6 @@ CLAIM = Claim(
             rows={"optimizer": "Optimizer", "kept": "Kept, %"},
             values={"loss": "Loss", "cost": "Cost", "effective_rank": "Effective rank of the whole, %"},
         ),
-        Pivot(
-            caption="Muon’s cost less Adam’s",
-            rows={"difference at": "Kept, %"},
-            values={"difference": "Nats a byte"},
-        ),
     ),
     plots=(
         Plot(

@@ -29,18 +29,16 @@ def validation_rows(outcomes: Mapping[str, tuple[float, Outcome]], *, column: st
 
 
 def loss_check(
-    name: str,
     *,
     setting: str,
     column: str,
-    reading: Reading | None,
+    reading: Reading,
     select: Mapping[str, Value] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Check:
     """A check of a difference of losses."""
     return Check(
-        name=name,
         setting=setting,
         column=column,
         select=select or {},

@@ -33,7 +33,6 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _lower(theirs: str, ours: str) -> Check:
     return loss_check(
-        f"the validation loss of {theirs} is lower",
         setting=f"against {ours}",
         column="gap",
         select={"better": theirs, "worse": ours},

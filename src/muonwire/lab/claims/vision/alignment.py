@@ -159,7 +159,6 @@ CLAIM = Claim(
             ),
         ),
         loss_check(
-            "the best step along the polar factor lowers the loss less than the best along the gradient",
             setting="one step at its best length",
             column="polar - gradient",
             at_most=0.0,

@@ -126,7 +126,6 @@ CLAIM = Claim(
         _works(DESCRIBED, "as described, the rate inside", "with its rate inside"),
         _works(MUONFAST, "with the rate outside", "with its rate outside"),
         loss_check(
-            "its validation loss is no higher than Adam’s",
             setting="training a ResNet with the rate outside",
             column="behind adam",
             select={"method": MUONFAST},

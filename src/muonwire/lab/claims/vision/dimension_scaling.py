@@ -66,7 +66,6 @@ CLAIM = Claim(
             trains="at the best of five rates it trains it",
         ),
         loss_check(
-            "its validation loss is above Adam’s",
             setting="in training, both at their best rates",
             column="scaled - adam",
             at_least=0.0,

@@ -33,7 +33,6 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _lowers(fix: str, where: str) -> Check:
     return loss_check(
-        "the fix lowers the validation loss",
         setting=f"with {fix}" if fix == "all three" else f"with the fix “{fix}”",
         column="gain",
         select={"fix": fix},

@@ -152,12 +152,6 @@ CLAIM = Claim(
             rows={"rates": "Rates", "method": "Method", "step": "Step"},
             values={"relative": "‖ΔW‖/‖W‖, %", "weight": "‖W‖"},
         ),
-        Pivot(
-            caption="MuonFast's relative step over Adam's",
-            rows={"rates": "Rates"},
-            values={"muonfast over adam": "Ratio"},
-            quoted={(THE_NOTES,): {"muonfast over adam": "10 to 100"}},
-        ),
     ),
     plots=(
         Plot(
