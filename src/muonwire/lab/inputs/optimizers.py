@@ -167,6 +167,7 @@ OPTIMIZERS = Input(
     "own; weights at " + ", ".join(map(str, POINTS)) + " steps",
     make=make,
     made_with=identity,
+    seeds=len(SEEDS),
 )
 
 

@@ -126,6 +126,7 @@ TRAINING = Input(
     f"{' and '.join(SCREENED)} with the next lower one and the first seed only",
     make=make,
     made_with=identity,
+    seeds=len(SEEDS),
 )
 
 

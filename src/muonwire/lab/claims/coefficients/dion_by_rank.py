@@ -10,7 +10,7 @@ from muonwire import recipes
 from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import NOTE
 from muonwire.lab.inputs.captured import hidden_matrices
-from muonwire.lab.inputs.training import CURVES, OUTCOMES, SEEDS, TRAINING, Results, Trained
+from muonwire.lab.inputs.training import CURVES, OUTCOMES, TRAINING, Results, Trained
 from muonwire.tasks.models import build_llama
 
 FRACTIONS = {
@@ -96,6 +96,7 @@ def measure(setting: Setting) -> Iterator[Row]:
 
 def _halved(column: str, setting: str, subject: str, halves: str) -> Check:
     return Check(
+        name="half rank sends two times less, within a tenth",
         setting=setting,
         column=column,
         select={"fraction": 0.5},
@@ -128,7 +129,6 @@ CLAIM = Claim(
     "momentum buffer, as large as Muon’s, which is not stateless either, and Q comes on top.",
     measure=measure,
     inputs=(TRAINING,),
-    repeats=len(SEEDS),
     checks=(
         Check(
             setting="in training",

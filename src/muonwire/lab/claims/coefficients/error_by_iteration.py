@@ -76,6 +76,7 @@ def _table(data: str, column: str, words: str, bound: float, reading: Reading | 
 
 def _halved(data: str, dtype: str, where: str) -> Check:
     return Check(
+        name="ten standard iterations leave no more error than five tuned ones",
         setting=f"on {data}",
         column="halved",
         select={"data": data, "of": dtype},

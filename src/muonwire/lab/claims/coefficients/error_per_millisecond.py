@@ -104,8 +104,9 @@ def measure(setting: Setting) -> Iterator[Row]:
         yield from _rows(one.matrix, REAL, setting.pick(7, 1))
 
 
-def _check(column: str, data: str, words: str) -> Check:
+def _check(column: str, data: str, measured: str, words: str) -> Check:
     return Check(
+        name=f"the tuned schedule’s {measured} is at most a tenth of the standard one’s",
         setting=f"on {data}",
         column=column,
         select={"data": data, "of": "tuned"},
@@ -149,19 +150,17 @@ CLAIM = Claim(
     inputs=(LANGUAGE_MODEL,),
     repeats=3,
     alone=True,
-    checks=(
-        *(
-            _check(
+    checks=tuple(
+        _check(column, data, measured, words)
+        for column, measured, words in (
+            (
                 "quotient advantage",
-                data,
+                "error per millisecond",
                 "the tuned schedule’s error per millisecond is {} of the standard one’s",
-            )
-            for data in (STATED, REAL)
-        ),
-        *(
-            _check("advantage at equal time", data, "in equal time its error is {} of it")
-            for data in (STATED, REAL)
-        ),
+            ),
+            ("advantage at equal time", "error in equal time", "in equal time its error is {} of it"),
+        )
+        for data in (STATED, REAL)
     ),
     meaning={
         "confirmed": "The tuned schedule leaves a tenth of the error in the same time.",

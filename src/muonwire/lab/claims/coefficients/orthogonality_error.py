@@ -117,9 +117,9 @@ def measure(setting: Setting) -> Iterator[Row]:
         yield {"data": REAL, "advantage of": "float32", "advantage": errors[STANDARD] / errors[TUNED]}
 
 
-def _figure(name: str, figure: float, method: str) -> tuple[Check, Check]:
+def _figure(name: str, figure: float, method: str) -> tuple[Check, ...]:
     """The note's error of a method, within a tenth of it, at the size where it comes out and at the size that the note states."""
-    made = [
+    return tuple(
         Check(
             name=f"the error of {name} is {figure} within a tenth",
             setting=f"on {data}",
@@ -130,8 +130,7 @@ def _figure(name: str, figure: float, method: str) -> tuple[Check, Check]:
             possible=(0.0, math.inf),
         )
         for data in (FIGURES, STATED)
-    ]
-    return made[0], made[1]
+    )
 
 
 def _six(data: str, dtype: str, words: str) -> Check:

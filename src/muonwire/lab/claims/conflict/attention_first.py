@@ -53,7 +53,6 @@ CLAIM = Claim(
     expected="The MLP gains more in all, having more than twice the weights; for each weight the two are about level.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         training.lead_check(
             setting="in all",

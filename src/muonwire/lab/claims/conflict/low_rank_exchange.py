@@ -99,7 +99,6 @@ CLAIM = Claim(
     "than DisTrO alone, for its feedback brings the other directions in turn, and at many times its bits.",
     measure=measure,
     inputs=(TEXT_TRAINING, training.TRAINING),
-    repeats=len(training.SEEDS),
     alone=True,
     checks=(
         Check(

@@ -65,7 +65,6 @@ CLAIM = Claim(
     "its gain is an upper bound. Compressed, feedback and signs smooth already, so that momentum gains little.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         _leads("dense", "in dense training"),
         _leads("compressed", "in compressed training"),

@@ -35,7 +35,6 @@ CLAIM = Claim(
     "factor lowers the loss; level with DisTrO alone, whose residual momentum is nearly the same thing.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         training.gain_check(
             setting="with momentum against without",

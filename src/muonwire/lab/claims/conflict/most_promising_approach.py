@@ -68,7 +68,6 @@ CLAIM = Claim(
     "quarter of all coefficients in full precision are nearly dense, and B and C orthogonalize every matrix too.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         _leads("as described", "with each approach as described"),
         _leads("at D’s bytes", "with all at D’s bytes"),

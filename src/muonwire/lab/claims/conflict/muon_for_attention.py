@@ -33,7 +33,6 @@ CLAIM = Claim(
     "the parameters. “Local Muon” is read as dense Muon: attention weights that nobody exchanges would drift apart.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         training.below_distro_check("D", setting="against DisTrO alone"),
         training.half_way_check("it", setting="in loss", select=WAY),
@@ -51,7 +50,6 @@ CLAIM = Claim(
             rows={"way": "Way"},
             values={"loss_share": "In loss", "bits_share": "In bits"},
         ),
-        training.GAINS,
     ),
     plots=(training.CURVES,),
 )

@@ -53,7 +53,6 @@ CLAIM = Claim(
     "not the weights, which DisTrO keeps equal on all replicas anyway.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         _gains(10, "every 10 steps, as in the note"),
         _gains(50, "every 50 steps"),

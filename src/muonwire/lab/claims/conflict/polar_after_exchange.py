@@ -43,7 +43,6 @@ CLAIM = Claim(
     "is below DisTrO’s. The server is not needed, and with one, hundreds of times more leaves its link.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         Check(
             setting="by the singular values of the weights’ change",

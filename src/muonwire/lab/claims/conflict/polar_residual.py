@@ -55,7 +55,6 @@ CLAIM = Claim(
     "spectra. No more compressible. In training no gain.",
     measure=measure,
     inputs=(TEXT_TRAINING, training.TRAINING),
-    repeats=len(training.SEEDS),
     checks=(
         Check(
             setting="on real momentum, as written",

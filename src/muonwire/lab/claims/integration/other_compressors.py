@@ -167,26 +167,20 @@ CLAIM = Claim(
             },
         ),
     ),
-    plots=(
+    plots=tuple(
         Plot(
-            name="after",
-            title="Sent at 0.1 bit an entry, then orthogonalized: cosine to the polar factor",
+            name=order,
+            title=title,
             how_to_read="Higher is nearer to what Muon would have applied.",
             x=("codec", "codec"),
-            y=("after", "cosine to the polar factor"),
+            y=(order, "cosine to the polar factor"),
             series=("data", "Data"),
             mark="bar",
             select={"budget": BUDGETS[0]},
-        ),
-        Plot(
-            name="first",
-            title="Orthogonalized, then sent at 0.1 bit an entry: cosine to the polar factor",
-            how_to_read="Higher is nearer to what Muon would have applied.",
-            x=("codec", "codec"),
-            y=("first", "cosine to the polar factor"),
-            series=("data", "Data"),
-            mark="bar",
-            select={"budget": BUDGETS[0]},
-        ),
+        )
+        for order, title in (
+            ("after", "Sent at 0.1 bit an entry, then orthogonalized: cosine to the polar factor"),
+            ("first", "Orthogonalized, then sent at 0.1 bit an entry: cosine to the polar factor"),
+        )
     ),
 )

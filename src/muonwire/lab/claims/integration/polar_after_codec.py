@@ -50,7 +50,6 @@ CLAIM = Claim(
     "pair.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=tuple(
         training.gain_check(
             setting=f"of {signal}",

@@ -33,7 +33,6 @@ CLAIM = Claim(
     "costs more, since trained weights are far from orthogonal for a reason.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=tuple(
         Check(
             setting=name,

@@ -7,7 +7,7 @@ from torch import nn
 
 from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.inputs.optimizers import ADAM, MUON, ONE_BIT, OPTIMIZERS, SEEDS, points, task, trained
+from muonwire.lab.inputs.optimizers import ADAM, MUON, ONE_BIT, OPTIMIZERS, points, task, trained
 from muonwire.lab.measures.hidden_spectra import hidden_spectra
 from muonwire.spectra.edit import edit_model
 from muonwire.spectra.edits import Keep
@@ -76,7 +76,6 @@ CLAIM = Claim(
     "them, so cutting any of them costs. Whether Adam’s are better at that rank depends on where they start from.",
     measure=measure,
     inputs=(OPTIMIZERS,),
-    repeats=len(SEEDS),
     checks=(_check(HALF, "half"), _check(QUARTER, "a quarter")),
     meaning={
         "confirmed": "Weights trained by Muon can be cut to a lower rank at less cost than Adam’s.",

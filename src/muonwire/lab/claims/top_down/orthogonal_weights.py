@@ -9,7 +9,6 @@ from muonwire.lab.inputs.optimizers import (
     ADAM,
     MUON,
     OPTIMIZERS,
-    SEEDS,
     SGD,
     TRAINERS,
     WEIGHTS,
@@ -49,7 +48,6 @@ CLAIM = Claim(
     "every singular value equal, so that a layer can turn but not choose; it trains worse than Muon.",
     measure=measure,
     inputs=(OPTIMIZERS,),
-    repeats=len(SEEDS),
     checks=(
         Check(
             setting="in training",

@@ -53,6 +53,7 @@ def loss_check(
 def chance_check(setting: str, *, select: Mapping[str, Value], stays: str, trains: str) -> Check:
     """A check that a model does not learn, with how it reads where it does not and where it does."""
     return Check(
+        name="accuracy stays below twice chance",
         setting=setting,
         column="accuracy",
         select=select,

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def measure(setting: Setting) -> Iterator[Row]:
         lr = tuned_rate(setting.input(VISION_RATES), "vit", method)
         taken, model = [], nn.Module()
         for step in training(task, METHODS[method].recipe, lr=lr, seed=seed, steps=steps):
-            taken.append((step.number, step.loss))
+            taken.append(step.loss)
             model = step.model
             if step.number not in points:
                 continue
@@ -99,23 +100,16 @@ def measure(setting: Setting) -> Iterator[Row]:
     yield {"polar - gradient": fmean(best["polar factor"]) - fmean(best["gradient"])}
 
 
-def _aligned(
-    name: str,
-    setting: str,
-    select: dict[str, str],
-    within: tuple[float, float | None],
-    reading: Reading | None = None,
-) -> Check:
-    low, high = within
+def _aligned(setting: str, select: dict[str, str], within: tuple[float, float | None], **said: Any) -> Check:
+    """``said``: the check's name, or its reading."""
     return Check(
-        name=name,
         setting=setting,
         column="alignment",
         select=select,
-        at_least=low,
-        at_most=high,
+        at_least=within[0],
+        at_most=within[1],
         possible=(-1.0 - 1e-6, 1.0 + 1e-6),
-        reading=reading,
+        **said,
     )
 
 
@@ -134,25 +128,26 @@ CLAIM = Claim(
     repeats=3,
     checks=(
         _aligned(
-            "gradient and polar factor align at 0.3 to 0.5",
             "as in the note, one batch",
             {"direction": "polar factor"},
             FOUND,
-            Reading(
+            reading=Reading(
                 holds="the gradient and its polar factor align at 0.3 to 0.5",
                 fails="the gradient and its polar factor do not align at 0.3 to 0.5",
                 by="cosine {mean}",
             ),
         ),
         _aligned(
-            "gradient and update align at 0.3 to 0.5", "in training with momentum", {"method": "Muon"}, FOUND
+            "in training with momentum",
+            {"method": "Muon"},
+            FOUND,
+            name="gradient and update align at 0.3 to 0.5",
         ),
         _aligned(
-            "Adam, which trains well, aligns at 0.8 or more",
             "in training with Adam",
             {"method": "Adam"},
             (NEEDED, None),
-            Reading(
+            reading=Reading(
                 holds="Adam, which trains well, aligns at 0.8 or more",
                 fails="Adam, which trains well, aligns below the 0.8 that is said to be needed",
                 by="cosine {mean}",

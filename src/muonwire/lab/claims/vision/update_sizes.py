@@ -88,6 +88,7 @@ CLAIM = Claim(
     checks=(
         *(
             Check(
+                name="the stated percentage follows from the note’s inputs, within a tenth",
                 setting=f"the note's arithmetic, {name}",
                 column="stated over found",
                 select={"example": name},
