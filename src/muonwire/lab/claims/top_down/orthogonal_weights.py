@@ -5,16 +5,7 @@ from collections.abc import Iterator
 
 from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.inputs.optimizers import (
-    ADAM,
-    MUON,
-    OPTIMIZERS,
-    SGD,
-    TRAINERS,
-    WEIGHTS,
-    final_loss,
-    trained,
-)
+from muonwire.lab.inputs.optimizers import ADAM, MUON, OPTIMIZERS, SGD, TRAINERS, WEIGHTS, final_loss, trained
 from muonwire.lab.measures.hidden_spectra import hidden_spectra
 
 COMPARED = (MUON, WEIGHTS, SGD, ADAM)
