@@ -98,7 +98,7 @@ def measure(setting: Setting) -> Iterator[Row]:
             "from muonwire.lab.claims.integration.precision_by_device import measure_here\n"
             f"torch.set_num_threads({torch.get_num_threads()})\n"
             f"setting = Setting(seed={setting.seed}, quick={setting.quick}, folder=Path('.'))\n"
-            "print(json.dumps(measure_here(setting, limited=', a processor limited to it')))"
+            "print(json.dumps(list(measure_here(setting, limited=', a processor limited to it'))))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code],
