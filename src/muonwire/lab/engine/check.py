@@ -141,8 +141,8 @@ class Check:
             said = reading.holds if where == self.setting else f"{reading.holds} {where}"
             object.__setattr__(self, "name", said.strip())
         if self.possible == ANY:
-            known = [values for start, values in BY_UNIT.items() if self.unit.startswith(start)]
-            object.__setattr__(self, "possible", *known or [ANY])
+            by_unit = (values for start, values in BY_UNIT.items() if self.unit.startswith(start))
+            object.__setattr__(self, "possible", next(by_unit, ANY))
         if self.at_least is None and self.at_most is None:
             raise UsageError(f"check {self.name!r}: give at_least, at_most, or both")
         low, high = self.range
