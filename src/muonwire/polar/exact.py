@@ -34,7 +34,7 @@ def exact_polar(x: Tensor, *, method: str, dtype: torch.dtype | None, nonfinite:
     finite = torch.isfinite(largest)
     if not bool(finite.all()):
         if nonfinite == "raise":
-            raise UsageError(nonfinite_message(x, operation="polar"))
+            raise UsageError(nonfinite_message(x))
         wide, largest = torch.where(finite, wide, 0.0), torch.where(finite, largest, 1.0)
     zero = largest == 0
     # A zero matrix has no inverse for newton; the identity stands in for it and is masked.

@@ -1,6 +1,6 @@
 """What a few matrix-vector products say about the singular values: the largest, and where the rest lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -45,15 +45,14 @@ class Spectrum:
 
     def scaled(self, factor: float) -> "Spectrum":
         """That of ``factor`` times the matrix."""
-        return Spectrum(
+        return replace(
+            self,
             upper=self.upper * factor,
             frobenius=self.frobenius * factor,
             spread=self.spread * factor**2,
             low=self.low * factor,
             high=self.high * factor,
-            weights=self.weights,
             smallest=self.smallest * factor,
-            rank=self.rank,
         )
 
     def fraction_below(self, edges: Values) -> Values:
