@@ -66,19 +66,12 @@ class Measurement:
     gflop: float
 
     def speed_over(self, baseline: str) -> float:
-        """How many times as fast as a baseline.
-
-        Args:
-            baseline: one of ``BASELINES``.
-        """
+        """How many times as fast as one of ``BASELINES``."""
         return self.ratio if baseline == REFERENCE else self.plain_ratio
 
 
 def torch_muon(x: Tensor) -> Tensor:
     """torch.optim.Muon's own function with its defaults: five steps of Jordan's triple in bfloat16.
-
-    Args:
-        x: (m, n).
 
     >>> torch_muon(torch.eye(2)).dtype
     torch.bfloat16
@@ -88,9 +81,6 @@ def torch_muon(x: Tensor) -> Tensor:
 
 def plain_steps(x: Tensor) -> Tensor:
     """The five steps of ``torch_muon`` with every product in float32.
-
-    Args:
-        x: (m, n).
 
     >>> plain_steps(torch.eye(2)).dtype
     torch.float32
@@ -277,11 +267,7 @@ def geometric_mean(
 
 
 def pareto_front(rows: Sequence[Measurement]) -> list[Measurement]:
-    """The measurements of one input than which none other is both faster and more accurate, by time.
-
-    Args:
-        rows: of one input.
-    """
+    """The measurements of one input than which none other is both faster and more accurate, by time."""
     front: list[Measurement] = []
     for row in sorted(rows, key=lambda r: (r.seconds, r.polar_error)):
         if not front or row.polar_error < front[-1].polar_error:

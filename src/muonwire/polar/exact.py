@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
+from muonwire.polar.gram import gram_matrix
 from muonwire.polar.prepare import nonfinite_message
 
 # Most iterations of each; both stop before, once an iteration changes nothing.
@@ -79,7 +80,7 @@ def eigh_polar(x: Tensor) -> Tensor:
     Source: Higham, Functions of Matrices (2008), section 8.1: U = A (A* A)^(−½).
     """
     tall = x.shape[-2] > x.shape[-1]
-    gram = x.mT @ x if tall else x @ x.mT
+    gram = gram_matrix(x)
     values, vectors = torch.linalg.eigh(gram)
     eps = torch.finfo(values.dtype).eps * gram.shape[-1]
     floor = values[..., -1:] * eps

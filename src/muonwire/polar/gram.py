@@ -36,8 +36,7 @@ def uses_blocks(r: int, s: int, *, dtype: torch.dtype, device: torch.device) -> 
     """Whether the Gram matrix of an r×s matrix is made by blocks.
 
     Args:
-        r: the smaller dim.
-        s: the larger dim.
+        r, s: the smaller and the larger dim.
         dtype: of the product.
         device: where; only on CPU has it been measured to be faster.
 
