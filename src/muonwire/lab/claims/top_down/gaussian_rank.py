@@ -110,7 +110,7 @@ def _real_rows(setting: Setting) -> list[Row]:
         x = matrix.double()
         values = torch.linalg.svdvals(x)
         floor = rounding_norm(x, generator)
-        mapped = SCHEDULE.apply(values.double().numpy() / float(x.norm()))
+        mapped = SCHEDULE.apply(values.numpy() / float(x.norm()))
         rows.append(
             {
                 "real": data,
