@@ -20,7 +20,6 @@ from muonwire.lab.measures.random_matrices import (
     rounding_norm,
 )
 from muonwire.polar import SCHEDULES, polar
-from muonwire.polar.newton_schulz import map_values
 
 # (n, draws): the more draws, the better the law is tested; the larger n, the more a draw costs.
 GAUSSIAN = ((16, 400), (32, 400), (64, 400), (128, 300), (256, 150), (512, 60))
@@ -103,7 +102,7 @@ def _real_rows(setting: Setting) -> Iterator[Row]:
         x = matrix.double()
         values = torch.linalg.svdvals(x)
         floor = rounding_norm(x, generator)
-        mapped = map_values(SCHEDULE, values.numpy(), frobenius=float(x.norm()))
+        mapped = SCHEDULE.apply(values.numpy() / float(x.norm()))
         yield {
             "real": data,
             "kind": data.split()[-1],
