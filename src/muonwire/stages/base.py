@@ -7,8 +7,8 @@ update it was given; what it returns may alias its own state.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -114,9 +114,32 @@ class Stage(ABC):
         return self.apply(updates, params, states, context)
         yield  # never reached; it makes this a generator
 
+    def apply_to_some(
+        self, chosen: Sequence[int], updates: Tensors, params: Tensors, states: States, context: Context
+    ) -> list[Tensor]:
+        """The updates of these tensors of the group alone, from a stage that does not talk and treats each by itself."""
+        if not chosen:
+            return []
+        updates, params, states = (_some(values, chosen) for values in (updates, params, states))
+        layouts, names, dtypes = (_some(v, chosen) for v in (context.layouts, context.names, context.dtypes))
+        return self.apply(
+            updates, params, states, replace(context, layouts=layouts, names=names, dtypes=dtypes)
+        )
+
     def __str__(self) -> str:
         options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)]  # type: ignore[arg-type]
         return f"{self.name}({', '.join(options)})"
+
+
+def _some(values: Sequence[Any], chosen: Sequence[int]) -> list[Any]:
+    """The chosen of the values, if there are any values."""
+    return [values[i] for i in chosen] if values else []
+
+
+def total_bytes(estimates: Iterable[float | None]) -> float | None:
+    """The sum of what several stages send; None where one of them has no formula."""
+    known = list(estimates)
+    return None if None in known else float(sum(filter(None, known)))
 
 
 class StageInRounds(Stage):

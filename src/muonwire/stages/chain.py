@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, StageInRounds, State, States, Tensors
+from muonwire.stages.base import Context, Stage, StageInRounds, State, States, Tensors, total_bytes
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
@@ -60,13 +60,9 @@ class Chain(StageInRounds):
         self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
         """The sum over the members."""
-        total = 0.0
-        for _, stage in self.members:
-            part = stage.estimate_bytes(params, layouts, replicas=replicas)
-            if part is None:
-                return None
-            total += part
-        return total
+        return total_bytes(
+            stage.estimate_bytes(params, layouts, replicas=replicas) for _, stage in self.members
+        )
 
     @override
     def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:

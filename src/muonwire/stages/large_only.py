@@ -1,6 +1,6 @@
 """A stage for large matrices, which leaves small ones as they are."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 from typing_extensions import override
@@ -38,15 +38,8 @@ class LargeOnly(Wrapper):
             for u, layout in zip(updates, context.layouts, strict=True)
         ]
         large = [i for i, parts in enumerate(are_large) if any(parts)]
-        inner = replace(
-            context,
-            layouts=[context.layouts[i] for i in large],
-            names=[context.names[i] for i in large] if context.names else (),
-        )
         results = list(updates)
-        made = self.stage.apply(
-            [updates[i] for i in large], [params[i] for i in large], [states[i] for i in large], inner
-        )
+        made = self.stage.apply_to_some(large, updates, params, states, context)
         for i, result in zip(large, made, strict=True):
             results[i] = result
             if not all(are_large[i]):

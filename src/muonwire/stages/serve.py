@@ -1,7 +1,7 @@
 """A stage that one replica computes for all others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -69,18 +69,7 @@ class Serve(TalkingStage):
         """Compute and encode the tensors that this replica owns; a replica without any sends an empty payload."""
         transport = context.transport
         owned = self._owned(transport.rank, len(updates), transport.world_size)
-        seen = replace(
-            context,
-            layouts=[context.layouts[i] for i in owned],
-            names=[context.names[i] for i in owned] if context.names else (),
-        )
-        results = (
-            self.stage.apply(
-                [updates[i] for i in owned], [params[i] for i in owned], [states[i] for i in owned], seen
-            )
-            if owned
-            else []
-        )
+        results = self.stage.apply_to_some(owned, updates, params, states, context)
         entries = []
         for i, result in zip(owned, results, strict=True):
             sent = result
