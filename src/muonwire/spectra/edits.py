@@ -16,6 +16,7 @@ from typing_extensions import override
 from muonwire.errors import UsageError
 from muonwire.recipes import format_recipe, parse_recipe
 from muonwire.spectra.weights import Choice
+from muonwire.tasks.base import named
 
 
 class Factors(NamedTuple):
@@ -315,14 +316,13 @@ def parse_edit(text: str) -> Edit:
         UsageError: the text has another form, names an unknown edit or option, or has a value out of range.
     """
     name, options = parse_recipe(text)
-    if name not in EDITS:
-        raise UsageError(f"edit: {name!r} is unknown; allowed are {', '.join(EDITS)}")
-    known = [f.name for f in fields(EDITS[name])]
+    kind = named("edit", name, EDITS)
+    known = [f.name for f in fields(kind)]
     unknown = [o for o in options if o not in known]
     if unknown:
         raise UsageError(f"edit {name}: option {unknown[0]!r} is unknown; allowed are {', '.join(known)}")
     _check_types(name, options)
-    return EDITS[name](**options)
+    return kind(**options)
 
 
 def _check_types(name: str, options: dict[str, Any]) -> None:
