@@ -19,18 +19,8 @@ from muonwire.cli.arguments import command
 from muonwire.polar import find_processor
 
 PACKAGES = (
-    *(
-        "numpy",
-        "constriction",
-        "transformers",
-        "tokenizers",
-        "safetensors",
-        "tyro",
-        "rich",
-        "polars",
-        "altair",
-    ),
-    *("torchft", "accelerate", "lightning"),
+    *("numpy", "constriction", "transformers", "tokenizers", "safetensors", "tyro", "rich", "polars"),
+    *("altair", "accelerate", "lightning"),
 )
 # Variables that change results, speed or the way to the other replicas.
 VARIABLES = (
@@ -98,7 +88,7 @@ def describe() -> dict[str, Any]:
             "interfaces": ", ".join(f"{name} {address}" for name, address in interfaces()) or "unknown",
             "would be used": used_interface(),
         },
-        "packages": {name: version_of(name) for name in PACKAGES if name != "torchft"},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
         },
