@@ -126,11 +126,8 @@ def _build() -> str:
     kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     if torch.version.hip:
         kind = f"ROCm {torch.version.hip}"
-    parts = [
-        kind,
-        *(n for n, has in (("MKL", torch._C.has_mkl), ("oneDNN", torch._C._has_mkldnn)) if has),
-    ]
-    return ", ".join(parts)
+    libraries = {"MKL": torch._C.has_mkl, "oneDNN": torch._C._has_mkldnn}
+    return ", ".join([kind, *(name for name, has in libraries.items() if has)])
 
 
 def processor_name() -> str:
@@ -165,12 +162,8 @@ def _accelerators() -> str:
 def _backends() -> list[str]:
     if not dist.is_available():
         return []
-    checks = (
-        ("gloo", dist.is_gloo_available),
-        ("nccl", dist.is_nccl_available),
-        ("mpi", dist.is_mpi_available),
-    )
-    return [name for name, available in checks if available()]
+    checks = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
+    return [name for name, available in checks.items() if available()]
 
 
 def version_of(package: str) -> str:
@@ -219,7 +212,5 @@ def used_interface() -> str:
             own = probe.getsockname()[0]
     except OSError as error:
         return f"none: {master or 'the outside'} cannot be reached ({error.strerror or error})"
-    for name, address in interfaces():
-        if address == own:
-            return f"{name} ({own}): {why}"
-    return f"{own}: {why}"
+    name = next((f"{name} ({own})" for name, address in interfaces() if address == own), own)
+    return f"{name}: {why}"

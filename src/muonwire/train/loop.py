@@ -19,7 +19,7 @@ from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.lengths import LENGTHS, STEPS, Length, extend, lengths_of
-from muonwire.train.metrics import MetricsWriter, finite_or_none
+from muonwire.train.metrics import finite_or_none, metrics_writer
 from muonwire.transport import Flag, Traffic, Transport, check_replicas
 
 RESULT = "result.json"
@@ -182,20 +182,18 @@ class Trainer:
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
         """Train to the last step, or until all replicas were asked to stop; write and return the result."""
         config, diverged, eval_loss = self.config, False, None
-        with MetricsWriter(
-            self.folder,
-            after_step=self.step,
-            tensorboard=config.tensorboard,
-            enabled=self.transport.rank == 0,
-        ) as metrics:
+        first = self.transport.rank == 0
+        with metrics_writer(
+            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=first
+        ) as write:
             if self.step == 0:
-                metrics.write(0, **asdict(self._totals), eval_loss=self._evaluate()[0])
+                write(0, **asdict(self._totals), eval_loss=self._evaluate()[0])
             while self.step < config.steps and Flag.STOP not in self.transport.agreed:
                 try:
                     loss, lr = self._one_step()
                 except NonFiniteUpdateError:
                     diverged = True
-                    metrics.write(self.step, **asdict(self._totals), train_loss=None)
+                    write(self.step, **asdict(self._totals), train_loss=None)
                     break
                 last = self.step == config.steps
                 eval_loss, train_loss = None, None
@@ -207,7 +205,7 @@ class Trainer:
                         # If the run is made longer, the next regular evaluation reports their mean.
                         self._recent_losses = recent
                     diverged = not math.isfinite(eval_loss)
-                metrics.write(
+                write(
                     self.step,
                     lr=lr,
                     local_loss=loss,
