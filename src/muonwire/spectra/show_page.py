@@ -77,7 +77,7 @@ def summary_rows(
 
 
 def _summary(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
-    names = ["Kind", "Model"][: min(len(labels), 2)]
+    names = ["Kind", "Model"] if len(labels) > 1 else ["Kind"]
     rows = (
         (*(kind, label)[: len(names)], count_text(count), *map(number_text, medians.values()))
         for kind, label, count, medians in summary_rows(matrices, labels)
@@ -162,7 +162,7 @@ def _line(values: pl.DataFrame, series: str) -> list[dict[str, Any]]:
 
 
 def _every(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
-    names = ["Matrix", "Model"][: min(len(labels), 2)]
+    names = ["Matrix", "Model"] if len(labels) > 1 else ["Matrix"]
     rows = (
         (
             *(row["name"], row["model"])[: len(names)],
