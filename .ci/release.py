@@ -300,7 +300,10 @@ def _requirements(extra: str) -> list[str]:
 def _try_core(core: Environment, folder: Path) -> None:
     say(f"  {run(core.python, HERE / 'release_core.py', 'import', cwd=folder, env=core.variables).strip()}")
     printed = run(core.python, HERE / "release_core.py", "snippet", cwd=folder, env=core.variables)
-    say("  the README's first snippet, two replicas: " + "; ".join(printed.strip().splitlines()[-2:]))
+    say(
+        "  the README's first snippet, two replicas: "
+        + "; ".join(line for line in printed.splitlines() if line.startswith("replica"))
+    )
     for command, extras in WITHOUT_EXTRAS.items():
         done = subprocess.run(
             ["muonwire", *command.split()], cwd=folder, env=core.variables, capture_output=True, text=True

@@ -43,7 +43,7 @@ class Message:
 
 def varint(value: int) -> bytes:
     """LEB128, of values past the format's limit too."""
-    return payloads._varint(value)
+    return payloads.varint(value)
 
 
 def sealed(rest: bytes) -> bytes:

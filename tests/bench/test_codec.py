@@ -55,8 +55,12 @@ def test_the_bound_is_the_number_of_choices():
 
 def test_codecs_take_turns(monkeypatch):
     order = []
-    monkeypatch.setattr(bench, "_turn", lambda c, x: lambda: order.append(str(c)) or (1.0, 1.0, 1, x))
-    monkeypatch.setattr(bench, "_reference", lambda x: lambda: order.append("reference") or (2.0, 4.0, 1, x))
+
+    def turn(peer, x):
+        order.append("reference" if peer is None else str(peer))
+        return (*((2.0, 4.0) if peer is None else (1.0, 1.0)), 1, x)
+
+    monkeypatch.setattr(bench, "_turn", turn)
     row = bench.measure({"x": torch.ones(2, 2)}, ["float32", "bfloat16"], rounds=2)[1]
     assert order == ["reference", "float32", "bfloat16"] * 3
     assert (row.encode_ratio, row.decode_ratio) == (2, 4)

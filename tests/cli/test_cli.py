@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from muonwire.cli import main as cli
-from muonwire.cli.bench import ROOMS
 
 
 def call(capsys, *args):
@@ -37,13 +36,6 @@ def test_every_command_has_help_with_examples(capsys, command):
     assert code == 0
     assert "examples:" in out
     assert f"muonwire {command}" in out
-
-
-@pytest.mark.parametrize("room", list(ROOMS))
-def test_every_bench_has_help_with_examples(capsys, room):
-    code, out, _ = call(capsys, "bench", room, "--help")
-    assert code == 0
-    assert f"muonwire bench {room}" in plain(out).split("examples:")[1]
 
 
 def test_recipes_are_listed_with_their_options(capsys):
@@ -92,7 +84,7 @@ def texts(tmp_path):
         ),
         (["compare", "--task", "sound"], "task: 'sound' is unknown"),
         (["compare", "--recipes", "muon", "lion"], "recipe: 'lion' is unknown"),
-        (["bench", "sound"], "'sound' is not a room with a bench; allowed are polar, processor, codec"),
+        (["bench", "sound"], "bench: 'sound' is not an action; allowed are polar, processor, codec"),
         (["bench", "codec", "--shapes", "8x0"], "shape is '8x0'; it takes ROWSxCOLUMNS"),
         (["bench", "codec", "--codecs", "gzip"], "'gzip' is not a part; allowed are rows"),
         (

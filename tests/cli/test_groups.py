@@ -5,11 +5,12 @@ import sys
 
 import pytest
 
-from muonwire.cli import lab, main, spectra
+from muonwire.cli import bench, lab, main, spectra
 from muonwire.cli.groups import Group, listing
 from muonwire.errors import UsageError
 
-ACTIONS = [(group, action) for group, of in (("lab", lab), ("spectra", spectra)) for action in of.ACTIONS]
+GROUPS = {"bench": bench, "lab": lab, "spectra": spectra}
+ACTIONS = [(group, action) for group, of in GROUPS.items() for action in of.ACTIONS]
 
 
 @pytest.mark.parametrize(("group", "action"), ACTIONS, ids=" ".join)

@@ -25,7 +25,7 @@ def sealed(rest):
 
 
 def varint(value):
-    return payloads._varint(value)
+    return payloads.varint(value)
 
 
 def table(*tensors, count=None, text=b"float32"):

@@ -133,7 +133,7 @@ def test_a_mixed_step_is_bounded_and_is_the_written_out_formula():
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"preconditioner": "both"}, "allowed are none, before, after"), ({"rest": "lion"}, "sgd, adam")],
+    [({"preconditioner": "both"}, "allowed are none, before and after"), ({"rest": "lion"}, "sgd and adam")],
 )
 def test_bad_options_say_what_is_allowed(options, says):
     with pytest.raises(UsageError, match=says):

@@ -2,12 +2,13 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from muonwire.errors import ReplicaLostError
-from muonwire.transport import ProcessGroupTransport, check_replicas, run_threads
+from muonwire.transport import ProcessGroupTransport, check_replicas, frames, run_threads, threads
 from tests.replicas import run_replicas
 
 
@@ -94,26 +95,29 @@ def test_threads_compute_with_the_callers_number_of_threads():
         torch.set_num_threads(before)
 
 
-def test_one_replica_computes_for_all_and_each_is_counted_its_seconds():
-    computed = []
+def test_one_replica_computes_for_all_and_each_is_counted_its_seconds(monkeypatch):
+    # A clock that only the computation advances.
+    computed, own_s = [], []
+    clock = SimpleNamespace(perf_counter=lambda: 7.0 * len(computed))
+    monkeypatch.setattr(threads, "time", clock)
+    monkeypatch.setattr(frames, "time", clock)
 
     def compute():
-        computed.append(time.perf_counter())
-        time.sleep(0.2)
-        return object()
+        computed.append(object())
+        return computed[-1]
 
     def worker(rank, make_transport):
         transport = make_transport()
         results = []
         for round_number in range(2):
             transport.gather(b"in step")
-            before, start_s = transport.meter.training.wait_s, time.perf_counter()
+            before, start_s = transport.meter.training.wait_s, clock.perf_counter()
             results.append(transport.once(("round", round_number), compute))
-            own_s = time.perf_counter() - start_s - (transport.meter.training.wait_s - before)
-            assert 0.2 <= own_s < 0.3
+            own_s.append(clock.perf_counter() - start_s - (transport.meter.training.wait_s - before))
         return results
 
     by_rank = run_threads(worker, replicas=3)
     assert len(computed) == 2
+    assert own_s == [7.0] * 6
     assert all(results == by_rank[0] for results in by_rank)
     assert by_rank[0][0] is not by_rank[0][1]

@@ -183,11 +183,7 @@ def _last_before(pairs: Mapping[int, tuple[float, float]]) -> int | None:
 
 
 def as_text(measured: BreakEven) -> str:
-    """The rates, both times of every size behind a decision, and the row beside the one that the table has.
-
-    Args:
-        measured: by ``measure_row``.
-    """
+    """The rates, both times of every size behind a decision, and the row beside the one that the table has."""
     lines = ["products, GFLOP/s by edge"]
     for dtype, rates in measured.rates.gflops.items():
         lines.append(

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,11 +136,9 @@ def entropy_bits(codec: Pipeline, shape: Shape) -> float:
     if codec.select.shared or count == num_blocks * block_numel:
         return float(value_bits)
     groups = codec.select.groups(num_blocks, block_numel)
-    return groups.num_groups * _log2_choices(groups.group_numel, groups.k) + value_bits
-
-
-def _log2_choices(n: int, k: int) -> float:
-    return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    n, k = groups.group_numel, groups.k
+    log2_choices = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+    return groups.num_groups * log2_choices + value_bits
 
 
 def inputs(shapes: Sequence[tuple[int, int]], *, seed: int = 0) -> dict[str, Tensor]:
@@ -184,12 +183,12 @@ def measure(
     rows = []
     for name, x in matrices.items():
         shape = (x.shape[0], x.shape[1])
-        peers = {REFERENCE: _reference(x)} | {str(codec): _turn(codec, x) for codec in parsed}
+        peers = {REFERENCE: None} | {str(codec): codec for codec in parsed}
         times: dict[str, list[tuple[float, float]]] = {codec: [] for codec in peers}
         found: dict[str, tuple[int, float]] = {}
         for _ in range(1 + rounds):
-            for codec, turn in peers.items():
-                encode_s, decode_s, num_bytes, decoded = turn()
+            for codec, peer in peers.items():
+                encode_s, decode_s, num_bytes, decoded = _turn(peer, x)
                 times[codec].append((encode_s, decode_s))
                 found[codec] = (num_bytes, _relative_error(decoded, x))
                 note(f"{codec} on {name}")
@@ -231,29 +230,13 @@ def _row(
     )
 
 
-Turn = Callable[[], tuple[float, float, int, Tensor]]
-
-
-def _turn(codec: Pipeline, x: Tensor) -> Turn:
-    def turn() -> tuple[float, float, int, Tensor]:
-        start = time.perf_counter()
-        payload = codec.encode(x)
-        middle = time.perf_counter()
-        decoded = codec.decode(payload)
-        return middle - start, time.perf_counter() - middle, len(payload), decoded
-
-    return turn
-
-
-def _reference(x: Tensor) -> Turn:
-    def turn() -> tuple[float, float, int, Tensor]:
-        start = time.perf_counter()
-        message = demo_encode(x)
-        middle = time.perf_counter()
-        decoded = demo_decode(message, (x.shape[0], x.shape[1]))
-        return middle - start, time.perf_counter() - middle, sum(map(len, message)), decoded
-
-    return turn
+def _turn(peer: Pipeline | None, x: Tensor) -> tuple[float, float, int, Tensor]:
+    """Seconds to encode and to decode, bytes, and the decoded matrix of one codec; of the reference for None."""
+    start = time.perf_counter()
+    message: Any = demo_encode(x) if peer is None else (peer.encode(x),)
+    middle = time.perf_counter()
+    decoded = demo_decode(message, (x.shape[0], x.shape[1])) if peer is None else peer.decode(message[0])
+    return middle - start, time.perf_counter() - middle, sum(map(len, message)), decoded
 
 
 def _relative_error(decoded: Tensor, x: Tensor) -> float:

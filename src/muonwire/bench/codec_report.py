@@ -13,11 +13,7 @@ SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross")
 
 
 def as_table(rows: Sequence[Measurement]) -> str:
-    """The measurements as aligned text, one block for each input, fewest bits first.
-
-    Args:
-        rows: measurements.
-    """
+    """The measurements as aligned text, one block for each input, fewest bits first."""
     width = max(len(r.codec) for r in rows)
     heading = f"  {'codec'.ljust(width)}  bit/value    bound  rel error  encode MB/s  decode MB/s  x encode  x decode"
     lines = []
@@ -39,7 +35,6 @@ def write_chart(rows: Sequence[Measurement], path: Path) -> None:
     """Relative error against bits a value for each input; the line is 2^-R, the least error of any code for a Gaussian.
 
     Args:
-        rows: measurements.
         path: .png, .html or .svg.
     """
     import altair as alt

@@ -2,22 +2,18 @@
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 Factor = Callable[[Tensor], Tensor]
 JORDAN_STEP = (3.4445, -4.775, 2.0315)
+PYTORCH_OPTIMIZER = "pytorch_optimizer.optimizer.utils.matrix"
 
 
-def _keller_jordan() -> Factor:
-    function = importlib.import_module("muon").zeropower_via_newtonschulz5
-    return lambda x: function(x, steps=5)
-
-
-def _timm() -> Factor:
-    function = importlib.import_module("timm.optim.muon").zeropower_via_newtonschulz
-    return lambda x: function(x, steps=5, coefficients=[JORDAN_STEP])
+def _function(module: str, name: str, **options: object) -> Callable[[], Factor]:
+    return lambda: partial(getattr(importlib.import_module(module), name), **options)
 
 
 def _heavyball() -> Factor:
@@ -26,14 +22,6 @@ def _heavyball() -> Factor:
     utils.compile_mode = None  # type: ignore[attr-defined]
     function: Factor = utils.zeropower_via_newtonschulz5
     return function
-
-
-def _pytorch_optimizer(name: str, **options: object) -> Callable[[], Factor]:
-    def build() -> Factor:
-        function = getattr(importlib.import_module("pytorch_optimizer.optimizer.utils.matrix"), name)
-        return lambda x: function(x, **options)
-
-    return build
 
 
 def _gram_newton_schulz() -> Factor:
@@ -45,11 +33,13 @@ def _gram_newton_schulz() -> Factor:
 # name -> builder, which raises where the package is missing. Packages on PyPI: muon-optimizer, timm, heavyball,
 # pytorch_optimizer, gram-newton-schulz.
 BUILDERS: dict[str, Callable[[], Factor]] = {
-    "muon-optimizer": _keller_jordan,
-    "timm": _timm,
+    "muon-optimizer": _function("muon", "zeropower_via_newtonschulz5", steps=5),
+    "timm": _function("timm.optim.muon", "zeropower_via_newtonschulz", steps=5, coefficients=[JORDAN_STEP]),
     "heavyball": _heavyball,
-    "pytorch_optimizer": _pytorch_optimizer("zero_power_via_newton_schulz_5"),
-    "pytorch_optimizer gram": _pytorch_optimizer("zero_power_via_gram_newton_schulz", dtype=torch.bfloat16),
+    "pytorch_optimizer": _function(PYTORCH_OPTIMIZER, "zero_power_via_newton_schulz_5"),
+    "pytorch_optimizer gram": _function(
+        PYTORCH_OPTIMIZER, "zero_power_via_gram_newton_schulz", dtype=torch.bfloat16
+    ),
     "gram-newton-schulz": _gram_newton_schulz,
 }
 

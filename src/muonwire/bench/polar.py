@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,6 @@ from muonwire.polar.schedules import JORDAN, SCHEDULES
 REFERENCE = "torch.optim.Muon"
 # The honest peer where bfloat16 products are slow: what anybody would write there.
 PLAIN = "five steps in float32"
-BASELINES = (REFERENCE, PLAIN)
 TRIPLE = (3.4445, -4.7750, 2.0315)
 WIDE = ((512, 2048), (576, 1536), (768, 3072), (1024, 4096), (2048, 8192))
 SQUARE = ((512, 512), (1024, 1024), (2048, 2048))
@@ -37,11 +37,6 @@ SHORTEST_TURN_S = 2e-3
 # Past this time in turns on one input a method takes no more of them, once it has had the fewest.
 BUDGET_S = 3.0
 FEWEST_TURNS = 3
-Progress = Callable[[str], None]
-
-
-def _no_progress(name: str) -> None:
-    """Report nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +66,12 @@ class Measurement:
     gflop: float
 
     def speed_over(self, baseline: str) -> float:
-        """How many times as fast as a baseline.
-
-        Args:
-            baseline: one of ``BASELINES``.
-        """
+        """How many times as fast as one of ``BASELINES``."""
         return self.ratio if baseline == REFERENCE else self.plain_ratio
 
 
 def torch_muon(x: Tensor) -> Tensor:
     """torch.optim.Muon's own function with its defaults: five steps of Jordan's triple in bfloat16.
-
-    Args:
-        x: (m, n).
 
     >>> torch_muon(torch.eye(2)).dtype
     torch.bfloat16
@@ -93,9 +81,6 @@ def torch_muon(x: Tensor) -> Tensor:
 
 def plain_steps(x: Tensor) -> Tensor:
     """The five steps of ``torch_muon`` with every product in float32.
-
-    Args:
-        x: (m, n).
 
     >>> plain_steps(torch.eye(2)).dtype
     torch.float32
@@ -110,9 +95,8 @@ def plain_steps(x: Tensor) -> Tensor:
     return y.mT if tall else y
 
 
-def baselines() -> dict[str, Factor]:
-    """What everything is compared with, by name."""
-    return dict(zip(BASELINES, (torch_muon, plain_steps), strict=True))
+# What everything is compared with, by name.
+BASELINES: dict[str, Factor] = {REFERENCE: torch_muon, PLAIN: plain_steps}
 
 
 def methods() -> dict[str, Factor]:
@@ -121,12 +105,12 @@ def methods() -> dict[str, Factor]:
     >>> list(methods())[:3]
     ['torch.optim.Muon', 'five steps in float32', 'auto']
     """
-    table: dict[str, Factor] = baselines() | {"auto": polar}
+    table: dict[str, Factor] = BASELINES | {"auto": polar}
     table |= {f"adaptive {error:g}": _adaptive(error) for error in ERRORS}
-    table |= {f"newton_schulz {name}": _scheduled("newton_schulz", name) for name in SCHEDULES}
-    table |= {f"gram {name}": _scheduled("gram", name) for name in ("tuned", "polar_express")}
-    table |= {name: _exact(name) for name in EXACT}
-    table |= {name: _basis(name) for name in BASES}
+    table |= {f"newton_schulz {name}": _factor("newton_schulz", name) for name in SCHEDULES}
+    table |= {f"gram {name}": _factor("gram", name) for name in ("tuned", "polar_express")}
+    table |= {name: _factor(name) for name in EXACT}
+    table |= {name: partial(orthonormal_basis, method=name) for name in BASES}
     return table | peers()
 
 
@@ -164,7 +148,7 @@ def measure(
     *,
     rounds: int = 9,
     warmup: int = 1,
-    progress: Progress = _no_progress,
+    progress: Callable[[str], None] = lambda name: None,
 ) -> list[Measurement]:
     """Time every method on every input; they take turns, in another order each time, so that load and caches affect all alike.
 
@@ -190,8 +174,8 @@ def measure(
     for name, x in matrices.items():
         progress(name)
         shape = (x.shape[0], x.shape[1])
-        used = baselines() | {k: f for k, f in chosen.items() if _affordable(k, shape)}
-        times = _take_turns({k: _bind(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)
+        used = BASELINES | {k: f for k, f in chosen.items() if _affordable(k, shape)}
+        times = _take_turns({k: partial(f, x) for k, f in used.items()}, rounds=rounds, warmup=warmup)
         exact = exact_factor(x)
         for method in times:
             with count_products() as count:
@@ -223,7 +207,7 @@ def measure_list(
     xs = [torch.randn(*shape, generator=generator) for shape in shapes]
     calls: dict[str, Callable[[], object]] = {
         name: lambda f=f: [f(x) for x in xs]  # type: ignore[misc]
-        for name, f in baselines().items()
+        for name, f in BASELINES.items()
     }
     calls["auto"] = lambda: polar_list(xs)
     times = _take_turns(calls, rounds=rounds, warmup=1)
@@ -283,11 +267,7 @@ def geometric_mean(
 
 
 def pareto_front(rows: Sequence[Measurement]) -> list[Measurement]:
-    """The measurements of one input than which none other is both faster and more accurate, by time.
-
-    Args:
-        rows: of one input.
-    """
+    """The measurements of one input than which none other is both faster and more accurate, by time."""
     front: list[Measurement] = []
     for row in sorted(rows, key=lambda r: (r.seconds, r.polar_error)):
         if not front or row.polar_error < front[-1].polar_error:
@@ -332,21 +312,9 @@ def _affordable(method: str, shape: tuple[int, int]) -> bool:
     return min(shape) <= LARGEST_EXACT or method not in (*EXACT, *BASES)
 
 
-def _bind(function: Factor, x: Tensor) -> Callable[[], object]:
-    return lambda: function(x)
-
-
 def _adaptive(error: float) -> Factor:
     return lambda x: adaptive(x, error=error)[0]
 
 
-def _scheduled(method: str, schedule: str) -> Factor:
+def _factor(method: str, schedule: str | None = None) -> Factor:
     return lambda x: polar(x, method=method, schedule=schedule)
-
-
-def _exact(method: str) -> Factor:
-    return lambda x: polar(x, method=method)
-
-
-def _basis(method: str) -> Factor:
-    return lambda x: orthonormal_basis(x, method=method)

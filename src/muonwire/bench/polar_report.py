@@ -26,11 +26,7 @@ def summary(rows: Sequence[Measurement], baseline: str = REFERENCE) -> dict[str,
 
 
 def as_table(rows: Sequence[Measurement]) -> str:
-    """The measurements as aligned text, one block for each input, fastest first.
-
-    Args:
-        rows: measurements.
-    """
+    """The measurements as aligned text, one block for each input, fastest first."""
     width = max(len(r.method) for r in rows)
     lines = []
     for name, block in by_input(rows).items():
@@ -51,9 +47,6 @@ def as_table(rows: Sequence[Measurement]) -> str:
 def family(method: str) -> str:
     """What a method's point is coloured by: its first word where that is one of ours, else "peers".
 
-    Args:
-        method: its name.
-
     >>> family("newton_schulz jordan"), family("auto"), family("timm")
     ('newton_schulz', 'auto', 'peers')
     """
@@ -73,7 +66,6 @@ def write_chart(rows: Sequence[Measurement], path: Path) -> None:
     Bases of Gram-Schmidt and QR are no polar factors and are left out.
 
     Args:
-        rows: measurements.
         path: .png, .html or .svg.
     """
     import altair as alt

@@ -5,12 +5,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 
 def by_input(rows: Sequence[Any]) -> dict[str, list[Any]]:
@@ -21,7 +18,7 @@ def by_input(rows: Sequence[Any]) -> dict[str, list[Any]]:
     return blocks
 
 
-def as_json(rows: "Sequence[DataclassInstance]", *, setting: Mapping[str, Any], **more: Any) -> str:
+def as_json(rows: Sequence[Any], *, setting: Mapping[str, Any], **more: Any) -> str:
     """The setting, what else is given, and the measurements, as indented JSON; a number that is not finite is null.
 
     Args:

@@ -1,6 +1,5 @@
 """`muonwire bench codec`: rate, distortion and speed of every codec, in one interleaved run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from muonwire.bench import codec as bench
 from muonwire.bench.codec_report import as_table, write_chart
 from muonwire.bench.report import as_json
-from muonwire.cli.arguments import captured_matrices, check_chart, matrix_shape, parse
+from muonwire.cli.arguments import captured_matrices, check_chart, command, matrix_shape
 from muonwire.cli.progress import bench_bar
 
 CAPTURED = Path("benchmarks/data/updates.safetensors")
@@ -68,17 +67,16 @@ def run(config: BenchCodec) -> int:
     return 0
 
 
-EXAMPLES = (
-    "muonwire bench codec --chart codecs.html",
-    "muonwire bench codec --shapes 512x2048 --codecs 'topk(density=0.05) | sign' 'dct | topk(k=32) | sign(scale=chunk)'",
-    "muonwire bench codec --captured my_updates.safetensors --rounds 9 --json",
-)
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    about = (
+main = command(
+    BenchCodec,
+    name="bench codec",
+    about=(
         "Measure every codec on captured updates and synthetic matrices: bits a value (of the whole payload) against the "
         "relative error, MB/s of float32 input, and speed over DeMo's own scheme written plainly, interleaved: medians."
-    )
-    return run(parse(BenchCodec, args, command="bench codec", about=about, examples=EXAMPLES))
+    ),
+    examples=(
+        "muonwire bench codec --chart codecs.html",
+        "muonwire bench codec --shapes 512x2048 --codecs 'topk(density=0.05) | sign' 'dct | topk(k=32) | sign(scale=chunk)'",
+        "muonwire bench codec --captured my_updates.safetensors --rounds 9 --json",
+    ),
+)(run)

@@ -1,6 +1,5 @@
 """`muonwire bench polar`: every polar method against torch.optim.Muon's function, in one interleaved run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from muonwire.bench import polar as bench
 from muonwire.bench.polar_report import as_table, summary, write_chart
 from muonwire.bench.report import as_json
-from muonwire.cli.arguments import captured_matrices, check_chart, matrix_shape, parse
+from muonwire.cli.arguments import captured_matrices, check_chart, command, matrix_shape
 from muonwire.cli.env import processor_name
 from muonwire.cli.progress import bench_bar
 from muonwire.errors import UsageError
@@ -91,17 +90,16 @@ def run(config: BenchPolar) -> int:
     return 0
 
 
-EXAMPLES = (
-    "muonwire bench polar --shapes 512x2048 --methods auto 'adaptive 0.02'",
-    "muonwire bench polar --captured benchmarks/data/momentum.safetensors --chart polar.png --json",
-    "muonwire bench polar --shapes 512x2048 1024x1024 --methods auto --rounds 3 --no-mixed-list  # where bfloat16 is slow",
-)
-
-
-def main(args: Sequence[str]) -> int:
-    """Run the command; returns the exit code."""
-    about = (
+main = command(
+    BenchPolar,
+    name="bench polar",
+    about=(
         "Time every polar method against torch.optim.Muon's and the same five steps in float32, interleaved: medians, errors, "
         "products."
-    )
-    return run(parse(BenchPolar, args, command="bench polar", about=about, examples=EXAMPLES))
+    ),
+    examples=(
+        "muonwire bench polar --shapes 512x2048 --methods auto 'adaptive 0.02'",
+        "muonwire bench polar --captured benchmarks/data/momentum.safetensors --chart polar.png --json",
+        "muonwire bench polar --shapes 512x2048 1024x1024 --methods auto --rounds 3 --no-mixed-list  # where bfloat16 is slow",
+    ),
+)(run)

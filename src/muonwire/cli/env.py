@@ -19,18 +19,8 @@ from muonwire.cli.arguments import command
 from muonwire.polar import find_processor
 
 PACKAGES = (
-    *(
-        "numpy",
-        "constriction",
-        "transformers",
-        "tokenizers",
-        "safetensors",
-        "tyro",
-        "rich",
-        "polars",
-        "altair",
-    ),
-    *("torchft", "accelerate", "lightning"),
+    *("numpy", "constriction", "transformers", "tokenizers", "safetensors", "tyro", "rich", "polars"),
+    *("altair", "accelerate", "lightning"),
 )
 # Variables that change results, speed or the way to the other replicas.
 VARIABLES = (
@@ -98,7 +88,7 @@ def describe() -> dict[str, Any]:
             "interfaces": ", ".join(f"{name} {address}" for name, address in interfaces()) or "unknown",
             "would be used": used_interface(),
         },
-        "packages": {name: version_of(name) for name in PACKAGES if name != "torchft"},
+        "packages": {name: version_of(name) for name in PACKAGES},
         "variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
         },
@@ -136,11 +126,8 @@ def _build() -> str:
     kind = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
     if torch.version.hip:
         kind = f"ROCm {torch.version.hip}"
-    parts = [
-        kind,
-        *(n for n, has in (("MKL", torch._C.has_mkl), ("oneDNN", torch._C._has_mkldnn)) if has),
-    ]
-    return ", ".join(parts)
+    libraries = {"MKL": torch._C.has_mkl, "oneDNN": torch._C._has_mkldnn}
+    return ", ".join([kind, *(name for name, has in libraries.items() if has)])
 
 
 def processor_name() -> str:
@@ -175,12 +162,8 @@ def _accelerators() -> str:
 def _backends() -> list[str]:
     if not dist.is_available():
         return []
-    checks = (
-        ("gloo", dist.is_gloo_available),
-        ("nccl", dist.is_nccl_available),
-        ("mpi", dist.is_mpi_available),
-    )
-    return [name for name, available in checks if available()]
+    checks = {"gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available, "mpi": dist.is_mpi_available}
+    return [name for name, available in checks.items() if available()]
 
 
 def version_of(package: str) -> str:
@@ -229,7 +212,5 @@ def used_interface() -> str:
             own = probe.getsockname()[0]
     except OSError as error:
         return f"none: {master or 'the outside'} cannot be reached ({error.strerror or error})"
-    for name, address in interfaces():
-        if address == own:
-            return f"{name} ({own}): {why}"
-    return f"{own}: {why}"
+    name = next((f"{name} ({own})" for name, address in interfaces() if address == own), own)
+    return f"{name}: {why}"

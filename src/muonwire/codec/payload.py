@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from muonwire.codec.part import Shape
 from muonwire.errors import PayloadError, UsageError
 
 MAGIC = b"MW"
@@ -38,8 +39,6 @@ LARGEST_NUMEL = 1 << 30
 _SMALLEST_TENSOR_BYTES = 3
 _QUOTED_CHARACTERS = 80
 
-Shape = tuple[int, ...]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -50,7 +49,8 @@ class Entry:
     body: bytes
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """LEB128 in its shortest form."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -66,7 +66,7 @@ def _table(codec_text: str, tensors: Sequence[tuple[Shape, torch.dtype, int]]) -
             f"payload: {len(tensors)} tensors and {len(text)} bytes of codec; a payload holds at most "
             f"{LARGEST_NUM_TENSORS} and {LARGEST_CODEC_BYTES}"
         )
-    table = bytearray(_varint(len(text)) + text + _varint(len(tensors)))
+    table = bytearray(varint(len(text)) + text + varint(len(tensors)))
     for shape, dtype, body_bytes in tensors:
         if dtype not in _DTYPE_CODES or len(shape) > LARGEST_NDIM:
             raise UsageError(
@@ -75,7 +75,7 @@ def _table(codec_text: str, tensors: Sequence[tuple[Shape, torch.dtype, int]]) -
             )
         table += bytes((_DTYPE_CODES[dtype], len(shape)))
         for size in (*shape, body_bytes):
-            table += _varint(size)
+            table += varint(size)
     return bytes(table)
 
 

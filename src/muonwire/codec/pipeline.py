@@ -125,7 +125,10 @@ class Pipeline(Codec):
         if not self.transform.linear or (
             self.transform.seeded and len({b[: _SEED.size] for b in bodies}) > 1
         ):
-            return self._mean_decoded(bodies, shape)
+            decoded = torch.zeros(shape, dtype=self.quantize.decoded_dtype)
+            for body in bodies:
+                decoded += self.decode_body(body, shape)
+            return _finite(decoded / len(bodies), shape)
         num_blocks, block_numel = self.transform.grid(shape)
         total = torch.zeros(num_blocks * block_numel, dtype=self.quantize.decoded_dtype)
         senders = torch.zeros(num_blocks * block_numel) if over == "senders" else None
@@ -168,12 +171,6 @@ class Pipeline(Codec):
         return Layout(
             num_blocks=num_blocks, block_numel=block_numel, positions=positions, per_block=per_block
         )
-
-    def _mean_decoded(self, bodies: Sequence[bytes], shape: Shape) -> Tensor:
-        total = torch.zeros(shape, dtype=self.quantize.decoded_dtype)
-        for body in bodies:
-            total += self.decode_body(body, shape)
-        return _finite(total / len(bodies), shape)
 
     def _values(self, body: bytes, shape: Shape) -> tuple[Tensor, Tensor | None, int]:
         num_blocks, block_numel = self.transform.grid(shape)

@@ -14,11 +14,11 @@ from muonwire.transport.link import Link
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a comparison uses where nothing else is given.
+    """What decides the results of a comparison, where nothing else is given.
 
     Args:
         recipes, finalists, replicas, steps, lr_grid, tune_steps, seeds, link, evaluate_every: as in CompareConfig.
-        task: the options of its task; other tasks take their own defaults.
+        task: the options of the task of all runs; tasks other than the preset's take their own defaults.
         known_rates: by recipe, what earlier searches of the whole lr_grid with exactly this preset found: the best rate, then
             others, as many for each recipe. Only these are tried. Default: none, the grid is searched.
     """
@@ -227,18 +227,14 @@ class CompareConfig:
         Raises:
             UsageError: what is not allowed.
         """
-        wanted = {f.name for f in fields(Comparison)}
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name in wanted}
         preset = PRESETS[self.preset]
-        filled = {
-            f.name: getattr(preset, f.name)
-            for f in fields(preset)
-            if f.name in given and given[f.name] is None
-        }
-        if self.recipes is not None and self.finalists is None:
+        wanted = {f.name for f in fields(Comparison)}
+        given = {name: v for name, v in vars(self).items() if name in wanted and v is not None}
+        if self.recipes is not None:
             # The preset's finalists belong to its own recipes.
-            filled["finalists"] = None
-        comparison = Comparison(**{**given, **filled, "task": self._task_settings()})
+            given["finalists"] = self.finalists
+        chosen = {**vars(preset), **given, "task": self._task_settings(), "known_rates": {}}
+        comparison = Comparison(**chosen)
         as_searched = self.lr_grid is None and all(
             getattr(comparison, name) == getattr(preset, name) for name in DECIDES_RATES
         )
@@ -250,36 +246,19 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A comparison with everything filled in.
-
-    Args:
-        task: the options of the task of all runs.
-        known_rates: as in Preset.
-        recipes, finalists, replicas, steps, lr_grid, tune_steps, seeds, link, evaluate_every, out, threads, port, virtual, jobs,
-            compile: as in CompareConfig.
+class Comparison(Preset):
+    """A comparison with everything filled in: what decides its results, and where and how it is run, as in CompareConfig.
 
     Raises:
         UsageError: an empty or repeating list, no replica, a link that does not parse, or a run that is not allowed.
     """
 
-    recipes: tuple[str, ...]
-    finalists: tuple[str, ...] | None
-    task: TaskSettings
-    replicas: int
-    steps: int
-    lr_grid: tuple[float, ...]
-    tune_steps: int | None
-    seeds: tuple[int, ...]
-    link: str
-    evaluate_every: int
     out: Path
-    threads: int | None
+    threads: int | None = None
     port: int
     virtual: bool
-    jobs: int | None
+    jobs: int | None = None
     compile: bool
-    known_rates: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("recipes", "lr_grid", "seeds"):

@@ -1,20 +1,13 @@
 """From the finished runs of a comparison to its tables."""
 
+from dataclasses import fields
 from typing import Any
 
 import polars as pl
 
 from muonwire.compare.config import Comparison
-from muonwire.compare.report import CURVE_COLUMNS
-from muonwire.compare.runs import (
-    Result,
-    Run,
-    best_lr,
-    candidates,
-    find_result,
-    run_folder,
-    tuning_losses,
-)
+from muonwire.compare.report.results import CURVE_COLUMNS, SeedResult
+from muonwire.compare.runs import Result, Run, best_lr, candidates, find_result, run_folder, tuning_losses
 from muonwire.recipes import parse_recipe
 from muonwire.train.metrics import read_metrics
 from muonwire.transport import Link
@@ -40,26 +33,13 @@ def summarize(config: Comparison) -> list[dict[str, Any]]:
 def _entry(
     recipe: str, seed: int, lr: float, result: Result, link: Link, config: Comparison
 ) -> dict[str, Any]:
-    copied = (
-        "replicas",
-        "steps",
-        "final_eval_loss",
-        "num_parameters",
-        "bytes_sent_per_step",
-        "bytes_received_per_step",
-        "bytes_egress_per_step",
-        "messages_per_step",
-        "bits_per_parameter_step",
-        "compute_s_per_step",
-        "optimizer_s_per_step",
-        "exchange_s_per_step",
-        "diverged",
-    )
+    # Results of runs without probes lack the diagnostics.
+    copied = [f.name for f in fields(SeedResult) if f.name in result and f.name != "diagnostics"]
     return {
         "recipe": recipe,
         "seed": seed,
         "lr": lr,
-        **{key: result[key] for key in copied},
+        **{name: result[name] for name in copied},
         "link_s_per_step": link.seconds(
             egress_bytes=result["bytes_egress_per_step"],
             received_bytes=result["bytes_received_per_step"],
@@ -91,15 +71,8 @@ def curves(config: Comparison) -> pl.DataFrame:
                 compute_s = result["compute_s_per_step"] + result["optimizer_s_per_step"]
                 for record in read_metrics(run_folder(config.out, recipe, lr, seed)):
                     if "eval_loss" in record:
-                        rows.append(
-                            {
-                                "recipe": recipe,
-                                "lr": lr,
-                                "seed": seed,
-                                "best": lr == best,
-                                **_point(record, compute_s, link),
-                            }
-                        )
+                        run = {"recipe": recipe, "lr": lr, "seed": seed, "best": lr == best}
+                        rows.append({**run, **_point(record, compute_s, link)})
     return pl.DataFrame(rows, schema=CURVE_COLUMNS, orient="row")
 
 

@@ -17,7 +17,7 @@ from muonwire.optim.kept import copy_in
 from muonwire.polar import find_processor
 from muonwire.polar.processor import slowest
 from muonwire.transport.base import Flag, Transport
-from muonwire.transport.digest import DIGEST_BYTES, check_agreement, check_replicas, digest, digest_all
+from muonwire.transport.digest import DIGEST_BYTES, check_agreement, check_replicas, digest_all
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -90,11 +90,6 @@ def buffer_means(
     """The buffers that differ, each with its mean over the replicas."""
     chosen = [buffers[i][1] for i in differing]
     return list(zip(chosen, transport.mean(chosen), strict=True)) if chosen else []
-
-
-def digests(tensors: Sequence[Tensor]) -> list[bytes]:
-    """A digest of eight bytes of each tensor."""
-    return [digest(t) for t in tensors]
 
 
 class Agreement:

@@ -15,7 +15,6 @@ from muonwire.optim.agreement import (
     Handshake,
     begin,
     buffer_means,
-    digests,
     ensure_agreement,
     floating_buffers,
 )
@@ -31,7 +30,7 @@ from muonwire.stages.base import Stage, State, Watch
 from muonwire.stages.chain import Chain
 from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, SingleReplica, Transport
-from muonwire.transport.digest import check_replicas
+from muonwire.transport.digest import check_replicas, digest
 
 
 class ChainOptimizer(torch.optim.Optimizer):
@@ -421,7 +420,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         handshake = Handshake(
             alone=self.steps_alone,
             edits=self.agreement.edits,
-            buffers=digests([b for _, b in self.buffers()]),
+            buffers=[digest(buffer) for _, buffer in self.buffers()],
         )
         differing = handshake.exchange(self.transport)
         self.agreement.forget_edits()

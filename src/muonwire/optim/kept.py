@@ -15,7 +15,7 @@ from muonwire.stages.base import State
 # parameter held after the optimizer's last step.
 MASTER, SHARED, HELD = "master", "shared", "held"
 SAMPLES = 256
-States = Mapping[Tensor, State]
+StatesByParam = Mapping[Tensor, State]
 
 
 def wide_dtype(param: Tensor) -> torch.dtype:
@@ -23,14 +23,14 @@ def wide_dtype(param: Tensor) -> torch.dtype:
     return torch.promote_types(param.dtype, torch.float32)
 
 
-def copy_out(params: Sequence[Tensor], states: States, key: str) -> None:
+def copy_out(params: Sequence[Tensor], states: StatesByParam, key: str) -> None:
     """Copy what is kept of the parameters under ``key``, where it is kept, into them."""
     for param in params:
         if key in states[param]:
             param.copy_(states[param][key])
 
 
-def copy_in(params: Sequence[Tensor], states: States) -> None:
+def copy_in(params: Sequence[Tensor], states: StatesByParam) -> None:
     """Copy the parameters into what is kept of them."""
     for param in params:
         for key in (MASTER, SHARED):
@@ -57,7 +57,7 @@ def unsent(state: State, path: Sequence[str]) -> Tensor:
 
 
 @contextmanager
-def holding_shared(params: Sequence[Tensor], states: States) -> Iterator[None]:
+def holding_shared(params: Sequence[Tensor], states: StatesByParam) -> Iterator[None]:
     """Within the block the parameters hold the weights that all replicas share."""
     departed = [p for p in params if SHARED in states[p]]
     own = [p.detach().clone() for p in departed]
@@ -94,7 +94,7 @@ class ChangeDetector:
         # A copied or unpickled optimizer has weights at other addresses.
         return {"_marks": None, "_samples": []}
 
-    def record(self, params: Sequence[Tensor], states: States) -> None:
+    def record(self, params: Sequence[Tensor], states: StatesByParam) -> None:
         """Remember these weights, which the optimizer has just written."""
         marks = [_mark(p) for p in params]
         if self._samples and self._in_place(marks):
@@ -115,7 +115,7 @@ class ChangeDetector:
             for mark, p in zip(self._marks, params, strict=False)
         )
 
-    def edited(self, params: Sequence[Tensor], states: States) -> bool:
+    def edited(self, params: Sequence[Tensor], states: StatesByParam) -> bool:
         """Whether any weight holds other values than were recorded; a cast is no edit."""
         marks = [_mark(p) for p in params]
         if self._samples and self._in_place(marks):
@@ -141,7 +141,7 @@ class _Samples:
     Comparing them is one large operation in place of many small ones.
     """
 
-    def __init__(self, params: Sequence[Tensor], states: States) -> None:
+    def __init__(self, params: Sequence[Tensor], states: StatesByParam) -> None:
         self._params = params
         self._views = [sample(p) for p in params]
         self._recorded = torch.cat(self._views).to(wide_dtype(params[0]))
@@ -172,7 +172,7 @@ def _mark(param: Tensor) -> _Mark:
     return param._version, param.data_ptr(), param.dtype, param.device
 
 
-def _copied(params: Sequence[Tensor], states: States) -> list[Tensor]:
+def _copied(params: Sequence[Tensor], states: StatesByParam) -> list[Tensor]:
     """The parameters of which copies are kept."""
     return [p for p in params if MASTER in states[p] or SHARED in states[p]]
 

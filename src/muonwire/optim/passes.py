@@ -11,7 +11,7 @@ from muonwire.errors import UsageError
 from muonwire.optim.gradients import wide_gradient
 from muonwire.optim.groups import OUTER
 from muonwire.optim.kept import SHARED
-from muonwire.stages.base import Context, State
+from muonwire.stages.base import Context, State, total_bytes
 from muonwire.stages.chain import Chain
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
@@ -137,13 +137,11 @@ def estimate_bytes(optimizer: "ChainOptimizer", *, replicas: int) -> float | Non
     if local is not None and local.growth > 0:
         # The average depends on the length of the run.
         return None
-    total = 0.0
-    for chain, params, layouts in _sent(optimizer):
-        part = chain.estimate_bytes(params, layouts, replicas=replicas)
-        if part is None:
-            return None
-        total += part
-    return total if local is None else total / local.interval
+    total = total_bytes(
+        chain.estimate_bytes(params, layouts, replicas=replicas)
+        for chain, params, layouts in _sent(optimizer)
+    )
+    return total if total is None or local is None else total / local.interval
 
 
 def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], list[MatrixLayout]]]:

@@ -17,6 +17,7 @@ from muonwire.pages.blocks import (
     Terms,
     Tile,
     Tiles,
+    text_table,
 )
 from muonwire.pages.image import write_png, write_svg
 from muonwire.pages.page import render_page
@@ -41,6 +42,7 @@ __all__ = [
     "Tiles",
     "render_page",
     "series_chart",
+    "text_table",
     "write_png",
     "write_svg",
 ]

@@ -5,7 +5,7 @@ Text is escaped when the page is rendered; a ``Markup`` is taken as it is, so bu
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -133,6 +133,23 @@ class Table:
                 raise UsageError(
                     f"Table: a row has {len(row)} cells; its table has {len(self.columns)} columns"
                 )
+
+
+def text_table(
+    caption: Text,
+    columns: Sequence[Column | str],
+    rows: Iterable[Iterable[Cell | Text]],
+    *,
+    names: int = 1,
+    notes: Sequence[Text] = (),
+) -> Table:
+    """A table whose columns may be labels, and its cells texts; all labelled columns but the first ``names`` hold numbers."""
+    heads = (
+        Column(label=column, numeric=place >= names) if isinstance(column, str) else column
+        for place, column in enumerate(columns)
+    )
+    body = (tuple(cell if isinstance(cell, Cell) else Cell(text=cell) for cell in row) for row in rows)
+    return Table(caption=caption, columns=tuple(heads), rows=tuple(body), notes=tuple(notes))
 
 
 @dataclass(frozen=True, kw_only=True)

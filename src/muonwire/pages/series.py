@@ -87,6 +87,7 @@ def series_chart(
     scale = _log() if log_y else alt.Scale(type="linear", zero=mark == "bar")
     y_axis = alt.Y("y:Q", title=y_title, scale=scale)
     base = alt.Chart(inline(rows))
+    at = {"x": x_axis, "y": y_axis, "color": colour}
     tooltip = [
         alt.Tooltip("recipe:N", title="series"),
         alt.Tooltip("x:Q" if numeric else "x:N", title=x_title),
@@ -96,30 +97,17 @@ def series_chart(
     layers: list[Any] = []
     if mark == "bar":
         offset = alt.XOffset("recipe:N", sort=None) if len(labels) > 1 else alt.Undefined
-        layers.append(
-            base.mark_bar().encode(x=x_axis, y=y_axis, color=colour, xOffset=offset, tooltip=tooltip)
-        )
+        layers.append(base.mark_bar().encode(**at, xOffset=offset, tooltip=tooltip))
         if banded:
             layers.append(base.mark_rule().encode(x=x_axis, y=alt.Y("low:Q"), y2="high:Q", xOffset=offset))
     else:
         if numeric and banded:
-            layers.append(
-                base.mark_area(opacity=0.15).encode(
-                    x=x_axis, y=alt.Y("low:Q", scale=scale, title=y_title), y2="high:Q", color=colour
-                )
-            )
+            band = {**at, "y": alt.Y("low:Q", scale=scale, title=y_title)}
+            layers.append(base.mark_area(opacity=0.15).encode(**band, y2="high:Q"))
         if mark == "line":
-            layers.append(
-                base.mark_line(strokeWidth=2).encode(
-                    x=x_axis, y=y_axis, color=colour, strokeDash=dash, detail="recipe:N"
-                )
-            )
+            layers.append(base.mark_line(strokeWidth=2).encode(**at, strokeDash=dash, detail="recipe:N"))
         if mark == "point" or dots:
-            layers.append(
-                base.mark_point(filled=True, size=45, opacity=1).encode(
-                    x=x_axis, y=y_axis, color=colour, tooltip=tooltip
-                )
-            )
+            layers.append(base.mark_point(filled=True, size=45, opacity=1).encode(**at, tooltip=tooltip))
     key = tuple(
         KeyEntry(label=label, swatch=Swatch(series=series_colour(i), dash=series_dash(i)), selects=False)
         for i, label in enumerate(labels)

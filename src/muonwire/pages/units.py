@@ -52,15 +52,8 @@ def seconds_text(seconds: float) -> str:
 
 def duration_unit(longest_s: float) -> tuple[float, str]:
     """Seconds per axis unit and its name, for an axis whose longest value is ``longest_s`` seconds."""
-    if longest_s < 1:
-        return 1e-3, "ms"
-    if longest_s < 300:
-        return 1.0, "s"
-    if longest_s < 3 * 3600:
-        return 60.0, "minutes"
-    if longest_s < 3 * 86400:
-        return 3600.0, "hours"
-    return 86400.0, "days"
+    units = ((1, 1e-3, "ms"), (300, 1.0, "s"), (3 * 3600, 60.0, "minutes"), (3 * 86400, 3600.0, "hours"))
+    return next(((per, unit) for limit, per, unit in units if longest_s < limit), (86400.0, "days"))
 
 
 def loss_text(loss: float) -> str:

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muonwire.polar.buffers import buffer
-from muonwire.polar.gram import gram_iteration, gram_matrix, symmetric_flops, uses_blocks
+from muonwire.polar.gram import gram_iteration, kept_gram, symmetric_flops, uses_blocks
 from muonwire.polar.halley import HALLEY_ERROR, LOWER, halley, halley_cost, halley_flops, halley_map
 from muonwire.polar.plans import (
     CENTERS,
@@ -117,8 +116,7 @@ class _Work:
         self.noise = float(np.hypot(grown, stored))
 
     def measure(self) -> None:
-        r = min(self.y.shape)
-        self.gram = gram_matrix(self.y, out=buffer("gram", (r, r), self.y.dtype, self.y.device))
+        self.gram = kept_gram(self.y)
         self.spectrum = measure_spectrum(self.gram)
 
 
@@ -131,24 +129,21 @@ def roundoff(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def adapt(y: Tensor, *, error: float | None, gram: Tensor | None = None) -> tuple[Tensor, Report]:
+def adapt(y: Tensor, gram: Tensor, *, error: float | None) -> tuple[Tensor, Report]:
     """Polar factor of one finite, well-scaled, nonzero matrix, decisions made on the host.
 
     Args:
         y: (m, n), in the dtype of the products, with ‖Y‖_F within 1e±6 (float16: near 1).
+        gram: ``gram_matrix(y)``; overwritten.
         error: polar error to reach, whatever it takes; the result is checked, and worked on again where it
             falls short. None: that of torch.optim.Muon's function on the measured spectrum, at no more FLOPs
             than it takes, unchecked; in float32 or wider by ``halley``, where that takes less time.
-        gram: ``gram_matrix(y)`` where the caller has it; overwritten.
 
     Returns:
         (m, n) in the dtype of ``y``, and the report.
     """
     shape = (y.shape[0], y.shape[1])
     unit = roundoff(y.dtype)
-    if gram is None:
-        r = min(shape)
-        gram = gram_matrix(y, out=buffer("gram", (r, r), y.dtype, y.device))
     first = measure_spectrum(gram)
     if y.dtype == torch.float16:
         # Its range is too small for coefficients to carry the scale.

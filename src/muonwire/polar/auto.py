@@ -153,14 +153,13 @@ def _measured_one(matrix: Tensor, options: Options, *, error: float | None) -> t
     may_widen = error is not None and options.dtype is None and roundoff(dtype) > roundoff(float32)
     if may_widen and error is not None and error < SMALLEST_HALF_ERROR:
         dtype, may_widen = float32, False
-    ready = prepare(matrix, dtype=dtype, nonfinite=options.nonfinite, operation="polar")
-    if ready.result is not None:
-        return ready.result, None
-    assert ready.y is not None
-    assert ready.gram is not None
+    ready = prepare(matrix, dtype=dtype, nonfinite=options.nonfinite)
+    if isinstance(ready, Tensor):
+        return ready, None
+    y, gram = ready
     shape = (matrix.shape[0], matrix.shape[1])
-    if not may_widen or error is None or resolves(ready.gram, shape, error=error):
-        result, report = adapt(ready.y, error=error, gram=ready.gram)
+    if not may_widen or error is None or resolves(gram, shape, error=error):
+        result, report = adapt(y, gram, error=error)
         if not may_widen or report.reached:
             return result.to(matrix.dtype), report
     return _measured_one(matrix, options._replace(dtype=float32), error=error)
@@ -175,14 +174,12 @@ def _halley(x: Tensor, options: Options) -> Tensor:
     return halley_polar(x, dtype=dtype, nonfinite=options.nonfinite)
 
 
-def _newton_schulz(x: Tensor, options: Options) -> Tensor:
-    result = newton_schulz(x, schedule=options.schedule, dtype=_dtype_of_stack(x, options))
-    return guard(x, result, nonfinite=options.nonfinite)
+def _iterated(iterate: Callable[..., Tensor]) -> Callable[[Tensor, Options], Tensor]:
+    def run(x: Tensor, options: Options) -> Tensor:
+        result = iterate(x, schedule=options.schedule, dtype=_dtype_of_stack(x, options))
+        return guard(x, result, nonfinite=options.nonfinite)
 
-
-def _gram(x: Tensor, options: Options) -> Tensor:
-    result = gram_newton_schulz(x, schedule=options.schedule, dtype=_dtype_of_stack(x, options))
-    return guard(x, result, nonfinite=options.nonfinite)
+    return run
 
 
 def _dtype_of_stack(x: Tensor, options: Options) -> torch.dtype:
@@ -198,8 +195,8 @@ _METHODS: dict[str, Callable[[Tensor, Options], Tensor]] = {
     "auto": _auto,
     "adaptive": _adaptive,
     "halley": _halley,
-    "newton_schulz": _newton_schulz,
-    "gram": _gram,
+    "newton_schulz": _iterated(newton_schulz),
+    "gram": _iterated(gram_newton_schulz),
     **{name: _exact(name) for name in EXACT},
 }
 METHODS = tuple(_METHODS)
@@ -222,11 +219,7 @@ def polar_list(
 
     Args:
         xs: tensors as ``polar`` takes them.
-        method: as for ``polar``.
-        schedule: as for ``polar``.
-        dtype: as for ``polar``.
-        nonfinite: as for ``polar``.
-        processor: as for ``polar``.
+        method, schedule, dtype, nonfinite, processor: as for ``polar``.
 
     Raises:
         UsageError: as for ``polar``.

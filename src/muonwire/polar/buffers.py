@@ -17,9 +17,7 @@ def buffer(slot: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.
 
     Args:
         slot: what it is for; two buffers in use at once need two slots.
-        shape: its shape.
-        dtype: its dtype.
-        device: its device.
+        shape, dtype, device: its own.
 
     >>> a = buffer("gram", (2, 2), torch.float32, torch.device("cpu"))
     >>> a is buffer("gram", (2, 2), torch.float32, torch.device("cpu"))

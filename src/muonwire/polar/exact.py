@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
+from muonwire.polar.gram import gram_matrix
 from muonwire.polar.prepare import nonfinite_message
 
 # Most iterations of each; both stop before, once an iteration changes nothing.
@@ -34,7 +35,7 @@ def exact_polar(x: Tensor, *, method: str, dtype: torch.dtype | None, nonfinite:
     finite = torch.isfinite(largest)
     if not bool(finite.all()):
         if nonfinite == "raise":
-            raise UsageError(nonfinite_message(x, operation="polar"))
+            raise UsageError(nonfinite_message(x))
         wide, largest = torch.where(finite, wide, 0.0), torch.where(finite, largest, 1.0)
     zero = largest == 0
     # A zero matrix has no inverse for newton; the identity stands in for it and is masked.
@@ -79,7 +80,7 @@ def eigh_polar(x: Tensor) -> Tensor:
     Source: Higham, Functions of Matrices (2008), section 8.1: U = A (A* A)^(−½).
     """
     tall = x.shape[-2] > x.shape[-1]
-    gram = x.mT @ x if tall else x @ x.mT
+    gram = gram_matrix(x)
     values, vectors = torch.linalg.eigh(gram)
     eps = torch.finfo(values.dtype).eps * gram.shape[-1]
     floor = values[..., -1:] * eps

@@ -26,12 +26,17 @@ def gram_matrix(y: Tensor, *, out: Tensor | None = None) -> Tensor:
     return torch.matmul(left, right, out=out) if out is not None else left @ right
 
 
+def kept_gram(y: Tensor) -> Tensor:
+    """``gram_matrix`` of one matrix, in the buffer that this thread keeps for it."""
+    r = min(y.shape)
+    return gram_matrix(y, out=buffer("gram", (r, r), y.dtype, y.device))
+
+
 def uses_blocks(r: int, s: int, *, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the Gram matrix of an r×s matrix is made by blocks.
 
     Args:
-        r: the smaller dim.
-        s: the larger dim.
+        r, s: the smaller and the larger dim.
         dtype: of the product.
         device: where; only on CPU has it been measured to be faster.
 
@@ -151,7 +156,7 @@ def gram_iteration(
     def square(slot: str) -> Tensor:
         return buffer(slot, (r, r), y.dtype, y.device)
 
-    gram = gram_matrix(y, out=square("gram")) if gram is None else gram
+    gram = kept_gram(y) if gram is None else gram
     for segment, (first, last) in enumerate(pairwise(bounds)):
         total = None
         for index in range(first, last):
@@ -171,5 +176,5 @@ def gram_iteration(
         out = None if final else buffer(f"iterate{segment % 2}", tuple(y.shape), y.dtype, y.device)
         y = torch.mm(y, total, out=out) if tall else torch.mm(total, y, out=out)
         if not final:
-            gram = gram_matrix(y, out=square("gram"))
+            gram = kept_gram(y)
     return y

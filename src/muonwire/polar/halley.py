@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from muonwire.polar.exact import halley_weights
-from muonwire.polar.gram import symmetric_flops
+from muonwire.polar.gram import gram_matrix, symmetric_flops
 from muonwire.polar.minimax import Values, evaluate, minimax_odd
 from muonwire.polar.newton_schulz import normalized
 from muonwire.polar.prepare import LARGEST_TRACE, SMALLEST_TRACE, guard
@@ -44,16 +44,16 @@ def halley_polar(x: Tensor, *, dtype: torch.dtype, nonfinite: str = "propagate")
         UsageError: x has a value that is not finite, and nonfinite is "raise".
     """
     y = x.to(dtype)
-    gram = y.mT @ y if y.shape[-2] > y.shape[-1] else y @ y.mT
+    gram = gram_matrix(y)
     if y.ndim == 2:
         # One usual matrix: few operations, each of which costs microseconds.
         square = gram.trace().item()
         if SMALLEST_TRACE <= square <= LARGEST_TRACE:
             return halley(y, gram=gram, upper=math.sqrt(square))
-        return guard(x, halley(normalized(x, dtype=dtype)), nonfinite=nonfinite)
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]
-    if bool(((trace >= SMALLEST_TRACE) & (trace <= LARGEST_TRACE)).all()):
-        return halley(y, gram=gram, upper=trace.sqrt())
+    else:
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(dim=-1)[..., None, None]
+        if bool(((trace >= SMALLEST_TRACE) & (trace <= LARGEST_TRACE)).all()):
+            return halley(y, gram=gram, upper=trace.sqrt())
     return guard(x, halley(normalized(x, dtype=dtype)), nonfinite=nonfinite)
 
 
@@ -120,8 +120,7 @@ def halley_flops(m: int, n: int, *, blocks: bool = False) -> int:
     """FLOPs of ``halley`` on one m×n matrix, the factorization and its solves among them.
 
     Args:
-        m: rows.
-        n: columns.
+        m, n: rows and columns.
         blocks: the Gram matrix is made by blocks.
 
     >>> halley_flops(1, 2), halley_flops(4, 4) // 4**3
@@ -135,13 +134,7 @@ def halley_flops(m: int, n: int, *, blocks: bool = False) -> int:
 
 
 def halley_cost(m: int, n: int, *, blocks: bool = False) -> int:
-    """FLOPs of products that take the time of ``halley``.
-
-    Args:
-        m: rows.
-        n: columns.
-        blocks: as for ``halley_flops``.
-    """
+    """FLOPs of products that take the time of ``halley``; the arguments are those of ``halley_flops``."""
     return halley_flops(m, n, blocks=blocks) + (FACTOR_COST - 1) * min(m, n) ** 3
 
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from muonwire.polar.gram import gram_iteration
-from muonwire.polar.minimax import evaluate
 from muonwire.polar.restarts import derive_restarts
 from muonwire.polar.schedules import Schedule
 
@@ -127,17 +126,3 @@ def normalized(x: Tensor, *, dtype: torch.dtype, margin: float = 1.0) -> Tensor:
         norm = y.norm(dim=(-2, -1), keepdim=True) if y.ndim > 2 else y.norm()
     # Multiplied by 1 the norm keeps its bits, on which parity with torch.optim.Muon rests.
     return y.div_(norm.clamp(min=SMALLEST_NORM) * margin)
-
-
-def map_values(schedule: Schedule, values: np.ndarray, *, frobenius: float) -> np.ndarray:
-    """What the iteration makes of singular values, in exact arithmetic: p(σ/‖X‖_F).
-
-    Args:
-        schedule: p.
-        values: singular values.
-        frobenius: ‖X‖_F.
-    """
-    mapped = np.asarray(values, dtype=np.float64) / frobenius
-    for step in schedule.coefficients:
-        mapped = evaluate(step, mapped)
-    return mapped

@@ -1,14 +1,13 @@
 """Bringing a matrix into the dtype and range of the products."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.polar.buffers import buffer
-from muonwire.polar.gram import gram_matrix
+from muonwire.polar.gram import kept_gram
 
 NONFINITE = ("raise", "propagate")
 # ‖X‖_F² within this range leaves room for c₂/σ⁵ and R² in float32's and bfloat16's range of exponents.
@@ -16,22 +15,7 @@ SMALLEST_TRACE = 1e-10
 LARGEST_TRACE = 1e10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A matrix ready for products, or the reason why there is nothing to do.
-
-    Args:
-        y: (m, n) in the dtype of the products; None where ``result`` is the answer already.
-        gram: its Gram matrix.
-        result: zeros for a zero matrix, NaN for a non-finite one that is to be propagated.
-    """
-
-    y: Tensor | None = None
-    gram: Tensor | None = None
-    result: Tensor | None = None
-
-
-def prepare(x: Tensor, *, dtype: torch.dtype, nonfinite: str, operation: str) -> Prepared:
+def prepare(x: Tensor, *, dtype: torch.dtype, nonfinite: str) -> tuple[Tensor, Tensor] | Tensor:
     """Cast one matrix to the dtype of the products, scaled where its norm is extreme.
 
     The trace of the Gram matrix, which is needed anyway, is ‖X‖_F²; so an ordinary matrix is read once, by
@@ -41,41 +25,39 @@ def prepare(x: Tensor, *, dtype: torch.dtype, nonfinite: str, operation: str) ->
         x: (m, n), not empty.
         dtype: of the products.
         nonfinite: "raise" or "propagate".
-        operation: name of the caller, for the message.
+
+    Returns:
+        the matrix in the dtype of the products and its Gram matrix, or the polar factor itself: zeros of a zero matrix, NaN of a
+        non-finite one that is to be propagated.
 
     Raises:
         UsageError: x has a value that is not finite, and nonfinite is "raise".
     """
     y = buffer("input", tuple(x.shape), dtype, x.device).copy_(x)
-    gram = _gram(y)
+    gram = kept_gram(y)
     trace = float(gram.diagonal().sum(dtype=torch.float32))
     if dtype != torch.float16 and SMALLEST_TRACE <= trace <= LARGEST_TRACE:
-        return Prepared(y=y, gram=gram)
+        return y, gram
     largest = float(x.abs().amax())
     if not largest < float("inf"):
         if nonfinite == "raise":
-            raise UsageError(nonfinite_message(x, operation=operation))
-        return Prepared(result=torch.full_like(x, float("nan")))
+            raise UsageError(nonfinite_message(x))
+        return torch.full_like(x, float("nan"))
     if largest == 0.0:
-        return Prepared(result=torch.zeros_like(x))
+        return torch.zeros_like(x)
     wide = x.to(torch.promote_types(x.dtype, torch.float32)) / largest
     if dtype == torch.float16:
         wide = wide / torch.linalg.vector_norm(wide)
     y.copy_(wide)
-    return Prepared(y=y, gram=_gram(y))
+    return y, kept_gram(y)
 
 
-def _gram(y: Tensor) -> Tensor:
-    r = min(y.shape)
-    return gram_matrix(y, out=buffer("gram", (r, r), y.dtype, y.device))
-
-
-def nonfinite_message(x: Tensor, *, operation: str) -> str:
+def nonfinite_message(x: Tensor) -> str:
     """Which values of x are not finite, and what to do about them."""
     bad = (~torch.isfinite(x)).nonzero()
     first = tuple(int(i) for i in bad[0])
     return (
-        f"{operation}: x has {len(bad)} values that are not finite, the first at {first} ({float(x[first])}); a polar factor "
+        f"polar: x has {len(bad)} values that are not finite, the first at {first} ({float(x[first])}); a polar factor "
         f"needs finite input. Skip the step or clip the gradient, or pass nonfinite='propagate' to get NaN for that matrix"
     )
 
@@ -92,5 +74,5 @@ def guard(x: Tensor, result: Tensor, *, nonfinite: str) -> Tensor:
         UsageError: x has a value that is not finite, and nonfinite is "raise".
     """
     if nonfinite == "raise" and not math.isfinite(result.sum()) and not bool(torch.isfinite(x).all()):
-        raise UsageError(nonfinite_message(x, operation="polar"))
+        raise UsageError(nonfinite_message(x))
     return result

@@ -14,17 +14,9 @@ from muonwire.polar.gram import symmetric_flops
 from muonwire.polar.schedules import Schedule
 
 # Position of the left factor among the arguments of each operation that multiplies matrices.
-_LEFT_FACTOR = {
-    "mm": 0,
-    "bmm": 0,
-    "mv": 0,
-    "addmm": 1,
-    "addmm_": 1,
-    "baddbmm": 1,
-    "baddbmm_": 1,
-    "addmv": 1,
-    "dot": 0,
-}
+_LEFT_FACTOR = dict.fromkeys(("mm", "bmm", "mv", "dot"), 0) | dict.fromkeys(
+    ("addmm", "addmm_", "baddbmm", "baddbmm_", "addmv"), 1
+)
 # FLOPs of a factorization of r×r, and of the triangular solves with k right-hand sides.
 _FACTORIZATIONS: dict[str, Callable[[int, int], int]] = {
     "linalg_cholesky_ex": lambda r, _: r**3 // 3,
@@ -124,17 +116,11 @@ def count_products() -> Iterator[ProductCount]:
 def plain_flops(schedule: Schedule, m: int, n: int) -> int:
     """FLOPs of the plain iteration on one m×n matrix: per step X Xᵀ, degree/2 − 1.5 products of r×r, and W X.
 
-    Args:
-        schedule: the schedule; r = min(m, n), s = max(m, n).
-        m: rows.
-        n: columns.
-
     >>> from muonwire.polar.schedules import JORDAN
     >>> plain_flops(JORDAN, 4, 4) // 4**3
     30
     """
-    r, s = min(m, n), max(m, n)
-    return sum(4 * r * r * s + 2 * r**3 * weight_products(len(step)) for step in schedule.coefficients)
+    return gram_flops(schedule, m, n, restarts=range(1, len(schedule)))
 
 
 def gram_flops(
@@ -143,9 +129,7 @@ def gram_flops(
     """FLOPs of the Gram form on one m×n matrix: X is touched twice a segment, the rest is r×r.
 
     Args:
-        schedule: the schedule; r = min(m, n), s = max(m, n).
-        m: rows.
-        n: columns.
+        schedule, m, n: the schedule, rows and columns.
         restarts: the steps before which X is brought up to date and its Gram matrix made anew.
         blocks: Gram matrices are made by blocks.
 
@@ -159,11 +143,6 @@ def gram_flops(
     for first, last in pairwise(bounds):
         steps = schedule.coefficients[first:last]
         total += symmetric_flops(r, s, blocks=blocks) + 2 * r * r * s
-        total += 2 * r**3 * sum(weight_products(len(step)) for step in steps)
-        total += 2 * r**3 * 3 * (len(steps) - 1)
+        # W = c₀ I + c₁ R + … takes as many products as it has coefficients past the first two.
+        total += 2 * r**3 * (sum(len(step) - 2 for step in steps) + 3 * (len(steps) - 1))
     return total
-
-
-def weight_products(num_coefficients: int) -> int:
-    """Products of r×r that W = c₀ I + c₁ R + … takes: 0, 1 and 2 for degrees 3, 5 and 7."""
-    return num_coefficients - 2

@@ -80,8 +80,8 @@ class Schedule:
             raise UsageError(f"Schedule.range: [{lower!r}, {upper!r}] is not an interval of [0, ∞)")
         low, high = lower, upper
         for step in self.coefficients:
-            values = np.abs(evaluate(step, np.concatenate([[low, high], extrema(step, low, high)])))
             signed = evaluate(step, np.concatenate([[low, high], extrema(step, low, high)]))
+            values = np.abs(signed)
             # Past a sign change the interval straddles 0; odd symmetry lets the rest go on with absolute
             # values.
             low = 0.0 if signed.min() < 0 < signed.max() else float(values.min())

@@ -1,6 +1,6 @@
 """What a few matrix-vector products say about the singular values: the largest, and where the rest lie."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -31,7 +31,6 @@ class Spectrum:
         smallest: the smallest node.
         spread: largest norm of a row of the Gram matrix: what rounding its entries can move its eigenvalues by, over u.
             Where all rows weigh alike it is ‖R‖_F/√r, the root mean square of the eigenvalues.
-        rank: min(m, n).
     """
 
     upper: float
@@ -41,19 +40,17 @@ class Spectrum:
     high: Values
     weights: Values
     smallest: float
-    rank: int
 
     def scaled(self, factor: float) -> "Spectrum":
         """That of ``factor`` times the matrix."""
-        return Spectrum(
+        return replace(
+            self,
             upper=self.upper * factor,
             frobenius=self.frobenius * factor,
             spread=self.spread * factor**2,
             low=self.low * factor,
             high=self.high * factor,
-            weights=self.weights,
             smallest=self.smallest * factor,
-            rank=self.rank,
         )
 
     def fraction_below(self, edges: Values) -> Values:
@@ -76,8 +73,8 @@ def probe(size: int, device: torch.device) -> Tensor:
     return unit.to(device)
 
 
-def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS, start: Tensor | None = None) -> Spectrum:
-    """Lanczos on the Gram matrix R = X Xᵀ from one random vector: num_steps products of R with a vector.
+def measure_spectrum(gram: Tensor, *, start: Tensor | None = None) -> Spectrum:
+    """Lanczos on the Gram matrix R = X Xᵀ from one random vector: NUM_STEPS products of R with a vector.
 
     The k Ritz values θ and the squares of their eigenvectors' first entries are the nodes and weights of the
     Gauss quadrature for the distribution of the eigenvalues that the vector sees. The residual ρ of a Ritz
@@ -87,7 +84,6 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS, start: Tensor 
 
     Args:
         gram: (r, r), any floating dtype; it is copied to float32.
-        num_steps: Lanczos steps.
         start: (r,) float32, of unit length. Default: the random vector; where that is orthogonal to the leading directions,
             as random signs are to those of a constant matrix, a vector that is not.
 
@@ -105,7 +101,7 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS, start: Tensor 
     trace = float(full.diagonal().sum())
     row_norms = torch.linalg.vector_norm(full, dim=1)
     square_norm = float(torch.linalg.vector_norm(row_norms))
-    steps = min(num_steps, r)
+    steps = min(NUM_STEPS, r)
     basis = torch.empty(steps + 1, r, device=gram.device)
     basis[0] = probe(r, gram.device) if start is None else start
     tridiagonal = np.zeros((steps, steps))
@@ -132,7 +128,7 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS, start: Tensor 
     # The largest eigenvalue is at least as large as any row is long.
     if start is None and top < UNSEEN * float(row_norms[longest]):
         start = basis[0] + full[longest] / row_norms[longest]
-        return measure_spectrum(gram, num_steps=num_steps, start=start / torch.linalg.vector_norm(start))
+        return measure_spectrum(gram, start=start / torch.linalg.vector_norm(start))
     width = np.sqrt(3) * residuals
     return Spectrum(
         upper=float(np.sqrt(max(top, 0.0))),
@@ -142,5 +138,4 @@ def measure_spectrum(gram: Tensor, *, num_steps: int = NUM_STEPS, start: Tensor 
         high=np.sqrt(np.clip(ritz + width, 0.0, top)),
         weights=weights,
         smallest=float(np.sqrt(max(ritz[0], 0.0))),
-        rank=r,
     )

@@ -5,7 +5,7 @@
 >>> optimizer.local.interval
 20
 """
-# What the starred modules give is in their tables and in __all__.
+# A starred module gives what its __all__ names, and table.py the recipes that it imports.
 # ruff: noqa: F403, F405
 
 import pkgutil
@@ -17,9 +17,9 @@ from torch import nn
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes import table
+from muonwire.recipes.base import *
 from muonwire.recipes.choose import *
 from muonwire.recipes.define import *
-from muonwire.recipes.dense import RoutedSettings as RoutedSettings
 from muonwire.recipes.table import *
 from muonwire.transport.base import Transport
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import AdamSettings
+from muonwire.recipes.base import AdamSettings, checked
 from muonwire.recipes.define import recipe
 from muonwire.stages import Anderson, Mean, chain
 
@@ -26,10 +26,7 @@ class GDA2Settings(AdamSettings):
     decay: float = 0.9
     cap: float = 1.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.anderson_stage()
-
+    @checked
     def anderson_stage(self) -> Anderson:
         """The stage with these settings."""
         return Anderson(

@@ -11,7 +11,7 @@ from typing_extensions import override
 from muonwire.codec import parse
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import MomentumSettings, PolarSettings, ScaleSettings
+from muonwire.recipes.base import MomentumSettings, PolarSettings, ScaleSettings, checked
 from muonwire.recipes.compressed import CompressedSettings, FedBackSettings
 from muonwire.recipes.define import recipe
 from muonwire.recipes.groups import by_dimensions, hidden_group
@@ -62,15 +62,12 @@ class PostPolarSettings(CompressedSettings, ScaleSettings, PolarSettings):
     owners: Literal["one", "all"] = "one"
     wire: str = "bfloat16"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.after_exchange()
-
     @override
     def idle(self) -> Mapping[str, str]:
         without = {} if self.server else dict.fromkeys(("owners", "wire"), "with server=True")
         return {**super().idle(), **without}
 
+    @checked
     def after_exchange(self) -> Stage:
         """polar → scale, on every replica or by the owners."""
         polar = chain(self.polar_stage(), self.scale_stage())
@@ -155,18 +152,16 @@ class HybridSettings(CompressedSettings, ScaleSettings, PolarSettings, MomentumS
 def approach_d(model: nn.Module, options: HybridSettings) -> ChainOptimizer:
     """Dense Muon for chosen hidden matrices, DisTrO for all others."""
     routing = options.routing(model)
-    routes = [(r.name, r.param, str(r.layout)) for r in routing.polar]
-    chosen = [route for route in routes if any(re.search(p, route[0]) for p in options.dense)]
+    chosen = [r for r in routing.polar if any(re.search(p, r.name) for p in options.dense)]
     if not chosen:
-        names = ", ".join(name for name, _, _ in routes)
+        names = ", ".join(r.name for r in routing.polar)
         raise UsageError(
             f"approach_d: dense={list(options.dense)} matches no hidden matrix; the names are {names}"
         )
-    kept = {name for name, _, _ in chosen}
+    kept = {r.name for r in chosen}
     muon = chain(Mean(), options.momentum_stage(), options.polar_stage(), options.scale_stage())
     groups = [hidden_group(chosen, muon, weight_decay=options.weight_decay, name="dense")]
-    compressed = [(name, p) for name, p, _ in routes if name not in kept]
-    compressed += [(r.name, r.param) for r in routing.adam]
+    compressed = [(r.name, r.param) for r in (*routing.polar, *routing.adam) if r.name not in kept]
     groups += by_dimensions(
         "compressed", compressed, weight_decay=options.weight_decay, chain=options.distro_chain()
     )

@@ -3,18 +3,30 @@
 A recipe's settings class inherits those of the stages in its chain and no others, so that every option has an effect.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim.routing import Parts, Routing, route
 from muonwire.optim.settings import Lifecycle, LocalSteps
-from muonwire.recipes.groups import by_dimensions, trainable
+from muonwire.recipes.groups import by_dimensions, hidden_group, trainable
 from muonwire.stages import Adam, Momentum, Polar, Scale, Stage
 from muonwire.transport.base import Transport
+
+# What ``muonwire.recipes`` gives of this file.
+__all__ = ["RoutedSettings"]
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def checked(method: Method) -> Method:
+    """Mark a settings class's method to be called when settings are made, so that a value it does not allow is an error then."""
+    vars(method)["checked"] = True
+    return method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +56,16 @@ class RecipeSettings:
     def __post_init__(self) -> None:
         if not self.lr >= 0:
             raise UsageError(f"recipe: lr is {self.lr}; it must be at least 0")
-        self.lifecycle()
+        for settings in reversed(type(self).__mro__):
+            for name, member in vars(settings).items():
+                if hasattr(member, "checked"):
+                    getattr(self, name)()
 
     def idle(self) -> Mapping[str, str]:
         """The options that have no effect with these values of the others, each with when it acts, such as "with server=True"."""
         return {}
 
+    @checked
     def lifecycle(self) -> Lifecycle:
         """How the optimizer behaves beside its arithmetic."""
         return Lifecycle(
@@ -87,6 +103,52 @@ class RecipeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoutedSettings(RecipeSettings):
+    """Which parameters are orthogonalized.
+
+    Args:
+        polar, adam: regular expressions for parameter names to treat otherwise than routing would.
+        split: regular expression to the parts of fused weights: their number, {"qkv": 3}, their sizes, {"qkv": (64, 16, 16)},
+            or {"gate_up": "2 interleaved"} where the rows of the parts take turns; see ``muonwire.optim.route``.
+    """
+
+    polar: Sequence[str] = ()
+    adam: Sequence[str] = ()
+    split: Mapping[str, Parts] = field(default_factory=dict)
+
+    def routing(self, model: nn.Module) -> Routing:
+        """Which parameters are orthogonalized, and how the others are treated."""
+        return route(model, polar=self.polar, adam=self.adam, split=self.split)
+
+    def routed_groups(
+        self, model: nn.Module, *, hidden: Stage, rest: Stage, rest_rate: float = 1.0
+    ) -> list[dict[str, Any]]:
+        """The groups of hidden matrices and of everything else, each with a chain of its own.
+
+        Args:
+            model: its trainable parameters.
+            hidden: chain of the parameters that routing sends to polar.
+            rest: chain of the others.
+            rest_rate: their learning rate over ``lr``. Default: 1.
+        """
+        routing = self.routing(model)
+        others = by_dimensions(
+            "other",
+            [(r.name, r.param) for r in routing.adam],
+            weight_decay=self.weight_decay,
+            chain=rest,
+            lr=self.lr * rest_rate,
+        )
+        return [hidden_group(routing.polar, hidden, weight_decay=self.weight_decay), *others]
+
+    def routed(
+        self, model: nn.Module, *, hidden: Stage, rest: Stage, rest_rate: float = 1.0
+    ) -> ChainOptimizer:
+        """The optimizer of ``routed_groups``."""
+        return self.optimizer(model, self.routed_groups(model, hidden=hidden, rest=rest, rest_rate=rest_rate))
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdamSettings(RecipeSettings):
     """Adam.
 
@@ -100,10 +162,7 @@ class AdamSettings(RecipeSettings):
     beta2: float = 0.95
     eps: float = 1e-8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.adam_stage()
-
+    @checked
     def adam_stage(self) -> Adam:
         """The stage with these settings."""
         return Adam(beta1=self.beta1, beta2=self.beta2, eps=self.eps)
@@ -137,10 +196,7 @@ class MomentumSettings(RecipeSettings):
     momentum: float = 0.95
     nesterov: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.momentum_stage()
-
+    @checked
     def momentum_stage(self) -> Momentum:
         """The stage with these settings."""
         return Momentum(beta=self.momentum, nesterov=self.nesterov)
@@ -160,10 +216,7 @@ class PolarSettings(RecipeSettings):
     schedule: str | None = None
     dtype: str | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.polar_stage()
-
+    @checked
     def polar_stage(self) -> Polar:
         """The stage with these settings."""
         return Polar(method=self.method, schedule=self.schedule, dtype=self.dtype)
@@ -179,10 +232,7 @@ class ScaleSettings(RecipeSettings):
 
     scale: Literal["spectral", "rms", "small", "none"] = "rms"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.scale_stage()
-
+    @checked
     def scale_stage(self) -> Scale:
         """The stage with these settings."""
         return Scale(kind=self.scale)

@@ -6,8 +6,7 @@ from torch import nn
 
 from muonwire.codec import Codec, parse
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import RecipeSettings
-from muonwire.recipes.dense import RoutedSettings
+from muonwire.recipes.base import RecipeSettings, RoutedSettings, checked
 from muonwire.stages import EF14, Chain, Exchange, ResidualMomentum, Scale, Sign, Stage, chain
 
 CODEC = "dct(chunk=64) | topk(k=32) | sign(scale=chunk)"
@@ -23,10 +22,7 @@ class CodecSettings(RecipeSettings):
 
     codec: str = CODEC
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.parsed_codec()
-
+    @checked
     def parsed_codec(self) -> Codec:
         """The codec."""
         return parse(self.codec)
@@ -42,10 +38,7 @@ class FedBackSettings(CodecSettings):
 
     feedback_decay: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.fed_back()
-
+    @checked
     def fed_back(self) -> Exchange:
         """The compressed exchange of an update, with error feedback."""
         return Exchange(codec=self.parsed_codec(), feedback=EF14(decay=self.feedback_decay))
@@ -64,15 +57,12 @@ class CompressedSettings(CodecSettings, RoutedSettings):
     residual_decay: float = 0.999
     rest_rms: float = 0.2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.distro_chain()
-
     def residual(self) -> Exchange:
         """Residual momentum and its compressed exchange, averaged over the senders of each entry, as DeMo has it."""
         feedback = ResidualMomentum(decay=self.residual_decay)
         return Exchange(codec=self.parsed_codec(), feedback=feedback, over="senders")
 
+    @checked
     def distro_chain(self) -> Chain:
         """DisTrO at ``rest_rms``."""
         return chain(self.residual(), Sign(), Scale(kind="none", factor=self.rest_rms))

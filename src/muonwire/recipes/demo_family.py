@@ -9,74 +9,67 @@ from typing_extensions import override
 
 from muonwire import codec
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import RecipeSettings
+from muonwire.recipes.base import RecipeSettings, checked
 from muonwire.recipes.define import recipe
 from muonwire.stages import Delayed, Exchange, ResidualMomentum, Sign, Stage, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistroSettings(RecipeSettings):
-    """Options of distro.
+class ResidualSettings(RecipeSettings):
+    """DeMo's residual momentum and its compressed exchange.
 
     Args:
         k: coefficients sent of each chunk. Default: 32.
         chunk: largest chunk a dimension. Default: 64.
-        scale: of the 1-bit values: "none" sends signs alone, as Psyche; "chunk" and "tensor" send a mean magnitude too.
         decay: of the residual momentum, in [0, 1]. Default: 0.999.
-        subtract: what the residual loses: "selected", the entries before quantization, as Psyche; or "decoded", which keeps
-            the 1-bit error and needs a scale. Default: "selected".
     """
 
     k: int = 32
     chunk: int = 64
-    scale: Literal["none", "chunk", "tensor"] = "none"
     decay: float = 0.999
-    subtract: Literal["decoded", "selected"] = "selected"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.stage()
-
-    def stage(self) -> Exchange:
-        """The residual momentum and its compressed exchange."""
+    def exchange(self, values: str, *, subtract: str = "decoded") -> Exchange:
+        """The stage: the coefficients travel as ``values``, a codec's textual form; ``subtract`` as ResidualMomentum has it."""
         return Exchange(
-            codec=codec.Pipeline(
-                transform=codec.Dct(chunk=self.chunk),
-                select=codec.TopK(k=self.k),
-                quantize=codec.Sign(scale=self.scale),
-            ),
-            feedback=ResidualMomentum(decay=self.decay, subtract=self.subtract),
+            codec=codec.parse(f"dct(chunk={self.chunk}) | topk(k={self.k}) | {values}"),
+            feedback=ResidualMomentum(decay=self.decay, subtract=subtract),
             over="senders",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoSettings(RecipeSettings):
+class DistroSettings(ResidualSettings):
+    """Options of distro.
+
+    Args:
+        scale: of the 1-bit values: "none" sends signs alone, as Psyche; "chunk" and "tensor" send a mean magnitude too.
+        subtract: what the residual loses: "selected", the entries before quantization, as Psyche; or "decoded", which keeps
+            the 1-bit error and needs a scale. Default: "selected".
+    """
+
+    scale: Literal["none", "chunk", "tensor"] = "none"
+    subtract: Literal["decoded", "selected"] = "selected"
+
+    @checked
+    def stage(self) -> Exchange:
+        """The residual momentum and its exchange with one bit a coefficient."""
+        return self.exchange(f"sign(scale={self.scale})", subtract=self.subtract)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(ResidualSettings):
     """Options of demo.
 
     Args:
-        k: coefficients sent of each chunk. Default: 32.
-        chunk: largest chunk a dimension. Default: 64.
         values: how the coefficients are written, in a codec's textual form. Default: "float32", as they are.
-        decay: of the residual momentum, in [0, 1]. Default: 0.999.
     """
 
-    k: int = 32
-    chunk: int = 64
     values: str = "float32"
-    decay: float = 0.999
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.stage()
-
+    @checked
     def stage(self) -> Exchange:
         """The residual momentum and its exchange."""
-        return Exchange(
-            codec=codec.parse(f"dct(chunk={self.chunk}) | topk(k={self.k}) | {self.values}"),
-            feedback=ResidualMomentum(decay=self.decay),
-            over="senders",
-        )
+        return self.exchange(self.values)
 
 
 @dataclass(frozen=True, kw_only=True)

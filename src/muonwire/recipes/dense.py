@@ -1,82 +1,40 @@
 """The dense recipes: gradients are averaged as they are, every step."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from typing_extensions import override
 
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.routing import Parts, Routing, route
 from muonwire.recipes.base import (
     AdamRestSettings,
     AdamSettings,
     MomentumSettings,
     PolarSettings,
-    RecipeSettings,
+    RoutedSettings,
     ScaleSettings,
+    checked,
 )
 from muonwire.recipes.define import recipe
-from muonwire.recipes.groups import by_dimensions, hidden_group
 from muonwire.stages import Chain, Mean, Momentum, RowNormalize, Stage, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutedSettings(RecipeSettings):
-    """Which parameters are orthogonalized.
+class DenseRestSettings(RoutedSettings, AdamRestSettings):
+    """Which parameters are orthogonalized, and Adam for the rest."""
 
-    Args:
-        polar, adam: regular expressions for parameter names to treat otherwise than routing would.
-        split: regular expression to the parts of fused weights: their number, {"qkv": 3}, their sizes, {"qkv": (64, 16, 16)},
-            or {"gate_up": "2 interleaved"} where the rows of the parts take turns; see ``muonwire.optim.route``.
-    """
-
-    polar: Sequence[str] = ()
-    adam: Sequence[str] = ()
-    split: Mapping[str, Parts] = field(default_factory=dict)
-
-    def routing(self, model: nn.Module) -> Routing:
-        """Which parameters are orthogonalized, and how the others are treated."""
-        return route(model, polar=self.polar, adam=self.adam, split=self.split)
-
-    def routed_groups(
-        self, model: nn.Module, *, hidden: Stage, rest: Stage, rest_rate: float = 1.0
-    ) -> list[dict[str, Any]]:
-        """The groups of hidden matrices and of everything else, each with a chain of its own.
-
-        Args:
-            model: its trainable parameters.
-            hidden: chain of the parameters that routing sends to polar.
-            rest: chain of the others.
-            rest_rate: their learning rate over ``lr``. Default: 1.
-        """
-        routing = self.routing(model)
-        routes = [(r.name, r.param, str(r.layout)) for r in routing.polar]
-        others = by_dimensions(
-            "other",
-            [(r.name, r.param) for r in routing.adam],
-            weight_decay=self.weight_decay,
-            chain=rest,
-            lr=self.lr * rest_rate,
-        )
-        return [hidden_group(routes, hidden, weight_decay=self.weight_decay), *others]
-
-    def routed(
-        self, model: nn.Module, *, hidden: Stage, rest: Stage, rest_rate: float = 1.0
-    ) -> ChainOptimizer:
-        """The optimizer of ``routed_groups``."""
-        return self.optimizer(model, self.routed_groups(model, hidden=hidden, rest=rest, rest_rate=rest_rate))
+    def with_dense_rest(self, model: nn.Module, hidden: Stage) -> ChainOptimizer:
+        """An optimizer with this chain for hidden matrices, and dense AdamW for all other parameters."""
+        rest = chain(Mean(), self.adam_stage())
+        return self.routed(model, hidden=hidden, rest=rest, rest_rate=self.adam_lr_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MuonSettings(RoutedSettings, AdamRestSettings, ScaleSettings, PolarSettings, MomentumSettings):
+class MuonSettings(DenseRestSettings, ScaleSettings, PolarSettings, MomentumSettings):
     """Muon for hidden matrices, Adam for the rest: momentum, polar factor, scale, Adam, and which is which."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.polar_chain()
-
+    @checked
     def polar_chain(self) -> Chain:
         """momentum → polar → scale."""
         return chain(self.momentum_stage(), self.polar_stage(), self.scale_stage())

@@ -7,7 +7,6 @@ from typing import Literal
 from torch import nn
 from typing_extensions import override
 
-from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import MuonSettings
@@ -23,9 +22,6 @@ from muonwire.stages import (
     Stage,
     chain,
 )
-
-PRECONDITIONERS = ("none", "before", "after")
-RESTS = ("sgd", "adam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +40,12 @@ class MuonFastSettings(MuonSettings):
     """
 
     rate_inside: bool = False
-    preconditioner: str = "none"
+    preconditioner: Literal["none", "before", "after"] = "none"
     polar_at_least: int = 1
     keep_norm: bool = False
-    rest: str = "sgd"
+    rest: Literal["sgd", "adam"] = "sgd"
     scale: Literal["spectral", "rms", "small", "none"] = "none"
     weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.preconditioner not in PRECONDITIONERS:
-            raise UsageError(
-                f"muonfast: preconditioner is {self.preconditioner!r}; allowed are {', '.join(PRECONDITIONERS)}"
-            )
-        if self.rest not in RESTS:
-            raise UsageError(f"muonfast: rest is {self.rest!r}; allowed are {', '.join(RESTS)}")
-        super().__post_init__()
 
     @override
     def idle(self) -> Mapping[str, str]:

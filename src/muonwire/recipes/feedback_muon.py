@@ -7,10 +7,10 @@ from torch import nn
 from muonwire.codec import Pipeline
 from muonwire.codec import Sign as OneBit
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import MomentumSettings, PolarSettings
+from muonwire.recipes.base import MomentumSettings, PolarSettings, RoutedSettings, checked
 from muonwire.recipes.compressed import CODEC, CodecSettings, FedBackSettings
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import MuonSettings, RoutedSettings
+from muonwire.recipes.dense import MuonSettings
 from muonwire.stages import EF21, Chain, Exchange, Scale, Sign, chain
 
 
@@ -41,10 +41,7 @@ class EF21MuonSettings(CodecSettings, MuonSettings):
     codec: str = CODEC
     nesterov: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.estimated()
-
+    @checked
     def estimated(self) -> Exchange:
         """The mean of the replicas' estimates, which compressed differences move."""
         return Exchange(codec=self.parsed_codec(), feedback=EF21())
@@ -74,10 +71,7 @@ class SignMuonSettings(RoutedSettings, PolarSettings, MomentumSettings):
 
     rms: float = 0.2
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.vote()
-
+    @checked
     def vote(self) -> Chain:
         """One bit a value from each replica, and the majority's sign."""
         return chain(

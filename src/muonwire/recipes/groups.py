@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
+from muonwire.optim.routing import Route
 from muonwire.stages import Stage
 
 
@@ -40,13 +41,13 @@ def by_dimensions(
 
 
 def hidden_group(
-    routes: Sequence[tuple[str, Tensor, str]], stage: Stage, *, weight_decay: float, name: str = "hidden"
+    routes: Sequence[Route], stage: Stage, *, weight_decay: float, name: str = "hidden"
 ) -> dict[str, Any]:
-    """The group of hidden matrices: (name, parameter, layout) of each."""
+    """The group of hidden matrices."""
     return named_group(
         name,
-        [(n, p) for n, p, _ in routes],
+        [(r.name, r.param) for r in routes],
         chain=stage,
-        layouts=[layout for _, _, layout in routes],
+        layouts=[str(r.layout) for r in routes],
         weight_decay=weight_decay,
     )

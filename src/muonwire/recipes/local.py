@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import override
 
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.settings import LocalSteps
-from muonwire.recipes.base import AdamSettings, RecipeSettings
+from muonwire.recipes.base import AdamSettings, RecipeSettings, checked
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import MuonSettings
 from muonwire.recipes.groups import by_dimensions, trainable
@@ -46,12 +46,6 @@ class OuterSettings(RecipeSettings):
     outer_momentum: float = 0.0
     outer_nesterov: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.local_steps()
-        self.outer_chain(self.matrix_codec())
-        self.outer_chain(parse(self.vector_codec))
-
     @override
     def idle(self) -> Mapping[str, str]:
         idle = dict(super().idle())
@@ -65,24 +59,26 @@ class OuterSettings(RecipeSettings):
         """The codec of tensors of two or more dimensions."""
         return parse(self.codec)
 
-    def outer_chain(self, through: Codec) -> Chain:
-        """exchange(codec, feedback) → outer momentum."""
+    @checked
+    def outer_chains(self) -> list[Chain]:
+        """exchange(codec, feedback) → outer momentum, of tensors of two or more dimensions and of the others."""
         feedback = EF14(decay=self.feedback_decay) if self.feedback else NoFeedback()
-        exchanged = Exchange(codec=through, feedback=feedback, over=self.over)
+        codecs = (self.matrix_codec(), parse(self.vector_codec))
+        exchanges = [Exchange(codec=codec, feedback=feedback, over=self.over) for codec in codecs]
         momentum = Momentum(beta=self.outer_momentum, nesterov=self.outer_nesterov, form="heavy_ball")
-        return chain(exchanged, momentum) if self.outer_momentum else chain(exchanged)
+        return [chain(e, momentum) if self.outer_momentum else chain(e) for e in exchanges]
 
-    def outer_chain_of(self, param: Tensor) -> Chain:
-        """The outer chain of a parameter, by its number of dimensions."""
-        return self.outer_chain(self.matrix_codec() if param.ndim >= 2 else parse(self.vector_codec))
-
+    @checked
     def local_steps(self) -> LocalSteps:
         """How many steps replicas take alone."""
         return LocalSteps(interval=self.interval, growth=self.growth, outer_lr=self.outer_lr)
 
     def with_outer_chains(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups, each parameter with its outer chain."""
-        return [{**g, "outer_chain": [self.outer_chain_of(p) for p in g["params"]]} for g in groups]
+        matrix, vector = self.outer_chains()
+        return [
+            {**g, "outer_chain": [matrix if p.ndim >= 2 else vector for p in g["params"]]} for g in groups
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,32 +8,38 @@ from typing_extensions import override
 
 from muonwire.codec import parse
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import AdamRestSettings, ScaleSettings
+from muonwire.recipes.base import ScaleSettings, checked
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import MuonSettings, RoutedSettings
-from muonwire.stages import EF14, Chain, Dion, Exchange, Mean, PowerSGD, chain
+from muonwire.recipes.dense import DenseRestSettings, MuonSettings
+from muonwire.stages import EF14, Dion, Exchange, PowerSGD, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncatedSettings(MuonSettings):
-    """Options of approach_e.
+class LowRankSettings(MuonSettings):
+    """Gradients of low rank.
 
     Args:
         rank: of the factors, at most the smaller dimension of a matrix. Default: 4.
-        svd: how each replica finds its factors: "svd", or "rsvd" and "power" of the codec's ``lowrank``. Default: "svd".
         wire: how the factors are written, in a codec's textual form. Default: "bfloat16".
         feedback_decay: of what the factors leave out, in [0, 1]. Default: 1.
     """
 
     rank: int = 4
-    svd: str = "svd"
     wire: str = "bfloat16"
     feedback_decay: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.truncated()
 
+@dataclass(frozen=True, kw_only=True)
+class TruncatedSettings(LowRankSettings):
+    """Options of approach_e.
+
+    Args:
+        svd: how each replica finds its factors: "svd", or "rsvd" and "power" of the codec's ``lowrank``. Default: "svd".
+    """
+
+    svd: str = "svd"
+
+    @checked
     def truncated(self) -> Exchange:
         """Each replica's factors, multiplied and averaged by all, with error feedback."""
         codec = parse(f"lowrank(rank={self.rank}, method={self.svd}) | {self.wire}")
@@ -41,37 +47,30 @@ class TruncatedSettings(MuonSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerSettings(MuonSettings):
+class PowerSettings(LowRankSettings):
     """Options of powersgd_muon.
 
     Args:
-        rank: of the factors, at most the smaller dimension of a matrix. Default: 4.
         fraction: rank as a share of the smaller dimension, instead of ``rank``. Default: none.
         wire: dtype of the factors on the wire, "float32" or "bfloat16". Default: "bfloat16".
-        feedback_decay: of what the factors leave out, in [0, 1]. Default: 1.
     """
 
-    rank: int = 4
     fraction: float | None = None
     wire: str = "bfloat16"
-    feedback_decay: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.power()
 
     @override
     def idle(self) -> Mapping[str, str]:
         replaced = {} if self.fraction is None else {"rank": "without fraction"}
         return {**super().idle(), **replaced}
 
+    @checked
     def power(self) -> PowerSGD:
         """The stage with these settings."""
         return PowerSGD(rank=self.rank, fraction=self.fraction, wire=self.wire, decay=self.feedback_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DionSettings(RoutedSettings, AdamRestSettings, ScaleSettings):
+class DionSettings(DenseRestSettings, ScaleSettings):
     """Options of dion.
 
     Args:
@@ -84,10 +83,7 @@ class DionSettings(RoutedSettings, AdamRestSettings, ScaleSettings):
     fraction: float = 0.25
     wire: str = "float32"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.power()
-
+    @checked
     def power(self) -> Dion:
         """The stage with these settings."""
         return Dion(fraction=self.fraction, wire=self.wire, momentum=self.momentum)
@@ -100,7 +96,7 @@ class DionSettings(RoutedSettings, AdamRestSettings, ScaleSettings):
 )
 def approach_e(model: nn.Module, options: TruncatedSettings) -> ChainOptimizer:
     """Muon on gradients of which each replica sends the nearest matrix of low rank."""
-    return _with_dense_rest(model, options, chain(options.truncated(), options.polar_chain()))
+    return options.with_dense_rest(model, chain(options.truncated(), options.polar_chain()))
 
 
 @recipe(
@@ -110,7 +106,7 @@ def approach_e(model: nn.Module, options: TruncatedSettings) -> ChainOptimizer:
 )
 def powersgd_muon(model: nn.Module, options: PowerSettings) -> ChainOptimizer:
     """Muon on gradients of low rank, found by power iteration over all replicas."""
-    return _with_dense_rest(model, options, chain(options.power(), options.polar_chain()))
+    return options.with_dense_rest(model, chain(options.power(), options.polar_chain()))
 
 
 @recipe(
@@ -120,9 +116,4 @@ def powersgd_muon(model: nn.Module, options: PowerSettings) -> ChainOptimizer:
 )
 def dion(model: nn.Module, options: DionSettings) -> ChainOptimizer:
     """Orthonormal updates of low rank, out of the replicas' momenta."""
-    return _with_dense_rest(model, options, chain(options.power(), options.scale_stage()))
-
-
-def _with_dense_rest(model: nn.Module, options: MuonSettings | DionSettings, hidden: Chain) -> ChainOptimizer:
-    rest = chain(Mean(), options.adam_stage())
-    return options.routed(model, hidden=hidden, rest=rest, rest_rate=options.adam_lr_ratio)
+    return options.with_dense_rest(model, chain(options.power(), options.scale_stage()))

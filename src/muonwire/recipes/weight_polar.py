@@ -7,14 +7,14 @@ from torch import nn
 from typing_extensions import override
 
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import AdamRestSettings, MomentumSettings, PolarSettings
+from muonwire.recipes.base import MomentumSettings, PolarSettings, checked
 from muonwire.recipes.define import recipe
-from muonwire.recipes.dense import RoutedSettings
+from muonwire.recipes.dense import DenseRestSettings
 from muonwire.stages import Mean, Momentum, Stage, WeightPolar, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, MomentumSettings):
+class SGDWeightPolarSettings(DenseRestSettings, PolarSettings, MomentumSettings):
     """Options of sgd_weight_polar.
 
     Args:
@@ -24,10 +24,6 @@ class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, Mo
 
     period: int = 1
     strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.hidden_stages()
 
     @override
     def idle(self) -> Mapping[str, str]:
@@ -40,6 +36,7 @@ class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, Mo
     def momentum_stage(self) -> Momentum:
         return Momentum(beta=self.momentum, nesterov=self.nesterov, form="heavy_ball")
 
+    @checked
     def hidden_stages(self) -> list[Stage]:
         """Momentum, then the weights' polar factor."""
         momentum = self.momentum_stage()
@@ -55,9 +52,4 @@ class SGDWeightPolarSettings(RoutedSettings, AdamRestSettings, PolarSettings, Mo
 )
 def sgd_weight_polar(model: nn.Module, options: SGDWeightPolarSettings) -> ChainOptimizer:
     """Momentum SGD whose weights, not updates, are orthogonalized."""
-    return options.routed(
-        model,
-        hidden=chain(Mean(), *options.hidden_stages()),
-        rest=chain(Mean(), options.adam_stage()),
-        rest_rate=options.adam_lr_ratio,
-    )
+    return options.with_dense_rest(model, chain(Mean(), *options.hidden_stages()))

@@ -3,6 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from rich.columns import Columns
+from rich.console import Console
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
 from muonwire.spectra.models import Opened
 from muonwire.spectra.talk import Sampling, prompt_ids, stream
 
@@ -23,8 +29,6 @@ def chat(
         sampling: how tokens are chosen; each turn has a seed of its own, the same for every model.
         lines: what the user writes; an empty line or the end of the lines ends the conversation.
     """
-    from rich.console import Console
-
     console = Console()
     messages: list[list[dict[str, str]]] = [[] for _ in opened]
     source, turn = iter(lines), 0
@@ -50,15 +54,8 @@ def _turn(
     labels: Sequence[str],
     messages: Sequence[list[dict[str, str]]],
     sampling: Sampling,
-    console: object,
+    console: Console,
 ) -> list[str]:
-    from rich.columns import Columns
-    from rich.console import Console
-    from rich.live import Live
-    from rich.panel import Panel
-    from rich.text import Text
-
-    assert isinstance(console, Console)
     streams = [stream(o, prompt_ids(o, m), sampling) for o, m in zip(opened, messages, strict=True)]
     ids: list[list[int]] = [[] for _ in opened]
     texts = [""] * len(opened)

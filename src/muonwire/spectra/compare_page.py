@@ -1,8 +1,9 @@
 """The page of models beside each other: their predictions of text and their answers."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from muonwire.pages import Cell, Column, Listing, Listings, Page, Section, Table
+from muonwire.pages import Column, Listing, Listings, Page, Section, Table, text_table
 from muonwire.pages.units import count_text, number_text, percent_text
 from muonwire.spectra.likeness import Likeness
 from muonwire.spectra.talk import Answer
@@ -37,34 +38,26 @@ def compare_page(
                 anchor="text",
                 blocks=(likeness_table(labels, likenesses), answers_table(labels, answers)),
             ),
-            Section(
-                title="Conversations", anchor="conversations", blocks=tuple(conversations(labels, answers))
-            ),
+            Section(title="Conversations", anchor="conversations", blocks=conversations(labels, answers)),
         ),
     )
 
 
 def likeness_table(labels: Sequence[str], likenesses: Sequence[Likeness]) -> Table:
     """Loss, perplexity, KL and agreement of each model."""
-    rows = []
-    for label, likeness in zip(labels, likenesses, strict=True):
-        cells = [
-            f"{likeness.loss:.4f}",
-            number_text(likeness.perplexity),
-            f"{likeness.kl:.4f}",
-            percent_text(likeness.agreement),
-        ]
-        rows.append((Cell(text=label), *(Cell(text=text) for text in cells)))
-    return Table(
-        caption=f"On {count_text(likenesses[0].num_tokens)} tokens of real text",
-        columns=(
-            Column(label="Model", numeric=False),
+    return text_table(
+        f"On {count_text(likenesses[0].num_tokens)} tokens of real text",
+        (
+            "Model",
             Column(label="Loss", unit="nats a token"),
-            Column(label="Perplexity"),
+            "Perplexity",
             Column(label="KL to the first", unit="nats a token"),
-            Column(label="Same most likely token"),
+            "Same most likely token",
         ),
-        rows=tuple(rows),
+        (
+            (label, f"{x.loss:.4f}", number_text(x.perplexity), f"{x.kl:.4f}", percent_text(x.agreement))
+            for label, x in zip(labels, likenesses, strict=True)
+        ),
     )
 
 
@@ -73,35 +66,34 @@ def answers_table(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) ->
     rows = []
     for label, its_answers in zip(labels, answers, strict=True):
         lengths = [a.num_tokens for a in its_answers]
-        cells = [
-            f"{sum(lengths) / len(lengths):.1f}",
-            f"{min(lengths)} to {max(lengths)}",
-            f"{sum(a.ended for a in its_answers)} of {len(its_answers)}",
-            percent_text(sum(a.repetition for a in its_answers) / len(its_answers)),
-        ]
-        rows.append((Cell(text=label), *(Cell(text=text) for text in cells)))
-    return Table(
-        caption=f"Over {len(answers[0])} answers",
-        columns=(
-            Column(label="Model", numeric=False),
-            Column(label="Tokens, mean"),
-            Column(label="Shortest to longest"),
-            Column(label="Ended by itself"),
-            Column(label="Repeated runs of four tokens"),
-        ),
-        rows=tuple(rows),
+        rows.append(
+            (
+                label,
+                f"{fmean(lengths):.1f}",
+                f"{min(lengths)} to {max(lengths)}",
+                f"{sum(a.ended for a in its_answers)} of {len(its_answers)}",
+                percent_text(fmean(a.repetition for a in its_answers)),
+            )
+        )
+    columns = (
+        *("Model", "Tokens, mean", "Shortest to longest"),
+        *("Ended by itself", "Repeated runs of four tokens"),
     )
+    return text_table(f"Over {len(answers[0])} answers", columns, rows)
 
 
-def conversations(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) -> list[Listings]:
+def conversations(labels: Sequence[str], answers: Sequence[Sequence[Answer]]) -> tuple[Listings, ...]:
     """The models' answers to each prompt, side by side."""
-    found = []
-    for place in range(len(answers[0])):
-        listings = []
-        for label, its_answers in zip(labels, answers, strict=True):
-            answer = its_answers[place]
-            text = f"> {answer.prompt}\n\n{answer.text.strip()}"
-            detail = f"{answer.num_tokens} tokens, {'ended by itself' if answer.ended else 'cut off'}"
-            listings.append(Listing(title=label, text=text, detail=detail))
-        found.append(Listings(listings=tuple(listings)))
-    return found
+    return tuple(
+        Listings(
+            listings=tuple(
+                Listing(
+                    title=label,
+                    text=f"> {answer.prompt}\n\n{answer.text.strip()}",
+                    detail=f"{answer.num_tokens} tokens, {'ended by itself' if answer.ended else 'cut off'}",
+                )
+                for label, answer in zip(labels, to_one_prompt, strict=True)
+            )
+        )
+        for to_one_prompt in zip(*answers, strict=True)
+    )

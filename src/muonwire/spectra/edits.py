@@ -16,6 +16,7 @@ from typing_extensions import override
 from muonwire.errors import UsageError
 from muonwire.recipes import format_recipe, parse_recipe
 from muonwire.spectra.weights import Choice
+from muonwire.tasks.base import named
 
 
 class Factors(NamedTuple):
@@ -39,16 +40,13 @@ class Edit(ABC):
     layers: str | None = None
 
     def __post_init__(self) -> None:
-        self.check()
+        """Raise UsageError for options out of range."""
+        self.choice.numbers()
 
     @property
     def choice(self) -> Choice:
         """The weights that it changes."""
         return Choice(kind=self.kind, layers=self.layers)
-
-    def check(self) -> None:
-        """Raise UsageError for options out of range."""
-        self.choice.numbers()
 
     @abstractmethod
     def apply(self, factors: Factors, *, name: str, seed: int) -> Factors:
@@ -97,8 +95,8 @@ class Clip(Edit):
     of: str = "rms"
 
     @override
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = 0.0 if self.low is None else self.low, math.inf if self.high is None else self.high
         if (self.low is None and self.high is None) or low < 0 or high < low or self.of not in UNITS:
             raise _wrong(
@@ -129,8 +127,8 @@ class Flatten(Edit):
     power: float = 0.5
 
     @override
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.power < math.inf:
             raise _wrong(self, "power must be at least 0")
 
@@ -168,8 +166,8 @@ class Counted(Edit):
     which: str = "largest"
 
     @override
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.k is None) == (self.fraction is None):
             raise _wrong(self, "it takes either k or fraction")
         if (self.k is not None and self.k < 0) or not 0 <= (self.fraction or 0.0) <= 1:
@@ -221,8 +219,8 @@ class Scale(Edit):
     stop: float = 0.1
 
     @override
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.start < self.stop <= 1 or not 0 <= self.factor < math.inf:
             raise _wrong(self, "0 <= start < stop <= 1 and a finite factor of at least 0 are wanted")
 
@@ -264,8 +262,8 @@ class Rotate(Edit):
     seed: int = 0
 
     @override
-    def check(self) -> None:
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.side not in ("left", "right", "both"):
             raise _wrong(self, "side is left, right or both")
 
@@ -315,14 +313,13 @@ def parse_edit(text: str) -> Edit:
         UsageError: the text has another form, names an unknown edit or option, or has a value out of range.
     """
     name, options = parse_recipe(text)
-    if name not in EDITS:
-        raise UsageError(f"edit: {name!r} is unknown; allowed are {', '.join(EDITS)}")
-    known = [f.name for f in fields(EDITS[name])]
+    kind = named("edit", name, EDITS)
+    known = [f.name for f in fields(kind)]
     unknown = [o for o in options if o not in known]
     if unknown:
         raise UsageError(f"edit {name}: option {unknown[0]!r} is unknown; allowed are {', '.join(known)}")
     _check_types(name, options)
-    return EDITS[name](**options)
+    return kind(**options)
 
 
 def _check_types(name: str, options: dict[str, Any]) -> None:

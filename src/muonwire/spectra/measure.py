@@ -9,7 +9,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from muonwire.spectra.weights import Weight, check_finite, doubled, weights_of
+from muonwire.spectra.weights import check_finite, doubled, weights_of
 
 TAIL = 0.5
 MEASURES = {
@@ -135,23 +135,20 @@ def measure(model: nn.Module, *, label: str, step: Any = None) -> Measured:
     Raises:
         UsageError: a weight holds NaN or infinity, or there are no matrices.
     """
-    matrices, names, values = [], [], []
+    matrices, values = [], []
     for weight in weights_of(model):
         for name, matrix in weight.matrices():
             if step is not None:
                 step(name)
             s = singular_values(name, matrix)
-            about = _about(weight, name, label)
-            measured = spectrum(s, shape=(matrix.shape[0], matrix.shape[1]), eps=_eps(matrix))
-            matrices.append(
-                {**about, "rows": matrix.shape[0], "columns": matrix.shape[1], **asdict(measured)}
-            )
+            rows, columns = matrix.shape
+            described = {part: getattr(weight, part) for part in ("layer", "kind", "group")}
+            about = {"model": label, "name": name, **described}
+            measured = spectrum(s, shape=(rows, columns), eps=torch.finfo(matrix.dtype).eps)
+            matrices.append({**about, "rows": rows, "columns": columns, **asdict(measured)})
             r = len(s)
-            names.append(
-                {**about, "index": list(range(r)), "place": [i / r for i in range(r)], "value": s.tolist()}
-            )
-    for row in names:
-        values.append(pl.DataFrame(row, schema_overrides={"layer": pl.Int64, "index": pl.Int64}))
+            row = {**about, "index": range(r), "place": [i / r for i in range(r)], "value": s.tolist()}
+            values.append(pl.DataFrame(row, schema_overrides={"layer": pl.Int64, "index": pl.Int64}))
     return Measured(
         label=label,
         matrices=pl.DataFrame(matrices, schema_overrides={"layer": pl.Int64}),
@@ -162,14 +159,6 @@ def measure(model: nn.Module, *, label: str, step: Any = None) -> Measured:
 def num_matrices(model: nn.Module) -> int:
     """How many matrices ``measure`` measures."""
     return sum(sum(1 for _ in w.matrices()) for w in weights_of(model))
-
-
-def _about(weight: Weight, name: str, label: str) -> dict[str, Any]:
-    return {"model": label, "name": name, "layer": weight.layer, "kind": weight.kind, "group": weight.group}
-
-
-def _eps(matrix: Tensor) -> float:
-    return torch.finfo(matrix.dtype).eps
 
 
 def write_measured(measured: list[Measured], folder: Path) -> list[Path]:

@@ -208,10 +208,11 @@ def _pretrained(
     name: str, place: Path | str, dtype: torch.dtype | None, *, gguf: str | None = None
 ) -> Opened:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
 
     more: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
     # Dense weights: quantized blocks are no matrices, and cannot be written.
-    dense: dict[str, Any] = {} if gguf is None else {"quantization_config": _dequantized()}
+    dense: dict[str, Any] = {} if gguf is None else {"quantization_config": GgufConfig(dequantize=True)}
     # The progress bar of decoding a GGUF file cannot be switched off.
     quiet = nullcontext() if gguf is None else redirect_stderr(io.StringIO())
     try:
@@ -239,12 +240,6 @@ def _pretrained(
         tokens = ByteTokens()
     source = place if isinstance(place, Path) else None
     return Opened(name=name, model=model, tokens=tokens, source=source, gguf=gguf)
-
-
-def _dequantized() -> Any:
-    from transformers.utils.quantization_config import GgufConfig
-
-    return GgufConfig(dequantize=True)
 
 
 def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:

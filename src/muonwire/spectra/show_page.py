@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from muonwire.pages import Block, Cell, Chart, Column, Page, Row, Section, Table
+from muonwire.pages import Block, Chart, Page, Row, Section, text_table
 from muonwire.pages.series import series_chart
 from muonwire.pages.units import count_text, file_slug, number_text
 from muonwire.spectra.measure import MEASURES, Measured
@@ -32,20 +32,15 @@ def show_page(measured: Sequence[Measured], *, facts: Sequence[str] = ()) -> Pag
     """
     matrices = pl.concat([m.matrices for m in measured])
     labels = [m.label for m in measured]
-    sections = [_summary(matrices, labels)]
-    kinds = list(dict.fromkeys(matrices["kind"].to_list()))
-    sections.append(_by_layer(matrices, labels))
+    kinds = dict.fromkeys(matrices["kind"].to_list())
     values = pl.concat([m.values for m in measured])
     charts = [c for kind in kinds if (c := _spectra(values.filter(pl.col("kind") == kind), kind, labels))]
-    sections.append(
-        Section(
-            title="Singular values by kind",
-            anchor="spectra",
-            lead="σ over the root of the mean σ², against their place by size: 0 the largest, 1 the smallest.",
-            blocks=tuple(_rows(charts)),
-        )
+    by_kind = Section(
+        title="Singular values by kind",
+        anchor="spectra",
+        lead="σ over the root of the mean σ², against their place by size: 0 the largest, 1 the smallest.",
+        blocks=_rows(charts),
     )
-    sections.append(_every(matrices, labels))
     several = len(labels) > 1
     return Page(
         title="Singular values: " + ", ".join(labels),
@@ -53,13 +48,18 @@ def show_page(measured: Sequence[Measured], *, facts: Sequence[str] = ()) -> Pag
         lead=f"{count_text(len(matrices) // len(labels))} weight matrices"
         + (f" of each of {len(labels)} models, beside each other." if several else ", by layer and kind."),
         facts=tuple(facts),
-        sections=tuple(sections),
+        sections=(
+            _summary(matrices, labels),
+            _by_layer(matrices, labels),
+            by_kind,
+            _every(matrices, labels),
+        ),
         footer="; ".join(f"{TITLES[name]}: {formula}" for name, formula in MEASURES.items()) + ".",
     )
 
 
-def _rows(charts: Sequence[Chart]) -> list[Block]:
-    return [Row(charts=tuple(charts[i : i + 2])) for i in range(0, len(charts), 2)]
+def _rows(charts: Sequence[Chart]) -> tuple[Block, ...]:
+    return tuple(Row(charts=tuple(charts[i : i + 2])) for i in range(0, len(charts), 2))
 
 
 def summary_rows(
@@ -77,35 +77,28 @@ def summary_rows(
 
 
 def _summary(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
-    body = []
-    for kind, label, count, medians in summary_rows(matrices, labels):
-        cells = [
-            Cell(text=kind),
-            *([Cell(text=label)] if len(labels) > 1 else []),
-            Cell(text=count_text(count)),
-        ]
-        cells += [Cell(text=number_text(value)) for value in medians.values()]
-        body.append(tuple(cells))
-    columns = [Column(label="Kind", numeric=False)]
-    columns += [Column(label="Model", numeric=False)] if len(labels) > 1 else []
-    columns += [Column(label="Matrices"), *(Column(label=TITLES[name]) for name in MEASURES)]
-    table = Table(caption="Medians over the layers", columns=tuple(columns), rows=tuple(body))
+    names = ["Kind", "Model"] if len(labels) > 1 else ["Kind"]
+    rows = (
+        (*(kind, label)[: len(names)], count_text(count), *map(number_text, medians.values()))
+        for kind, label, count, medians in summary_rows(matrices, labels)
+    )
+    columns = [*names, "Matrices", *(TITLES[name] for name in MEASURES)]
+    table = text_table("Medians over the layers", columns, rows, names=len(names))
     return Section(title="By kind", anchor="kinds", blocks=(table,))
 
 
 def _by_layer(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
     several = len(labels) > 1
     inside = matrices.filter(pl.col("layer").is_not_null())
-    blocks: list[Block] = []
+    by = "model" if several else "kind"
+    order = labels if several else list(dict.fromkeys(inside["kind"].to_list()))
     charts = []
     for name in MEASURES:
-        points: list[dict[str, Any]] = []
-        by = ["model", "layer"] if several else ["kind", "layer"]
-        medians = inside.group_by(by, maintain_order=True).agg(pl.col(name).median())
-        for row in medians.sort(by).iter_rows(named=True):
-            points.append({"x": row["layer"], "y": row[name], "series": row["model" if several else "kind"]})
-        order = labels if several else list(dict.fromkeys(inside["kind"].to_list()))
-        points.sort(key=lambda p: (order.index(p["series"]), p["x"]))
+        medians = inside.group_by(by, "layer").agg(pl.col(name).median()).rows()
+        points = [
+            {"x": layer, "y": median, "series": series}
+            for series, layer, median in sorted(medians, key=lambda row: (order.index(row[0]), row[1]))
+        ]
         if points:
             charts.append(
                 series_chart(
@@ -120,8 +113,7 @@ def _by_layer(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
                     dots=False,
                 )
             )
-    blocks += _rows(charts)
-    return Section(title="By layer", anchor="layers", blocks=tuple(blocks))
+    return Section(title="By layer", anchor="layers", blocks=_rows(charts))
 
 
 def _spectra(values: pl.DataFrame, kind: str, labels: Sequence[str]) -> Chart | None:
@@ -170,22 +162,17 @@ def _line(values: pl.DataFrame, series: str) -> list[dict[str, Any]]:
 
 
 def _every(matrices: pl.DataFrame, labels: Sequence[str]) -> Section:
-    several = len(labels) > 1
-    body = []
-    for row in matrices.iter_rows(named=True):
-        cells = [Cell(text=row["name"])] + ([Cell(text=row["model"])] if several else [])
-        cells += [Cell(text=f"{row['rows']}×{row['columns']}"), Cell(text=count_text(row["rank"]))]
-        cells += [Cell(text=number_text(row["largest"])), Cell(text=number_text(row["smallest"]))]
-        cells += [Cell(text=number_text(row[name])) for name in MEASURES]
-        body.append(tuple(cells))
-    columns = [Column(label="Matrix", numeric=False)] + (
-        [Column(label="Model", numeric=False)] if several else []
+    names = ["Matrix", "Model"] if len(labels) > 1 else ["Matrix"]
+    rows = (
+        (
+            *(row["name"], row["model"])[: len(names)],
+            f"{row['rows']}×{row['columns']}",
+            count_text(row["rank"]),
+            *(number_text(row[name]) for name in ("largest", "smallest", *MEASURES)),
+        )
+        for row in matrices.iter_rows(named=True)
     )
-    columns += [Column(label=label) for label in ("Shape", "Rank", "Largest σ", "Smallest σ")]
-    columns += [Column(label=TITLES[name]) for name in MEASURES]
-    table = Table(
-        caption="Rank counts what exceeds the rounding of the stored dtype: σ > max(m, n) · eps · σ₁",
-        columns=tuple(columns),
-        rows=tuple(body),
-    )
+    caption = "Rank counts what exceeds the rounding of the stored dtype: σ > max(m, n) · eps · σ₁"
+    columns = [*names, "Shape", "Rank", "Largest σ", "Smallest σ", *(TITLES[name] for name in MEASURES)]
+    table = text_table(caption, columns, rows, names=len(names))
     return Section(title="Every matrix", anchor="matrices", blocks=(table,))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from muonwire.pages import Block, Cell, Chart, Column, Page, Section, Table
+from muonwire.pages import Chart, Page, Section, Table, text_table
 from muonwire.pages.series import series_chart
 from muonwire.pages.units import digits_text, file_slug, number_text, percent_text
 from muonwire.spectra.compare_page import answers_table, conversations, likeness_table
@@ -43,7 +43,11 @@ def sweep_page(
             "edit changes, its distance from no change, or, where a tenth is doubled, the place at which that tenth ends.",
             blocks=tuple(sweep_charts(original, outcomes)),
         ),
-        Section(title="Every edit", anchor="edits", blocks=tuple(_tables(original, outcomes, kinds))),
+        Section(
+            title="Every edit",
+            anchor="edits",
+            blocks=tuple(_table(original, outcomes, kind) for kind in kinds),
+        ),
     ]
     if answers:
         sections.append(
@@ -91,33 +95,22 @@ def sweep_charts(original: Likeness, outcomes: Sequence[Outcome]) -> list[Chart]
     return charts
 
 
-def _tables(original: Likeness, outcomes: Sequence[Outcome], kinds: Sequence[str]) -> list[Block]:
-    tables: list[Block] = []
-    for kind in kinds:
-        rows = []
-        for _, point, found in (o for o in outcomes if o[0] == kind):
-            cells = (
-                Cell(text=str(point.edit)),
-                Cell(text=digits_text(point.strength)),
-                Cell(text=number_text(found.perplexity)),
-                Cell(text=f"{found.loss - original.loss:+.4f}"),
-                Cell(text=number_text(found.kl)),
-                Cell(text=percent_text(found.agreement)),
-            )
-            rows.append((Cell(text=point.name), *cells))
-        tables.append(
-            Table(
-                caption=f"Edits of {kind} weights",
-                columns=(
-                    Column(label="Edit", numeric=False),
-                    Column(label="As text", numeric=False),
-                    Column(label="Strength"),
-                    Column(label="Perplexity"),
-                    Column(label="Loss above the original"),
-                    Column(label="KL to it"),
-                    Column(label="Same most likely token"),
-                ),
-                rows=tuple(rows),
-            )
+def _table(original: Likeness, outcomes: Sequence[Outcome], kind: str) -> Table:
+    columns = (
+        *("Edit", "As text", "Strength", "Perplexity"),
+        *("Loss above the original", "KL to it", "Same most likely token"),
+    )
+    rows = (
+        (
+            point.name,
+            str(point.edit),
+            digits_text(point.strength),
+            number_text(found.perplexity),
+            f"{found.loss - original.loss:+.4f}",
+            number_text(found.kl),
+            percent_text(found.agreement),
         )
-    return tables
+        for its_kind, point, found in outcomes
+        if its_kind == kind
+    )
+    return text_table(f"Edits of {kind} weights", columns, rows, names=2)

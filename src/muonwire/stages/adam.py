@@ -1,6 +1,5 @@
 """Adam."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, State, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +40,7 @@ class Adam(Stage):
         return {"step": 0, "mean": zeros, "mean_square": zeros.clone()}
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         results = []
         # Tensor by tensor, so that what one needs lies in the caches, and few temporaries are there at a time.
         for update, state in zip(updates, states, strict=True):

@@ -1,6 +1,5 @@
 """Type-II Anderson mixing of a few past steps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, State, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,7 @@ class Anderson(Stage):
         }
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         return [
             self._mixed(u, p.detach(), state, context.lr)
             for u, p, state in zip(updates, params, states, strict=True)

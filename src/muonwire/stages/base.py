@@ -7,8 +7,8 @@ update it was given; what it returns may alias its own state.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from muonwire.transport.base import Transport
 
 # Tensors and numbers by name; a chain nests its members' states under their names.
 State = dict[str, Any]
+# Of one group, an entry for each of its parameters.
+Tensors = Sequence[Tensor]
+States = Sequence[State]
 # Called with what was to be sent of a tensor and with what of it the feedback keeps; it changes neither.
 Watch = Callable[[Tensor, Tensor], None]
 
@@ -91,7 +94,7 @@ class Stage(ABC):
         return False
 
     def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+        self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
         """Bytes that each of ``replicas`` sends for these parameters in a step, on average, without the messages' frames.
 
@@ -100,14 +103,10 @@ class Stage(ABC):
         return None if self.talks else 0.0
 
     @abstractmethod
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """The updates that the next stage sees, one for each parameter."""
 
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         """``apply`` as a generator: it yields each request to the other replicas, is sent the reply, and returns the updates.
 
         The caller carries the requests out, and can put those of several groups into one message.
@@ -115,18 +114,39 @@ class Stage(ABC):
         return self.apply(updates, params, states, context)
         yield  # never reached; it makes this a generator
 
+    def apply_to_some(
+        self, chosen: Sequence[int], updates: Tensors, params: Tensors, states: States, context: Context
+    ) -> list[Tensor]:
+        """The updates of these tensors of the group alone, from a stage that does not talk and treats each by itself."""
+        if not chosen:
+            return []
+        updates, params, states = (_some(values, chosen) for values in (updates, params, states))
+        layouts, names, dtypes = (_some(v, chosen) for v in (context.layouts, context.names, context.dtypes))
+        return self.apply(
+            updates, params, states, replace(context, layouts=layouts, names=names, dtypes=dtypes)
+        )
+
     def __str__(self) -> str:
         options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)]  # type: ignore[arg-type]
         return f"{self.name}({', '.join(options)})"
+
+
+def _some(values: Sequence[Any], chosen: Sequence[int]) -> list[Any]:
+    """The chosen of the values, if there are any values."""
+    return [values[i] for i in chosen] if values else []
+
+
+def total_bytes(estimates: Iterable[float | None]) -> float | None:
+    """The sum of what several stages send; None where one of them has no formula."""
+    known = list(estimates)
+    return None if None in known else float(sum(filter(None, known)))
 
 
 class StageInRounds(Stage):
     """A stage that is written as ``rounds``, of which ``apply`` follows."""
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """All rounds, with messages of their own."""
         (results,) = drive([self.rounds(updates, params, states, context)], context.transport)
         return results
@@ -147,21 +167,15 @@ class TalkingStage(StageInRounds):
         return True
 
     @override
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         """One round of ``send`` and ``receive``."""
         reply = yield self.send(updates, params, states, context)
         return self.receive(reply, params, states, context)
 
-    def send(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Request:
+    def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
         """The request of the one round."""
         raise TypeError(f"{self.name}: a stage that talks overrides rounds, or send and receive")
 
-    def receive(
-        self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """The updates that the next stage sees, made of the reply of the one round."""
         raise TypeError(f"{self.name}: a stage that talks overrides rounds, or send and receive")

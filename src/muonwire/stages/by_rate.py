@@ -1,13 +1,12 @@
 """Multiplying by a power of the learning rate, to move the rate to another place in the chain."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +29,6 @@ class ByRate(Stage):
             raise UsageError(f"by_rate: power is {self.power}; allowed are 1 and -1")
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         factor = context.lr**self.power if context.lr else 0.0
         return [u * factor for u in updates]

@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, StageInRounds, State
+from muonwire.stages.base import Context, Stage, StageInRounds, State, States, Tensors, total_bytes
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
@@ -57,21 +57,15 @@ class Chain(StageInRounds):
 
     @override
     def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+        self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
         """The sum over the members."""
-        total = 0.0
-        for _, stage in self.members:
-            part = stage.estimate_bytes(params, layouts, replicas=replicas)
-            if part is None:
-                return None
-            total += part
-        return total
+        return total_bytes(
+            stage.estimate_bytes(params, layouts, replicas=replicas) for _, stage in self.members
+        )
 
     @override
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         """All members in turn."""
         current = list(updates)
         for name, stage in self.members:

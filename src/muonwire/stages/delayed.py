@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.base import Context, Stage, State, States, TalkingStage, Tensors
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
@@ -39,14 +39,12 @@ class Delayed(TalkingStage):
 
     @override
     def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+        self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
         return self.through.estimate_bytes(params, layouts, replicas=replicas)
 
     @override
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         results = yield from self.through.rounds(updates, params, [s["through"] for s in states], context)
         late: list[Tensor] = [s["waiting"] for s in states]
         for state, result in zip(states, results, strict=True):

@@ -6,7 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.base import Context, Stage, State, States, TalkingStage, Tensors
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
@@ -55,7 +55,7 @@ class Every(TalkingStage):
 
     @override
     def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+        self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
         """The mean over P steps, one of them full."""
         full = self.full.estimate_bytes(params, layouts, replicas=replicas)
@@ -65,9 +65,7 @@ class Every(TalkingStage):
         return (full + (self.period - 1) * otherwise) / self.period
 
     @override
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         if context.step % self.period:
             seen = [s["otherwise"] for s in states]
             return (yield from self.otherwise.rounds(updates, params, seen, context))

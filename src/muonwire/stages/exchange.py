@@ -14,7 +14,7 @@ from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
 from muonwire.codec.finite import all_finite
 from muonwire.errors import PayloadError, UsageError
-from muonwire.stages.base import Context, State, TalkingStage
+from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
 from muonwire.stages.feedback import Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
@@ -71,16 +71,12 @@ class Exchange(TalkingStage):
         return self.feedback.init(param) | ({"codec": kept} if kept else {})
 
     @override
-    def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
-    ) -> float:
+    def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """The payload of all tensors, its header included."""
         return float(self.codec.estimate_bytes(*(tuple(p.shape) for p in params)))
 
     @override
-    def send(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Request:
+    def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
         """Encode the signals and keep what is not sent."""
         entries = []
         for i, (update, state) in enumerate(zip(updates, states, strict=True)):
@@ -101,9 +97,7 @@ class Exchange(TalkingStage):
         return Request(payload=payloads.pack(str(self.codec), entries))
 
     @override
-    def receive(
-        self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """Check every replica's payload and average the tensors."""
         shapes = tuple(tuple(p.shape) for p in params)
         # A payload names its codec.

@@ -1,13 +1,12 @@
 """A stage's direction at the size of what it was given."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.stages.base import Context, State
+from muonwire.stages.base import Context, States, Tensors
 from muonwire.stages.wrapper import Wrapper
 
 
@@ -35,9 +34,7 @@ class KeepNorm(Wrapper):
     """
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         made = self.stage.apply(updates, params, states, context)
         results = []
         for update, result, layout in zip(updates, made, context.layouts, strict=True):

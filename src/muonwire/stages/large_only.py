@@ -1,13 +1,12 @@
 """A stage for large matrices, which leaves small ones as they are."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, State
+from muonwire.stages.base import Context, States, Tensors
 from muonwire.stages.wrapper import Wrapper
 
 
@@ -33,23 +32,14 @@ class LargeOnly(Wrapper):
             raise UsageError(f"large_only: at_least is {self.at_least}; it must be at least 1")
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         are_large = [
             [min(s[-2:]) >= self.at_least for s in layout.shapes(tuple(u.shape))]
             for u, layout in zip(updates, context.layouts, strict=True)
         ]
         large = [i for i, parts in enumerate(are_large) if any(parts)]
-        inner = replace(
-            context,
-            layouts=[context.layouts[i] for i in large],
-            names=[context.names[i] for i in large] if context.names else (),
-        )
         results = list(updates)
-        made = self.stage.apply(
-            [updates[i] for i in large], [params[i] for i in large], [states[i] for i in large], inner
-        )
+        made = self.stage.apply_to_some(large, updates, params, states, context)
         for i, result in zip(large, made, strict=True):
             results[i] = result
             if not all(are_large[i]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.stages.base import Context, State, TalkingStage
+from muonwire.stages.base import Context, States, TalkingStage, Tensors
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
 
@@ -22,23 +22,17 @@ class Mean(TalkingStage):
         return False
 
     @override
-    def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
-    ) -> float:
+    def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """Every element in its parameter's dtype."""
         return float(sum(p.numel() * p.element_size() for p in params))
 
     @override
-    def send(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Request:
+    def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
         dtypes = context.dtypes or [u.dtype for u in updates]
         return Request(tensors=[u.to(dtype) for u, dtype in zip(updates, dtypes, strict=True)])
 
     @override
-    def receive(
-        self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
         return [mean.to(p.dtype) for mean, p in zip(reply.tensors, params, strict=True)]
 
     def __str__(self) -> str:

@@ -1,6 +1,5 @@
 """Momentum."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, State, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +43,7 @@ class Momentum(Stage):
         return {"buffer": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         results = []
         for update, state in zip(updates, states, strict=True):
             buffer: Tensor = state["buffer"]

@@ -1,7 +1,7 @@
 """A stage out of a function of one tensor: it keeps no state and does not talk to other replicas."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, States, Tensors
 
 Function = Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
 
@@ -34,9 +34,7 @@ class Plain(Stage):
         return self.label
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """Apply the function to each update.
 
         Raises:

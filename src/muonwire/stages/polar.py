@@ -1,6 +1,5 @@
 """Orthogonalization."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +8,7 @@ from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.polar import METHODS, SCHEDULES, polar_list
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,7 @@ class Polar(Stage):
         return True
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         split = [layout.split(u) for u, layout in zip(updates, context.layouts, strict=True)]
         factors = iter(
             polar_list(

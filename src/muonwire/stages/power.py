@@ -11,7 +11,7 @@ from typing_extensions import override
 from muonwire.errors import UsageError
 from muonwire.polar.orthonormal import householder
 from muonwire.polar.power import initial_state
-from muonwire.stages.base import Context, State, TalkingStage
+from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request, Rounds
 
@@ -113,9 +113,7 @@ class _Power(TalkingStage):
         return {"kept": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
 
     @override
-    def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
-    ) -> float:
+    def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """Two factors of each matrix, (m + n) · rank numbers."""
         shapes = [s for p, layout in zip(params, layouts, strict=True) for s in layout.shapes(tuple(p.shape))]
         numbers = [math.prod(s[:-2]) * (s[-2] + s[-1]) * self.rank_of(s) for s in shapes]
@@ -162,9 +160,7 @@ class PowerSGD(_Power):
     decay: float = 1.0
 
     @override
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         wholes = [s["kept"].mul(self.decay).add_(u) for u, s in zip(updates, states, strict=True)]
         xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
         factors = yield from self.iterate(xs, states)
@@ -200,9 +196,7 @@ class Dion(_Power):
             raise UsageError(f"dion: momentum is {self.momentum}; it must lie in [0, 1)")
 
     @override
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         wholes = [s["kept"] + u for u, s in zip(updates, states, strict=True)]
         xs = [layout.split(whole) for whole, layout in zip(wholes, context.layouts, strict=True)]
         factors = yield from self.iterate(xs, states)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.base import Context, Stage, State, States, TalkingStage, Tensors
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 
@@ -41,15 +41,13 @@ class Predicted(TalkingStage):
 
     @override
     def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
+        self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
         """Those of the exchange; the prediction costs none."""
         return self.through.estimate_bytes(params, layouts, replicas=replicas)
 
     @override
-    def rounds(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Rounds:
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         predictions = [s["prediction"] for s in states]
         left = [u - p for u, p in zip(updates, predictions, strict=True)]
         sent = yield from self.through.rounds(left, params, [s["through"] for s in states], context)

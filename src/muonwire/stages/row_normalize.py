@@ -1,6 +1,5 @@
 """NorMuon's normalization of rows."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, State, States, Tensors
 from muonwire.stages.keep_norm import with_norm_of
 
 
@@ -40,9 +39,7 @@ class RowNormalize(Stage):
         return {"step": 0}
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         results = []
         for update, state, layout in zip(updates, states, context.layouts, strict=True):
             state["step"] += 1

@@ -1,14 +1,13 @@
 """Scales by shape: one learning rate for matrices of all sizes."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, States, Tensors
 
 
 def shape_scale(kind: str, num_rows: int, num_columns: int) -> float:
@@ -52,9 +51,7 @@ class Scale(Stage):
             raise UsageError(f"scale: factor is {self.factor}; it must be positive")
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         if self.kind == "none":
             return [u * self.factor for u in updates]
         results = []

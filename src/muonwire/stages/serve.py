@@ -1,7 +1,7 @@
 """A stage that one replica computes for all others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 import torch
@@ -12,7 +12,7 @@ from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec
 from muonwire.codec.finite import all_finite
 from muonwire.errors import PayloadError, UsageError
-from muonwire.stages.base import Context, Stage, State, TalkingStage
+from muonwire.stages.base import Context, Stage, State, States, TalkingStage, Tensors
 from muonwire.stages.exchange import round_seed
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
@@ -52,9 +52,7 @@ class Serve(TalkingStage):
         return self.stage.init(param)
 
     @override
-    def estimate_bytes(
-        self, params: Sequence[Tensor], layouts: Sequence[MatrixLayout], *, replicas: int
-    ) -> float:
+    def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """Each tensor is sent once; a replica that owns none sends an empty payload; the mean over the replicas."""
         shapes = [tuple(p.shape) for p in params]
         by_rank = [self._owned(rank, len(shapes), replicas) for rank in range(replicas)]
@@ -67,24 +65,11 @@ class Serve(TalkingStage):
         return range(count if rank == 0 else 0)
 
     @override
-    def send(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> Request:
+    def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
         """Compute and encode the tensors that this replica owns; a replica without any sends an empty payload."""
         transport = context.transport
         owned = self._owned(transport.rank, len(updates), transport.world_size)
-        seen = replace(
-            context,
-            layouts=[context.layouts[i] for i in owned],
-            names=[context.names[i] for i in owned] if context.names else (),
-        )
-        results = (
-            self.stage.apply(
-                [updates[i] for i in owned], [params[i] for i in owned], [states[i] for i in owned], seen
-            )
-            if owned
-            else []
-        )
+        results = self.stage.apply_to_some(owned, updates, params, states, context)
         entries = []
         for i, result in zip(owned, results, strict=True):
             sent = result
@@ -97,9 +82,7 @@ class Serve(TalkingStage):
         return Request(payload=payloads.pack(str(self.codec), entries))
 
     @override
-    def receive(
-        self, reply: Reply, params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """Check and decode every owner's payload."""
         results: dict[int, Tensor] = {}
         for rank, payload in enumerate(reply.payloads):

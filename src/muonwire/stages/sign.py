@@ -1,12 +1,11 @@
 """Sign."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +13,7 @@ class Sign(Stage):
     """u ← sign(u), with sign(0) = 0. Source: Bernstein et al., "signSGD", arXiv 1802.04434."""
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         return [u.sign() for u in updates]
 
     def __str__(self) -> str:

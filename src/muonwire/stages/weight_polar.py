@@ -1,6 +1,5 @@
 """Orthogonalizing the weights themselves, every so many steps."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State
+from muonwire.stages.base import Context, Stage, States, Tensors
 from muonwire.stages.polar import Polar
 
 
@@ -44,9 +43,7 @@ class WeightPolar(Stage):
         return True
 
     @override
-    def apply(
-        self, updates: Sequence[Tensor], params: Sequence[Tensor], states: Sequence[State], context: Context
-    ) -> list[Tensor]:
+    def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         if context.step % self.period or context.lr == 0:
             return list(updates)
         weights = [p.detach() for p in params]

@@ -4,7 +4,7 @@ import pkgutil
 
 from muonwire.errors import UsageError
 from muonwire.tasks import table
-from muonwire.tasks.base import About, Batch, Task, TaskSettings
+from muonwire.tasks.base import About, Batch, Task, TaskSettings, named
 from muonwire.tasks.models import MODEL_SIZES, build_llama
 from muonwire.tasks.text import TextSettings, TextTask
 from muonwire.tasks.vision import VisionSettings, VisionTask
@@ -25,10 +25,8 @@ def settings_type(name: str) -> type[TaskSettings]:
     Raises:
         UsageError: there is no such task.
     """
-    if name in TASKS:
-        return TASKS[name]
-    if "." not in name:
-        raise UsageError(f"task: {name!r} is unknown; allowed are {', '.join(TASKS)}")
+    if name in TASKS or "." not in name:
+        return named("task", name, TASKS)
     try:
         found: type[TaskSettings] = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:

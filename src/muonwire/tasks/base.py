@@ -3,10 +3,10 @@
 A task is two classes: frozen settings, whose fields are options of the command line, and the task that they make.
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -114,7 +114,8 @@ class TaskSettings(ABC):
 
     def identity(self) -> dict[str, Any]:
         """The options as JSON has them; a run goes on from a checkpoint only where they are the same."""
-        return {name: _as_json(value) for name, value in asdict(self).items()}
+        identity: dict[str, Any] = json.loads(json.dumps(asdict(self), default=str))
+        return identity
 
     def saved_model(self, description: Mapping[str, Any]) -> nn.Module:
         """The model of a checkpoint, whose weights are loaded next.
@@ -126,12 +127,6 @@ class TaskSettings(ABC):
             UsageError: this version does not know the model, or its data is missing.
         """
         return self.make().build_model(seed=0)
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_as_json(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 def named(what: str, name: str, table: Mapping[str, T]) -> T:

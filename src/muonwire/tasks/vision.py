@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -61,8 +61,7 @@ class VisionSettings(TaskSettings):
         return super().read({**values, "data": None if data is None else Path(data)})
 
 
-@dataclass(frozen=True, kw_only=True)
-class Images:
+class Images(NamedTuple):
     """Pixels (N, rows, columns) and labels (N,), uint8, to train on and to validate on."""
 
     train: Tensor
@@ -89,12 +88,7 @@ def read_sample() -> Images:
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(SPLIT_SEED))
     images, labels = table[order, :-1].view(-1, 28, 28), table[order, -1]
     cut = len(table) - SAMPLE_VALIDATION
-    return Images(
-        train=images[:cut],
-        train_labels=labels[:cut],
-        validation=images[cut:],
-        validation_labels=labels[cut:],
-    )
+    return Images(images[:cut], labels[:cut], images[cut:], labels[cut:])
 
 
 def read_folder(folder: Path) -> Images:
@@ -103,7 +97,7 @@ def read_folder(folder: Path) -> Images:
     Raises:
         UsageError: a file is missing or damaged, or images and labels do not match.
     """
-    found = {}
+    found = []
     for part in ("train", "t10k"):
         for what in ("images", "labels"):
             paths = sorted(folder.glob(f"{part}-{what}*"))
@@ -111,21 +105,17 @@ def read_folder(folder: Path) -> Images:
                 raise UsageError(
                     f"vision task: {folder} holds no file {part}-{what}…; give MNIST's four IDX files"
                 )
-            found[part, what] = read_idx(paths[0])
-        images, labels = found[part, "images"], found[part, "labels"]
+            found.append(read_idx(paths[0]))
+        images, labels = found[-2:]
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or not len(images):
             raise UsageError(
                 f"vision task: {folder} has {part} images of shape {tuple(images.shape)} and labels of shape "
                 f"{tuple(labels.shape)}; images (N, rows, columns) and labels (N,) are wanted, at least one"
             )
-    if found["train", "images"].shape[1:] != found["t10k", "images"].shape[1:]:
+    read = Images(*found)
+    if read.train.shape[1:] != read.validation.shape[1:]:
         raise UsageError(f"vision task: the train and t10k images of {folder} differ in size")
-    return Images(
-        train=found["train", "images"],
-        train_labels=found["train", "labels"],
-        validation=found["t10k", "images"],
-        validation_labels=found["t10k", "labels"],
-    )
+    return read
 
 
 class VisionTask(Task):
@@ -143,7 +133,7 @@ class VisionTask(Task):
         images = read_sample() if settings.data is None else read_folder(settings.data)
         self.num_classes = 1 + int(max(images.train_labels.max(), images.validation_labels.max()))
         digest = hashlib.blake2b(digest_size=8)
-        for part in (images.train, images.train_labels, images.validation, images.validation_labels):
+        for part in images:
             digest.update(part.contiguous().numpy().tobytes())
         self._digest = digest.hexdigest()
         pixels = images.train.float()
@@ -193,17 +183,14 @@ class VisionTask(Task):
 
     @override
     def batch(self, *, seed: int, step: int, rank: int, world_size: int) -> Batch:
-        size = self.settings.batch
-        chosen = torch.randint(
-            len(self.train_images), (size * world_size,), generator=step_generator(seed, step)
-        )
-        chosen = chosen[rank * size : (rank + 1) * size]
+        size, generator = self.settings.batch, step_generator(seed, step)
+        joined = torch.randint(len(self.train_images), (size * world_size,), generator=generator)
+        chosen = joined[rank * size : (rank + 1) * size]
         return {"images": self.train_images[chosen], "labels": self.train_labels[chosen]}
 
     @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits, labels = self._logits(model, batch)
-        return nn.functional.cross_entropy(logits, labels)
+        return nn.functional.cross_entropy(*self._logits(model, batch))
 
     @override
     def evaluate(self, model: nn.Module, *, rank: int, world_size: int) -> tuple[float, int]:
@@ -219,16 +206,15 @@ class VisionTask(Task):
     def _validate(self, model: nn.Module, *, rank: int, world_size: int) -> tuple[float, int, int]:
         was_training = model.training
         model.eval()
-        total, right, terms = 0.0, 0, 0
+        total, right = 0.0, 0
         mine = torch.arange(rank, len(self.validation_images), world_size)
         for part in torch.split(mine, EVALUATION_BATCH):
             batch = {"images": self.validation_images[part], "labels": self.validation_labels[part]}
             logits, labels = self._logits(model, batch)
             total += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(dim=1) == labels).sum())
-            terms += len(labels)
         model.train(was_training)
-        return total, right, terms
+        return total, right, len(mine)
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

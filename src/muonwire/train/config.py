@@ -8,6 +8,7 @@ from tyro.conf import arg
 from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.tasks import TaskSettings, TextSettings
+from muonwire.train.schedule import lr_factor
 
 SCHEDULES = ("cosine", "linear", "constant")
 
@@ -63,6 +64,12 @@ class TrainConfig:
         for name in ("warmup_steps", "checkpoint_every", "digest_every", "probes", "lr_floor", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train: {name} is {getattr(self, name)}; it must not be negative")
+
+    def lr_factor(self, step: int, *, steps: int | None = None) -> float:
+        """The learning rate of a step as a share of its peak, in a run of this length or of ``steps``."""
+        steps = self.steps if steps is None else steps
+        warmup_steps, floor = self.warmup_steps, self.lr_floor
+        return lr_factor(step, steps=steps, warmup_steps=warmup_steps, kind=self.schedule, floor=floor)
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome of the run, as JSON has it."""

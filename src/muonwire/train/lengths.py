@@ -6,7 +6,6 @@ from typing import Any
 
 from muonwire.errors import UsageError
 from muonwire.train.config import TrainConfig
-from muonwire.train.schedule import lr_factor
 
 # Keys of a run's identity for its length; LENGTHS is there only where the length was changed.
 STEPS, LENGTHS = "steps", "lengths"
@@ -54,7 +53,7 @@ def extend(lengths: Sequence[Length], config: TrainConfig, *, done: int) -> tupl
             f"train: steps is {config.steps}, but {done} of the run's {now} steps are done; give {now} to keep its length, a "
             f"number above {done} to change it, or choose another --out"
         )
-    if not any(_factor(step, config.steps, config) for step in range(done + 1, config.steps + 1)):
+    if not any(config.lr_factor(step) for step in range(done + 1, config.steps + 1)):
         raise UsageError(
             f"train: steps is {config.steps}, and from step {done + 1} on the {config.schedule} schedule of that length has the "
             "rate 0, so nothing would be trained; give more steps"
@@ -77,14 +76,14 @@ def rate_change(lengths: Sequence[Length], config: TrainConfig) -> str | None:
     *past, new = lengths
     ends = [later.first_step - 1 for later in lengths[1:]]
     if all(
-        _factor(step, length.steps, config) == _factor(step, new.steps, config)
+        config.lr_factor(step, steps=length.steps) == config.lr_factor(step, steps=new.steps)
         for length, end in zip(past, ends, strict=True)
         for step in range(length.first_step, end + 1)
     ):
         return None
 
     def rate(step: int, steps: int) -> str:
-        return f"{config.lr * _factor(step, steps, config):.3g} in step {step}"
+        return f"{config.lr * config.lr_factor(step, steps=steps):.3g} in step {step}"
 
     ahead = [rate(step, new.steps) for step in dict.fromkeys((new.first_step, new.steps))]
     behind = [
@@ -93,10 +92,4 @@ def rate_change(lengths: Sequence[Length], config: TrainConfig) -> str | None:
     return (
         f"the rate follows the {config.schedule} schedule of {new.steps} steps from step {new.first_step} on: "
         f"{', '.join(ahead)}; so far {', then '.join(behind)}"
-    )
-
-
-def _factor(step: int, steps: int, config: TrainConfig) -> float:
-    return lr_factor(
-        step, steps=steps, warmup_steps=config.warmup_steps, kind=config.schedule, floor=config.lr_floor
     )

@@ -19,8 +19,7 @@ from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.lengths import LENGTHS, STEPS, Length, extend, lengths_of
-from muonwire.train.metrics import MetricsWriter, finite_or_none
-from muonwire.train.schedule import lr_factor
+from muonwire.train.metrics import finite_or_none, metrics_writer
 from muonwire.transport import Flag, Traffic, Transport, check_replicas
 
 RESULT = "result.json"
@@ -92,8 +91,11 @@ class _Totals:
     received_bytes: int = 0
     num_messages: int = 0
 
-    def add_traffic(self, traffic: Traffic) -> None:
-        """Count what training sent and received."""
+    def add(self, traffic: Traffic, *, compute_s: float, optimizer_s: float) -> None:
+        """Count what a step of training sent and received, and the seconds that its parts took."""
+        self.compute_s += compute_s
+        self.optimizer_s += optimizer_s
+        self.exchange_s += traffic.wait_s
         self.sent_bytes += traffic.sent_bytes
         self.egress_bytes += traffic.egress_bytes
         self.received_bytes += traffic.received_bytes
@@ -180,20 +182,18 @@ class Trainer:
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
         """Train to the last step, or until all replicas were asked to stop; write and return the result."""
         config, diverged, eval_loss = self.config, False, None
-        with MetricsWriter(
-            self.folder,
-            after_step=self.step,
-            tensorboard=config.tensorboard,
-            enabled=self.transport.rank == 0,
-        ) as metrics:
+        first = self.transport.rank == 0
+        with metrics_writer(
+            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=first
+        ) as write:
             if self.step == 0:
-                metrics.write(0, **self._totals_record(), eval_loss=self._evaluate()[0])
+                write(0, **asdict(self._totals), eval_loss=self._evaluate()[0])
             while self.step < config.steps and Flag.STOP not in self.transport.agreed:
                 try:
                     loss, lr = self._one_step()
                 except NonFiniteUpdateError:
                     diverged = True
-                    metrics.write(self.step, **self._totals_record(), train_loss=None)
+                    write(self.step, **asdict(self._totals), train_loss=None)
                     break
                 last = self.step == config.steps
                 eval_loss, train_loss = None, None
@@ -205,11 +205,11 @@ class Trainer:
                         # If the run is made longer, the next regular evaluation reports their mean.
                         self._recent_losses = recent
                     diverged = not math.isfinite(eval_loss)
-                metrics.write(
+                write(
                     self.step,
                     lr=lr,
                     local_loss=loss,
-                    **self._totals_record(),
+                    **asdict(self._totals),
                     **({} if eval_loss is None else {"eval_loss": eval_loss, "train_loss": train_loss}),
                     **self.diagnostics.measure(),
                 )
@@ -266,13 +266,7 @@ class Trainer:
     def _one_step(self) -> tuple[float, float]:
         config = self.config
         step = self.step + 1
-        factor = lr_factor(
-            step,
-            steps=config.steps,
-            warmup_steps=config.warmup_steps,
-            kind=config.schedule,
-            floor=config.lr_floor,
-        )
+        factor = config.lr_factor(step)
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
         traffic = self.transport.meter.training
@@ -297,10 +291,7 @@ class Trainer:
         if config.digest_every and step % config.digest_every == 0:
             self._check_replicas()
         spent = self.transport.meter.training - traffic
-        self._totals.add_traffic(spent)
-        self._totals.compute_s += computed_s - start_s
-        self._totals.optimizer_s += optimizer_s
-        self._totals.exchange_s += spent.wait_s
+        self._totals.add(spent, compute_s=computed_s - start_s, optimizer_s=optimizer_s)
         self._compute_times.append(computed_s - start_s)
         self._optimizer_times.append(optimizer_s)
         self._recent_losses.append(value)
@@ -321,9 +312,6 @@ class Trainer:
         gathered = self.transport.gather(_EVALUATION.pack(total, terms, *recent), purpose="control")
         sums = [sum(column) for column in zip(*(_EVALUATION.unpack(g) for g in gathered), strict=True)]
         return sums[0] / sums[1], (sums[2] / sums[3] if sums[3] else None)
-
-    def _totals_record(self) -> dict[str, float]:
-        return asdict(self._totals)
 
     def _result(self, *, diverged: bool, eval_loss: float | None) -> RunResult:
         finished = diverged or self.step >= self.config.steps

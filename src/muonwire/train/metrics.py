@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 METRICS = "metrics.jsonl"
@@ -33,8 +33,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-class MetricsWriter:
+@contextmanager
+def metrics_writer(
+    folder: Path, *, after_step: int, tensorboard: bool, enabled: bool
+) -> Iterator[Callable[..., None]]:
     """Appends records to ``metrics.jsonl``; on resume, drops those after the checkpoint's step first.
+
+    What it yields is called with a step and its values by name; what is not finite is written as null.
 
     Args:
         folder: of the run.
@@ -42,43 +47,28 @@ class MetricsWriter:
         tensorboard: write events too.
         enabled: False on all replicas but the first.
     """
-
-    def __init__(self, folder: Path, *, after_step: int, tensorboard: bool, enabled: bool) -> None:
-        self._file = None
-        self._events = None
-        if not enabled:
-            return
-        kept = [r for r in read_metrics(folder) if r["step"] <= after_step]
-        self._file = (folder / METRICS).open("w")
-        for record in kept:
-            self._write(record)
+    if not enabled:
+        yield lambda step, **values: None
+        return
+    kept = [r for r in read_metrics(folder) if r["step"] <= after_step]
+    with ExitStack() as opened:
+        file = opened.enter_context((folder / METRICS).open("w"))
+        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in kept)
+        # A run that is killed in its next step keeps what it had.
+        file.flush()
+        events = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
+            path = str(folder / "tensorboard")
+            events = opened.enter_context(SummaryWriter(path, purge_step=after_step + 1))
 
-    def _write(self, record: Mapping[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(dict(record), allow_nan=False) + "\n")
-        self._file.flush()
-
-    def write(self, step: int, **values: float | None) -> None:
-        """One record; what is not finite is written as null."""
-        if self._file is None:
-            return
-        self._write({"step": step, **{k: finite_or_none(v) for k, v in values.items()}})
-        if self._events is not None:
+        def write(step: int, **values: float | None) -> None:
+            record = {"step": step, **{k: finite_or_none(v) for k, v in values.items()}}
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
             for key, value in values.items():
-                if value is not None:
-                    self._events.add_scalar(key, value, step)
+                if events is not None and value is not None:
+                    events.add_scalar(key, value, step)
 
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
+        yield write

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError
-from muonwire.transport.base import Flag, Transport
+from muonwire.transport.base import Transport
 from muonwire.transport.header import (
     GATHER,
     HEADER,
@@ -48,7 +48,6 @@ class FrameTransport(Transport):
         self.meter = Meter()
         self.device = device
         self._sequence = 0
-        self._announced = Flag.NONE
         self._failure: ExchangeError | None = None
         self._inline_bytes: dict[str, int] = {}
         self._last_lengths: dict[str, tuple[int, int]] = {}
@@ -121,14 +120,14 @@ class FrameTransport(Transport):
         all_lengths = [len(payload), *lengths.values()]
         self._inline_bytes[purpose] = self._fitting(purpose, all_lengths)
         one_copy = HEADER.size + inline + len(rest)
-        self._count(
-            purpose,
-            sent=one_copy,
-            egress=one_copy * len(self.peers),
-            received=len(self.peers) * (HEADER.size + inline) + sum(t.numel() for t in rests.values()),
+        traffic = Traffic(
+            sent_bytes=one_copy,
+            egress_bytes=one_copy * len(self.peers),
+            received_bytes=len(self.peers) * (HEADER.size + inline) + sum(t.numel() for t in rests.values()),
             num_messages=2 if max(all_lengths) > inline else 1,
-            start_s=start_s,
+            wait_s=time.perf_counter() - start_s,
         )
+        self.meter.add(purpose, traffic)
         return payloads
 
     def _fitting(self, purpose: str, lengths: Sequence[int]) -> int:
@@ -198,14 +197,14 @@ class FrameTransport(Transport):
             about=about,
         )
         frame_bytes = HEADER.size + part_bytes
-        self._count(
-            purpose,
-            sent=self.world_size * frame_bytes,
-            egress=2 * len(self.peers) * frame_bytes,
-            received=2 * len(self.peers) * frame_bytes,
+        traffic = Traffic(
+            sent_bytes=self.world_size * frame_bytes,
+            egress_bytes=2 * len(self.peers) * frame_bytes,
+            received_bytes=2 * len(self.peers) * frame_bytes,
             num_messages=2,
-            start_s=start_s,
+            wait_s=time.perf_counter() - start_s,
         )
+        self.meter.add(purpose, traffic)
         return flat[:numel].to(tensors[0].device) if tensors else flat[:0]
 
     def _flatten(self, tensors: Sequence[Tensor], numel: int, padding: int, dtype: torch.dtype) -> Tensor:
@@ -254,10 +253,9 @@ class FrameTransport(Transport):
 
     def _header(self, kind: int, check: int, length: int) -> Header:
         self._sequence = (self._sequence + 1) % (1 << 8)
-        self._announced = self.requested
         return Header(
             kind=kind,
-            flags=self._announced,
+            flags=self.requested,
             step=self.step % (1 << 32),
             sequence=self._sequence,
             check=check,
@@ -298,20 +296,6 @@ class FrameTransport(Transport):
     def _to_wire(self, data: bytes) -> Tensor:
         return (
             torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device) if data else self._empty(0)
-        )
-
-    def _count(
-        self, purpose: str, *, sent: int, egress: int, received: int, num_messages: int, start_s: float
-    ) -> None:
-        self.meter.add(
-            purpose,
-            Traffic(
-                sent_bytes=sent,
-                egress_bytes=egress,
-                received_bytes=received,
-                num_messages=num_messages,
-                wait_s=time.perf_counter() - start_s,
-            ),
         )
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from muonwire.errors import UsageError
 from muonwire.lab import choose, load_claims
+from muonwire.lab.inputs import optimizers, training
 from tests.lab.engine.toy import TOY
 
 
@@ -16,6 +17,15 @@ def test_two_claims_of_one_id_are_refused(toy, tmp_path):
     empty.write_text("")
     with pytest.raises(UsageError, match="neither CLAIM nor CLAIMS"):
         load_claims((empty,))
+
+
+def test_claims_repeat_as_often_as_their_inputs_were_made_with():
+    seeds = {claim.id: claim.repeats for claim in load_claims().values()}
+    assert seeds["approach.A"] == len(training.SEEDS) == 8
+    assert seeds["approach.C"] == 8
+    assert seeds["topdown.7"] == len(optimizers.SEEDS)
+    assert seeds["integration.3"] == 5
+    assert seeds["conflict.4"] == 1
 
 
 def test_families_are_chosen_by_their_word():

@@ -1,10 +1,12 @@
 """Intervals, means by seed, checks that hold, fail or stay open, and how they read."""
 
+import math
+
 import pytest
 
 from muonwire.errors import UsageError
 from muonwire.lab import Check, Interval
-from muonwire.lab.engine.check import FAILS, HOLDS, OPEN, Reading, by_seed
+from muonwire.lab.engine.check import ANY, FAILS, HOLDS, OPEN, Reading, by_seed
 from tests.lab.engine.toy import check
 
 
@@ -68,3 +70,24 @@ def test_figures_have_as_many_digits_as_a_reading_asks_for(value, by, shown):
     reading = Reading(holds="so", fails="so", by=by)
     one = Check(name="n", setting="s", column="x", at_least=0.0, reading=reading)
     assert one.evaluate([{"seed": 0, "x": value}]).clause == f"so ({shown})"
+
+
+def test_a_check_without_a_name_states_its_clause_and_where_it_adds_to_the_setting():
+    def named(**changes):
+        reading = Reading(holds="it is large", fails="it is small", where="at sea")
+        return Check(
+            **{"setting": "here", "column": "x", "at_least": 1.0, "reading": reading, **changes}
+        ).name
+
+    assert named() == "it is large at sea"
+    assert named(setting="at sea") == "it is large"
+    assert named(name="x is large") == "x is large"
+    with pytest.raises(UsageError, match="give a name, or a reading"):
+        named(reading=None)
+
+
+@pytest.mark.parametrize(
+    ("unit", "possible"), [("times as fast", (0.0, math.inf)), ("% of the cases", (0.0, 100.0)), ("%", ANY)]
+)
+def test_what_is_possible_follows_from_the_unit(unit, possible):
+    assert Check(name="n", setting="s", column="x", at_least=1.0, unit=unit).possible == possible

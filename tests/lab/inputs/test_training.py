@@ -104,7 +104,9 @@ def test_gains_and_their_shares(folder):
     assert share_of_gain(half, start=distro, end=muon) == 50.0
     assert math.isnan(share_of_gain(half, start=muon, end=muon))
     assert training.gain("x", of=muon, over=distro) == {"change": "x", "gain": 2.0}
-    helps, idle = (training.gain_check("n", setting="s", change="x", helps=h) for h in (True, False))
+    helps, idle = (
+        training.gain_check(setting="s", change="x", below="down", above="up", helps=h) for h in (True, False)
+    )
     rows = [{"seed": s, "change": "x", "gain": 2.0 + s} for s in (0, 1)]
     assert (helps.evaluate(rows[:1]).state, idle.evaluate(rows[:1]).state) == ("holds", "fails")
 
@@ -124,13 +126,13 @@ def test_gains_and_their_shares(folder):
         ),
         (
             training.lead_check(
-                "n", setting="s", column="lead", select={}, ahead="it leads", behind="it lags", where="here"
+                setting="s", column="lead", select={}, ahead="it leads", behind="it lags", where="here"
             ),
             [{"lead": -1.5}],
             "it lags here (by 1.5 nats a token)",
         ),
         (
-            training.gain_check("n", setting="s", change="x", below="down", above="up", helps=False),
+            training.gain_check(setting="s", change="x", below="down", above="up", helps=False),
             [{"change": "x", "gain": -0.5}],
             "up (0.50 nats a token)",
         ),

@@ -40,14 +40,7 @@ class LabRun:
         """The lab's settings."""
         if self.all and self.ids:
             raise UsageError(f"lab: --all and {', '.join(self.ids)} are both given; leave out one of them")
-        return LabConfig(
-            ids=self.ids,
-            out=self.out,
-            quick=self.quick,
-            jobs=self.jobs,
-            claims_from=self.claims_from,
-            language_model=self.language_model,
-        )
+        return LabConfig(**{name: value for name, value in vars(self).items() if name != "all"})
 
 
 @command(

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from muonwire.codec.payload import varint
 from muonwire.errors import PayloadError
 
 Ints = npt.NDArray[np.int64]
@@ -66,11 +67,7 @@ def unpack_digits(data: bytes, count: int, base: int) -> Ints:
 def pack_words(words: npt.NDArray[np.uint32]) -> bytes:
     """Words behind their length in bytes (LEB128), without the zero bytes at their end."""
     data = words.astype("<u4").tobytes().rstrip(b"\0")
-    length, head = len(data), bytearray()
-    while length >= 0x80:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes((*head, length)) + data
+    return varint(len(data)) + data
 
 
 def unpack_words(data: bytes) -> tuple[npt.NDArray[np.uint32], int]:

@@ -124,9 +124,8 @@ class Codebook(Quantize):
     def __post_init__(self) -> None:
         if self.bits not in GAUSSIAN:
             raise UsageError(f"codebook: bits is {self.bits!r}; it must be a whole number from 1 to 4")
-        scales.check_scale("codebook", self.scale)
-        if self.fit not in FITS:
-            raise UsageError(f"codebook: fit is {self.fit!r}; allowed are {', '.join(FITS)}")
+        self.check_choice("scale", scales.SCALES)
+        self.check_choice("fit", FITS)
 
     @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:

@@ -10,7 +10,7 @@ from typing_extensions import override
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.codec.quantize.bits import pack_codes, unpack_codes
-from muonwire.codec.quantize.rounding import check_rounding, round_magnitudes, uniforms
+from muonwire.codec.quantize.rounding import round_magnitudes, uniforms
 from muonwire.errors import PayloadError, UsageError
 
 
@@ -48,8 +48,8 @@ class Int(Quantize):
     def __post_init__(self) -> None:
         if self.bits not in range(2, 9):
             raise UsageError(f"int: bits is {self.bits!r}; it must be a whole number from 2 to 8")
-        scales.check_scale("int", self.scale)
-        check_rounding("int", self.rounding)
+        self.check_choice("scale", scales.SCALES)
+        self.check_choice("rounding", ("nearest", "stochastic"))
 
     @property
     def largest_code(self) -> int:

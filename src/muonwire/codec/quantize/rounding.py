@@ -6,16 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muonwire.errors import UsageError
-
-ROUNDINGS = ("nearest", "stochastic")
-
-
-def check_rounding(where: str, rounding: str, allowed: tuple[str, ...] = ROUNDINGS) -> None:
-    """Raise UsageError where ``rounding`` is none of those allowed."""
-    if rounding not in allowed:
-        raise UsageError(f"{where}: rounding is {rounding!r}; allowed are {', '.join(allowed)}")
-
 
 def uniforms(values: Tensor, *, seed: int) -> Tensor:
     """One multiple of 2⁻²⁴ in [0, 1) for each value, from Philox keyed by the round's seed and the values' CRC-32.

@@ -5,19 +5,13 @@ import torch
 from torch import Tensor
 
 from muonwire.codec.quantize.base import Layout
-from muonwire.errors import PayloadError, UsageError
+from muonwire.errors import PayloadError
 
 SCALES = ("tensor", "row", "chunk")
 SCALE_BYTES = 2
 LARGEST = torch.finfo(torch.float32).max
 # bfloat16's smallest subnormal number; nothing that is rounded up to bfloat16 is smaller, unless it is zero.
 SMALLEST = 2.0**-133
-
-
-def check_scale(where: str, scale: str) -> None:
-    """Raise UsageError where ``scale`` is none of SCALES."""
-    if scale not in SCALES:
-        raise UsageError(f"{where}: scale is {scale!r}; allowed are {', '.join(SCALES)}")
 
 
 def num_scales(scale: str, num_blocks: int) -> int:

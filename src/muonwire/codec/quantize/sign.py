@@ -13,14 +13,12 @@ from typing_extensions import override
 from muonwire.codec.finite import all_finite, check_finite
 from muonwire.codec.memory import strips
 from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
+from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
-from muonwire.codec.quantize.scales import SCALE_BYTES
-from muonwire.errors import PayloadError, UsageError
+from muonwire.errors import PayloadError
 
 Bytes = npt.NDArray[np.uint8]
 _DIGITS = struct.Struct("<HH")
-SCALES = ("none", "tensor", "row", "chunk")
-LARGEST_BFLOAT16 = torch.finfo(torch.bfloat16).max
 # The eight signs that each byte stands for, the first in its lowest bit.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _SIGNS = _BITS.astype(np.float32) * 2 - 1
@@ -46,8 +44,7 @@ class Sign(Quantize):
     scale: str = "tensor"
 
     def __post_init__(self) -> None:
-        if self.scale not in SCALES:
-            raise UsageError(f"sign: scale is {self.scale!r}; allowed are {', '.join(SCALES)}")
+        self.check_choice("scale", ("none", *scales.SCALES))
 
     @property
     @override
@@ -60,18 +57,17 @@ class Sign(Quantize):
         num_scales = self._num_scales(layout.num_blocks)
         even = self.scale == "tensor" or layout.per_block is not None
         if num_scales and even and values.numel():
-            scales, bits = _even_scales(values.view(num_scales, -1))
+            means, bits = _even_scales(values.view(num_scales, -1))
         else:
-            scales = _uneven_scales(values, layout) if num_scales and not even else torch.zeros(num_scales)
-            if not all_finite(scales):
+            means = _uneven_scales(values, layout) if num_scales and not even else torch.zeros(num_scales)
+            if not all_finite(means):
                 check_finite(values)
             bits = np.packbits(values.numpy() >= 0, bitorder="little")
-        narrow = scales.clamp_(max=LARGEST_BFLOAT16).to(torch.bfloat16)
-        return self._pack_scales(narrow) + bits.tobytes(), None
+        return self._pack_scales(scales.round_nearest(means)) + bits.tobytes(), None
 
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        scales, read = self._unpack_scales(data, layout.num_blocks)
+        shared, read = self._unpack_scales(data, layout.num_blocks)
         if len(data) - read != (count + 7) // 8:
             raise PayloadError(
                 f"payload: {len(data) - read} bytes of values; {count} values of {self} take {(count + 7) // 8}"
@@ -79,16 +75,16 @@ class Sign(Quantize):
         bits = np.frombuffer(data, dtype=np.uint8, offset=read)
         if self.scale in ("none", "tensor"):
             # One scale: its table holds the values themselves.
-            table = _SIGNS * scales.numpy() if self.scale == "tensor" else _SIGNS
+            table = _SIGNS * shared.numpy() if self.scale == "tensor" else _SIGNS
             return torch.from_numpy(np.take(table, bits, axis=0).reshape(-1)[:count])
         if layout.per_block is None:
             signs = torch.from_numpy(np.take(_SIGNS, bits, axis=0).reshape(-1)[:count])
-            return signs.mul_(scales[layout.block_of(count)])
-        return _even_signs(bits, scales, layout.per_block)
+            return signs.mul_(shared[layout.block_of(count)])
+        return _even_signs(bits, shared, layout.per_block)
 
     @override
     def num_bytes(self, count: int, num_blocks: int) -> int:
-        size = SCALE_BYTES * self._num_scales(num_blocks)
+        size = scales.SCALE_BYTES * self._num_scales(num_blocks)
         if self.scale == "chunk" and num_blocks > 1:
             size = _DIGITS.size + digits_bytes(num_blocks, _EXPECTED_BASE)
         return size + (count + 7) // 8
@@ -96,18 +92,18 @@ class Sign(Quantize):
     def _num_scales(self, num_blocks: int) -> int:
         return {"none": 0, "tensor": 1}.get(self.scale, num_blocks)
 
-    def _pack_scales(self, scales: Tensor) -> bytes:
-        if self.scale != "chunk" or scales.numel() < 2:
-            return scales.view(torch.uint8).numpy().tobytes()
+    def _pack_scales(self, narrow: Tensor) -> bytes:
+        if self.scale != "chunk" or narrow.numel() < 2:
+            return scales.write(narrow)
         # The bits of magnitudes are ordered as the magnitudes are.
-        above = scales.view(torch.int16).numpy().astype(np.int64)
+        above = narrow.view(torch.int16).numpy().astype(np.int64)
         lowest = int(above.min())
         above -= lowest
         return _DIGITS.pack(lowest, int(above.max())) + pack_digits(above, int(above.max()) + 1)
 
     def _unpack_scales(self, data: bytes, num_blocks: int) -> tuple[Tensor, int]:
         count = self._num_scales(num_blocks)
-        read, lowest, largest = SCALE_BYTES * count, 0, 0
+        read, lowest, largest = scales.SCALE_BYTES * count, 0, 0
         digits = self.scale == "chunk" and count > 1
         if digits and len(data) >= _DIGITS.size:
             lowest, largest = _DIGITS.unpack_from(data)
@@ -116,14 +112,8 @@ class Sign(Quantize):
             raise PayloadError(f"payload: {len(data)} bytes of values end in the {count} scales of {self}")
         if digits:
             bits = lowest + unpack_digits(data[_DIGITS.size : read], count, largest + 1)
-            scales = torch.from_numpy(bits.clip(max=0x7FFF).astype(np.int16)).view(torch.bfloat16)
-        else:
-            scales = (
-                torch.frombuffer(bytearray(data[:read]), dtype=torch.bfloat16) if read else torch.zeros(0)
-            )
-        if not all_finite(scales):
-            raise PayloadError("payload: a scale is not finite")
-        return scales.to(torch.float32), read
+            return scales.read(bits.clip(max=0x7FFF).astype(np.int16).tobytes(), what="scale"), read
+        return scales.read(data[:read], what="scale"), read
 
 
 def _octets(rows: slice, per_row: int) -> slice:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.codec.quantize.bits import Codes
-from muonwire.codec.quantize.rounding import check_rounding, round_magnitudes, uniforms
+from muonwire.codec.quantize.rounding import round_magnitudes, uniforms
 from muonwire.errors import PayloadError
 
 # Five digits to base 3 make a byte: 3⁵ = 243.
@@ -80,8 +80,8 @@ class Ternary(Quantize):
     rounding: str = "search"
 
     def __post_init__(self) -> None:
-        scales.check_scale("ternary", self.scale)
-        check_rounding("ternary", self.rounding, ("threshold", "search", "stochastic"))
+        self.check_choice("scale", scales.SCALES)
+        self.check_choice("rounding", ("threshold", "search", "stochastic"))
 
     @override
     def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:

@@ -1,25 +1,41 @@
 """How much a selection chooses: a number of items, or a share of them."""
 
+from muonwire.codec.select.base import Groups, Select
 from muonwire.errors import UsageError
 
 
-def check_amount(name: str, *, k: int | None, density: float | None) -> None:
-    """Raise UsageError unless exactly one of ``k`` and ``density`` is given, and it is possible."""
-    if (k is None) == (density is None):
-        raise UsageError(f"{name}: k is {k} and density is {density}; give exactly one of them")
-    if k is not None and (not isinstance(k, int) or k < 1):
-        raise UsageError(f"{name}: k is {k}; it must be an integer of at least 1")
-    if density is not None and not 0 < density <= 1:
-        raise UsageError(f"{name}: density is {density}; it must lie in (0, 1]")
+class Amount(Select):
+    """A selection of ``k`` items, or of the share ``density`` of them and at least one; exactly one of the two is given.
 
-
-def amount(numel: int, *, k: int | None, density: float | None) -> int:
-    """How many of ``numel`` items: ``k``, or the share ``density`` of them and at least one; never more than there are.
-
-    >>> amount(10, k=None, density=0.25), amount(10, k=None, density=0.01), amount(10, k=12, density=None)
-    (2, 1, 10)
+    Its subclasses declare both as fields, among their own options in the order of the textual form.
     """
-    if k is None:
-        assert density is not None
-        k = max(1, round(density * numel))
-    return min(numel, k)
+
+    k: int | None
+    density: float | None
+
+    def __post_init__(self) -> None:
+        if (self.k is None) == (self.density is None):
+            raise UsageError(
+                f"{self.name}: k is {self.k} and density is {self.density}; give exactly one of them"
+            )
+        if self.k is not None:
+            self.check_count("k")
+        else:
+            self.check_share("density")
+
+    def of(self, num_groups: int, group_numel: int) -> Groups:
+        """Groups with as many chosen items in each as the options say, but never more than there are."""
+        k = self.k
+        if k is None:
+            assert self.density is not None
+            k = max(1, round(self.density * group_numel))
+        return Groups(num_groups=num_groups, group_numel=group_numel, k=min(group_numel, k))
+
+
+class Entries(Amount):
+    """A selection of entries: ``k`` of each block, or a ``density`` of the whole tensor."""
+
+    def groups(self, num_blocks: int, block_numel: int) -> Groups:
+        """A group for each block with ``k``, one group with ``density``."""
+        by_block = self.k is not None
+        return self.of(num_blocks, block_numel) if by_block else self.of(1, num_blocks * block_numel)

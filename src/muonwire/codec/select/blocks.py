@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.select.amount import amount, check_amount
-from muonwire.codec.select.base import Groups, Select
+from muonwire.codec.select.amount import Amount
+from muonwire.codec.select.base import Groups
 from muonwire.codec.select.norms import largest, squared_norms
 from muonwire.codec.transform.base import largest_divisor
-from muonwire.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopBlocks(Select):
+class TopBlocks(Amount):
     """The tiles of largest Euclidean norm, whole; of equal ones the first, row by row.
 
     Tiles cover the matrix (or a transform's blocks, each a row) without remainder: in each dimension their size is the largest
@@ -37,9 +36,8 @@ class TopBlocks(Select):
     density: float | None = None
 
     def __post_init__(self) -> None:
-        check_amount(self.name, k=self.k, density=self.density)
-        if not isinstance(self.size, int) or self.size < 1:
-            raise UsageError(f"topblocks: size is {self.size}; it must be an integer of at least 1")
+        super().__post_init__()
+        self.check_count("size")
 
     def _tile(self, num_blocks: int, block_numel: int) -> tuple[int, int]:
         """(height, width) of a tile; of an empty grid, whose tiles are empty, at least 1."""
@@ -50,10 +48,7 @@ class TopBlocks(Select):
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
         """One group, whose items are tiles."""
         height, width = self._tile(num_blocks, block_numel)
-        num_tiles = (num_blocks // height) * (block_numel // width)
-        return Groups(
-            num_groups=1, group_numel=num_tiles, k=amount(num_tiles, k=self.k, density=self.density)
-        )
+        return self.of(1, (num_blocks // height) * (block_numel // width))
 
     @override
     def choose(self, blocks: Tensor) -> Tensor:

@@ -7,28 +7,22 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.select.amount import amount, check_amount
-from muonwire.codec.select.base import Groups, Select
+from muonwire.codec.select.amount import Amount
+from muonwire.codec.select.base import Groups
 from muonwire.codec.select.norms import largest, squared_norms
 
 
 @dataclass(frozen=True, kw_only=True)
-class _TopLines(Select):
+class _TopLines(Amount):
     # The dimension that a row or column runs along is summed over; the other one counts them.
     along: ClassVar[int]
     k: int | None = None
     density: float | None = None
 
-    def __post_init__(self) -> None:
-        check_amount(self.name, k=self.k, density=self.density)
-
     @override
     def groups(self, num_blocks: int, block_numel: int) -> Groups:
         """One group, whose items are rows or columns."""
-        num_lines = (num_blocks, block_numel)[1 - self.along]
-        return Groups(
-            num_groups=1, group_numel=num_lines, k=amount(num_lines, k=self.k, density=self.density)
-        )
+        return self.of(1, (num_blocks, block_numel)[1 - self.along])
 
     @override
     def choose(self, blocks: Tensor) -> Tensor:

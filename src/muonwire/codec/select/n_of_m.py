@@ -34,8 +34,7 @@ class NOfM(Select):
     m: int = 4
 
     def __post_init__(self) -> None:
-        if not isinstance(self.m, int) or self.m < 1:
-            raise UsageError(f"nm: m is {self.m}; it must be an integer of at least 1")
+        self.check_count("m")
         if not isinstance(self.n, int) or not 1 <= self.n <= self.m:
             raise UsageError(f"nm: n is {self.n}; with m={self.m} it must be an integer in 1 ... {self.m}")
 

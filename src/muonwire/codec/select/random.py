@@ -8,8 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import random
-from muonwire.codec.select.amount import amount, check_amount
-from muonwire.codec.select.base import Groups, Select
+from muonwire.codec.select.amount import Entries
+from muonwire.codec.select.base import Groups
 
 
 # One mean draws the same items for every replica's body.
@@ -19,7 +19,7 @@ def _draw(groups: Groups, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomK(Select):
+class RandomK(Entries):
     """Entries drawn uniformly from the round's seed, the same on all replicas: exactly ``k`` of each block, or a ``density``
     of the whole tensor (at least one).
 
@@ -41,19 +41,6 @@ class RandomK(Select):
     seeded: ClassVar[bool] = True
     k: int | None = None
     density: float | None = None
-
-    def __post_init__(self) -> None:
-        check_amount(self.name, k=self.k, density=self.density)
-
-    @override
-    def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        if self.density is not None:
-            num_blocks, block_numel = 1, num_blocks * block_numel
-        return Groups(
-            num_groups=num_blocks,
-            group_numel=block_numel,
-            k=amount(block_numel, k=self.k, density=self.density),
-        )
 
     @override
     def draw(self, num_blocks: int, block_numel: int, *, seed: int) -> Tensor:

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from muonwire.codec.finite import check_finite
 from muonwire.codec.memory import STRIP_NUMEL, strips
-from muonwire.codec.select.amount import amount, check_amount
-from muonwire.codec.select.base import Groups, Select
+from muonwire.codec.select.amount import Entries
+from muonwire.codec.select.base import Groups
 
 LARGEST_BITS = (1 << 31) - 1
 # For fewer chosen entries the calls weigh more than the passes that are saved.
@@ -20,7 +20,7 @@ SMALLEST_BY_COLUMNS = 1 << 9
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopK(Select):
+class TopK(Entries):
     """The entries of largest magnitude: ``k`` of each block, or a ``density`` of the whole tensor (at least one).
 
     Args:
@@ -31,17 +31,6 @@ class TopK(Select):
     name: ClassVar[str] = "topk"
     k: int | None = None
     density: float | None = None
-
-    def __post_init__(self) -> None:
-        check_amount(self.name, k=self.k, density=self.density)
-
-    @override
-    def groups(self, num_blocks: int, block_numel: int) -> Groups:
-        by_block = self.k is not None
-        num_groups, numel = (num_blocks, block_numel) if by_block else (1, num_blocks * block_numel)
-        return Groups(
-            num_groups=num_groups, group_numel=numel, k=amount(numel, k=self.k, density=self.density)
-        )
 
     @override
     def choose(self, blocks: Tensor) -> Tensor:

@@ -28,10 +28,7 @@ class Chunked(Transform):
     def _chunks(self, shape: Shape) -> tuple[int, int, int, int]:
         """(chunks in a column of them, rows of a chunk, chunks in a row of them, columns of a chunk)."""
         rows, columns = matrix_shape(shape)
-        height, width = (
-            largest_divisor(max(rows, 1), self.chunk),
-            largest_divisor(max(columns, 1), self.chunk),
-        )
+        height, width = (largest_divisor(max(size, 1), self.chunk) for size in (rows, columns))
         return rows // height, height, columns // width, width
 
     @override

@@ -11,7 +11,6 @@ from typing_extensions import override
 from muonwire.codec import random
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.base import Transform, largest_divisor
-from muonwire.errors import UsageError
 
 # Entries that are transformed at a time: they, and as many results, stay in the second-level cache.
 _CACHED_NUMEL = 1 << 16
@@ -95,8 +94,7 @@ class Hadamard(Transform):
     block: int = 1024
 
     def __post_init__(self) -> None:
-        if not isinstance(self.block, int) or self.block < 1:
-            raise UsageError(f"hadamard: block is {self.block}; it must be an integer of at least 1")
+        self.check_count("block")
 
     @override
     def grid(self, shape: Shape) -> tuple[int, int]:

@@ -56,10 +56,8 @@ class LowRank(Transform):
     iterations: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise UsageError(f"lowrank: rank is {self.rank}; it must be an integer of at least 1")
-        if self.method not in METHODS:
-            raise UsageError(f"lowrank: method is {self.method!r}; allowed are {', '.join(METHODS)}")
+        self.check_count("rank")
+        self.check_choice("method", METHODS)
         fewest = 1 if self.method == "power" else 0
         if not isinstance(self.iterations, int) or self.iterations < fewest:
             raise UsageError(

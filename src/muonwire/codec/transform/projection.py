@@ -11,9 +11,6 @@ from muonwire.codec import random
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.base import Transform
 from muonwire.codec.transform.hadamard import Hadamard
-from muonwire.errors import UsageError
-
-DECODES = ("least_squares", "unbiased")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +42,9 @@ class Projection(Transform):
     decode: str = "least_squares"
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise UsageError(f"projection: density is {self.density}; it must lie in (0, 1]")
-        if not isinstance(self.block, int) or self.block < 1:
-            raise UsageError(f"projection: block is {self.block}; it must be an integer of at least 1")
-        if self.decode not in DECODES:
-            raise UsageError(f"projection: decode is {self.decode!r}; allowed are {', '.join(DECODES)}")
+        self.check_share("density")
+        self.check_count("block")
+        self.check_choice("decode", ("least_squares", "unbiased"))
 
     @property
     def _rotation(self) -> Hadamard:

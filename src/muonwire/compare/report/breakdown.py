@@ -6,8 +6,9 @@ from typing import Any
 import altair as alt
 
 from muonwire.compare.report.base import PageChart
-from muonwire.compare.report.marks import opacity
+from muonwire.compare.report.marks import opacity, tooltips
 from muonwire.compare.report.results import RecipeResult, Results, SeedResult
+from muonwire.compare.report.setting import ReportSetting
 from muonwire.pages.blocks import Chart, KeyEntry, Swatch
 from muonwire.pages.spec import inline, spec_of
 from muonwire.pages.theme import PART_COLOURS
@@ -22,8 +23,9 @@ _LINK: _Parts = {**_COMPUTE, "link (modelled)": lambda s: s.link_s_per_step}
 _ROW_HEIGHT = 42
 
 
-def time_at_link(results: Results, *, link: str) -> Chart | None:
-    """Seconds per step at ``link``: measured computation and the modelled link; ``None`` if all are zero."""
+def time_at_link(results: Results, setting: ReportSetting) -> Chart | None:
+    """Seconds per step at the link: measured computation and the modelled link; ``None`` if all are zero."""
+    link = setting.link
     return _bars(
         results,
         parts=_LINK,
@@ -31,11 +33,10 @@ def time_at_link(results: Results, *, link: str) -> Chart | None:
         title=f"Time of a step at {link} (modelled)",
         how_to_read=f"Shorter is better. The link's part is modelled: the measured bytes and messages of a step over {link}, "
         "in place of the exchange as measured here.",
-        axis_title="time per step",
     )
 
 
-def time_measured(results: Results) -> Chart | None:
+def time_measured(results: Results, _: ReportSetting) -> Chart | None:
     """Seconds per step on this machine, all measured; ``None`` if all are zero."""
     return _bars(
         results,
@@ -44,13 +45,10 @@ def time_measured(results: Results) -> Chart | None:
         title="Time of a step on this machine (measured)",
         how_to_read="The exchange is measured over this machine's loopback: packing and unpacking payloads, "
         "moving them, and waiting for the slowest replica.",
-        axis_title="time per step",
     )
 
 
-def _bars(
-    results: Results, *, parts: _Parts, name: str, title: str, how_to_read: str, axis_title: str
-) -> Chart | None:
+def _bars(results: Results, *, parts: _Parts, name: str, title: str, how_to_read: str) -> Chart | None:
     totals = {r.recipe: sum(r.mean(part) for part in parts.values()) for r in results.recipes}
     longest = max(totals.values())
     if longest <= 0:
@@ -66,7 +64,7 @@ def _bars(
         .encode(
             x=alt.X(
                 "start:Q",
-                title=f"{axis_title} ({unit})",
+                title=f"time per step ({unit})",
                 scale=alt.Scale(domain=[0, longest / per], nice=False),
             ),
             x2="end:Q",
@@ -76,7 +74,7 @@ def _bars(
                 scale=alt.Scale(domain=list(parts), range=[PART_COLOURS[part] for part in parts]),
                 legend=alt.Legend(title=None, symbolType="square", orient="top"),
             ),
-            tooltip=[alt.Tooltip(f"{field}:N", title=field) for field in ("recipe", "part", "time")],
+            tooltip=tooltips("recipe", "part", "time"),
         )
     )
     # A name above its bar takes no width from the plot, however long it is.
@@ -100,20 +98,12 @@ def _rows(recipe: RecipeResult, *, parts: _Parts, per: float) -> list[dict[str, 
     rows, start = [], 0.0
     for part, value in parts.items():
         seconds = recipe.mean(value)
-        rows.append(
-            {
-                "recipe": recipe.recipe,
-                "part": part,
-                "start": start,
-                "end": start + seconds / per,
-                "time": seconds_text(seconds),
-            }
-        )
-        start += seconds / per
+        end = start + seconds / per
+        row = {"recipe": recipe.recipe, "part": part, "start": start, "end": end}
+        rows.append({**row, "time": seconds_text(seconds)})
+        start = end
     return rows
 
 
-TIME_AT_LINK = PageChart(
-    section="time", row="step", draw=lambda results, setting: time_at_link(results, link=setting.link)
-)
-TIME_MEASURED = PageChart(section="time", row="step", draw=lambda results, setting: time_measured(results))
+TIME_AT_LINK = PageChart(section="time", row="step", draw=time_at_link)
+TIME_MEASURED = PageChart(section="time", row="step", draw=time_measured)

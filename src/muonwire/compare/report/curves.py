@@ -8,11 +8,20 @@ import altair as alt
 import polars as pl
 
 from muonwire.compare.report.base import PageChart
-from muonwire.compare.report.marks import SI_BYTES, opacity, recipe_colour, recipe_dash, recipe_key
+from muonwire.compare.report.marks import (
+    PLAIN,
+    SI_BYTES,
+    log_x,
+    opacity,
+    recipe_colour,
+    recipe_dash,
+    recipe_key,
+)
 from muonwire.compare.report.results import Results
+from muonwire.compare.report.setting import ReportSetting
 from muonwire.pages.blocks import Chart, Text
 from muonwire.pages.cut import cut_above
-from muonwire.pages.scales import focus_domain, log_domain, log_ticks, wants_log
+from muonwire.pages.scales import focus_domain, log_domain, wants_log
 from muonwire.pages.spec import inline, spec_of
 from muonwire.pages.units import (
     bytes_text,
@@ -33,10 +42,10 @@ class _Axis:
     log: bool
     text: Callable[[float], str]
     per: float = 1.0
-    label: str | None = None
+    label: str = PLAIN
 
 
-def loss_by_steps(results: Results) -> Chart | None:
+def loss_by_steps(results: Results, _: ReportSetting) -> Chart | None:
     """Loss against optimizer steps, or ``None`` without a finite loss."""
     return _curves(
         results,
@@ -48,7 +57,7 @@ def loss_by_steps(results: Results) -> Chart | None:
     )
 
 
-def loss_by_bytes(results: Results) -> Chart | None:
+def loss_by_bytes(results: Results, _: ReportSetting) -> Chart | None:
     """Loss against bytes sent per replica, or ``None`` if no recipe sent any."""
     return _curves(
         results,
@@ -66,12 +75,12 @@ def loss_by_bytes(results: Results) -> Chart | None:
     )
 
 
-def loss_by_link_time(results: Results, *, link: str) -> Chart | None:
-    """Loss against the modelled time at ``link``, or ``None`` without a finite loss."""
-    axis = _time_axis(results, column="link_s", title=f"time at {link}, modelled")
+def loss_by_link_time(results: Results, setting: ReportSetting) -> Chart | None:
+    """Loss against the modelled time at the link, or ``None`` without a finite loss."""
+    link = setting.link
     return _curves(
         results,
-        axis=axis,
+        axis=_time_axis(results, column="link_s", title=f"time at {link}, modelled"),
         name="loss_by_link_time",
         title=f"Loss by time at {link} (modelled)",
         how_to_read="Further left is sooner. This time is modelled, not measured: the measured computation plus the time the "
@@ -79,7 +88,7 @@ def loss_by_link_time(results: Results, *, link: str) -> Chart | None:
     )
 
 
-def loss_by_measured_time(results: Results) -> Chart | None:
+def loss_by_measured_time(results: Results, _: ReportSetting) -> Chart | None:
     """Loss against wall-clock time of this machine, or ``None`` without a finite loss."""
     return _curves(
         results,
@@ -92,22 +101,13 @@ def loss_by_measured_time(results: Results) -> Chart | None:
 
 
 def _time_axis(results: Results, *, column: str, title: str) -> _Axis:
-    ends = _ends(results, column=column)
+    # The last value of each recipe.
+    frame = results.best_curves().group_by("recipe").agg(pl.col(column).max().cast(pl.Float64))
+    ends = frame[column].drop_nulls().to_list()
     per, unit = duration_unit(max(ends, default=1.0))
     log = wants_log(ends)
-    return _Axis(
-        column=column,
-        title=f"{title} ({unit}{', log' if log else ''})",
-        log=log,
-        text=seconds_text,
-        per=per,
-    )
-
-
-def _ends(results: Results, *, column: str) -> list[float]:
-    """The last value of ``column`` by recipe."""
-    frame = results.best_curves().group_by("recipe").agg(pl.col(column).max())
-    return [float(value) for value in frame[column] if value is not None]
+    title = f"{title} ({unit}{', log' if log else ''})"
+    return _Axis(column=column, title=title, log=log, text=seconds_text, per=per)
 
 
 def _curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read: str) -> Chart | None:
@@ -193,17 +193,10 @@ def _layers(
 ) -> list[Any]:
     costs = [float(cost) for cost in shown["cost"]]
     if axis.log:
-        span = log_domain(costs)
-        scale = alt.Scale(type="log", domain=list(span), nice=False)
-        ticks: dict[str, Any] = {"values": log_ticks(*span), "labelOverlap": "greedy"}
+        x = log_x("cost:Q", axis.title, log_domain(costs), label=axis.label)
     else:
         scale = alt.Scale(domain=[0, max(costs) or 1.0], nice=False)
-        ticks = {}
-    if axis.label:
-        ticks["labelExpr"] = axis.label
-    elif axis.log:
-        ticks["labelExpr"] = "format(datum.value, '.6~g')"
-    x = alt.X("cost:Q", title=axis.title, scale=scale, axis=alt.Axis(**ticks))
+        x = alt.X("cost:Q", title=axis.title, scale=scale, axis=alt.Axis())
     y = alt.Y("loss:Q", title="evaluation loss", scale=alt.Scale(domain=list(domain), zero=False, nice=False))
     colour, dash = recipe_colour(results), recipe_dash(results)
     top = domain[1]
@@ -290,11 +283,7 @@ def _tooltip(results: Results, *, axis: _Axis) -> list[alt.Tooltip]:
     return fields
 
 
-LOSS_BY_STEPS = PageChart(section="loss", draw=lambda results, setting: loss_by_steps(results))
-LOSS_BY_BYTES = PageChart(section="loss", draw=lambda results, setting: loss_by_bytes(results))
-LOSS_BY_LINK_TIME = PageChart(
-    section="time", row="loss", draw=lambda results, setting: loss_by_link_time(results, link=setting.link)
-)
-LOSS_BY_MEASURED_TIME = PageChart(
-    section="time", row="loss", draw=lambda results, setting: loss_by_measured_time(results)
-)
+LOSS_BY_STEPS = PageChart(section="loss", draw=loss_by_steps)
+LOSS_BY_BYTES = PageChart(section="loss", draw=loss_by_bytes)
+LOSS_BY_LINK_TIME = PageChart(section="time", row="loss", draw=loss_by_link_time)
+LOSS_BY_MEASURED_TIME = PageChart(section="time", row="loss", draw=loss_by_measured_time)

@@ -39,21 +39,24 @@ def headline(results: Results) -> Markup:
 
 def findings(results: Results, *, setting: ReportSetting, target: Target | None) -> tuple[Markup, ...]:
     """The sentences after the headline: bytes, costs to reach the target, the subject, and caveats."""
-    found = [
+    return (
         *_fewest_bytes(results),
         *_to_target(results, setting=setting, target=target),
         *_subject(results, subject=setting.subject),
         *_diverged(results),
         *_at_edge(results),
         *_few_seeds(results),
-    ]
-    return tuple(found)
+    )
+
+
+def _one(sentence: str, *values: object) -> list[Markup]:
+    return [Markup(sentence).format(*values)]
 
 
 def _fewest_bytes(results: Results) -> list[Markup]:
     ranking = results.ranking
     if not any(_sent(r) for r in results.recipes):
-        return [Markup("Nothing was sent: there are no bytes to compare.")]
+        return _one("Nothing was sent: there are no bytes to compare.")
     senders = [r for r in ranking if _sent(r) > 0]
     if len(senders) < 2:
         return []
@@ -61,44 +64,27 @@ def _fewest_bytes(results: Results) -> list[Markup]:
     least = min(senders, key=lambda r: (_sent(r), r.index))
     most = max(senders, key=lambda r: (_sent(r), -r.index))
     if _sent(most) == _sent(least):
-        return [
-            Markup("All recipes sent the same: {} per replica and step.").format(bytes_text(_sent(least)))
-        ]
-    if least is best:
-        return [
-            Markup("It also sent the fewest bytes: {} per replica and step, {} fewer than {} ({}).").format(
-                bytes_text(_sent(least)),
-                ratio_text(_sent(most) / _sent(least)),
-                _name(most),
-                bytes_text(_sent(most)),
-            )
-        ]
-    if best not in senders:
+        return _one("All recipes sent the same: {} per replica and step.", bytes_text(_sent(least)))
+    if least is not best and best not in senders:
         return []
-    return [
-        Markup(
-            "{} sent the fewest bytes, {} per replica and step, {} fewer than {} ({}), and ended {} above it."
-        ).format(
-            _name(least),
-            bytes_text(_sent(least)),
-            ratio_text(_sent(best) / _sent(least)),
-            _name(best),
-            bytes_text(_sent(best)),
-            loss_text(_gap(least, best)),
-        )
-    ]
+    other = most if least is best else best
+    sent, ratio = bytes_text(_sent(least)), ratio_text(_sent(other) / _sent(least))
+    fewer = Markup("{} per replica and step, {} fewer than {} ({})").format(
+        sent, ratio, _name(other), bytes_text(_sent(other))
+    )
+    if least is best:
+        return _one("It also sent the fewest bytes: {}.", fewer)
+    gap = loss_text(_gap(least, best))
+    return _one("{} sent the fewest bytes, {}, and ended {} above it.", _name(least), fewer, gap)
 
 
 def _to_target(results: Results, *, setting: ReportSetting, target: Target | None) -> list[Markup]:
     if target is None or target.reference not in target.reached:
         return []
-    reference = Markup("<b>{}</b>").format(target.reference)
+    reference = _bold(target.reference)
     if len(target.reached) == 1:
-        return [
-            Markup("No other recipe reached the loss at which {} ended, {}.").format(
-                reference, loss_text(target.loss)
-            )
-        ]
+        loss = loss_text(target.loss)
+        return _one("No other recipe reached the loss at which {} ended, {}.", reference, loss)
     basis = "{}, where {} ended" if target.named else "{}, where {} ended, the highest of those that finished"
     to = Markup("To a loss of ") + Markup(basis).format(loss_text(target.loss), reference)
     costs: tuple[tuple[str, Callable[[Reached], float], Callable[[float], str]], ...] = (
@@ -119,12 +105,8 @@ def _to_target(results: Results, *, setting: ReportSetting, target: Target | Non
             phrase += f" against {text(spent[target.reference])} ({ratio})"
         by_recipe.setdefault(least, []).append(phrase)
     return [
-        Markup("{}, {} needed {}.").format(
-            to,
-            Markup("<b>{}</b> itself").format(recipe)
-            if recipe == target.reference
-            else Markup("<b>{}</b>").format(recipe),
-            ", and ".join(phrases),
+        Markup("{}, {}{} needed {}.").format(
+            to, _bold(recipe), " itself" if recipe == target.reference else "", ", and ".join(phrases)
         )
         for recipe, phrases in by_recipe.items()
     ]
@@ -136,31 +118,23 @@ def _subject(results: Results, *, subject: str | None) -> list[Markup]:
     ranking = results.ranking
     result = results.find(subject)
     if result is None:
-        return [
-            Markup("<b>{}</b>, which this comparison is about, is not among the results.").format(subject)
-        ]
+        return _one("{}, which this comparison is about, is not among the results.", _bold(subject))
     if not result.ranked:
-        return [Markup("{}, which this comparison is about, diverged and has no rank.").format(_name(result))]
+        return _one("{}, which this comparison is about, diverged and has no rank.", _name(result))
     if len(ranking) == 1:
         return []
     best, place = ranking[0], ranking.index(result) + 1
     if place == 1:
-        return [
-            Markup("{}, which this comparison is about, ended first of {}.").format(
-                _name(result), len(ranking)
-            )
-        ]
+        return _one("{}, which this comparison is about, ended first of {}.", _name(result), len(ranking))
     level = "; their seeds overlap" if is_below(best, result) is False else ""
     sent = ""
     if _sent(result) > 0 and _sent(best) > 0 and _sent(result) != _sent(best):
         less = _sent(result) < _sent(best)
         ratio = _sent(best) / _sent(result) if less else _sent(result) / _sent(best)
         sent = f", and sent {ratio_text(ratio)} {'fewer' if less else 'more'} bytes"
-    return [
-        Markup("{}, which this comparison is about, ended in place {} of {}: {} above {}{}{}.").format(
-            _name(result), place, len(ranking), loss_text(_gap(result, best)), _name(best), sent, level
-        )
-    ]
+    sentence = "{}, which this comparison is about, ended in place {} of {}: {} above {}{}{}."
+    gap = loss_text(_gap(result, best))
+    return _one(sentence, _name(result), place, len(ranking), gap, _name(best), sent, level)
 
 
 def _diverged(results: Results) -> list[Markup]:
@@ -171,11 +145,7 @@ def _diverged(results: Results) -> list[Markup]:
         rates = listing_text([lr_text(lr) for lr in sorted({seed.lr for seed in result.seeds})])
         number = len(result.seeds)
         which = "" if number == 1 else f" with {result.num_diverged} of {number} seeds"
-        found.append(
-            Markup("{} diverged{} at its best rate ({}) and is not ranked.").format(
-                _name(result), which, rates
-            )
-        )
+        found += _one("{} diverged{} at its best rate ({}) and is not ranked.", _name(result), which, rates)
     return found
 
 
@@ -185,21 +155,22 @@ def _at_edge(results: Results) -> list[Markup]:
         return []
     names = Markup(", ").join(_name(r) for r in edge)
     whose = "its" if len(edge) == 1 else "their"
-    return [
-        Markup(
-            "The best learning rate lies at the edge of the grid for {}: a wider grid could lower {} loss."
-        ).format(names, whose)
-    ]
+    sentence = "The best learning rate lies at the edge of the grid for {}: a wider grid could lower {} loss."
+    return _one(sentence, names, whose)
 
 
 def _few_seeds(results: Results) -> list[Markup]:
     if len(results.ranking) < 2 or results.num_seeds > 1:
         return []
-    return [Markup("One seed per recipe: how much of a difference is chance was not measured.")]
+    return _one("One seed per recipe: how much of a difference is chance was not measured.")
+
+
+def _bold(name: str) -> Markup:
+    return Markup("<b>{}</b>").format(name)
 
 
 def _name(result: RecipeResult) -> Markup:
-    return Markup("<b>{}</b>").format(result.recipe)
+    return _bold(result.recipe)
 
 
 def _loss(result: RecipeResult) -> str:

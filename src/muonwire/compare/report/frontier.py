@@ -8,12 +8,12 @@ from typing import Any
 import altair as alt
 
 from muonwire.compare.report.base import PageChart
-from muonwire.compare.report.marks import opacity, recipe_colour, recipe_key, recipe_shape
+from muonwire.compare.report.marks import log_x, opacity, recipe_colour, recipe_key, recipe_shape, tooltips
 from muonwire.compare.report.names import short_names
 from muonwire.compare.report.results import RecipeResult, Results
 from muonwire.pages.blocks import Chart
 from muonwire.pages.labels import place_labels
-from muonwire.pages.scales import log_domain, log_ticks
+from muonwire.pages.scales import log_domain
 from muonwire.pages.spec import CHART_HEIGHT, inline, spec_of
 from muonwire.pages.units import digits_text, listing_text, loss_text
 
@@ -104,20 +104,11 @@ def _layers(
     results: Results, *, shown: list[RecipeResult], low: float, high: float, named: set[str | None]
 ) -> list[Any]:
     span = log_domain([r.bits for r in shown], margin=0.08)
-    x = alt.X(
-        "bits:Q",
-        title="bits sent per parameter and step, logarithmic",
-        scale=alt.Scale(type="log", domain=list(span), nice=False),
-        axis=alt.Axis(
-            values=log_ticks(*span), labelOverlap="greedy", labelExpr="format(datum.value, '.6~g')"
-        ),
-    )
+    x = log_x("bits:Q", "bits sent per parameter and step, logarithmic", span)
     scale = alt.Scale(domain=[low, high], zero=False, nice=False)
     y = alt.Y("loss:Q", title="final evaluation loss", scale=scale)
     colour, shape = recipe_colour(results, line=False), recipe_shape(results)
-    tooltip = [
-        alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "bits sent", "final loss", "seeds")
-    ]
+    tooltip = tooltips("recipe", "bits sent", "final loss", "seeds")
     shorts = short_names(shown)
     rows = [_row(r) for r in shown]
     best = frontier([(row["bits"], row["loss"]) for row in rows])

@@ -1,16 +1,16 @@
 """Final loss by learning rate, with the rate that was chosen for each recipe."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
 import polars as pl
 
 from muonwire.compare.report.base import PageChart
-from muonwire.compare.report.marks import opacity, recipe_colour, recipe_dash, recipe_key
+from muonwire.compare.report.marks import log_x, opacity, recipe_colour, recipe_dash, recipe_key, tooltips
 from muonwire.compare.report.results import Results
+from muonwire.compare.report.setting import ReportSetting
 from muonwire.pages.blocks import Chart
-from muonwire.pages.scales import focus_domain, log_domain, log_ticks
+from muonwire.pages.scales import focus_domain, log_domain
 from muonwire.pages.spec import inline, spec_of
 from muonwire.pages.units import loss_text, lr_text
 
@@ -18,13 +18,8 @@ from muonwire.pages.units import loss_text, lr_text
 _MOST_TICKS = 10
 
 
-def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart | None:
-    """Final loss against learning rate, or ``None`` if no recipe tried more than one rate above zero.
-
-    Args:
-        results: of the comparison.
-        searched: the grid of an earlier search, of which only the best rates were tried again. Default: none.
-    """
+def loss_by_rate(results: Results, setting: ReportSetting) -> Chart | None:
+    """Final loss against learning rate, or ``None`` if no recipe tried more than one rate above zero."""
     rates = _rates(results)
     if rates.is_empty() or rates.group_by("recipe").len()["len"].max() == 1:
         return None
@@ -45,10 +40,11 @@ def loss_by_rate(results: Results, *, searched: Sequence[float] = ()) -> Chart |
     if finished.height < rates.height:
         notes.append("A cross at the upper edge is a rate at which a run diverged.")
     drawn = set(rates["recipe"])
+    searched = setting.lr_searched
     if searched:
         reading = (
             "Only the best rates of an earlier search with the same setting were tried; it covered "
-            f"{', '.join(lr_text(lr) for lr in searched)}. A ring at the lowest or highest of these means they may be too narrow."
+            f"{', '.join(map(lr_text, searched))}. A ring at the lowest or highest of these means they may be too narrow."
         )
     else:
         reading = (
@@ -73,12 +69,12 @@ def _rates(results: Results) -> pl.DataFrame:
         .agg(pl.col("eval_loss").last(), pl.col("best").last())
         .group_by("recipe", "lr", maintain_order=True)
         .agg(
-            pl.col("eval_loss").mean().alias("loss"),
-            pl.col("eval_loss").min().alias("low"),
-            pl.col("eval_loss").max().alias("high"),
-            pl.col("eval_loss").is_null().sum().alias("num_diverged"),
-            pl.len().alias("num_seeds"),
             pl.col("best").any(),
+            loss=pl.col("eval_loss").mean(),
+            low=pl.col("eval_loss").min(),
+            high=pl.col("eval_loss").max(),
+            num_diverged=pl.col("eval_loss").is_null().sum(),
+            num_seeds=pl.len(),
         )
     )
 
@@ -110,17 +106,13 @@ def _rows(rates: pl.DataFrame, *, top: float) -> list[dict[str, Any]]:
 def _layers(results: Results, *, rows: list[dict[str, Any]], low: float, top: float) -> list[Any]:
     rates = sorted({row["lr"] for row in rows})
     span = log_domain(rates)
-    ticks = rates if len(rates) <= _MOST_TICKS else log_ticks(*span)
-    x = alt.X(
-        "lr:Q",
-        title="learning rate, logarithmic",
-        scale=alt.Scale(type="log", domain=list(span), nice=False),
-        axis=alt.Axis(values=ticks, labelOverlap="greedy", labelExpr="format(datum.value, '.3~g')"),
-    )
+    ticks = rates if len(rates) <= _MOST_TICKS else None
+    label = "format(datum.value, '.3~g')"
+    x = log_x("lr:Q", "learning rate, logarithmic", span, label=label, ticks=ticks)
     scale = alt.Scale(domain=[low, top], zero=False, nice=False)
     colour = recipe_colour(results)
     base = alt.Chart(inline(rows))
-    tooltip = [alt.Tooltip(f"{name}:N", title=name) for name in ("recipe", "rate", "final loss")]
+    tooltip = tooltips("recipe", "rate", "final loss")
 
     def points(mark: str, **options: Any) -> Any:
         return (
@@ -151,6 +143,4 @@ def _layers(results: Results, *, rows: list[dict[str, Any]], low: float, top: fl
     ]
 
 
-LOSS_BY_RATE = PageChart(
-    section="rates", draw=lambda results, setting: loss_by_rate(results, searched=setting.lr_searched)
-)
+LOSS_BY_RATE = PageChart(section="rates", draw=loss_by_rate)

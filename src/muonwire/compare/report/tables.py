@@ -1,17 +1,30 @@
 """The tables and tiles of a comparison."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from muonwire.compare.report.marks import swatch
-from muonwire.compare.report.results import RecipeResult, Results, SeedResult
+from muonwire.compare.report.results import RecipeResult, Results
 from muonwire.compare.report.setting import ReportSetting
 from muonwire.compare.report.target import Target
-from muonwire.pages.blocks import Cell, Column, Table, Tile, Tiles
+from muonwire.pages.blocks import Cell, Column, Table, Tile, Tiles, text_table
 from muonwire.pages.units import bytes_text, digits_text, loss_text, lr_text, seconds_text
 
 _MISSING = "–"
 
-_Value = Callable[[RecipeResult], float | None]
+_Column = tuple[Column, list[Cell]]
+
+# What a step costs a replica: the heading of each column, the field of the results, and how it is written.
+_COSTS = (
+    ("Sent", "per step", "bytes_sent_per_step", bytes_text),
+    ("Received", "per step", "bytes_received_per_step", bytes_text),
+    ("Egress", "per step", "bytes_egress_per_step", bytes_text),
+    ("Messages", "per step", "messages_per_step", digits_text),
+    ("Compute", "measured", "compute_s_per_step", seconds_text),
+    ("Optimizer", "measured", "optimizer_s_per_step", seconds_text),
+    ("Exchange", "measured here", "exchange_s_per_step", seconds_text),
+    ("Link", "modelled", "link_s_per_step", seconds_text),
+)
 
 
 def headline_tiles(results: Results, *, setting: ReportSetting, target: Target | None) -> Tiles | None:
@@ -28,14 +41,8 @@ def headline_tiles(results: Results, *, setting: ReportSetting, target: Target |
         to = loss_text(target.loss)
         if all(r.bytes_sent > 0 for r in reached):
             least = min(reached, key=lambda r: r.bytes_sent)
-            tiles.append(
-                _tile(
-                    results,
-                    f"Fewest bytes per replica to a loss of {to}",
-                    bytes_text(least.bytes_sent),
-                    least.recipe,
-                )
-            )
+            label = f"Fewest bytes per replica to a loss of {to}"
+            tiles.append(_tile(results, label, bytes_text(least.bytes_sent), least.recipe))
         if all(r.link_s > 0 for r in reached):
             least = min(reached, key=lambda r: r.link_s)
             label = f"Least time to {to} at {setting.link}, modelled"
@@ -52,37 +59,22 @@ def _tile(results: Results, label: str, value: str, recipe: str) -> Tile:
 def results_table(results: Results, *, setting: ReportSetting, target: Target | None) -> Table:
     """Loss, rate, traffic and the costs of reaching the target, by recipe; lowest loss first."""
     recipes = results.ordered
-    columns: list[tuple[Column, list[Cell]]] = [
+    columns: list[_Column] = [
         (Column(label="Final loss", unit="evaluation"), _loss_cells(recipes)),
         (Column(label="Learning rate", unit="best of grid"), [_rate_cell(r) for r in recipes]),
-        (
-            Column(label="Bits", unit="per parameter, step"),
-            _cells(recipes, _mean(lambda s: s.bits_per_parameter_step), text=digits_text),
-        ),
-        (
-            Column(label="Sent", unit="per replica, step"),
-            _cells(recipes, _mean(lambda s: s.bytes_sent_per_step), text=bytes_text),
-        ),
+        _means(recipes, "Bits", "per parameter, step", "bits_per_parameter_step", digits_text),
+        _means(recipes, "Sent", "per replica, step", "bytes_sent_per_step", bytes_text),
     ]
     if target:
         to = f"to {loss_text(target.loss)}"
-        reached = target.reached
+        reached = [target.reached.get(r.recipe) for r in recipes]
+        sent = [r.bytes_sent if r else None for r in reached]
+        link_s = [r.link_s if r else None for r in reached]
         columns += [
-            (
-                Column(label="Sent in all", unit=f"per replica, {to}"),
-                _cells(
-                    recipes,
-                    lambda r: reached[r.recipe].bytes_sent if r.recipe in reached else None,
-                    text=bytes_text,
-                ),
-            ),
+            (Column(label="Sent in all", unit=f"per replica, {to}"), _cells(recipes, sent, text=bytes_text)),
             (
                 Column(label=f"Time at {setting.link}", unit=f"{to}, modelled"),
-                _cells(
-                    recipes,
-                    lambda r: reached[r.recipe].link_s if r.recipe in reached else None,
-                    text=seconds_text,
-                ),
+                _cells(recipes, link_s, text=seconds_text),
             ),
         ]
     notes = ["The best value of a column is marked; a recipe that diverged is left out of that."]
@@ -107,28 +99,7 @@ def results_table(results: Results, *, setting: ReportSetting, target: Target | 
 def costs_table(results: Results) -> Table:
     """Traffic and time of a step, by recipe; lowest loss first."""
     recipes = results.ordered
-    columns = [
-        (
-            Column(label="Sent", unit="per step"),
-            _cells(recipes, _mean(lambda s: s.bytes_sent_per_step), text=bytes_text),
-        ),
-        (
-            Column(label="Received", unit="per step"),
-            _cells(recipes, _mean(lambda s: s.bytes_received_per_step), text=bytes_text),
-        ),
-        (
-            Column(label="Egress", unit="per step"),
-            _cells(recipes, _mean(lambda s: s.bytes_egress_per_step), text=bytes_text),
-        ),
-        (
-            Column(label="Messages", unit="per step"),
-            _cells(recipes, _mean(lambda s: s.messages_per_step), text=digits_text),
-        ),
-        *(
-            (Column(label=label, unit=unit), _cells(recipes, _mean(value), text=seconds_text))
-            for label, unit, value in _TIMES
-        ),
-    ]
+    columns = [_means(recipes, *cost) for cost in _COSTS]
     return _table(
         "Cost of a step by recipe, per replica",
         recipes,
@@ -140,36 +111,25 @@ def costs_table(results: Results) -> Table:
     )
 
 
-_TIMES: tuple[tuple[str, str, Callable[[SeedResult], float]], ...] = (
-    ("Compute", "measured", lambda s: s.compute_s_per_step),
-    ("Optimizer", "measured", lambda s: s.optimizer_s_per_step),
-    ("Exchange", "measured here", lambda s: s.exchange_s_per_step),
-    ("Link", "modelled", lambda s: s.link_s_per_step),
-)
-
-
 def _table(
-    caption: str,
-    recipes: Sequence[RecipeResult],
-    columns: Sequence[tuple[Column, list[Cell]]],
-    *,
-    notes: Sequence[str],
+    caption: str, recipes: Sequence[RecipeResult], columns: Sequence[_Column], *, notes: Sequence[str]
 ) -> Table:
+    heads, cells = zip(*columns, strict=True)
     names = [Cell(text=r.recipe, swatch=swatch(r)) for r in recipes]
-    return Table(
-        caption=caption,
-        columns=(Column(label="Recipe", numeric=False), *(column for column, _ in columns)),
-        rows=tuple(zip(names, *(cells for _, cells in columns), strict=True)),
-        notes=tuple(notes),
-    )
+    return text_table(caption, ("Recipe", *heads), zip(names, *cells, strict=True), notes=notes)
 
 
-def _mean(value: Callable[[SeedResult], float]) -> _Value:
-    return lambda recipe: recipe.mean(value)
+def _means(
+    recipes: Sequence[RecipeResult], label: str, unit: str, cost: str, text: Callable[[float], str]
+) -> _Column:
+    """The column of a cost of a step, a mean over the seeds."""
+    means = [recipe.mean(attrgetter(cost)) for recipe in recipes]
+    return Column(label=label, unit=unit), _cells(recipes, means, text=text)
 
 
-def _cells(recipes: Sequence[RecipeResult], value: _Value, *, text: Callable[[float], str]) -> list[Cell]:
-    values = [value(recipe) for recipe in recipes]
+def _cells(
+    recipes: Sequence[RecipeResult], values: Sequence[float | None], *, text: Callable[[float], str]
+) -> list[Cell]:
     best = _best(recipes, values)
     # Values that read the same are equally good.
     best_text = None if best is None else text(best)

@@ -1,23 +1,34 @@
 """Why each recipe ends at its loss: its measures beside dense Muon's, by fixed rules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from muonwire.compare.report.marks import swatch
 from muonwire.compare.report.results import RecipeResult, Results, is_below
-from muonwire.pages.blocks import Cell, Column, Section, Table, Terms
+from muonwire.pages.blocks import Cell, Column, Section, Table, Terms, text_table
 from muonwire.pages.units import digits_text, percent_text, ratio_text
 
 REFERENCE = "muon"
-MEASURES = ("alignment", "effective_rank", "disagreement", "kept_over_sent")
 
-# A measure beyond these counts as a reason, as a share of dense Muon's; HIGH_KEPT, as a share of what is sent.
-LOW_ALIGNMENT = 0.9
-LOW_RANK = 0.75
-HIGH_DISAGREEMENT = 1.25
-HIGH_KEPT = 1.0
+
+def _figure(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 10 else digits_text(value)
+
+
+# A measure counts as a reason where it lies beyond this share of dense Muon's, or of what is sent: below it where it is less than
+# one, else above it. Then how its figures are written, and the words for its own and dense Muon's.
+REASONS: dict[str, tuple[float, Callable[[float], str], str]] = {
+    "alignment": (0.9, _figure, "its weights move at a cosine of {} to the dense update (dense Muon’s: {})"),
+    "effective_rank": (0.75, percent_text, "the change has an effective rank of {} (dense Muon’s: {})"),
+    "disagreement": (
+        1.25,
+        _figure,
+        "its replicas differ by {} of their mean before an exchange (dense Muon’s: {})",
+    ),
+    "kept_over_sent": (1.0, ratio_text, "its feedback keeps {} what an exchange sends"),
+}
 # Losses that differ by less than this share of dense Muon's count as level.
 LEVEL = 0.001
 
@@ -72,7 +83,7 @@ def why(recipe: RecipeResult, results: Results) -> Markup:
     """One sentence: where the recipe ended against dense Muon, and the measures in which they differ."""
     if not recipe.ranked:
         return Markup("Diverged, so there is no end to explain.")
-    if all(recipe.diagnostic(name) is None for name in MEASURES):
+    if all(recipe.diagnostic(name) is None for name in REASONS):
         return Markup("Not measured: its runs took no probes.")
     reference = _reference(results)
     if reference is None:
@@ -93,30 +104,19 @@ def why(recipe: RecipeResult, results: Results) -> Markup:
 
 def find_reasons(recipe: RecipeResult, reference: RecipeResult, results: Results) -> list[Reason]:
     """The measures by which ``recipe`` departs from ``reference``, the farthest first."""
-    reasons = []
     others = [r for r in results.ranking if r is not reference]
-    cosine, dense = recipe.diagnostic("alignment"), reference.diagnostic("alignment")
-    if cosine is not None and dense and cosine < LOW_ALIGNMENT * dense:
-        text = f"its weights move at a cosine of {_figure(cosine)} to the dense update (dense Muon’s: {_figure(dense)})"
-        extreme = _extreme(recipe, others, "alignment", lowest=True)
-        reasons.append(Reason(weight=1 - cosine / dense, text=text + extreme))
-    rank, dense = recipe.diagnostic("effective_rank"), reference.diagnostic("effective_rank")
-    if rank is not None and dense and rank < LOW_RANK * dense:
-        text = (
-            f"the change has an effective rank of {percent_text(rank)} (dense Muon’s: {percent_text(dense)})"
-        )
-        extreme = _extreme(recipe, others, "effective_rank", lowest=True)
-        reasons.append(Reason(weight=1 - rank / dense, text=text + extreme))
-    apart, dense = recipe.diagnostic("disagreement"), reference.diagnostic("disagreement")
-    if apart is not None and dense is not None and apart > HIGH_DISAGREEMENT * dense:
-        text = f"its replicas differ by {_figure(apart)} of their mean before an exchange (dense Muon’s: {_figure(dense)})"
-        extreme = _extreme(recipe, others, "disagreement", lowest=False)
-        reasons.append(Reason(weight=1 - dense / apart, text=text + extreme))
-    kept = recipe.diagnostic("kept_over_sent")
-    if kept is not None and kept > HIGH_KEPT:
-        text = f"its feedback keeps {ratio_text(kept)} what an exchange sends"
-        extreme = _extreme(recipe, others, "kept_over_sent", lowest=False)
-        reasons.append(Reason(weight=1 - HIGH_KEPT / kept, text=text + extreme))
+    reasons = []
+    for measure, (limit, figure, text) in REASONS.items():
+        value = recipe.diagnostic(measure)
+        # Dense Muon keeps nothing; what is kept is measured against what is sent.
+        dense = 1.0 if measure == "kept_over_sent" else reference.diagnostic(measure)
+        if value is None or dense is None:
+            continue
+        lowest = limit < 1
+        if (dense and value < limit * dense) if lowest else value > limit * dense:
+            extreme = _extreme(recipe, others, measure, lowest=lowest)
+            weight = 1 - (value / dense if lowest else dense / value)
+            reasons.append(Reason(weight=weight, text=text.format(figure(value), figure(dense)) + extreme))
     return sorted(reasons, key=lambda reason: -reason.weight)
 
 
@@ -153,36 +153,26 @@ def _landed(recipe: RecipeResult, reference: RecipeResult) -> tuple[str, float]:
 
 
 def _figures(recipe: RecipeResult) -> str:
-    found = [(name, recipe.diagnostic(name)) for name in MEASURES]
+    found = [(name, recipe.diagnostic(name)) for name in REASONS]
     return ", ".join(f"{name.replace('_', ' ')} {_figure(v)}" for name, v in found if v is not None)
 
 
-def _figure(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 10 else digits_text(value)
-
-
 def _table(recipes: Sequence[RecipeResult], reference: RecipeResult | None) -> Table:
-    labels = (
-        ("Alignment", "with the dense update"),
-        ("Effective rank", "of the change"),
-        ("Disagreement", "between replicas"),
-        ("Kept over sent", "feedback"),
+    columns = (
+        "Recipe",
+        Column(label="Loss", unit="against dense Muon"),
+        Column(label="Alignment", unit="with the dense update"),
+        Column(label="Effective rank", unit="of the change"),
+        Column(label="Disagreement", unit="between replicas"),
+        Column(label="Kept over sent", unit="feedback"),
     )
     rows = []
     for r in recipes:
         gap = "–"
         if reference and reference.loss and r.loss is not None:
             gap = f"{100 * (r.loss / reference.loss - 1):+.1f} %"
-        values = [r.diagnostic(name) for name in MEASURES]
-        cells = [Cell(text="–" if v is None else _figure(v)) for v in values]
+        values = [r.diagnostic(name) for name in REASONS]
+        cells = (Cell(text="–" if v is None else _figure(v)) for v in values)
         rows.append((Cell(text=r.recipe, swatch=swatch(r)), Cell(text=gap), *cells))
-    return Table(
-        caption="Measures by recipe, lowest loss first",
-        columns=(
-            Column(label="Recipe", numeric=False),
-            Column(label="Loss", unit="against dense Muon"),
-            *(Column(label=label, unit=unit) for label, unit in labels),
-        ),
-        rows=tuple(rows),
-        notes=("A dash: the measure does not apply, or was not taken.",),
-    )
+    notes = ("A dash: the measure does not apply, or was not taken.",)
+    return text_table("Measures by recipe, lowest loss first", columns, rows, notes=notes)

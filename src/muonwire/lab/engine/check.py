@@ -16,6 +16,9 @@ Row = Mapping[str, Value]
 
 CONFIDENCE = 0.95
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
+# The values that a column can have, by how its unit begins.
+ANY = (-math.inf, math.inf)
+BY_UNIT = {"times": (0.0, math.inf), "% of": (0.0, 100.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,30 +109,40 @@ class Check:
     It holds where the whole confidence interval lies in the range, fails where none of it does, and is open in between.
 
     Args:
-        name: the statement in words, as it reads when it holds.
+        name: the statement in words, as it reads when it holds. Default: the reading's clause for it.
         setting: where it is measured: "as in the note", "on real gradients", "in training", or other words.
         column: the measured value.
         select: the rows that take part, by their values in other columns. Default: all.
         at_least, at_most: the range that bears the statement out; at least one of them.
-        possible: the values that the column can have at all.
+        possible: the values that the column can have at all. Default: from 0 on where the unit begins with "times", 0 to 100 where
+            it begins with "% of", otherwise any.
         unit: of the values, for the page.
         reading: its clause in the claim's answer. Default: none; the answer leaves it out.
 
     Raises:
-        UsageError: neither bound is given, or every possible value lies in the range, or none: such a check can't tell anything.
+        UsageError: neither name nor reading is given, or neither bound; or every possible value lies in the range, or none.
     """
 
-    name: str
     setting: str
     column: str
+    name: str = ""
     select: Mapping[str, Value] = field(default_factory=dict)
     at_least: float | None = None
     at_most: float | None = None
-    possible: tuple[float, float] = (-math.inf, math.inf)
+    possible: tuple[float, float] = ANY
     unit: str = ""
     reading: Reading | None = None
 
     def __post_init__(self) -> None:
+        if not self.name:
+            if self.reading is None:
+                raise UsageError(f"check of {self.column!r}: give a name, or a reading that says it")
+            reading, where = self.reading, self.reading.where
+            said = reading.holds if where == self.setting else f"{reading.holds} {where}"
+            object.__setattr__(self, "name", said.strip())
+        if self.possible == ANY:
+            by_unit = (values for start, values in BY_UNIT.items() if self.unit.startswith(start))
+            object.__setattr__(self, "possible", next(by_unit, ANY))
         if self.at_least is None and self.at_most is None:
             raise UsageError(f"check {self.name!r}: give at_least, at_most, or both")
         low, high = self.range

@@ -1,7 +1,7 @@
 """A statement of a note, with the measurement that settles it."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -91,7 +91,7 @@ class Claim:
         meaning: by verdict, what it means for somebody who trains.
         tables, plots, excerpts: what the page shows of the rows.
         inputs: prepared inputs that ``measure`` reads. Default: none.
-        repeats: seeds. Default: 5.
+        repeats: seeds. Default: those of the inputs, 5 where these have any.
         alone: runs by itself, with all cores, because it measures time. Default: False.
         version: raise it when ``measure`` changes, and finished measurements are repeated.
 
@@ -103,7 +103,7 @@ class Claim:
     says: str
     question: str
     expected: str
-    measure: Callable[[Setting], Sequence[Row]]
+    measure: Callable[[Setting], Iterable[Row]]
     checks: tuple[Check, ...]
     meaning: Mapping[str, str]
     note: Note = OWN
@@ -114,7 +114,7 @@ class Claim:
     plots: tuple[Plot, ...] = ()
     excerpts: tuple[Excerpts, ...] = ()
     inputs: tuple[Input, ...] = ()
-    repeats: int = 5
+    repeats: int = 0
     alone: bool = False
     version: int = 1
 
@@ -133,6 +133,8 @@ class Claim:
                 f"claim {self.id}: inputs are {names}; give the inputs themselves, such as "
                 "muonwire.lab.inputs.text_training.TEXT_TRAINING"
             )
+        if not self.repeats:
+            object.__setattr__(self, "repeats", min((i.seeds for i in self.inputs if i.seeds), default=5))
         if not self.checks:
             raise UsageError(f"claim {self.id}: it has no checks; nothing would decide it")
 

@@ -32,6 +32,7 @@ class Input:
         about: what it is, for the page; with ``of_model``, {model} stands for the model's name.
         make: fills a folder, with little where quick is true; with ``of_model``, from a pretrained model of that name.
         made_with: what ``about.json`` must hold for the folder to count, quick or not. Default: nothing in particular.
+        seeds: how many it was made with, where it was; claims that read it repeat as often. Default: any.
         of_model: whether it is made from a pretrained model that the user may choose.
     """
 
@@ -39,6 +40,7 @@ class Input:
     about: str
     make: Callable[..., None]
     made_with: Callable[[bool], dict[str, object]] = lambda quick: {}
+    seeds: int | None = None
     of_model: bool = False
 
     def folder(self, out: Path, *, quick: bool) -> Path:

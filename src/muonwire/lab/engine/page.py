@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from muonwire.train.checkpoint import write_json
 
 PAGE_NAME = "lab.html"
 VERDICTS_NAME = "verdicts.json"
+# In place of an interval.
+NOT_MEASURED = {"mean": None, "low": None, "high": None, "repeats": 0}
 
 
 def write_report(claims: Sequence[Claim], *, out: Path, quick: bool, images: bool = True) -> list[Path]:
@@ -76,10 +79,7 @@ def write_verdicts(
                     "setting": o.check.setting,
                     "wanted": o.check.wanted,
                     "state": o.state,
-                    "mean": None if o.interval is None else o.interval.mean,
-                    "low": None if o.interval is None else o.interval.low,
-                    "high": None if o.interval is None else o.interval.high,
-                    "repeats": 0 if o.interval is None else o.interval.repeats,
+                    **(asdict(o.interval) if o.interval else NOT_MEASURED),
                 }
                 for o in decision.outcomes
             ],
@@ -241,13 +241,7 @@ def _checks(decision: Decision) -> Table:
             Column(label="Outcome", numeric=False),
         ),
         rows=tuple(
-            (
-                Cell(text=o.check.name),
-                Cell(text=o.check.setting),
-                Cell(text=o.check.wanted),
-                Cell(text=o.figure),
-                Cell(text=o.state),
-            )
+            tuple(Cell(text=t) for t in (o.check.name, o.check.setting, o.check.wanted, o.figure, o.state))
             for o in decision.outcomes
         ),
     )

@@ -91,7 +91,7 @@ def measure(claim: Claim, seed: int, *, out: Path, quick: bool) -> None:
         UsageError: the measurement gave no rows.
     """
     start_s = time.perf_counter()
-    rows = claim.measure(Setting(seed=seed, quick=quick, folder=out, inputs=claim.inputs))
+    rows = list(claim.measure(Setting(seed=seed, quick=quick, folder=out, inputs=claim.inputs)))
     if not rows:
         raise UsageError(f"claim {claim.id}: its measurement gave no rows")
     path = repeat_file(out, claim, seed)

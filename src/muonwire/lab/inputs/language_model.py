@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
-from muonwire.lab.engine.input import Input
+from muonwire.lab import Input
 from muonwire.lab.inputs.captured import BETA, NUM_REPLICAS, key, short_name, write
 from muonwire.spectra.models import open_model
 from muonwire.spectra.weights import weights_of

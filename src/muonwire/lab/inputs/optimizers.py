@@ -12,7 +12,8 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.lab.engine.input import Input, plain, write_about
+from muonwire.lab import Input
+from muonwire.lab.engine.input import plain, write_about
 from muonwire.lab.inputs.runs import rate_course, side_by_side
 from muonwire.optim import ChainOptimizer
 from muonwire.tasks import TextSettings, TextTask
@@ -166,6 +167,7 @@ OPTIMIZERS = Input(
     "own; weights at " + ", ".join(map(str, POINTS)) + " steps",
     make=make,
     made_with=identity,
+    seeds=len(SEEDS),
 )
 
 

@@ -6,8 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from muonwire.lab.engine.claim import Setting
-from muonwire.lab.engine.input import Input
+from muonwire.lab import Input, Setting
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.language_model import LANGUAGE_MODEL
 from muonwire.lab.inputs.text_training import TEXT_TRAINING

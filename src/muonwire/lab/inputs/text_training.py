@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from muonwire import recipes
-from muonwire.lab.engine.input import Input
+from muonwire.lab import Input
 from muonwire.lab.inputs.captured import BETA, NUM_REPLICAS, hidden_matrices, key, write
 from muonwire.tasks.text import TextSettings, TextTask
 

@@ -15,10 +15,8 @@ from muonwire.compare.runs import pending
 from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.errors import UsageError
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Setting
-from muonwire.lab.engine.input import Input, plain, write_about
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab import Check, Input, Pivot, Plot, Reading, Row, Setting, Value
+from muonwire.lab.engine.input import plain, write_about
 from muonwire.train.checkpoint import write_json
 
 # About a quarter of dense traffic, as much as approach D sends on the text task's model.
@@ -128,6 +126,7 @@ TRAINING = Input(
     f"{' and '.join(SCREENED)} with the next lower one and the first seed only",
     make=make,
     made_with=identity,
+    seeds=len(SEEDS),
 )
 
 
@@ -289,40 +288,30 @@ def gain(change: str, *, of: Trained, over: Trained) -> Row:
 
 
 def gain_check(
-    name: str,
-    *,
-    setting: str,
-    change: str,
-    below: str = "",
-    above: str = "",
-    where: str = "",
-    helps: bool = True,
+    *, setting: str, change: str, below: str, above: str, where: str = "", helps: bool = True
 ) -> Check:
     """A check on a row of ``GAINS``.
 
     Args:
-        name: the statement.
         setting: where it is measured.
         change: whose gain.
-        below, above: clauses for the answer where the change lowers and where it raises the loss. Default: none.
+        below, above: clauses for the answer where the change lowers and where it raises the loss.
         where: the clauses' end; see ``Reading``.
         helps: the gain is at least zero; otherwise at most zero.
     """
     holds, fails = (below, above) if helps else (above, below)
     return Check(
-        name=name,
         setting=setting,
         column="gain",
         select={"change": change},
         at_least=0.0 if helps else None,
         at_most=None if helps else 0.0,
         unit=NATS,
-        reading=Reading(holds=holds, fails=fails, by=f"{{size}} {NATS}", where=where) if holds else None,
+        reading=Reading(holds=holds, fails=fails, by=f"{{size}} {NATS}", where=where),
     )
 
 
 def lead_check(
-    name: str,
     *,
     setting: str,
     column: str,
@@ -335,7 +324,6 @@ def lead_check(
     """A check that one thing gains at least as much as another.
 
     Args:
-        name: the statement.
         setting: where it is measured.
         column: by how much it gains more, in ``unit``.
         select: the rows that take part.
@@ -344,7 +332,6 @@ def lead_check(
         unit: of the column. Default: nats a token.
     """
     return Check(
-        name=name,
         setting=setting,
         column=column,
         select=select,
@@ -362,7 +349,6 @@ def instead_of_distro(approach: str, runs: Results, recipe: str) -> Row:
 def below_distro_check(approach: str, *, setting: str = "in training against DisTrO alone") -> Check:
     """The check on a row of ``instead_of_distro``: the approach gains."""
     return gain_check(
-        "it ends below the baseline",
         setting=setting,
         change=f"{approach} instead of DisTrO alone",
         below=f"in training approach {approach} ends below DisTrO alone",
@@ -379,7 +365,6 @@ def half_way_check(subject: str, *, setting: str, select: Mapping[str, Value]) -
         select: the rows that take part.
     """
     return Check(
-        name="it goes at least half of the way from DisTrO alone to dense Muon",
         setting=setting,
         column="loss_share",
         select=select,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from muonwire import recipes
-from muonwire.lab.engine.input import Input, write_about
+from muonwire.lab import Input
+from muonwire.lab.engine.input import write_about
 from muonwire.lab.inputs.runs import rate_course, side_by_side
 from muonwire.optim import Route, route
 from muonwire.tasks import Batch, VisionSettings, VisionTask
@@ -170,16 +171,15 @@ def training(task: VisionTask, recipe: str, *, lr: float, seed: int, steps: int)
         )
 
 
-def finish(task: VisionTask, steps: list[tuple[int, float]], model: nn.Module, *, wanted: int) -> Outcome:
+def finish(task: VisionTask, losses: list[float], model: nn.Module, *, wanted: int) -> Outcome:
     """What a run came to.
 
     Args:
         task: of the run.
-        steps: number and loss of each.
+        losses: of its steps.
         model: at its end.
         wanted: steps that it was to have; it diverged where there are fewer.
     """
-    losses = [loss for _, loss in steps]
     part = max(len(losses) // 10, 1)
     if len(losses) < wanted:
         return Outcome(loss=WORST_LOSS, accuracy=1 / task.num_classes, decrease=0.0)
@@ -197,7 +197,7 @@ def train(task: VisionTask, recipe: str, *, lr: float, seed: int, steps: int) ->
     taken = []
     model = nn.Module()
     for step in training(task, recipe, lr=lr, seed=seed, steps=steps):
-        taken.append((step.number, step.loss))
+        taken.append(step.loss)
         model = step.model
     return finish(task, taken, model, wanted=steps)
 

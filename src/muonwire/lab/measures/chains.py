@@ -1,14 +1,14 @@
 """Chains of small square layers: where a weight's condition enters, and what it costs in steps."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from muonwire.lab.engine.check import Row
+from muonwire.lab import Row
 from muonwire.lab.measures.gauss_newton import condition_of, gauss_newton, with_condition
 from muonwire.lab.measures.matrices import fitted_power
 from muonwire.polar import polar
@@ -127,13 +127,12 @@ def steps_to_target(
     return [max(1, int(r)) for r in reached]
 
 
-def block_rows(conditions: Sequence[float], *, generator: torch.Generator) -> list[Row]:
+def block_rows(conditions: Sequence[float], *, generator: torch.Generator) -> Iterator[Row]:
     """Conditions of every layer's block in chains whose middle weight has each of the conditions, and the power of it in them."""
     base = [rotation(generator) for _ in range(DEPTH)]
     # Columns of a semi-orthogonal matrix: E[x xᵀ] = I exactly, so that inputs add nothing to the condition.
     drawn = torch.randn(4 * WIDTH, WIDTH, generator=generator, dtype=torch.float64)
     inputs = torch.linalg.qr(drawn).Q * math.sqrt(4 * WIDTH)
-    rows: list[Row] = []
     points: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for condition in conditions:
         weights = [with_condition(w, condition) if i == MIDDLE else w for i, w in enumerate(base)]
@@ -143,44 +142,37 @@ def block_rows(conditions: Sequence[float], *, generator: torch.Generator) -> li
             for layer, position in POSITIONS.items():
                 measured, derived = chain_blocks(weights, inputs, kind=kind, layer=layer)
                 found = condition_of(measured)
-                rows.append(
-                    {
-                        "network": kind,
-                        "weight condition": condition,
-                        "block": position,
-                        "series": f"{kind}: {position}",
-                        "condition": found,
-                        "derived": condition_of(derived),
-                        "identity error": float((measured - derived).norm() / measured.norm()),
-                        "Jacobian": whole,
-                    }
-                )
+                yield {
+                    "network": kind,
+                    "weight condition": condition,
+                    "block": position,
+                    "series": f"{kind}: {position}",
+                    "condition": found,
+                    "derived": condition_of(derived),
+                    "identity error": float((measured - derived).norm() / measured.norm()),
+                    "Jacobian": whole,
+                }
                 points.setdefault((kind, position), []).append((condition, found))
     for (kind, position), pairs in points.items():
-        rows.append({"exponent in": kind, "block": position, "exponent": round(fitted_power(pairs), 9)})
-    return rows
+        yield {"exponent in": kind, "block": position, "exponent": round(fitted_power(pairs), 9)}
 
 
 def course_rows(
     conditions: Sequence[float], *, num_rates: int, most: int, generator: Callable[[], torch.Generator]
-) -> list[Row]:
+) -> Iterator[Row]:
     """Steps that each course takes at each condition; see ``steps_to_target``. Every course has its own equal generator."""
-    rows: list[Row] = []
     for course in COURSES:
         high = 0.0 if course.step == POLAR else 1.0
         rates = torch.logspace(-8.0, high, num_rates, base=2.0, dtype=torch.float64)
         steps = steps_to_target(course, conditions, rates=rates, most=most, generator=generator())
         for condition, count in zip(conditions, steps, strict=True):
-            rows.append(
-                {
-                    "course": course.name,
-                    "network": course.kind,
-                    "changed": course.changed,
-                    "step": course.step,
-                    "series": f"{course.name}, {course.kind}, {course.changed}, {course.step}",
-                    "weight condition": condition,
-                    "steps": count,
-                    "slowdown": count / steps[0],
-                }
-            )
-    return rows
+            yield {
+                "course": course.name,
+                "network": course.kind,
+                "changed": course.changed,
+                "step": course.step,
+                "series": f"{course.name}, {course.kind}, {course.changed}, {course.step}",
+                "weight condition": condition,
+                "steps": count,
+                "slowdown": count / steps[0],
+            }

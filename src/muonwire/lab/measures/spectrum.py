@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from muonwire.lab.engine.check import Row, Value
-from muonwire.lab.engine.show import Plot
+from muonwire.lab import Plot, Row, Value
 
 # 0 is the largest singular value, 1 the smallest.
 PLACES = tuple(i / 10 for i in range(11))

@@ -1,6 +1,6 @@
 """Claims of the note “Coefficients and variance of Muon”, and the names that their rows share."""
 
-from muonwire.lab.engine.claim import Note
+from muonwire.lab import Note
 
 NOTE = Note(
     title="Coefficients and variance of Muon",

@@ -1,14 +1,13 @@
 """coefficients.2: the error by iteration; five tuned iterations for ten standard ones."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import FIGURES, NOTE, REAL, STANDARD, STATED, TUNED
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import orthogonality_by_step
 from muonwire.polar import SCHEDULES
@@ -29,17 +28,15 @@ def _deviation(errors: list[float], method: str) -> float:
     )
 
 
-def _rows(x: Tensor, data: str, dtype: torch.dtype, *, matching: bool) -> list[Row]:
+def _rows(x: Tensor, data: str, dtype: torch.dtype, *, matching: bool) -> Iterator[Row]:
     errors = {
         name: orthogonality_by_step(x, schedule=schedule, steps=STEPS, dtype=dtype)
         for name, schedule in SCHEDULES.items()
     }
     label = str(dtype).removeprefix("torch.")
-    rows: list[Row] = [
-        {"data": data, "dtype": label, "method": name, "iteration": step, "error": error}
-        for name, values in errors.items()
-        for step, error in enumerate(values, 1)
-    ]
+    for name, values in errors.items():
+        for step, error in enumerate(values, 1):
+            yield {"data": data, "dtype": label, "method": name, "iteration": step, "error": error}
     summary: dict[str, float | str] = {
         "data": data,
         "of": label,
@@ -52,19 +49,17 @@ def _rows(x: Tensor, data: str, dtype: torch.dtype, *, matching: bool) -> list[R
         summary["iterations to match"] = next(
             (k for k, error in enumerate(long, 1) if error <= errors[TUNED][4]), MOST_STEPS
         )
-    return [*rows, summary]
+    yield summary
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The error after each of ten iterations, on Gaussian matrices of two sizes and on real momentum."""
-    rows: list[Row] = []
     for data, size in ((FIGURES, setting.pick(512, 48)), (STATED, setting.pick(4096, 96))):
         x = 0.5 * gaussian(setting, size, size, stream=size)
         for dtype in (torch.float32, torch.bfloat16):
-            rows += _rows(x, data, dtype, matching=data == FIGURES and dtype == torch.float32)
+            yield from _rows(x, data, dtype, matching=data == FIGURES and dtype == torch.float32)
     for _, matrix in real_samples(setting, num_parts=3):
-        rows += _rows(matrix, REAL, torch.float32, matching=True)
-    return rows
+        yield from _rows(matrix, REAL, torch.float32, matching=True)
 
 
 def _table(data: str, column: str, words: str, bound: float, reading: Reading | None = None) -> Check:
@@ -81,12 +76,11 @@ def _table(data: str, column: str, words: str, bound: float, reading: Reading | 
 
 def _halved(data: str, dtype: str, where: str) -> Check:
     return Check(
-        name="ten standard iterations leave the error of five tuned ones, or less",
+        name="ten standard iterations leave no more error than five tuned ones",
         setting=f"on {data}",
         column="halved",
         select={"data": data, "of": dtype},
         at_most=1.0,
-        possible=(0.0, math.inf),
         unit="times it",
         reading=Reading(
             holds="ten standard iterations leave no more error than five tuned ones",
@@ -139,9 +133,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Five tuned iterations give what ten standard ones do.",
         "refuted": "Neither the table nor the conclusion stands; do not plan with them.",
-        "depends": "The table is right for a 512×512 Gaussian matrix, and says nothing about a larger one or a "
-        "gradient; that five iterations do for ten does not follow from it. Count products, not iterations, and "
-        "look at the error on your own momentum.",
+        "depends": "Count products, not iterations, and look at the error on your own momentum: that five iterations do for ten "
+        "does not follow from the table, which is that of a 512×512 Gaussian matrix.",
     },
     tables=(
         *(

@@ -1,16 +1,14 @@
 """variance.1: orthogonalizing reduces the variance of gradients."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import NOTE, STANDARD, TUNED
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.samples import MATRICES, dealt, gaussian
 from muonwire.lab.measures.matrices import polar_factor
@@ -57,10 +55,9 @@ def _measures(draws: Sequence[Tensor]) -> dict[str, float]:
     }
 
 
-def _rows(draws: Sequence[Tensor], data: str) -> list[Row]:
+def _rows(draws: Sequence[Tensor], data: str) -> Iterator[Row]:
     measured = {name: _measures([make(x) for x in draws]) for name, make in METHODS.items()}
     before, divided = measured[RAW], measured[DIVIDED]
-    rows: list[Row] = []
     for name, now in measured.items():
         row: dict[str, float | str] = {"data": data, "method": name, **now}
         if name != RAW:
@@ -72,8 +69,7 @@ def _rows(draws: Sequence[Tensor], data: str) -> list[Row]:
                 "direction change": abs(now["direction variance"] - before["direction variance"]),
                 "over division": now["element variance"] / divided["element variance"],
             }
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _over(before: float, now: float) -> float:
@@ -81,11 +77,11 @@ def _over(before: float, now: float) -> float:
     return before / now if now > 1e-12 else math.inf
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The note's three variances, and two that no change of scale alters, before and after."""
     size = setting.pick(512, 48)
     draws = [0.5 * gaussian(setting, size, size, stream=k) for k in range(NUM_DRAWS)]
-    rows = _rows(draws, RANDOM)
+    yield from _rows(draws, RANDOM)
     for source in MATRICES:
         found = captured(setting.input(source), kind="gradient", replicas=True)
         groups = [
@@ -93,8 +89,7 @@ def measure(setting: Setting) -> list[Row]:
             for _, group in groupby(found, key=lambda one: (one.point, one.layer))
         ]
         for group in dealt(setting, groups):
-            rows += _rows(group, REAL)
-    return rows
+            yield from _rows(group, REAL)
 
 
 def _check(
@@ -149,12 +144,11 @@ CLAIM = Claim(
     },
     question="On which input and by which definitions do the figures come out, what is left of them where a change "
     "of scale cannot alter the measure, and what holds for the gradients of real replicas?",
-    expected="The figures are those of ten independent Gaussian 512×512 matrices with element variance 1/4: 1/512 "
-    "is 0.002 and 1 − 1/10 is 0.900, of any ten directions that have nothing in common. The norm’s coefficient of "
-    "variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = 0.0005, the note’s figure. "
-    "Dividing each matrix by its norm does the same, so it is a change of scale. Real replicas’ gradients have "
-    "elements far smaller than a polar factor’s, so their variance rises; and small singular values, which are the "
-    "noisiest, are raised to the level of the others, so relative to the mean the variance rises too.",
+    expected="The figures are those of ten independent Gaussian 512×512 matrices with element variance 1/4: 1/512 is 0.002 and 1 "
+    "− 1/10 is 0.900. The norm’s coefficient of variation would be 1/(512√2) = 0.0014; its variance over its mean is 0.125/256 = "
+    "0.0005, the note’s figure. Dividing each matrix by its norm does the same, so it is a change of scale. Real replicas’ "
+    "gradients have elements far smaller than a polar factor’s, so their variance rises; and as small singular values, the "
+    "noisiest, are raised to the others’ level, the variance relative to the mean rises too.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -179,9 +173,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Orthogonalizing each replica’s gradient averages away noise: fewer replicas or smaller batches do.",
         "refuted": "Orthogonalizing does not reduce the variance of gradients.",
-        "depends": "The reduction is the scale: dividing by the norm gives it as well, and on small gradients it "
-        "is a rise. Measured against the mean, orthogonalizing a replica’s own gradient does not reduce noise; "
-        "average the replicas first, or the momentum over time, and orthogonalize the mean.",
+        "depends": "Average the replicas first, or the momentum over time, and orthogonalize the mean: orthogonalizing each "
+        "replica’s own gradient changes the scale and does not reduce noise against the mean.",
     },
     tables=(
         Pivot(

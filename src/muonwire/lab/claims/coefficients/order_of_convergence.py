@@ -1,12 +1,12 @@
 """coefficients.3: the cubic converges linearly, the tuned quintic superlinearly."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.coefficients import NOTE, REAL, STANDARD, TUNED
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import fitted_power, with_steps
 from muonwire.lab.measures.schedules import (
@@ -27,31 +27,23 @@ def _slope(x: Values, y: Values) -> float:
     return fitted_power(list(zip(x, y, strict=True)))
 
 
-def _near_one() -> list[Row]:
+def _near_one() -> Iterator[Row]:
     # One iteration, the last of each schedule, from 1 ± e: the order in its usual sense.
     distances = np.geomspace(1e-5, 1e-1, 21)
-    rows: list[Row] = []
     for name, schedule in SCHEDULES.items():
         last = of_steps(schedule.coefficients[-1])
         ends = np.stack([1 - distances, 1 + distances])
         after = np.maximum(np.abs(1 - last.apply(ends)).max(axis=0), ROUNDING)
-        rows.append(
-            {
-                "data": NEAR_ONE,
-                "method": name,
-                "order": _slope(distances, after),
-                "left": abs(1 - last(1.0)),
-                "growth": schedule.slope ** (1 / len(schedule)),
-                "growth order": _slope(
-                    np.geomspace(1e-8, 1e-5, 9), schedule.apply(np.geomspace(1e-8, 1e-5, 9))
-                ),
-            }
-        )
-        rows += [
-            {"kind": "near 1", "method": name, "before": float(b), "after": float(a)}
-            for b, a in zip(distances, after, strict=True)
-        ]
-    return rows
+        yield {
+            "data": NEAR_ONE,
+            "method": name,
+            "order": _slope(distances, after),
+            "left": abs(1 - last(1.0)),
+            "growth": schedule.slope ** (1 / len(schedule)),
+            "growth order": _slope(np.geomspace(1e-8, 1e-5, 9), schedule.apply(np.geomspace(1e-8, 1e-5, 9))),
+        }
+        for b, a in zip(distances, after, strict=True):
+            yield {"kind": "near 1", "method": name, "before": float(b), "after": float(a)}
 
 
 def _errors(x: torch.Tensor, schedule: Schedule, steps: int) -> Values:
@@ -64,20 +56,19 @@ def _errors(x: torch.Tensor, schedule: Schedule, steps: int) -> Values:
     return np.array(errors)
 
 
-def _rows(x: torch.Tensor, data: str) -> list[Row]:
-    return [
-        {"data": data, "by": "iterations", "method": name, "order": fitted_order(_errors(x, schedule, STEPS))}
-        for name, schedule in SCHEDULES.items()
-    ]
+def _rows(x: torch.Tensor, data: str) -> Iterator[Row]:
+    for name, schedule in SCHEDULES.items():
+        order = fitted_order(_errors(x, schedule, STEPS))
+        yield {"data": data, "by": "iterations", "method": name, "order": order}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Fitted orders: of one iteration near 1, and of the error by iteration from 0.9 down."""
     size = setting.pick(512, 48)
-    rows = _near_one() + _rows(gaussian(setting, size, size), TABLE)
+    yield from _near_one()
+    yield from _rows(gaussian(setting, size, size), TABLE)
     for _, matrix in real_samples(setting):
-        rows += _rows(matrix, REAL)
-    return rows
+        yield from _rows(matrix, REAL)
 
 
 def _linear(data: str, words: str = "") -> Check:
@@ -118,10 +109,9 @@ CLAIM = Claim(
     question="With which order does the error shrink near 1, where the word is defined; how fast do small values "
     "grow; and which order would one read off a table of iterations?",
     expected="It is the other way round. With p(1) = 1 and p′(1) = 0 the cubic is quadratic near 1, e → 1.5 e². The tuned "
-    "schedule’s last step has p(1) = 0.985 and maps the neighbourhood of 1 beside it: order 0, it does not "
-    "converge to 1 at all. Near 0 every iteration multiplies: by 1.5, and by 3.5 in the mean. On a matrix with "
-    "small singular values the rms error falls by a constant factor while those are still growing, which looks "
-    "linear for any schedule: that is what a table of iterations shows.",
+    "schedule’s last step has p(1) = 0.985: order 0, it does not converge to 1 at all. Near 0 every iteration multiplies: by "
+    "1.5, and by 3.5 in the mean. While small singular values are still growing, the rms error of a matrix falls by a constant "
+    "factor, which looks linear for any schedule.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -134,12 +124,10 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "More iterations of the tuned schedule pay more and more, those of the cubic do not.",
-        "refuted": "The words are the wrong way round: the cubic converges to 1, with order 2, and the tuned schedule does not. "
-        "What makes the tuned one better in five iterations is its growth of small values, and more iterations of it do not "
-        "help: past the fifth, go on with Taylor’s coefficients, or take a schedule made for the number of iterations.",
-        "depends": "What looks linear in a table of iterations is small singular values growing by a constant factor. Near 1 the "
-        "cubic converges with order 2, while the tuned schedule stops at an error of 0.02. Its advantage is its growth per "
-        "iteration, not an order of convergence: past its fifth iteration, go on with Taylor’s coefficients.",
+        "refuted": "More iterations of the tuned schedule do not help: past the fifth, go on with Taylor’s coefficients, or take "
+        "a schedule made for the number of iterations.",
+        "depends": "Take the tuned schedule for its growth of small values, not for an order of convergence: it stops at an "
+        "error of 0.02, so past its fifth iteration go on with Taylor’s coefficients.",
     },
     tables=(
         Pivot(

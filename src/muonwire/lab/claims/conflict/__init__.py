@@ -1,6 +1,6 @@
 """Claims of the note “Why Muon and DisTrO conflict”."""
 
-from muonwire.lab.engine.claim import Note
+from muonwire.lab import Note
 
 NOTE = Note(
     title="Why Muon and DisTrO conflict",

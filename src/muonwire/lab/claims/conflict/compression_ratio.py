@@ -9,10 +9,8 @@ from muonwire import codec
 from muonwire.bench.codec import demo_encode
 from muonwire.codec import payload
 from muonwire.codec.transform import Dct
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.samples import MATRICES, REAL
 from muonwire.lab.measures.matrices import cosine
@@ -39,32 +37,28 @@ def _formats(matrices: Sequence[Tensor], k: int) -> Iterator[tuple[str, int, flo
         yield name, len(message), cosine(decoded, torch.cat([x.flatten() for x in matrices]))
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Bytes of one message with the momentum of every matrix, in four formats, over those of bfloat16 and of float32.
 
     "1-bit" and "bfloat16" are payloads as they go on the wire, with header and entropy-coded indices; "
     "DeMo's are its tensors of int64
     indices and float32 values; Psyche's are counted from its format: u16 indices and one bit a value.
     """
-    rows: list[Row] = []
     for name, label in REAL.items():
         found = list(captured(setting.input(name), kind="momentum"))
         matrices = [c.matrix for c in found if c.point == found[0].point]
         numel = sum(x.numel() for x in matrices)
         for k in KS:
             for form, num_bytes, alike in _formats(matrices, k):
-                rows.append(
-                    {
-                        "data": f"{label} momentum",
-                        "format": form,
-                        "k": k,
-                        "bits": 8 * num_bytes / numel,
-                        "against bfloat16": 2 * numel / num_bytes,
-                        "against float32": 4 * numel / num_bytes,
-                        "cosine": alike,
-                    }
-                )
-    return rows
+                yield {
+                    "data": f"{label} momentum",
+                    "format": form,
+                    "k": k,
+                    "bits": 8 * num_bytes / numel,
+                    "against bfloat16": 2 * numel / num_bytes,
+                    "against float32": 4 * numel / num_bytes,
+                    "cosine": alike,
+                }
 
 
 def _hundredfold(form: str, k: int, setting: str) -> Check:

@@ -1,6 +1,7 @@
 """conflict.2: a polar factor's DCT energy does not concentrate as a natural signal's does."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,8 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import cosine_transform, energy_of_largest, energy_of_lowest
 from muonwire.polar.quality import exact_factor
@@ -46,7 +45,7 @@ def _curves(x: Tensor) -> dict[tuple[str, float], float]:
     return {(order, s): 100 * energy(coefficients, s) for order, energy in ORDERS.items() for s in SHARES}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Cumulative energy of the lowest and of the largest DCT coefficients; a photograph's crop without its mean brightness."""
     picture = photograph()
     generator = setting.generator(stream=1)
@@ -61,22 +60,17 @@ def measure(setting: Setting) -> list[Row]:
             made.append((f"polar factor of {data}", exact_factor(x).float()))
     curves = [(data, _curves(x)) for data, x in made]
     natural = curves[0][1]
-    rows: list[Row] = []
     for data, curve in curves:
-        rows += [
-            {"data": data, "share": 100 * s, **{order: curve[order, s] for order in ORDERS}} for s in SHARES
-        ]
+        for s in SHARES:
+            yield {"data": data, "share": 100 * s, **{order: curve[order, s] for order in ORDERS}}
         if data != "photograph":
-            rows.append(
-                {
-                    "beside the photograph": data,
-                    **{f"gap {order}": natural[order, SHARE] - curve[order, SHARE] for order in ORDERS},
-                }
-            )
+            yield {
+                "beside the photograph": data,
+                **{f"gap {order}": natural[order, SHARE] - curve[order, SHARE] for order in ORDERS},
+            }
             # White noise has the share itself in any fixed order of coefficients.
             excess = (curve["lowest", SHARE] - 100 * SHARE) / (natural["lowest", SHARE] - 100 * SHARE)
-            rows.append({"beside the photograph": data, "likeness": excess})
-    return rows
+            yield {"beside the photograph": data, "likeness": excess}
 
 
 def _unlike(data: str, setting: str) -> Check:
@@ -118,8 +112,7 @@ CLAIM = Claim(
         "confirmed": "Do not count on low frequencies of a polar factor; a codec has to search for the largest coefficients and "
         "send their places. The table shows whether the gradient and the momentum before it would have had them.",
         "refuted": "A polar factor has the low frequencies of a natural picture: a codec could send those and no places.",
-        "depends": "Whether a polar factor has low frequencies is a matter of the data; look at your own matrices "
-        "before choosing a transform.",
+        "depends": "Look at your own matrices before choosing a transform.",
     },
     tables=(
         Pivot(

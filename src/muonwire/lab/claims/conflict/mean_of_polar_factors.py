@@ -5,10 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.samples import MATRICES, REAL, dealt, gaussian
 from muonwire.lab.measures.matrices import cosine, departure
@@ -20,10 +18,9 @@ NOISES = (0.1, 0.5, 1.0, 2.0, 4.0)
 NUM_REPLICAS = (1, 2, 4, 8)
 
 
-def _rows(replicas: Sequence[Tensor], truths: Mapping[int, Tensor], where: Row) -> list[Row]:
+def _rows(replicas: Sequence[Tensor], truths: Mapping[int, Tensor], where: Row) -> Iterator[Row]:
     """``truths``: by number of replicas, the gradient that their mean estimates; none where none is independent of them."""
     factors = [exact_factor(x).float() for x in replicas]
-    rows: list[Row] = []
     for number in NUM_REPLICAS:
         mean, gradient = (torch.stack(list(xs[:number])).mean(0) for xs in (factors, replicas))
         # What a Muon step is content with: five iterations of Jordan's triple.
@@ -41,8 +38,7 @@ def _rows(replicas: Sequence[Tensor], truths: Mapping[int, Tensor], where: Row) 
             row["mean of polars"] = cosine(mean, aim)
             row["polar of mean of polars"] = cosine(exact_factor(mean).float(), aim)
             row["polar of mean"] = cosine(exact_factor(gradient).float(), aim)
-        rows.append(row)
-    return rows
+        yield row
 
 
 def _real(setting: Setting) -> Iterator[tuple[str, list[Tensor]]]:
@@ -55,24 +51,24 @@ def _real(setting: Setting) -> Iterator[tuple[str, list[Tensor]]]:
                 yield f"{label} gradient", members
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The mean of the polar factors of 1, 2, 4 and 8 replicas beside the polar factor of the mean.
 
     Made replicas are a common Gaussian matrix, the truth, plus noise of their own. On real gradients the truth for the first one to
     four batches is the mean of the other four.
     """
-    rows: list[Row] = []
     signal = gaussian(setting, SIZE, SIZE)
     for noise in NOISES:
         replicas = [
             signal + noise * gaussian(setting, SIZE, SIZE, stream=1 + r) for r in range(max(NUM_REPLICAS))
         ]
-        rows += _rows(replicas, dict.fromkeys(NUM_REPLICAS, signal), {"data": f"Gaussian, noise {noise:g}"})
+        yield from _rows(
+            replicas, dict.fromkeys(NUM_REPLICAS, signal), {"data": f"Gaussian, noise {noise:g}"}
+        )
     for data, replicas in _real(setting):
         half = len(replicas) // 2
         others = torch.stack(replicas[half:]).mean(0)
-        rows += _rows(replicas, {n: others for n in NUM_REPLICAS if n <= half}, {"data": data})
-    return rows
+        yield from _rows(replicas, {n: others for n in NUM_REPLICAS if n <= half}, {"data": data})
 
 
 def _not_orthogonal(data: str, setting: str) -> Check:
@@ -114,12 +110,10 @@ CLAIM = Claim(
         _not_orthogonal("language-model gradient", "on gradients of a language model"),
     ),
     meaning={
-        "confirmed": "Exchange before orthogonalizing, or orthogonalize the mean once more: otherwise the step is "
-        "neither orthogonal nor of the length that the learning rate was tuned for.",
+        "confirmed": "Exchange before orthogonalizing, or orthogonalize the mean once more.",
         "refuted": "Replicas may orthogonalize before they exchange: the mean is as orthogonal as Muon's own step.",
-        "depends": "Where replicas agree, the mean of their polar factors is as orthogonal as Muon's own step; where their noise "
-        "is of the size of the gradient, as in training, it is not, and it is shorter. Orthogonalize the mean once more, or "
-        "choose the rate for the shorter step; the table has the directions side by side.",
+        "depends": "Where replicas differ as they do in training, orthogonalize the mean once more, or choose the rate for the "
+        "shorter step.",
     },
     tables=(
         Pivot(

@@ -1,8 +1,7 @@
 """approach.A: Muon's momentum, compressed, without orthogonalization."""
 
+from muonwire.lab import Claim, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Row
-from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.inputs import training
 
 RECIPES = {
@@ -36,17 +35,14 @@ CLAIM = Claim(
     "factor lowers the loss; level with DisTrO alone, whose residual momentum is nearly the same thing.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         training.gain_check(
-            "momentum before the codec lowers the loss",
             setting="with momentum against without",
             change="momentum before the codec",
             below="momentum before the codec lowers the loss",
             above="momentum before the codec raises the loss",
         ),
         training.gain_check(
-            "a polar factor behind the codec would lower it further",
             setting="against approach B",
             change="a polar factor behind the codec",
             below="a polar factor behind the codec lowers it",
@@ -60,6 +56,6 @@ CLAIM = Claim(
         "depends": "The note’s three expectations of this approach do not hold together: see which of momentum, "
         "the polar factor and the comparison with DisTrO alone carries the gain before you spend a buffer on it.",
     },
-    tables=(training.OUTCOMES, training.GAINS),
+    tables=(training.OUTCOMES,),
     plots=(training.CURVES,),
 )

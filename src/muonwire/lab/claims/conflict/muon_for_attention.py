@@ -1,9 +1,7 @@
 """approach.D: dense Muon for attention, DisTrO for the rest."""
 
+from muonwire.lab import Claim, Pivot, Row, Setting
 from muonwire.lab.claims.conflict import NOTE
-from muonwire.lab.engine.check import Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs import training
 
 RECIPES = {"approach D": "approach_d", **training.REFERENCES}
@@ -35,18 +33,15 @@ CLAIM = Claim(
     "the parameters. “Local Muon” is read as dense Muon: attention weights that nobody exchanges would drift apart.",
     measure=measure,
     inputs=(training.TRAINING,),
-    repeats=len(training.SEEDS),
     checks=(
         training.below_distro_check("D", setting="against DisTrO alone"),
         training.half_way_check("it", setting="in loss", select=WAY),
     ),
     meaning={
-        "confirmed": "Spending the bytes on attention buys most of Muon’s gain; where the link has room for a "
-        "quarter of dense traffic, it is a fair trade.",
+        "confirmed": "Where the link has room for a quarter of dense traffic, spend it on attention.",
         "refuted": "Dense attention beside a compressed MLP buys nothing; spend the bytes elsewhere.",
-        "depends": "Dense Muon on attention helps, but most of Muon’s gain lies in the other matrices, and the "
-        "bits are a quarter of dense Muon’s: recipes that orthogonalize every matrix and compress afterwards or "
-        "seldom come further with fewer.",
+        "depends": "Prefer recipes that orthogonalize every matrix and compress afterwards or seldom: they come further with "
+        "fewer bits.",
     },
     tables=(
         training.OUTCOMES,
@@ -55,7 +50,6 @@ CLAIM = Claim(
             rows={"way": "Way"},
             values={"loss_share": "In loss", "bits_share": "In bits"},
         ),
-        training.GAINS,
     ),
     plots=(training.CURVES,),
 )

@@ -1,6 +1,6 @@
 """Claims of the note “The failed integration of Muon and DisTrO”."""
 
-from muonwire.lab.engine.claim import Note
+from muonwire.lab import Note
 
 NOTE = Note(
     title="The failed integration of Muon and DisTrO",

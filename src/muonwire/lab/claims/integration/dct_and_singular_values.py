@@ -1,11 +1,11 @@
 """integration.3: DCT concentration does not depend on the singular values."""
 
+from collections.abc import Iterator
+
 import torch
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import cosine_transform, energy_of_first, energy_of_largest, polar_factor
 
@@ -13,39 +13,40 @@ SHARES = (0.01, 0.05, 0.25)
 SIZE = 64
 
 
-def _rows(x: torch.Tensor, data: str) -> list[Row]:
+def _rows(x: torch.Tensor, data: str) -> Iterator[Row]:
     made = {"as it is": cosine_transform(x), "polar factor": cosine_transform(polar_factor(x))}
     shares = {
         (what, share): (energy_of_largest(c, share), energy_of_first(c, share))
         for what, c in made.items()
         for share in SHARES
     }
-    rows: list[Row] = [
-        {"data": data, "matrix": what, "share": share, "largest": 100 * values[0], "first": 100 * values[1]}
-        for (what, share), values in shares.items()
-    ]
+    for (what, share), values in shares.items():
+        yield {
+            "data": data,
+            "matrix": what,
+            "share": share,
+            "largest": 100 * values[0],
+            "first": 100 * values[1],
+        }
     for share in SHARES:
         plain, orthogonal = shares["as it is", share], shares["polar factor", share]
-        rows.append(
-            {
-                "data": data,
-                "share": share,
-                "difference": 100 * abs(orthogonal[0] - plain[0]),
-                "first - share": 100 * abs(plain[1] - share),
-            }
-        )
-    rows.append(
-        {"data": data, "ratio": float(made["as it is"].square().sum() / made["polar factor"].square().sum())}
-    )
-    return rows
+        yield {
+            "data": data,
+            "share": share,
+            "difference": 100 * abs(orthogonal[0] - plain[0]),
+            "first - share": 100 * abs(plain[1] - share),
+        }
+    yield {
+        "data": data,
+        "ratio": float(made["as it is"].square().sum() / made["polar factor"].square().sum()),
+    }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Energy shares of the largest and of the first coefficients, of a matrix and of its polar factor."""
-    rows = _rows(gaussian(setting, SIZE, SIZE), "Gaussian 64×64")
+    yield from _rows(gaussian(setting, SIZE, SIZE), "Gaussian 64×64")
     for _, x in real_samples(setting):
-        rows += _rows(x, "real momentum")
-    return rows
+        yield from _rows(x, "real momentum")
 
 
 CLAIM = Claim(
@@ -63,7 +64,6 @@ CLAIM = Claim(
     inputs=MATRICES,
     checks=tuple(
         Check(
-            name="the share of the largest 5 % changes by less than 2 points",
             setting=setting,
             column="difference",
             select={"data": data, "share": 0.05},

@@ -1,15 +1,13 @@
 """integration.4: low rank does not make the DCT more compressible."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import cosine_transform, energy_of_first, energy_of_largest
 from muonwire.polar.quality import exact_factor
@@ -32,60 +30,53 @@ def _both(x: Tensor) -> dict[str, dict[str, float]]:
     return {PLAIN: _shares(x), POLAR: _shares(exact_factor(x).float())}
 
 
-def _made(setting: Setting, noise: float, data: str) -> list[Row]:
+def _made(setting: Setting, noise: float, data: str) -> Iterator[Row]:
     found: dict[int, list[dict[str, dict[str, float]]]] = {}
     for draw in range(setting.pick(30, 6)):
         left, right, rest = (gaussian(setting, SIZE, SIZE, stream=3 * draw + i) for i in range(3))
         for rank in RANKS:
             x = left[:, :rank] @ right[:, :rank].mT / rank**0.5 + noise * rest
             found.setdefault(rank, []).append(_both(x))
-    rows: list[Row] = []
     for rank, draws in found.items():
         for matrix in (PLAIN, POLAR):
             first = [d[matrix]["first"] for d in draws]
-            rows.append(
-                {
-                    "data": data,
-                    "rank": rank,
-                    "matrix": matrix,
-                    "largest": fmean(d[matrix]["largest"] for d in draws),
-                    "first": fmean(first),
-                    "spread": stdev(first),
-                }
-            )
+            yield {
+                "data": data,
+                "rank": rank,
+                "matrix": matrix,
+                "largest": fmean(d[matrix]["largest"] for d in draws),
+                "first": fmean(first),
+                "spread": stdev(first),
+            }
     gain = fmean(d[PLAIN]["largest"] for d in found[RANKS[0]]) - fmean(
         d[PLAIN]["largest"] for d in found[RANKS[-1]]
     )
-    return [*rows, {"data": data, "gain": gain}]
+    yield {"data": data, "gain": gain}
 
 
-def _real(x: Tensor, data: str) -> list[Row]:
+def _real(x: Tensor, data: str) -> Iterator[Row]:
     left, values, right = torch.linalg.svd(x, full_matrices=False)
     truncated: dict[int | str, Tensor] = {r: (left[:, :r] * values[:r]) @ right[:r] for r in RANKS}
     found = {rank: _both(one) for rank, one in (truncated | {ALL: x}).items()}
-    rows: list[Row] = [
-        {"data": data, "rank": rank, "matrix": matrix, **shares}
-        for rank, both in found.items()
-        for matrix, shares in both.items()
-    ]
-    return [*rows, {"data": data, "gain": _gain(found)}]
+    for rank, both in found.items():
+        for matrix, shares in both.items():
+            yield {"data": data, "rank": rank, "matrix": matrix, **shares}
+    yield {"data": data, "gain": _gain(found)}
 
 
 def _gain(found: Mapping[int | str, dict[str, dict[str, float]]]) -> float:
     return found[1][PLAIN]["largest"] - found[ALL][PLAIN]["largest"]
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Energy shares of the largest and of the first tenth of the DCT coefficients, by rank.
 
     Made matrices are products of Gaussian factors; real ones are truncated to their largest singular values.
     """
-    rows: list[Row] = []
     for what, noise in NOISES.items():
-        rows += _made(setting, noise, f"Gaussian factors, {what}")
+        yield from _made(setting, noise, f"Gaussian factors, {what}")
     for data, x in real_samples(setting):
-        rows += _real(x, data)
-    return rows
+        yield from _real(x, data)
 
 
 def _no_gain(data: str, setting: str, matrices: str = "") -> Check:
@@ -164,11 +155,6 @@ CLAIM = Claim(
                 "spread": "± of one draw",
             },
             quoted=_quotes(NOISY),
-        ),
-        Pivot(
-            caption="What rank 1 has more than full rank in the largest tenth, points",
-            rows={"data": "Data"},
-            values={"gain": "Gain"},
         ),
     ),
     plots=(

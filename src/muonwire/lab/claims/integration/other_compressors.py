@@ -1,15 +1,13 @@
 """future.2: other compressors may suit Muon better than DCT and top-k."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
 from muonwire import codec
 from muonwire.codec import Pipeline
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import cosine, departure
 from muonwire.polar.quality import exact_factor
@@ -60,9 +58,8 @@ def _within(family: Family, x: Tensor, budget: float, seed: int) -> Pipeline:
     return at(low)
 
 
-def _rows(x: Tensor, data: str, *, budgets: Sequence[float], seed: int) -> list[Row]:
+def _rows(x: Tensor, data: str, *, budgets: Sequence[float], seed: int) -> Iterator[Row]:
     u = exact_factor(x).float()
-    rows: list[Row] = []
     for budget in budgets:
         found: dict[str, dict[str, float]] = {}
         for name, family in FAMILIES.items():
@@ -78,31 +75,28 @@ def _rows(x: Tensor, data: str, *, budgets: Sequence[float], seed: int) -> list[
                 "departure": departure(of_factor),
             }
         where: dict[str, Value] = {"data": data, "budget": budget}
-        rows += [{**where, "codec": name, **values} for name, values in found.items()]
+        for name, values in found.items():
+            yield {**where, "codec": name, **values}
         for order in ORDERS:
             reference = found[DCT][order]
-            rows.append(
-                {
-                    **where,
-                    "order": ORDERS[order],
-                    "projection": found[PROJECTION][order] - reference,
-                    "structured": max(found[name][order] for name in STRUCTURED) - reference,
-                    "low rank": found[LOW_RANK][order] - reference,
-                }
-            )
-    return rows
+            yield {
+                **where,
+                "order": ORDERS[order],
+                "projection": found[PROJECTION][order] - reference,
+                "structured": max(found[name][order] for name in STRUCTURED) - reference,
+                "low rank": found[LOW_RANK][order] - reference,
+            }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Cosines and orthogonality of every family of codecs, each with the amount that fits the same bytes.
 
     Bytes are those of one tensor's body as it goes on the wire; what is common to the tensors of a message is left out.
     """
     budgets, seed = setting.pick(BUDGETS, BUDGETS[:1]), setting.seed
-    rows = _rows(gaussian(setting, SIZE, SIZE), f"Gaussian {SIZE}×{SIZE}", budgets=budgets, seed=seed)
+    yield from _rows(gaussian(setting, SIZE, SIZE), f"Gaussian {SIZE}×{SIZE}", budgets=budgets, seed=seed)
     for data, x in real_samples(setting, num_parts=NUM_PARTS):
-        rows += _rows(x, data, budgets=budgets, seed=seed)
-    return rows
+        yield from _rows(x, data, budgets=budgets, seed=seed)
 
 
 def _better(column: str, data: str, order: str) -> Check:
@@ -144,12 +138,9 @@ CLAIM = Claim(
         for data, order in (("training momentum", "after"), (LANGUAGE, "after"), (LANGUAGE, "first"))
     ),
     meaning={
-        "confirmed": "At equal bytes a random projection and a structured sparsity serve Muon better than DCT and "
-        "top-k: try them first.",
-        "refuted": "At equal bytes neither random projection nor structured sparsity comes as near to Muon's "
-        "update as DCT and top-k; see the tables for plain top-k and low rank.",
-        "depends": "Which of them serves Muon better than DCT and top-k at equal bytes depends on the codec and on "
-        "the order; the tables have every codec in both orders, plain top-k and low rank among them.",
+        "confirmed": "Try a random projection and structured sparsity first.",
+        "refuted": "Try neither random projection nor structured sparsity first; see the tables for plain top-k and low rank.",
+        "depends": "Choose by the tables, which have every codec in both orders, plain top-k and low rank among them.",
     },
     tables=(
         Pivot(
@@ -176,26 +167,20 @@ CLAIM = Claim(
             },
         ),
     ),
-    plots=(
+    plots=tuple(
         Plot(
-            name="after",
-            title="Sent at 0.1 bit an entry, then orthogonalized: cosine to the polar factor",
+            name=order,
+            title=title,
             how_to_read="Higher is nearer to what Muon would have applied.",
             x=("codec", "codec"),
-            y=("after", "cosine to the polar factor"),
+            y=(order, "cosine to the polar factor"),
             series=("data", "Data"),
             mark="bar",
             select={"budget": BUDGETS[0]},
-        ),
-        Plot(
-            name="first",
-            title="Orthogonalized, then sent at 0.1 bit an entry: cosine to the polar factor",
-            how_to_read="Higher is nearer to what Muon would have applied.",
-            x=("codec", "codec"),
-            y=("first", "cosine to the polar factor"),
-            series=("data", "Data"),
-            mark="bar",
-            select={"budget": BUDGETS[0]},
-        ),
+        )
+        for order, title in (
+            ("after", "Sent at 0.1 bit an entry, then orthogonalized: cosine to the polar factor"),
+            ("first", "Orthogonalized, then sent at 0.1 bit an entry: cosine to the polar factor"),
+        )
     ),
 )

@@ -6,15 +6,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import gaussian
 from muonwire.polar import Schedule, find_processor, polar
 from muonwire.polar.quality import exact_factor, polar_error
@@ -91,16 +89,16 @@ def _seconds(calls: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str
     return times
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Times of the polar factor in each dtype at equal polar error, on this processor and, where it has more, limited to AVX2."""
-    rows = measure_here(setting, limited="")
+    yield from measure_here(setting, limited="")
     if find_processor(torch.device("cpu")).name.startswith(("avx512", "amx")):
         code = (
             "import json, torch; from pathlib import Path; from muonwire.lab.engine.claim import Setting\n"
             "from muonwire.lab.claims.integration.precision_by_device import measure_here\n"
             f"torch.set_num_threads({torch.get_num_threads()})\n"
             f"setting = Setting(seed={setting.seed}, quick={setting.quick}, folder=Path('.'))\n"
-            "print(json.dumps(measure_here(setting, limited=', a processor limited to it')))"
+            "print(json.dumps(list(measure_here(setting, limited=', a processor limited to it'))))"
         )
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -109,11 +107,10 @@ def measure(setting: Setting) -> list[Row]:
             text=True,
             check=True,
         )
-        rows += json.loads(done.stdout.splitlines()[-1])
-    return rows
+        yield from json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_here(setting: Setting, *, limited: str) -> list[Row]:
+def measure_here(setting: Setting, *, limited: str) -> Iterator[Row]:
     """Times of the polar factor in each dtype at equal polar error, as ratios within one run.
 
     Args:
@@ -126,7 +123,6 @@ def measure_here(setting: Setting, *, limited: str) -> list[Row]:
         "processor": processor.name + limited,
         "products": SLOW if processor.dtype == torch.float32 else FAST,
     }
-    rows: list[Row] = []
     for stream, (m, n) in enumerate(setting.pick(SHAPES, ((64, 128),))):
         x = gaussian(setting, m, n, stream=stream).to(device)
         exact = exact_factor(x)
@@ -151,12 +147,11 @@ def measure_here(setting: Setting, *, limited: str) -> list[Row]:
                         "ms": 1e3 * median[name],
                         "speed": statistics.median(ratios),
                     }
-                rows.append(row)
+                yield row
             if ruled:
                 fastest = times[min(median, key=lambda name: median[name])]
                 slower = statistics.median(a / b for a, b in zip(ruled, fastest, strict=False))
-                rows.append({**about, "error": error, "rule": rule(device), "slower": slower})
-    return rows
+                yield {**about, "error": error, "rule": rule(device), "slower": slower}
 
 
 def _fastest(error: float, products: str) -> Check:
@@ -200,9 +195,8 @@ CLAIM = Claim(
         "confirmed": "On this device the rule gives the fastest dtype; on another one measure again.",
         "refuted": "On this device the rule costs time at every error; leave the dtype to polar, which follows what the "
         "processor can do.",
-        "depends": "The fastest dtype is a matter of what the processor can do and of the error that is allowed, not of CPU or "
-        "GPU: float32 on a CPU without fast 16-bit products, bfloat16 on one with them. Leave the dtype to polar, which follows "
-        "the processor's class, and takes float32 where a smaller error is asked for than narrower dtypes give.",
+        "depends": "Leave the dtype to polar, which follows the processor's class, and takes float32 where a smaller error is "
+        "asked for than narrower dtypes give.",
     },
     tables=(
         Pivot(

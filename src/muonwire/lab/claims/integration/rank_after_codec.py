@@ -1,14 +1,13 @@
 """integration.2: compression leaves matrices near rank-deficient."""
 
 import math
+from collections.abc import Iterator
 from statistics import fmean, median
 
 import torch
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import condition, through
 from muonwire.lab.measures.spectrum import spectrum_plot, spectrum_rows
@@ -43,45 +42,40 @@ def _before_and_after(x: torch.Tensor, decoded: torch.Tensor) -> dict[str, float
     }
 
 
-def _made(setting: Setting) -> list[Row]:
+def _made(setting: Setting) -> Iterator[Row]:
     draws = [gaussian(setting, SIZE, SIZE, stream=i) for i in range(setting.pick(40, 10))]
-    rows: list[Row] = []
     for definition, (text, shape) in DEFINITIONS.items():
         for density in DENSITIES:
             found = [
                 _before_and_after(x, through(text.format(density), x.view(shape)).view_as(x)) for x in draws
             ]
-            rows.append(
-                {
-                    "data": "Gaussian 64×64",
-                    "definition": definition,
-                    "density": density,
-                    # The condition of a Gaussian matrix has no finite mean; the median of a seed's draws has.
-                    **{name: median(f[name] for f in found) for name in ("before", "after", "log growth")},
-                    **{name: fmean(f[name] for f in found) for name in ("zero", "any zero", "grown")},
-                }
-            )
-    return rows
+            yield {
+                "data": "Gaussian 64×64",
+                "definition": definition,
+                "density": density,
+                # The condition of a Gaussian matrix has no finite mean; the median of a seed's draws has.
+                **{name: median(f[name] for f in found) for name in ("before", "after", "log growth")},
+                **{name: fmean(f[name] for f in found) for name in ("zero", "any zero", "grown")},
+            }
 
 
-def _rows(x: torch.Tensor, data: str) -> list[Row]:
-    rows: list[Row] = spectrum_rows(x, {"data": data, "density": 1.0})
+def _rows(x: torch.Tensor, data: str) -> Iterator[Row]:
+    yield from spectrum_rows(x, {"data": data, "density": 1.0})
     for density in DENSITIES:
         decoded = through(DEFINITIONS[WHOLE][0].format(density), x)
         where: Row = {"data": data, "density": density}
-        rows += spectrum_rows(decoded, where)
-        rows.append({**where, "definition": WHOLE, **_before_and_after(x, decoded)})
-    return rows
+        yield from spectrum_rows(decoded, where)
+        yield {**where, "definition": WHOLE, **_before_and_after(x, decoded)}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Condition numbers, numerical ranks and spectra before and after DCT and top-k."""
-    rows = _made(setting)
-    first = _rows(gaussian(setting, SIZE, SIZE), "Gaussian 64×64")
-    rows += [row for row in first if "place" in row]
+    yield from _made(setting)
+    for row in _rows(gaussian(setting, SIZE, SIZE), "Gaussian 64×64"):
+        if "place" in row:
+            yield row
     for data, x in real_samples(setting):
-        rows += _rows(x, data)
-    return rows
+        yield from _rows(x, data)
 
 
 def _grows(data: str, density: float, setting: str, *, answers: bool = True) -> Check:
@@ -134,10 +128,8 @@ CLAIM = Claim(
         "confirmed": "What a DCT codec decodes has directions that are rounding only; a polar factor must leave them out.",
         "refuted": "A DCT codec does not make matrices singular; their condition is no reason against "
         "orthogonalizing after decoding.",
-        "depends": "Directions go missing where so few coefficients are sent that whole rows or columns of them are empty; above "
-        "that density the typical condition number stays what it was, and one draw of a Gaussian matrix says nothing, as its "
-        "condition number has no finite mean. Orthogonalize what is decoded by a method that leaves out singular values below "
-        "its resolution, and add momentum or feedback, whose sum over rounds has the missing directions.",
+        "depends": "Orthogonalize what is decoded by a method that leaves out singular values below its resolution, and add "
+        "momentum or feedback, whose sum over rounds has the missing directions.",
     },
     tables=(
         Pivot(

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Reading, Row, Setting
 from muonwire.lab.claims.integration import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import (
     condition,
@@ -74,31 +72,26 @@ def _pairs(setting: Setting) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield data, x, gaussian(setting, *x.shape, stream=stream)
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The properties of real gradients and momenta, and of Gaussian matrices of their shapes."""
-    rows: list[Row] = []
     for data, x, noise in _pairs(setting):
         real, made = _properties(x), _properties(noise)
-        rows.append({"data": data, **real})
-        rows.append({"data": "Gaussian of their shapes", **made})
-        rows.append(
-            {
-                "real": data,
-                "rank ratio": real["effective rank"] / made["effective rank"],
-                "more concentrated": real["concentration"] - made["concentration"],
-                "more lost": real["cosine lost 0.05"] / made["cosine lost 0.05"],
-            }
-        )
-        rows += spectrum_rows(x, {"data": data})
-        rows += spectrum_rows(noise, {"data": "Gaussian of their shapes"})
-    return rows
+        yield {"data": data, **real}
+        yield {"data": "Gaussian of their shapes", **made}
+        yield {
+            "real": data,
+            "rank ratio": real["effective rank"] / made["effective rank"],
+            "more concentrated": real["concentration"] - made["concentration"],
+            "more lost": real["cosine lost 0.05"] / made["cosine lost 0.05"],
+        }
+        yield from spectrum_rows(x, {"data": data})
+        yield from spectrum_rows(noise, {"data": "Gaussian of their shapes"})
 
 
 def _checks(data: str, setting: str) -> tuple[Check, ...]:
     select = {"real": data}
     return (
         Check(
-            name="the entries' tails are heavier than Laplace's, kurtosis 6, in the geometric mean",
             setting=f"tails, {setting}",
             column="log kurtosis",
             select={"data": data},
@@ -112,7 +105,6 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             ),
         ),
         Check(
-            name="the effective rank is at most half of a Gaussian matrix's",
             setting=f"rank, {setting}",
             column="rank ratio",
             select=select,
@@ -126,7 +118,6 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             ),
         ),
         Check(
-            name="the largest 5 % of the DCT coefficients have at least 2 points more of the energy",
             setting=f"concentration, {setting}",
             column="more concentrated",
             select=select,
@@ -140,7 +131,6 @@ def _checks(data: str, setting: str) -> tuple[Check, ...]:
             ),
         ),
         Check(
-            name="orthogonalizing first costs at least twice the cosine that it costs a Gaussian matrix",
             setting=f"what orthogonalizing costs, {setting}",
             column="more lost",
             select=select,
@@ -184,8 +174,7 @@ CLAIM = Claim(
     inputs=MATRICES,
     checks=_checks("language-model gradient", "gradients of a language model"),
     meaning={
-        "confirmed": "What Gaussian matrices say of a codec or an order of stages does not carry over to a "
-        "language model, in any of the four respects. Capture your own gradients and measure on those.",
+        "confirmed": "Capture your own gradients and measure on those, not on Gaussian matrices.",
         "refuted": "In these respects Gaussian matrices are a fair stand-in for a language model's gradients.",
         "depends": "Gaussian matrices stand in for a language model's gradients in some respects only; the checks "
         "say in which. Capture your own gradients before choosing a codec.",

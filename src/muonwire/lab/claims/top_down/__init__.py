@@ -1,6 +1,6 @@
 """Claims of the note “Muon from the top down”."""
 
-from muonwire.lab.engine.claim import Note
+from muonwire.lab import Note
 
 NOTE = Note(
     title="Muon from the top down",

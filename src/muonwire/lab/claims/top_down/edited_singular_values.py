@@ -5,10 +5,8 @@ from collections.abc import Iterator
 import torch
 
 from muonwire.errors import UsageError
+from muonwire.lab import Check, Claim, Excerpts, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Excerpts, Pivot, Plot
 from muonwire.spectra.edit import edit_model
 from muonwire.spectra.edits import parse_edit
 from muonwire.spectra.likeness import Likeness, Reference, text_windows
@@ -54,32 +52,28 @@ def _windows(opened: Opened, seed: int, quick: bool) -> torch.Tensor:
     return text_windows(opened, text[97_001 * seed :], windows=count, length=length)
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Every edit at every strength on attention and on MLP weights; with the first seed, conversations too."""
     opened = _opened(setting.quick)
     reference = Reference(opened, _windows(opened, setting.seed, setting.quick))
     points = SWEEP[:: setting.pick(1, 5)]
     whole = reference.itself.loss
-    rows: list[Row] = []
     for kind, point, found in sweep(opened.model, reference, kinds=KINDS, points=points):
-        rows.append(
-            {
-                "kind": kind,
-                "edit": point.name,
-                "strength": point.strength,
-                f"{kind} strength": point.strength,
-                f"{kind} loss": max(found.loss - whole, 1e-4),
-                **_figures(found, whole),
-            }
-        )
+        yield {
+            "kind": kind,
+            "edit": point.name,
+            "strength": point.strength,
+            f"{kind} strength": point.strength,
+            f"{kind} loss": max(found.loss - whole, 1e-4),
+            **_figures(found, whole),
+        }
     for text in TALKED[:2]:
         edited = _opened(setting.quick)
         edit_model(edited.model, [parse_edit(text)])
         found = reference.compare(edited.model)
-        rows.append({"of": text, **_figures(found, whole)})
+        yield {"of": text, **_figures(found, whole)}
     if setting.seed == 0:
-        rows += _conversations(setting.quick)
-    return rows
+        yield from _conversations(setting.quick)
 
 
 def _figures(found: Likeness, whole: float) -> Row:
@@ -110,7 +104,6 @@ def _conversations(quick: bool) -> Iterator[Row]:
 
 def _check(text: str, words: str) -> Check:
     return Check(
-        name=f"{words} changes the most likely token at one place in ten or more",
         setting="on a trained model",
         column="changed",
         select={"of": text},
@@ -145,10 +138,9 @@ CLAIM = Claim(
     says="a small language model some of whose singular values were changed may behave differently when it is talked to again",
     question="Which changes of singular values does a small language model notice, by loss, by the divergence of its "
     "next-token distributions, and in conversation?",
-    expected="It depends on which: the hundredth of the largest carries what all tokens share, and dropping it changes "
-    "everything; the tenth of the smallest carries little. Flattening to the polar factor at equal norm destroys the "
-    "model, though it changes no singular vector. Random vectors at the same spectrum, the control, destroy it at once: "
-    "the knowledge is in the vectors.",
+    expected="It depends on which: dropping the hundredth of the largest changes everything, the tenth of the smallest little. "
+    "Flattening to the polar factor at equal norm destroys the model, though it changes no singular vector; random vectors at "
+    "the same spectrum, the control, destroy it at once.",
     measure=measure,
     repeats=3,
     checks=(
@@ -158,8 +150,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Neither end of the spectrum can be spared: a model notices the loss of its smallest singular values too.",
         "refuted": "A model does not notice changes at either end of its weights’ spectra.",
-        "depends": "A few of the largest singular values are felt at once, many of the smallest hardly: cut from the "
-        "bottom, and never touch the top. What matters in a weight is which directions are large.",
+        "depends": "Cut singular values from the bottom, and never touch the top.",
     },
     tables=(
         Pivot(

@@ -1,16 +1,14 @@
 """topdown.5: random matrices in high dimension are linearly independent with high probability."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from scipy.stats import kstest
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.samples import MATRICES, gaussian, real_samples
 from muonwire.lab.measures.matrices import fitted_power
 from muonwire.lab.measures.random_matrices import (
@@ -22,7 +20,6 @@ from muonwire.lab.measures.random_matrices import (
     rounding_norm,
 )
 from muonwire.polar import SCHEDULES, polar
-from muonwire.polar.newton_schulz import map_values
 
 # (n, draws): the more draws, the better the law is tested; the larger n, the more a draw costs.
 GAUSSIAN = ((16, 400), (32, 400), (64, 400), (128, 300), (256, 150), (512, 60))
@@ -37,8 +34,7 @@ CRITICAL = 1.36
 SCHEDULE = SCHEDULES["polar_express"]
 
 
-def _gaussian_rows(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _gaussian_rows(setting: Setting) -> Iterator[Row]:
     medians: list[tuple[float, float]] = []
     sizes = setting.pick(GAUSSIAN, QUICK_GAUSSIAN)
     for stream, (n, draws) in enumerate(sizes):
@@ -50,28 +46,25 @@ def _gaussian_rows(setting: Setting) -> list[Row]:
         floor = rounding_norm(x[0], generator)
         root, largest = math.sqrt(n), n == sizes[-1][0]
         medians.append((n, float(np.median(least))))
-        rows.append(
-            {
-                "data": "Gaussian",
-                "n": n,
-                "largest": largest,
-                "draws": draws,
-                "independent": 100 * float(full_rank(values, size=n, dtype=torch.float64).double().mean()),
-                "median": medians[-1][1],
-                "median by the law": edelman_quantile(0.5) / root,
-                "lowest": float(least.min()),
-                "distance": math.sqrt(draws) * float(kstest(root * least, edelman_cdf).statistic),
-                "rounded distance": math.sqrt(draws)
-                * float(kstest(root * least_rounded, edelman_cdf).statistic),
-                "change": 100 * float(np.median(np.abs(least_rounded - least) / least)),
-                "rounded independent": 100
-                * float(full_rank(rounded, size=n, dtype=torch.float64).double().mean()),
-                "floor": floor,
-                "floor over root": floor / root,
-                "above floor": 100 * float((least > floor).mean()),
-                "above by the law": 100 * (1 - float(edelman_cdf(np.asarray(root * floor)))),
-            }
-        )
+        yield {
+            "data": "Gaussian",
+            "n": n,
+            "largest": largest,
+            "draws": draws,
+            "independent": 100 * float(full_rank(values, size=n, dtype=torch.float64).double().mean()),
+            "median": medians[-1][1],
+            "median by the law": edelman_quantile(0.5) / root,
+            "lowest": float(least.min()),
+            "distance": math.sqrt(draws) * float(kstest(root * least, edelman_cdf).statistic),
+            "rounded distance": math.sqrt(draws) * float(kstest(root * least_rounded, edelman_cdf).statistic),
+            "change": 100 * float(np.median(np.abs(least_rounded - least) / least)),
+            "rounded independent": 100
+            * float(full_rank(rounded, size=n, dtype=torch.float64).double().mean()),
+            "floor": floor,
+            "floor over root": floor / root,
+            "above floor": 100 * float((least > floor).mean()),
+            "above by the law": 100 * (1 - float(edelman_cdf(np.asarray(root * floor)))),
+        }
         if largest:
             for t in np.linspace(0.1, 3.0, 30):
                 at = round(float(t), 1)
@@ -80,12 +73,12 @@ def _gaussian_rows(setting: Setting) -> list[Row]:
                     "rounded to bfloat16": float((root * least_rounded <= t).mean()),
                     "Edelman’s law": float(edelman_cdf(np.asarray(t))),
                 }
-                rows += [{"matrices": name, "t": at, "below": 100 * s} for name, s in shares.items()]
-    return [*rows, {"fit": "median of σ_min against n", "exponent": fitted_power(medians)}]
+                for name, s in shares.items():
+                    yield {"matrices": name, "t": at, "below": 100 * s}
+    yield {"fit": "median of σ_min against n", "exponent": fitted_power(medians)}
 
 
-def _sign_rows(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _sign_rows(setting: Setting) -> Iterator[Row]:
     sizes, draws = setting.pick((SIGNS, 20_000), (QUICK_SIGNS, 500))
     for n in sizes:
         signs = torch.randint(0, 2, (draws, n, n), generator=setting.generator(stream=100 + n)) * 2 - 1
@@ -100,33 +93,28 @@ def _sign_rows(setting: Setting) -> list[Row]:
         }
         if n <= MOST_ENUMERATED:
             row["all"] = 100 * float(is_singular(all_signs(n)).double().mean())
-        rows.append(row)
-    return rows
+        yield row
 
 
-def _real_rows(setting: Setting) -> list[Row]:
-    rows: list[Row] = []
+def _real_rows(setting: Setting) -> Iterator[Row]:
     generator = setting.generator(stream=200)
     for data, matrix in real_samples(setting, kinds=("momentum", "weight")):
         x = matrix.double()
         values = torch.linalg.svdvals(x)
         floor = rounding_norm(x, generator)
-        mapped = map_values(SCHEDULE, values.numpy(), frobenius=float(x.norm()))
-        rows.append(
-            {
-                "real": data,
-                "kind": data.split()[-1],
-                "independent": 100.0 * bool(full_rank(values, size=max(x.shape), dtype=torch.float32)),
-                "resolved": 100 * float((values > floor).double().mean()),
-                "all resolved": 100.0 * bool(values[-1] > floor),
-                "smallest": float(values[-1] / values[0]),
-                "carried": 100 * float((mapped > 0.5).mean()),
-            }
-        )
-    return rows
+        mapped = SCHEDULE.apply(values.numpy() / float(x.norm()))
+        yield {
+            "real": data,
+            "kind": data.split()[-1],
+            "independent": 100.0 * bool(full_rank(values, size=max(x.shape), dtype=torch.float32)),
+            "resolved": 100 * float((values > floor).double().mean()),
+            "all resolved": 100.0 * bool(values[-1] > floor),
+            "smallest": float(values[-1] / values[0]),
+            "carried": 100 * float((mapped > 0.5).mean()),
+        }
 
 
-def _iterated_rows(setting: Setting) -> list[Row]:
+def _iterated_rows(setting: Setting) -> Iterator[Row]:
     """What five iterations make of a Gaussian matrix and of one of half its rank, whose other singular values are zero."""
     n = setting.pick(256, 16)
     left, right = (gaussian(setting, n, n // 2, stream=300 + i).double() for i in range(2))
@@ -134,7 +122,6 @@ def _iterated_rows(setting: Setting) -> list[Row]:
         "Gaussian": (gaussian(setting, n, n, stream=302).double(), n),
         "half the rank": (left @ right.mT, n // 2),
     }
-    rows: list[Row] = []
     for name, (x, rank) in made.items():
         calls = {
             "five steps, float64": polar(x, method="newton_schulz", schedule=SCHEDULE, dtype=torch.float64),
@@ -143,21 +130,19 @@ def _iterated_rows(setting: Setting) -> list[Row]:
         }
         for method, result in calls.items():
             after = torch.linalg.svdvals(result)
-            rows.append(
-                {
-                    "iterated": name,
-                    "method": method,
-                    "within": 100 * float((after[:rank] > 0.5).double().mean()),
-                    "least": float(after[rank - 1]),
-                    "largest zero": float(after[rank]) if rank < n else None,
-                }
-            )
-    return rows
+            yield {
+                "iterated": name,
+                "method": method,
+                "within": 100 * float((after[:rank] > 0.5).double().mean()),
+                "least": float(after[rank - 1]),
+                "largest zero": float(after[rank]) if rank < n else None,
+            }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Smallest singular values of Gaussian matrices against the law, singular ±1 matrices, and real momenta and weights."""
-    return _gaussian_rows(setting) + _sign_rows(setting) + _real_rows(setting) + _iterated_rows(setting)
+    for part in (_gaussian_rows, _sign_rows, _real_rows, _iterated_rows):
+        yield from part(setting)
 
 
 def _likely(
@@ -196,13 +181,12 @@ CLAIM = Claim(
     quoted={"linearly independent": "with high probability becauses the dimensions are large"},
     question="How often are random square matrices singular, how small is their smallest singular value against n, does it "
     "follow Edelman’s law, and can it still be distinguished from zero in bfloat16, for random matrices and for real ones?",
-    expected="With a density the probability is 1 at every n, not because n is large: the singular matrices are the zeros of a "
-    "polynomial, a set of measure zero. Only for discrete entries a large n is needed: of ±1 matrices two thirds are singular at "
-    "n = 4, and (1/2 + o(1))ⁿ for large n. But independent does not mean far from dependent: σ_min falls as 1/√n, by Edelman’s "
-    "law, while the norm of rounding to bfloat16 grows as 0.0033 √n, so that from n ≈ 150 on most Gaussian matrices have a "
-    "singular one within the reach of rounding. Rounding does not reach that far: to first order it moves σ_min by uᵀEv, which "
-    "does not grow with n, and the rounded matrix follows the same law. Real momenta are no random matrices: a gradient’s rank "
-    "is at most the number of its tokens, and its small singular values end in rounding.",
+    expected="With a density the probability is 1 at every n: the singular matrices are the zeros of a polynomial, a set of "
+    "measure zero. Only for discrete entries a large n is needed: of ±1 matrices two thirds are singular at n = 4, and (1/2 + "
+    "o(1))ⁿ for large n. But σ_min falls as 1/√n, by Edelman’s law, while the norm of rounding to bfloat16 grows as 0.0033 √n, "
+    "so that from n ≈ 150 on most Gaussian matrices have a singular one within the reach of rounding. Rounding does not reach "
+    "it: to first order it moves σ_min by uᵀEv, which does not grow with n. Real momenta are no random matrices: a gradient’s "
+    "rank is at most the number of its tokens.",
     measure=measure,
     inputs=MATRICES,
     checks=(
@@ -255,10 +239,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Independence can be taken for granted, in bfloat16 and on real matrices too.",
         "refuted": "Do not count on independent rows: neither random nor real matrices have them.",
-        "depends": "The rows are independent in exact arithmetic, but not measurably so in bfloat16. Muon does not need that: an "
-        "iteration of odd polynomials keeps a zero singular value at zero and carries small ones only as far as its steps reach. "
-        "It carries what rounding puts in place of zeros too, as the last table shows: those directions of the update are noise, "
-        "of bounded size. polar’s default limits how far it carries what rounding may have made.",
+        "depends": "Nothing to do: an iteration of odd polynomials keeps a zero singular value at zero. What rounding puts in "
+        "place of zeros it carries too, as noise of bounded size in the update; polar’s default limits how far.",
     },
     tables=(
         Pivot(

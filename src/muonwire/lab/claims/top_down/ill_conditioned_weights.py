@@ -4,17 +4,14 @@ The derivation is in docs/conditioning.md.
 """
 
 import copy
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.top_down import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import hidden_matrices
 from muonwire.lab.measures.chains import COURSES, TARGET, Course, block_rows, course_rows
 from muonwire.lab.measures.gauss_newton import derived_blocks, largest_over, measured_block, with_power
@@ -38,56 +35,45 @@ RATES = {"sgd": (0.03, 0.1, 0.3), "adamw": (0.0035, 0.007, 0.014), "muon": (0.00
 MORE = 1.1
 
 
-def _real_rows(setting: Setting) -> list[Row]:
+def _real_rows(setting: Setting) -> Iterator[Row]:
     length, sequences = setting.pick((16, 8), (6, 2))
     task = TextTask(TextSettings(model_size="pico", sequence=length, batch=sequences))
     model = small_llama(width=setting.pick(32, 8), seed=setting.seed)
     train(model, task, "adamw", lr=0.005, steps=setting.pick(300, 2), seed=setting.seed)
     model.requires_grad_(False)
     tokens = task.batch(seed=setting.seed + 1, step=0, rank=0, world_size=1)["tokens"][:, :-1]
-    rows: list[Row] = []
     for layer in BLOCKS:
         measured = measured_block(model, layer, tokens)
         for formula, derived in derived_blocks(model, layer, tokens).items():
             error = float((measured - derived).norm() / measured.norm())
-            rows.append({"weight": layer, "formula": formula, "relative error": error})
-        rows += _power_rows(model, layer, tokens, powers=setting.pick(POWERS, (0.0, STEEP)))
-    return rows
+            yield {"weight": layer, "formula": formula, "relative error": error}
+        yield from _power_rows(model, layer, tokens, powers=setting.pick(POWERS, (0.0, STEEP)))
 
 
-def _power_rows(model: nn.Module, layer: str, tokens: Tensor, *, powers: Sequence[float]) -> list[Row]:
+def _power_rows(model: nn.Module, layer: str, tokens: Tensor, *, powers: Sequence[float]) -> Iterator[Row]:
     """How the block of ``layer`` changes with the condition of ``CHANGED``."""
     place = BLOCKS[layer]
     weight = hidden_matrices(model)[CHANGED]
     original = weight.detach().clone()
-    rows: list[Row] = []
+    found: dict[float, dict[str, float]] = {}
     for power in powers:
         weight.data = with_power(original, power)
         block = measured_block(model, layer, tokens)
-        rows.append(
-            {
-                "block of": place,
-                "power": power,
-                "of the weight": float(torch.linalg.cond(weight.detach().double())),
-                "over the median": largest_over(block, 0.5),
-                "over the upper quartile": largest_over(block, 0.75),
-            }
-        )
+        found[power] = {
+            "over the median": largest_over(block, 0.5),
+            "over the upper quartile": largest_over(block, 0.75),
+        }
+        condition = float(torch.linalg.cond(weight.detach().double()))
+        yield {"block of": place, "power": power, "of the weight": condition, **found[power]}
     weight.data = original
-    flat = {row["power"]: row for row in rows}
-    for column in ("over the median", "over the upper quartile"):
-        steep, level = flat[STEEP][column], flat[0.0][column]
-        assert isinstance(steep, float)
-        assert isinstance(level, float)
-        rows.append({"rise in": place, "measure": column, "rise": steep / level})
-    return rows
+    for column, level in found[0.0].items():
+        yield {"rise in": place, "measure": column, "rise": found[STEEP][column] / level}
 
 
-def _training_rows(setting: Setting) -> list[Row]:
+def _training_rows(setting: Setting) -> Iterator[Row]:
     task = TextTask(TextSettings(model_size="pico", sequence=setting.pick(64, 8), batch=setting.pick(8, 2)))
     starts = setting.pick((0.0, 1.0, STEEP), (0.0, STEEP))
     fresh = task.build_model(seed=setting.seed)
-    rows: list[Row] = []
     for recipe, rates in RATES.items():
         curves: dict[float, list[list[float]]] = {}
         middle: dict[float, float] = {}
@@ -103,8 +89,8 @@ def _training_rows(setting: Setting) -> list[Row]:
                 curves.setdefault(power, []).append(losses)
                 middle[power] = float(np.median(found))
         needed = steps_needed(curves)
-        rows += [
-            {
+        for power in starts:
+            yield {
                 "recipe": recipe,
                 "power": power,
                 "steep": power == STEEP,
@@ -113,22 +99,20 @@ def _training_rows(setting: Setting) -> list[Row]:
                 "steps": needed[power],
                 "slowdown": needed[power] / needed[0.0],
             }
-            for power in starts
-        ]
-    return rows
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Conditions and steps on made chains, the derivation on a real model, and training from starts of other conditions."""
     conditions = setting.pick(CONDITIONS, QUICK_CONDITIONS)
-    courses = course_rows(
+    yield from block_rows(conditions, generator=setting.generator())
+    yield from course_rows(
         conditions,
         num_rates=setting.pick(19, 4),
         most=setting.pick(3000, 40),
         generator=lambda: setting.generator(stream=10),
     )
-    blocks = block_rows(conditions, generator=setting.generator())
-    return blocks + courses + _real_rows(setting) + _training_rows(setting)
+    yield from _real_rows(setting)
+    yield from _training_rows(setting)
 
 
 def _slower(setting: str, reading: Reading | None, **select: str | bool | float) -> Check:
@@ -138,7 +122,6 @@ def _slower(setting: str, reading: Reading | None, **select: str | bool | float)
         column="slowdown",
         select=select,
         at_least=MORE,
-        possible=(0.0, math.inf),
         unit="times the steps",
         reading=reading,
     )
@@ -190,7 +173,6 @@ def _rises(place: str) -> Check:
         column="rise",
         select={"rise in": place, "measure": "over the median"},
         at_least=MORE,
-        possible=(0.0, math.inf),
         unit="times",
     )
 
@@ -206,9 +188,8 @@ CLAIM = Claim(
     expected="The Gauss–Newton block of y = Wx is E[JᵀHJ ⊗ xxᵀ], J the derivative of the logits by y. W itself is in neither "
     "factor; x holds the weights below, J those above. So in a linear chain of which one weight has the condition κ, the blocks "
     "of all other layers have κ², and its own keeps 1: training the neighbours while it is held fixed takes steps like κ², "
-    "training it alone no more than before, and training all together little more, since it mends itself first. In a residual "
-    "network only the matrices of its own branch feel it. An update by the polar factor has condition 1 whatever the gradient’s, "
-    "and suffers least.",
+    "training it alone no more than before, training all little more. In a residual network only the matrices of its own branch "
+    "feel it. An update by the polar factor has condition 1 whatever the gradient’s, and suffers least.",
     measure=measure,
     checks=(
         *(_course_check(place, course) for place, course in enumerate(COURSES)),
@@ -226,9 +207,8 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Keep weights well conditioned: whatever is trained, and however, an ill-conditioned weight costs steps.",
         "refuted": "The condition of the weights at the start does not matter to how fast they are trained.",
-        "depends": "An ill-conditioned weight slows the layers that have to work through it, where it is frozen or "
-        "where all weights are as ill-conditioned. It does not slow its own learning. So the weight’s condition is a matter of "
-        "initialization and of frozen parts; what Muon makes well conditioned is the update, not the weight.",
+        "depends": "Mind the condition of weights at initialization and in frozen parts: layers that have to work through an "
+        "ill-conditioned weight are slowed, its own learning is not. What Muon makes well conditioned is the update.",
     },
     tables=(
         Pivot(

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from muonwire.lab.engine.check import Check, Reading, Row, Value
-from muonwire.lab.engine.claim import Note, Setting
-from muonwire.lab.engine.show import Pivot, Plot
+from muonwire.lab import Check, Note, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.inputs.vision_training import STEPS, VISION_RATES, WORST_LOSS, Outcome, compare
 
 NOTE = Note(
@@ -31,18 +29,16 @@ def validation_rows(outcomes: Mapping[str, tuple[float, Outcome]], *, column: st
 
 
 def loss_check(
-    name: str,
     *,
     setting: str,
     column: str,
-    reading: Reading | None,
+    reading: Reading,
     select: Mapping[str, Value] | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Check:
     """A check of a difference of losses."""
     return Check(
-        name=name,
         setting=setting,
         column=column,
         select=select or {},

@@ -1,5 +1,8 @@
 """vit.7: Adam or GDA2 is better on a vision transformer."""
 
+from collections.abc import Iterator
+
+from muonwire.lab import Check, Claim, Reading, Row, Setting
 from muonwire.lab.claims.vision import (
     NOTE,
     at_tuned_rates,
@@ -8,8 +11,6 @@ from muonwire.lab.claims.vision import (
     validation_rows,
     validation_table,
 )
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.lab.inputs.vision_training import DESCRIBED, MUONFAST, RATE_FACTORS, STEPS, VISION_RATES
 
 METHODS_COMPARED = ("Adam", "SGD", "GDA2", "Muon", MUONFAST, DESCRIBED)
@@ -20,20 +21,18 @@ IN_WORDS = {
 }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Validation loss of each method at its tuned rate, and how far each is behind Adam and GDA2."""
     outcomes = at_tuned_rates(setting, "vit", METHODS_COMPARED)
-    rows = validation_rows(outcomes, column="method")
+    yield from validation_rows(outcomes, column="method")
     for theirs in ("Adam", "GDA2"):
         for ours in ("Muon", MUONFAST, DESCRIBED):
             gap = outcomes[ours][1].loss - outcomes[theirs][1].loss
-            rows.append({"better": theirs, "worse": ours, "gap": gap})
-    return rows
+            yield {"better": theirs, "worse": ours, "gap": gap}
 
 
 def _lower(theirs: str, ours: str) -> Check:
     return loss_check(
-        f"the validation loss of {theirs} is lower",
         setting=f"against {ours}",
         column="gap",
         select={"better": theirs, "worse": ours},
@@ -51,11 +50,9 @@ CLAIM = Claim(
     id="vit.7",
     note=NOTE,
     says="for a vision transformer use Adam or GDA2, not MuonFast",
-    question="Which of Adam, SGD, GDA2, Muon and MuonFast has the lowest validation loss, each at the best of five "
-    "rates by another seed?",
-    expected="As described, with the rate inside, MuonFast fails. With the rate outside, Muon is at least as good "
-    "as Adam. GDA2 is near Adam, since the differences of small batches’ gradients are mostly noise, which its "
-    "regularization answers by mixing little.",
+    question="Which of Adam, SGD, GDA2, Muon and MuonFast has the lowest validation loss, each at the best of five rates?",
+    expected="With the rate inside MuonFast fails. With the rate outside, Muon is at least as good as Adam. GDA2 is near Adam, "
+    "since its regularization answers the noise in the differences of small batches’ gradients by mixing little.",
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=3,
@@ -65,8 +62,7 @@ CLAIM = Claim(
     meaning={
         "confirmed": "Use Adam or GDA2 for a small ViT.",
         "refuted": "Muon in any of these forms does better than Adam and GDA2 on a small ViT.",
-        "depends": "The note’s advice is right for MuonFast as it is described and says nothing about Muon: look "
-        "at the table for the rate outside.",
+        "depends": "Follow the note’s advice for MuonFast as it is described; for Muon look at the table, with the rate outside.",
     },
     tables=(
         validation_table(

@@ -2,15 +2,15 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.vision import NOTE, loss_check
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.vision_training import (
     METHODS,
     STEPS,
@@ -45,7 +45,7 @@ def _step_directions(gradients: dict[str, Tensor]) -> dict[str, dict[str, Tensor
 
 def _best_decreases(
     task: VisionTask, model: nn.Module, batch: Batch, lengths: tuple[float, ...]
-) -> list[Row]:
+) -> Iterator[Row]:
     """For each direction its alignment with the gradient, and the largest decrease of the batch's loss over the lengths."""
     model = copy.deepcopy(model).eval()
     model.zero_grad()
@@ -54,7 +54,6 @@ def _best_decreases(
     routes = hidden(model)
     given = {r.name: r.param.grad for r in routes if r.param.grad is not None}
     start = {r.name: r.param.detach().clone() for r in routes}
-    rows: list[Row] = []
     gradients = as_matrices(routes, given)
     for name, steps in _step_directions(gradients).items():
         whole = math.sqrt(sum(float(s.square().sum()) for s in steps.values()))
@@ -64,19 +63,15 @@ def _best_decreases(
                 for r in routes:
                     r.param.copy_(start[r.name] - steps[r.name].reshape(r.param.shape) * (length / whole))
                 after.append(bounded(float(task.loss(model, batch))))
-        rows.append(
-            {
-                "direction": name,
-                "alignment": fmean(cosine(steps[n], g) for n, g in gradients.items()),
-                "best": float(loss.detach()) - min(after),
-            }
-        )
-    return rows
+        yield {
+            "direction": name,
+            "alignment": fmean(cosine(steps[n], g) for n, g in gradients.items()),
+            "best": float(loss.detach()) - min(after),
+        }
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Alignments and decreases along a run of Muon, and the decrease per step of three methods' runs."""
-    rows: list[Row] = []
     task, seed = vision_task("vit", quick=setting.quick), setting.seed
     steps = setting.pick(STEPS, 2)
     points = setting.pick((1, 5, 10, 25, 50, 75, 100, 150), (1, 2))
@@ -87,41 +82,34 @@ def measure(setting: Setting) -> list[Row]:
         lr = tuned_rate(setting.input(VISION_RATES), "vit", method)
         taken, model = [], nn.Module()
         for step in training(task, METHODS[method].recipe, lr=lr, seed=seed, steps=steps):
-            taken.append((step.number, step.loss))
+            taken.append(step.loss)
             model = step.model
             if step.number not in points:
                 continue
             layers = {n: cosine(g, -step.changes[n]) for n, g in step.gradients.items()}
-            rows.append({"method": method, "step": step.number, "alignment": fmean(layers.values())})
+            yield {"method": method, "step": step.number, "alignment": fmean(layers.values())}
             if method == "Muon":
-                rows += [{"layer": n, "alignment in training": value} for n, value in layers.items()]
+                for n, value in layers.items():
+                    yield {"layer": n, "alignment in training": value}
                 for row in _best_decreases(task, model, step.batch, lengths):
-                    rows.append({"step": step.number, **row})
+                    yield {"step": step.number, **row}
                     best.setdefault(str(row["direction"]), []).append(float(row["best"] or 0.0))
         decreases[method] = finish(task, taken, model, wanted=steps).decrease
-        rows.append({"method": method, "decrease": 1000 * decreases[method]})
-    rows.append({"muon - sgd": 1000 * (decreases["Muon"] - decreases["SGD"])})
-    rows.append({"polar - gradient": fmean(best["polar factor"]) - fmean(best["gradient"])})
-    return rows
+        yield {"method": method, "decrease": 1000 * decreases[method]}
+    yield {"muon - sgd": 1000 * (decreases["Muon"] - decreases["SGD"])}
+    yield {"polar - gradient": fmean(best["polar factor"]) - fmean(best["gradient"])}
 
 
-def _aligned(
-    name: str,
-    setting: str,
-    select: dict[str, str],
-    within: tuple[float, float | None],
-    reading: Reading | None = None,
-) -> Check:
-    low, high = within
+def _aligned(setting: str, select: dict[str, str], within: tuple[float, float | None], **said: Any) -> Check:
+    """``said``: the check's name, or its reading."""
     return Check(
-        name=name,
         setting=setting,
         column="alignment",
         select=select,
-        at_least=low,
-        at_most=high,
+        at_least=within[0],
+        at_most=within[1],
         possible=(-1.0 - 1e-6, 1.0 + 1e-6),
-        reading=reading,
+        **said,
     )
 
 
@@ -131,43 +119,41 @@ CLAIM = Claim(
     says="the gradient and its orthogonalized update align at 0.3 to 0.5, rotated by 40 to 50 degrees, where 0.8 "
     "to 0.95 is needed for good convergence",
     quoted={"alignment": "0.3 to 0.5", "needed": "0.8 to 0.95", "rotation": "40° to 50°"},
-    question="What is the cosine of the gradient and the update, layer by layer through training, and do updates "
-    "that align less lower the loss less?",
-    expected="The cosine of a gradient and its polar factor is the mean of its singular values over their root "
-    "mean square, which falls with the spectrum’s spread. It says how fast the loss falls for a very short step "
-    "only; how long a step may be counts as much, and there the polar factor and the sign gain. A cosine of 0.3 to "
-    "0.5 is an angle of 60° to 73°, not of 40° to 50°.",
+    question="What is the cosine of gradient and update through training, and do updates that align less lower the loss less?",
+    expected="The cosine of a gradient and its polar factor is the mean of its singular values over their root mean square. It "
+    "says how fast the loss falls for a very short step only; how long a step may be counts as much, and there the polar factor "
+    "and the sign gain. A cosine of 0.3 to 0.5 is an angle of 60° to 73°, not of 40° to 50°.",
     measure=measure,
     inputs=(VISION_RATES,),
     repeats=3,
     checks=(
         _aligned(
-            "gradient and polar factor align at 0.3 to 0.5",
             "as in the note, one batch",
             {"direction": "polar factor"},
             FOUND,
-            Reading(
+            reading=Reading(
                 holds="the gradient and its polar factor align at 0.3 to 0.5",
                 fails="the gradient and its polar factor do not align at 0.3 to 0.5",
                 by="cosine {mean}",
             ),
         ),
         _aligned(
-            "gradient and update align at 0.3 to 0.5", "in training with momentum", {"method": "Muon"}, FOUND
+            "in training with momentum",
+            {"method": "Muon"},
+            FOUND,
+            name="gradient and update align at 0.3 to 0.5",
         ),
         _aligned(
-            "Adam, which trains well, aligns at 0.8 or more",
             "in training with Adam",
             {"method": "Adam"},
             (NEEDED, None),
-            Reading(
+            reading=Reading(
                 holds="Adam, which trains well, aligns at 0.8 or more",
                 fails="Adam, which trains well, aligns below the 0.8 that is said to be needed",
                 by="cosine {mean}",
             ),
         ),
         loss_check(
-            "the best step along the polar factor lowers the loss less than the best along the gradient",
             setting="one step at its best length",
             column="polar - gradient",
             at_most=0.0,
@@ -178,7 +164,6 @@ CLAIM = Claim(
             ),
         ),
         Check(
-            name="Muon lowers the loss less per step than SGD",
             setting="in training at tuned rates",
             column="muon - sgd",
             at_most=0.0,
@@ -192,11 +177,9 @@ CLAIM = Claim(
         ),
     ),
     meaning={
-        "confirmed": "Watch the cosine of gradient and update; where it is below 0.8, lower the momentum or don’t "
-        "orthogonalize.",
+        "confirmed": "Where the cosine of gradient and update is below 0.8, lower the momentum or don’t orthogonalize.",
         "refuted": "The cosine of gradient and update is neither what the note measured nor what decides; compare losses.",
-        "depends": "The cosine of gradient and update says nothing about convergence by itself: no method that "
-        "trains has 0.8. Compare the loss that a step of the best length reaches instead.",
+        "depends": "Compare the loss that a step of the best length reaches, not the cosine of gradient and update.",
     },
     tables=(
         Pivot(

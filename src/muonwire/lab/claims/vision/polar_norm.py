@@ -1,12 +1,12 @@
 """vit.1: a polar factor has Frobenius norm √min(m, n) whatever the gradient."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.captured import captured
 from muonwire.lab.inputs.language_model import LANGUAGE_MODEL
 from muonwire.lab.inputs.samples import dealt
@@ -46,14 +46,13 @@ def _rows(x: Tensor, data: str, layer: str) -> list[Row]:
     ]
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """Norms of polar factors of Gaussian matrices of three sizes, and of gradients of a ViT, a ResNet and a language model."""
-    rows: list[Row] = []
     generator = setting.generator()
     for m, n in NOTES_SHAPES:
         for size in (1e-6, 1.0, 1e6):
             x = size * torch.randn(m, n, generator=generator)
-            rows += _rows(x, "Gaussian", f"{m}×{n}, entries {size:g}")
+            yield from _rows(x, "Gaussian", f"{m}×{n}, entries {size:g}")
     rates = setting.input(VISION_RATES)
     for model, data in (("vit", "ViT gradients"), ("resnet", "ResNet gradients")):
         task = vision_task(model, quick=setting.quick)
@@ -62,11 +61,10 @@ def measure(setting: Setting) -> list[Row]:
         for step in training(task, METHODS["Muon"].recipe, lr=lr, seed=setting.seed, steps=points[-1]):
             if step.number in points:
                 for name, gradient in step.gradients.items():
-                    rows += _rows(gradient, data, name)
+                    yield from _rows(gradient, data, name)
     found = list(captured(setting.input(LANGUAGE_MODEL), kind="gradient"))
     for one in dealt(setting, found, num_parts=3):
-        rows += _rows(one.matrix, "language model gradients", one.layer)
-    return rows
+        yield from _rows(one.matrix, "language model gradients", one.layer)
 
 
 # How the answer says what holds and what fails, by the method; and of which matrices.
@@ -121,12 +119,10 @@ CLAIM = Claim(
         for method in ("exact", "five iterations")
     ),
     meaning={
-        "confirmed": "The size of a Muon step comes from the shape and the learning rate alone; choose the scale "
-        "by shape, and the rate as a share of the weight.",
+        "confirmed": "Choose the scale of a Muon step by shape, and the rate as a share of the weight.",
         "refuted": "Do not count on √min(m, n): measure the size of your updates.",
-        "depends": "The exact factor has this norm; a few iterations give less where the gradient's spectrum falls "
-        "steeply, so such layers take smaller steps than the formula says. More iterations, or a schedule for the "
-        "measured spectrum, close the gap.",
+        "depends": "Take more iterations, or a schedule for the measured spectrum, where a few give less than √min(m, n): layers "
+        "whose gradient's spectrum falls steeply take smaller steps than the formula says.",
     },
     tables=(
         Pivot(

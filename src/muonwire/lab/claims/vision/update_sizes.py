@@ -1,12 +1,11 @@
 """vit.2: relative sizes of updates: the note's arithmetic from its own inputs, and what training gives."""
 
 import math
+from collections.abc import Iterator
 from statistics import median
 
+from muonwire.lab import Check, Claim, Pivot, Plot, Reading, Row, Setting
 from muonwire.lab.claims.vision import NOTE
-from muonwire.lab.engine.check import Check, Reading, Row
-from muonwire.lab.engine.claim import Claim, Setting
-from muonwire.lab.engine.show import Pivot, Plot
 from muonwire.lab.inputs.vision_training import (
     METHODS,
     MUONFAST,
@@ -31,18 +30,16 @@ BEYOND = 10.0
 THE_NOTES, TUNED = "the note's rates", "tuned rates"
 
 
-def arithmetic() -> list[Row]:
+def arithmetic() -> Iterator[Row]:
     """The examples, recomputed from their own inputs: √min(m, n) · lr · factor over the norm of the weight."""
-    rows: list[Row] = []
     for name, ((m, n), lr, factor, weight, stated) in EXAMPLES.items():
         found = 100 * math.sqrt(min(m, n)) * lr * factor / weight
-        rows.append({"example": name, "percent": found, "stated over found": stated / found})
-    return rows
+        yield {"example": name, "percent": found, "stated over found": stated / found}
 
 
-def measure(setting: Setting) -> list[Row]:
+def measure(setting: Setting) -> Iterator[Row]:
     """The arithmetic, and ‖ΔW‖/‖W‖ of the ViT's hidden matrices in training with MuonFast and with Adam."""
-    rows = arithmetic()
+    yield from arithmetic()
     task = vision_task("vit", quick=setting.quick)
     folder = setting.input(VISION_RATES)
     steps, points = setting.pick((60, (1, 5, 15, 30, 60)), (2, (1, 2)))
@@ -57,19 +54,16 @@ def measure(setting: Setting) -> list[Row]:
                     continue
                 relative = [float(c.norm() / step.weights[n].norm()) for n, c in step.changes.items()]
                 found.append(100 * median(relative))
-                rows.append(
-                    {
-                        "rates": rates,
-                        "method": method,
-                        "step": step.number,
-                        "relative": found[-1],
-                        "weight": median(float(w.norm()) for w in step.weights.values()),
-                    }
-                )
+                yield {
+                    "rates": rates,
+                    "method": method,
+                    "step": step.number,
+                    "relative": found[-1],
+                    "weight": median(float(w.norm()) for w in step.weights.values()),
+                }
             sizes[method] = median(found)
-            rows.append({"rates": rates, "method": method, "typical": sizes[method]})
-        rows.append({"rates": rates, "muonfast over adam": sizes[MUONFAST] / sizes["Adam"]})
-    return rows
+            yield {"rates": rates, "method": method, "typical": sizes[method]}
+        yield {"rates": rates, "muonfast over adam": sizes[MUONFAST] / sizes["Adam"]}
 
 
 CLAIM = Claim(
@@ -100,7 +94,6 @@ CLAIM = Claim(
                 select={"example": name},
                 at_least=0.9,
                 at_most=1.1,
-                possible=(0.0, math.inf),
                 unit="times",
                 reading=Reading(
                     holds=f"the note’s {stated} for {layer} follows from {inputs}",
@@ -115,12 +108,10 @@ CLAIM = Claim(
         ),
         *(
             Check(
-                name="MuonFast's relative step is at least 10 times Adam's",
                 setting=f"in training at {rates}",
                 column="muonfast over adam",
                 select={"rates": rates},
                 at_least=BEYOND,
-                possible=(0.0, math.inf),
                 unit="times",
                 reading=Reading(
                     holds="MuonFast’s relative step is at least 10 times Adam’s",
@@ -131,7 +122,6 @@ CLAIM = Claim(
             for rates in (THE_NOTES, TUNED)
         ),
         Check(
-            name="Adam's typical step is 0.01 % to 0.1 % of the weight",
             setting="in training at tuned rates",
             column="typical",
             select={"rates": TUNED, "method": "Adam"},
@@ -147,11 +137,9 @@ CLAIM = Claim(
     ),
     meaning={
         "confirmed": "Orthogonalized steps are too large for small matrices at the usual rates; lower the rate.",
-        "refuted": "The worked figures do not stand, and the steps are no larger than Adam’s: the size of the "
-        "update at the note’s rate can’t be why training failed.",
-        "depends": "The figure of 1.6 % that carries the note’s argument is an arithmetic slip, off by a hundred; "
-        "look at the ratio to Adam in training below before lowering a rate because of it. Compare ‖ΔW‖/‖W‖ of "
-        "your own run with that of the Adam run it replaces.",
+        "refuted": "Do not lower the rate because of these figures: they do not stand, and the steps are no larger than Adam’s.",
+        "depends": "Compare ‖ΔW‖/‖W‖ of your own run with that of the Adam run it replaces before lowering a rate: the note’s "
+        "1.6 % is off by a hundred.",
     },
     tables=(
         Pivot(
@@ -164,12 +152,6 @@ CLAIM = Claim(
             caption="Relative step in training, median over the hidden matrices, %; the weights' norm is 13 to 15 in the note",
             rows={"rates": "Rates", "method": "Method", "step": "Step"},
             values={"relative": "‖ΔW‖/‖W‖, %", "weight": "‖W‖"},
-        ),
-        Pivot(
-            caption="MuonFast's relative step over Adam's",
-            rows={"rates": "Rates"},
-            values={"muonfast over adam": "Ratio"},
-            quoted={(THE_NOTES,): {"muonfast over adam": "10 to 100"}},
         ),
     ),
     plots=(
