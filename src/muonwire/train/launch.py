@@ -66,7 +66,7 @@ def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     interface = join(backend=backend, timeout_s=timeout_s)
-    if "GROUP_WORLD_SIZE" in os.environ and int(os.environ["GROUP_WORLD_SIZE"]) > 1:
+    if not interface.is_loopback:
         print(f"replica {dist.get_rank()} of {dist.get_world_size()}: on {interface}", flush=True)
     try:
         yield ProcessGroupTransport
@@ -153,8 +153,6 @@ def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0)
 
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -19,8 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from muonwire.errors import ExchangeError
 
@@ -42,6 +41,11 @@ class Interface:
 
     name: str
     address: str
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it leads to this machine only."""
+        return ipaddress.ip_address(self.address).is_loopback
 
     def __str__(self) -> str:
         """Name and address."""
@@ -124,14 +128,30 @@ def join(
     deadline = time.monotonic() + join_timeout_s
     interface = interface_to(host, port)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", interface.name)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # torchrun's agent is the master of its store already.
+    is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=join_timeout_s)))
-    except (RuntimeError, ValueError) as error:
+        store = PrefixStore(
+            f"{_PREFIX}/{attempt}",
+            TCPStore(
+                host,
+                port,
+                world_size,
+                is_master=is_master,
+                timeout=timedelta(seconds=join_timeout_s),
+                # Whoever is missing is named below, on all sides.
+                wait_for_workers=False,
+                multi_tenant=True,
+            ),
+        )
+    except RuntimeError as error:
         raise ExchangeError(
-            f"replica {os.environ['RANK']} cannot reach the master {host}:{port} through {interface} within {join_timeout_s:g} s; "
+            f"replica {rank} cannot reach the master {host}:{port} through {interface} within {join_timeout_s:g} s; "
             "check that the master runs, its address and port, and that no firewall lies between"
         ) from error
-    _check_reachable(PrefixStore(_PREFIX, store), rank, world_size, interface, deadline)
+    _check_reachable(store, rank, world_size, interface, deadline)
     store.set_timeout(timedelta(seconds=timeout_s))
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)

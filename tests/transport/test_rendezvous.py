@@ -1,0 +1,147 @@
+"""Hosts with nothing shared but a link: replicas find each other without a variable set by hand, or say who is missing."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from muonwire.errors import ExchangeError
+from muonwire.transport.rendezvous import interface_to
+from tests.hosts import hosts, namespaces_allowed
+
+TRAIN = (
+    "--recipe",
+    "one_bit_muon(interval=2)",
+    "--model-size",
+    "pico",
+    "--batch",
+    "2",
+    "--sequence",
+    "16",
+    "--steps",
+    "4",
+)
+JOIN = """
+import sys
+from muonwire.errors import ExchangeError
+from muonwire.transport.rendezvous import join
+try:
+    join(backend="gloo", join_timeout_s=float(sys.argv[1]))
+except ExchangeError as error:
+    sys.exit(f"refused: {error}")
+from muonwire.transport import ProcessGroupTransport
+transport = ProcessGroupTransport()
+print([payload.decode() for payload in transport.gather(str(transport.rank).encode())])
+"""
+
+
+def start(host, words, *, rank, world_size, master, port, folder):
+    """One replica on a host, with torchrun's variables and none of gloo's."""
+    env = {k: v for k, v in os.environ.items() if k != "GLOO_SOCKET_IFNAME"}
+    env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": master, "MASTER_PORT": str(port)}
+    env |= {"OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}
+    log = (folder / f"replica{rank}.log").open("w")
+    return host.start([sys.executable, *words], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+
+
+def end(processes, within_s):
+    """The exit codes; processes that are left are killed."""
+    deadline = time.monotonic() + within_s
+    try:
+        return [p.wait(max(0.1, deadline - time.monotonic())) for p in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "outcome"),
+    [
+        (2, ["-m", "muonwire", "train", *TRAIN, "--out", "run"], "step 4: evaluation loss"),
+        (4, ["-c", JOIN, "20"], "['0', '1', '2', '3']"),
+    ],
+    ids=["train", "exchange"],
+)
+def test_hosts_work_together_without_a_variable_set(count, words, outcome, tmp_path, free_port):
+    with hosts(count) as machines:
+        processes = [
+            start(
+                host,
+                words,
+                rank=rank,
+                world_size=count,
+                master=machines[0].address,
+                port=free_port,
+                folder=_folder(tmp_path / f"host{rank}"),
+            )
+            for rank, host in enumerate(machines)
+        ]
+        codes = end(processes, 100)
+    logs = [(tmp_path / f"host{r}" / f"replica{r}.log").read_text() for r in range(count)]
+    assert codes == [0] * count, logs
+    assert outcome in logs[0]
+    if words[0] == "-m" and namespaces_allowed():
+        for rank in range(count):
+            assert f"replica {rank} of {count}: on wan0 (10.77.0.{rank + 1})" in logs[rank]
+
+
+def test_a_replica_that_does_not_come_is_named_in_time(tmp_path, free_port):
+    with hosts(2) as machines:
+        began = time.monotonic()
+        alone = start(
+            machines[0],
+            ["-c", JOIN, "3"],
+            rank=0,
+            world_size=2,
+            master=machines[0].address,
+            port=free_port,
+            folder=tmp_path,
+        )
+        assert end([alone], 30) == [1]
+        assert time.monotonic() - began < 25
+    said = (tmp_path / "replica0.log").read_text()
+    assert "refused: of 2 replicas, 1 did not come" in said, said
+
+
+def test_a_master_that_cannot_be_reached_is_named_in_time(tmp_path, free_port):
+    with hosts(2) as machines:
+        began = time.monotonic()
+        alone = start(
+            machines[1],
+            ["-c", JOIN, "3"],
+            rank=1,
+            world_size=2,
+            master=machines[0].address,
+            port=free_port,
+            folder=tmp_path,
+        )
+        assert end([alone], 30) == [1]
+        assert time.monotonic() - began < 25
+    said = (tmp_path / "replica1.log").read_text()
+    assert f"refused: replica 1 cannot reach the master {machines[0].address}:{free_port} through" in said, (
+        said
+    )
+
+
+def test_the_interface_is_the_one_that_leads_there():
+    found = interface_to("127.0.0.1", 1)
+    assert found.name in ("lo", "lo0")
+    assert found.address == "127.0.0.1"
+    with pytest.raises(ExchangeError, match=r"no way from this machine to no\.such\.host\.invalid"):
+        interface_to("no.such.host.invalid", 1)
+
+
+def _folder(path):
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
