@@ -8,7 +8,8 @@ import time
 import pytest
 
 from muonwire.errors import ExchangeError
-from muonwire.transport.rendezvous import interface_to
+from muonwire.transport.interfaces import interface_to
+from muonwire.transport.rendezvous import _check_loopback
 from tests.hosts import hosts, namespaces_allowed
 
 TRAIN = (
@@ -131,6 +132,14 @@ def test_the_interface_is_the_one_that_leads_there():
     assert found.address == "127.0.0.1"
     with pytest.raises(ExchangeError, match=r"no way from this machine to no\.such\.host\.invalid"):
         interface_to("no.such.host.invalid", 1)
+
+
+def test_a_master_that_takes_its_own_name_for_a_loopback_address_is_told():
+    with pytest.raises(
+        ExchangeError, match=r"0 of 2 can be reached from their own machine only.*--master-addr"
+    ):
+        _check_loopback({0: {"address": "127.0.1.1"}, 1: {"address": "10.77.0.2"}})
+    _check_loopback({0: {"address": "127.0.0.1"}, 1: {"address": "127.0.0.1"}})
 
 
 def _folder(path):

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import socket
-import struct
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,9 @@ import torch.distributed as dist
 from muonwire import __version__
 from muonwire.bench.break_even import measure_rates
 from muonwire.cli.arguments import command
+from muonwire.errors import ExchangeError
 from muonwire.polar import find_processor
+from muonwire.transport.interfaces import interface_to, interfaces
 
 PACKAGES = (
     *("numpy", "constriction", "transformers", "tokenizers", "safetensors", "tyro", "rich", "polars"),
@@ -30,7 +31,6 @@ VARIABLES = (
 RATE_SIZE = 256
 WIDTH = 80
 # SIOCGIFADDR of Linux: an interface's IPv4 address.
-_GET_ADDRESS = 0x8915
 # Any address outside: connecting a UDP socket sends nothing, but shows the interface that routes there.
 _OUTSIDE = ("192.0.2.1", 9)
 
@@ -85,7 +85,7 @@ def describe() -> dict[str, Any]:
         "replicas": {
             "backends": ", ".join(_backends()) or "none: this torch has no distributed package",
             "torchft": version_of("torchft"),
-            "interfaces": ", ".join(f"{name} {address}" for name, address in interfaces()) or "unknown",
+            "interfaces": interfaces_text() or "unknown",
             "would be used": used_interface(),
         },
         "packages": {name: version_of(name) for name in PACKAGES},
@@ -178,20 +178,10 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def interfaces() -> list[tuple[str, str]]:
-    """Network interfaces and their IPv4 addresses; "no address" where there is none, or the system does not say."""
-    return [(name, _address(name)) for _, name in socket.if_nameindex()]
-
-
-def _address(name: str) -> str:
-    try:
-        import fcntl
-
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            answer = fcntl.ioctl(probe.fileno(), _GET_ADDRESS, struct.pack("256s", name.encode()[:15]))
-        return socket.inet_ntoa(answer[20:24])
-    except (ImportError, OSError):
-        return "no address"
+def interfaces_text() -> str:
+    """Network interfaces, each with one of its addresses."""
+    first = {i.name: i.address for i in reversed(interfaces())}
+    return ", ".join(f"{name} {first.get(name, 'no address')}" for _, name in socket.if_nameindex())
 
 
 def used_interface() -> str:
@@ -207,10 +197,6 @@ def used_interface() -> str:
         else "it has the default route; MASTER_ADDR is not set"
     )
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(target)
-            own = probe.getsockname()[0]
-    except OSError as error:
-        return f"none: {master or 'the outside'} cannot be reached ({error.strerror or error})"
-    name = next((f"{name} ({own})" for name, address in interfaces() if address == own), own)
-    return f"{name}: {why}"
+        return f"{interface_to(*target)}: {why}"
+    except ExchangeError as error:
+        return f"none: {master or 'the outside'} cannot be reached ({error.__cause__})"

@@ -5,104 +5,25 @@ minutes where nobody can reach it. So the interface that routes to the master is
 tries a connection before the process group is made.
 """
 
-import fcntl
 import ipaddress
 import json
 import os
 import socket
-import struct
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from muonwire.errors import ExchangeError
+from muonwire.errors import ExchangeError, UsageError
+from muonwire.transport.interfaces import Interface, interface_to, interfaces
 
 # How long replicas are waited for before they train, and how long a message is waited for while they do.
 JOIN_TIMEOUT_S = 30.0
 EXCHANGE_TIMEOUT_S = 600.0
-_SIOCGIFADDR = 0x8915
 _PREFIX = "muonwire/join"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interface:
-    """A network interface of this machine.
-
-    Args:
-        name: as the system calls it, such as eth0.
-        address: an address of it.
-    """
-
-    name: str
-    address: str
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether it leads to this machine only."""
-        return ipaddress.ip_address(self.address).is_loopback
-
-    def __str__(self) -> str:
-        """Name and address."""
-        return f"{self.name} ({self.address})"
-
-
-def interface_to(host: str, port: int) -> Interface:
-    """The interface through which this machine's packets to ``host`` leave.
-
-    Args:
-        host: name or address.
-        port: any.
-
-    Raises:
-        ExchangeError: the name is unknown, or no route leads there.
-    """
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            # Connecting a datagram socket sends nothing; it asks for the route.
-            probe.connect(place)
-            address = str(probe.getsockname()[0])
-    except OSError as error:
-        raise ExchangeError(
-            f"replicas: there is no way from this machine to {host}: {error.strerror or error}; check the address of the master "
-            "(--master-addr) and the network"
-        ) from error
-    return Interface(name=_owner(address), address=address)
-
-
-def _owner(address: str) -> str:
-    """The interface that has an address."""
-    wanted = ipaddress.ip_address(address)
-    if wanted.is_loopback:
-        return _loopback()
-    for _, name in socket.if_nameindex():
-        if wanted in _addresses(name):
-            return name
-    raise ExchangeError(f"replicas: no network interface of this machine has the address {address}")
-
-
-def _loopback() -> str:
-    names = [name for _, name in socket.if_nameindex()]
-    return next((name for name in names if name in ("lo", "lo0")), names[0])
-
-
-def _addresses(name: str) -> Iterator[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("256s", name.encode()[:15])
-        # An interface may have no IPv4 address.
-        with suppress(OSError):
-            yield ipaddress.IPv4Address(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
-    table = Path("/proc/net/if_inet6")
-    for line in table.read_text().splitlines() if table.exists() else []:
-        digits, *_, owner = line.split()
-        if owner == name:
-            yield ipaddress.IPv6Address(bytes.fromhex(digits))
 
 
 def join(
@@ -126,8 +47,7 @@ def join(
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + join_timeout_s
-    interface = interface_to(host, port)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface.name)
+    interface = _chosen_interface(host, port)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     # torchrun's agent is the master of its store already.
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -159,6 +79,23 @@ def join(
     return interface
 
 
+def _chosen_interface(host: str, port: int) -> Interface:
+    """The interface that the user names, or the one that routes to the master, which gloo is then told to use."""
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
+    if chosen is None:
+        found = interface_to(host, port)
+        if found.name:
+            os.environ["GLOO_SOCKET_IFNAME"] = found.name
+        return found
+    named = [i for i in interfaces() if i.name == chosen]
+    if not named:
+        listed = ", ".join(map(str, interfaces()))
+        raise UsageError(
+            f"replicas: GLOO_SOCKET_IFNAME is {chosen!r}, which has no address on this machine; there are {listed}"
+        )
+    return named[0]
+
+
 def _check_reachable(store: Store, rank: int, world_size: int, interface: Interface, deadline: float) -> None:
     """Connect to every replica, and raise the same error on all where two of them cannot."""
     family = socket.AF_INET6 if ":" in interface.address else socket.AF_INET
@@ -166,6 +103,7 @@ def _check_reachable(store: Store, rank: int, world_size: int, interface: Interf
         own = {"address": interface.address, "port": listener.getsockname()[1], "interface": interface.name}
         store.set(f"place/{rank}", json.dumps(own))
         places = _collect(store, "place", world_size, deadline, "did not come")
+        _check_loopback(places)
         failures = {}
         for peer, place in places.items():
             left = max(1.0, deadline - time.monotonic())
@@ -188,9 +126,19 @@ def _check_reachable(store: Store, rank: int, world_size: int, interface: Interf
         )
 
 
+def _check_loopback(places: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raise ExchangeError where some replicas listen on the loopback interface, which the others cannot reach."""
+    here = [str(rank) for rank, place in places.items() if ipaddress.ip_address(place["address"]).is_loopback]
+    if here and len(here) < len(places):
+        raise ExchangeError(
+            f"replicas: {', '.join(here)} of {len(places)} can be reached from their own machine only, since the master's name is "
+            "an address of the loopback interface there; give --master-addr the master's address in the network"
+        )
+
+
 def _collect(
     store: Store, key: str, world_size: int, deadline: float, what: str
-) -> dict[int, dict[str, str]]:
+) -> dict[int, dict[str, Any]]:
     """What every replica has written under ``key``, by rank.
 
     Raises:
