@@ -1,15 +1,18 @@
 """Hosts with nothing shared but a link: replicas find each other without a variable set by hand, or say who is missing."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from torch.distributed import HashStore
 
-from muonwire.errors import ExchangeError
-from muonwire.transport.interfaces import interface_to
-from muonwire.transport.rendezvous import _check_loopback
+from muonwire.errors import ExchangeError, UsageError
+from muonwire.transport.interfaces import Interface, interface_to
+from muonwire.transport.rendezvous import _check_loopback, _check_reachable, _chosen_interface
 from tests.hosts import hosts, namespaces_allowed
 
 TRAIN = (
@@ -26,7 +29,7 @@ TRAIN = (
 )
 JOIN = """
 import sys
-from muonwire.errors import ExchangeError
+from muonwire.errors import ExchangeError, UsageError
 from muonwire.transport.rendezvous import join
 try:
     join(backend="gloo", join_timeout_s=float(sys.argv[1]))
@@ -142,6 +145,52 @@ def test_a_master_that_takes_its_own_name_for_a_loopback_address_is_told():
     _check_loopback({0: {"address": "127.0.0.1"}, 1: {"address": "127.0.0.1"}})
 
 
+def test_two_that_cannot_connect_are_named_on_both(monkeypatch):
+    connect = socket.create_connection
+
+    def refused(place, timeout):
+        if threading.current_thread().name == "1" and place[1] != own["1"]:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return connect(place, timeout=timeout)
+
+    serve = socket.create_server
+    own = {}
+
+    def listening(place, **options):
+        made = serve(place, **options)
+        own[threading.current_thread().name] = made.getsockname()[1]
+        return made
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.setattr(socket, "create_server", listening)
+    store, said = HashStore(), {}
+
+    def replica(rank):
+        try:
+            _check_reachable(store, rank, 2, Interface(name="lo", address="127.0.0.1"), time.monotonic() + 10)
+        except ExchangeError as error:
+            said[rank] = str(error)
+
+    threads = [threading.Thread(target=replica, args=(rank,), name=str(rank)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said[0] == said[1]
+    assert (
+        "replica 1 (127.0.0.1) cannot reach replica 0 (127.0.0.1): Connection refused; open the ports"
+        in said[0]
+    )
+
+
+def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
+    with pytest.raises(UsageError, match=r"GLOO_SOCKET_IFNAME is 'eth77'.*there are lo \(127\.0\.0\.1\)"):
+        _chosen_interface("127.0.0.1", 1)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert _chosen_interface("127.0.0.1", 1) == Interface(name="lo", address="127.0.0.1")
+
+
 def _folder(path):
     path.mkdir()
     return path
@@ -149,8 +198,6 @@ def _folder(path):
 
 @pytest.fixture
 def free_port():
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
