@@ -109,6 +109,26 @@ def test_a_replica_that_does_not_come_is_named_in_time(tmp_path, free_port):
     assert "refused: of 2 replicas, 1 did not come" in said, said
 
 
+def test_those_that_came_name_the_same_missing_replica(tmp_path, free_port):
+    with hosts(3) as machines:
+        came = [
+            start(
+                machines[rank],
+                ["-c", JOIN, "8"],
+                rank=rank,
+                world_size=3,
+                master=machines[0].address,
+                port=free_port,
+                folder=tmp_path,
+            )
+            for rank in (0, 1)
+        ]
+        assert end(came, 30) == [1, 1]
+    for rank in (0, 1):
+        said = (tmp_path / f"replica{rank}.log").read_text()
+        assert "refused: of 3 replicas, 2 did not come" in said, said
+
+
 def test_a_master_that_cannot_be_reached_is_named_in_time(tmp_path, free_port):
     with hosts(2) as machines:
         began = time.monotonic()
@@ -187,7 +207,7 @@ def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypat
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
     with pytest.raises(UsageError, match=r"GLOO_SOCKET_IFNAME is 'eth77'.*there are lo \(127\.0\.0\.1\)"):
         _chosen_interface("127.0.0.1", 1)
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth0")
     assert _chosen_interface("127.0.0.1", 1) == Interface(name="lo", address="127.0.0.1")
 
 

@@ -23,6 +23,7 @@ from muonwire.transport.interfaces import Interface, interface_to, interfaces
 # How long replicas are waited for before they train, and how long a message is waited for while they do.
 JOIN_TIMEOUT_S = 30.0
 EXCHANGE_TIMEOUT_S = 600.0
+LINGER_S = 3.0
 _PREFIX = "muonwire/join"
 
 
@@ -71,7 +72,13 @@ def join(
             f"replica {rank} cannot reach the master {host}:{port} through {interface} within {join_timeout_s:g} s; "
             "check that the master runs, its address and port, and that no firewall lies between"
         ) from error
-    _check_reachable(store, rank, world_size, interface, deadline)
+    try:
+        _check_reachable(store, rank, world_size, interface, deadline)
+    except ExchangeError:
+        if is_master:
+            # The store ends with this process; the others have yet to read there what is wrong.
+            time.sleep(LINGER_S)
+        raise
     store.set_timeout(timedelta(seconds=timeout_s))
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
@@ -81,8 +88,9 @@ def join(
 
 def _chosen_interface(host: str, port: int) -> Interface:
     """The interface that the user names, or the one that routes to the master, which gloo is then told to use."""
-    chosen = os.environ.get("GLOO_SOCKET_IFNAME")
-    if chosen is None:
+    # gloo takes a list, and uses the first for the first connection.
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    if not chosen:
         found = interface_to(host, port)
         if found.name:
             os.environ["GLOO_SOCKET_IFNAME"] = found.name
@@ -145,11 +153,16 @@ def _collect(
         ExchangeError: some have not by the deadline.
     """
     names = [f"{key}/{rank}" for rank in range(world_size)]
-    while not (complete := store.check(names)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if not complete:
+    try:
+        while not store.check(names) and time.monotonic() < deadline:
+            time.sleep(0.05)
         missing = [str(rank) for rank, name in enumerate(names) if not store.check([name])]
+        if not missing:
+            return {rank: json.loads(store.get(name)) for rank, name in enumerate(names)}
+    except RuntimeError as error:
         raise ExchangeError(
-            f"of {world_size} replicas, {', '.join(missing)} {what}; see what is written there, and start all again"
-        )
-    return {rank: json.loads(store.get(name)) for rank, name in enumerate(names)}
+            "replicas: the master ended while the replicas were joining; its own message says why"
+        ) from error
+    raise ExchangeError(
+        f"of {world_size} replicas, {', '.join(missing)} {what}; see what is written there, and start all again"
+    )
