@@ -12,7 +12,7 @@ from torch.distributed import HashStore
 
 from muonwire.errors import ExchangeError, UsageError
 from muonwire.transport.interfaces import Interface, interface_to
-from muonwire.transport.rendezvous import _check_loopback, _check_reachable, _chosen_interface
+from muonwire.transport.rendezvous import _check_loopback, _check_reachable, chosen_interface
 from tests.hosts import hosts, namespaces_allowed
 
 TRAIN = (
@@ -206,9 +206,9 @@ def test_two_that_cannot_connect_are_named_on_both(monkeypatch):
 def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
     with pytest.raises(UsageError, match=r"GLOO_SOCKET_IFNAME is 'eth77'.*there are lo \(127\.0\.0\.1\)"):
-        _chosen_interface("127.0.0.1", 1)
+        chosen_interface("127.0.0.1", 1)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth0")
-    assert _chosen_interface("127.0.0.1", 1) == Interface(name="lo", address="127.0.0.1")
+    assert chosen_interface("127.0.0.1", 1) == Interface(name="lo", address="127.0.0.1")
 
 
 def _folder(path):

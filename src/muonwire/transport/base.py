@@ -17,6 +17,7 @@ class Flag(enum.IntFlag):
     """What the header of a message can announce to the other replicas."""
 
     NONE = 0
+    OBSERVES = 0x10  # this replica takes the others' outcome and brings nothing to it
     CHANGED = 0x20  # this replica's weights were changed from outside
     DIVERGED = 0x40  # this replica's loss or update is not finite
     STOP = 0x80  # this replica was asked to stop
@@ -34,6 +35,9 @@ class Transport(ABC):
     ``settings`` is a text that must be the same on all replicas in this step, such as the learning rates; its checksum of one byte
     travels with every message.
 
+    A replica that ``observes`` takes part in operations of the purpose "update" without counting in them: it sends no payload, means
+    are over the others, and ``gather`` returns the others' payloads alone.
+
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
     A copy, deep or not, is the transport itself: a copied optimizer keeps its link.
@@ -46,10 +50,13 @@ class Transport(ABC):
     agreed: Flag = Flag.NONE
     step: int = 0
     settings: str = ""
+    observes: bool = False
 
     @abstractmethod
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
         """Give ``payload`` to every replica and return all replicas' payloads in rank order (sizes may differ).
+
+        Of updates those of observers are left out.
 
         Raises:
             ExchangeError: the replicas are in different steps or operations, or gather for different purposes; on all of them.
@@ -60,11 +67,20 @@ class Transport(ABC):
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
         """Mean over the replicas of each tensor, summed in rank order, so that all replicas get identical bits.
 
+        Observers do not count in the mean of updates.
+
         Shapes and dtypes must agree between the replicas. Sums of 16-bit dtypes are taken in float32.
 
         Raises:
             ExchangeError: the replicas are in different steps or operations, or average different tensors; on all of them.
             ReplicaLostError: a replica stopped answering.
+        """
+
+    def settle(self) -> None:
+        """Make sure, where replicas come and go, that all have all messages of the operations so far; else nothing.
+
+        Raises:
+            ReplicaLostError: one of them does not.
         """
 
     def __copy__(self) -> Self:

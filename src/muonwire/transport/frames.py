@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError
-from muonwire.transport.base import Transport
+from muonwire.transport.base import Flag, Transport
 from muonwire.transport.header import (
     GATHER,
     HEADER,
@@ -94,13 +94,15 @@ class FrameTransport(Transport):
 
     def _gather(self, payload: bytes, purpose: str) -> list[bytes]:
         start_s = time.perf_counter()
+        observing = self._observing(purpose)
+        payload = b"" if observing else payload
         inline = self._inline_bytes.get(purpose, 0)
         check = checksum(purpose)
         self._purposes[check] = purpose
         frames = {r: self._empty(inline) for r in self.peers}
         body = self._to_wire(payload[:inline].ljust(inline, b"\0"))
         headers = self._swap_frames(
-            self._header(GATHER, check, min(len(payload), LARGEST_LENGTH)),
+            self._header(GATHER, check, min(len(payload), LARGEST_LENGTH), observing=observing),
             dict.fromkeys(self.peers, body),
             frames,
             about=str,
@@ -115,7 +117,7 @@ class FrameTransport(Transport):
             payload
             if r == self.rank
             else _bytes(frames[r][: lengths[r]]) + (_bytes(rests[r]) if r in rests else b"")
-            for r in range(self.world_size)
+            for r in self._contributors(observing, headers)
         ]
         all_lengths = [len(payload), *lengths.values()]
         self._inline_bytes[purpose] = self._fitting(purpose, all_lengths)
@@ -129,6 +131,23 @@ class FrameTransport(Transport):
         )
         self.meter.add(purpose, traffic)
         return payloads
+
+    def _observing(self, purpose: str) -> bool:
+        return self.observes and purpose == "update"
+
+    def _contributors(self, observing: bool, headers: Mapping[int, Header]) -> list[int]:
+        """Ranks of the replicas that do not observe.
+
+        Raises:
+            ExchangeError: all observe; on all of them.
+        """
+        others = [r for r, header in headers.items() if Flag.OBSERVES not in header.flags]
+        ranks = sorted([*others, *([] if observing else [self.rank])])
+        if not ranks:
+            raise ExchangeError(
+                f"all {self.world_size} replicas observe, and none brings an update; one must have trained"
+            )
+        return ranks
 
     def _fitting(self, purpose: str, lengths: Sequence[int]) -> int:
         """Bytes of payload in the next frame of this purpose; all replicas find the same number.
@@ -175,6 +194,7 @@ class FrameTransport(Transport):
         about: Callable[[], str],
     ) -> Tensor:
         start_s = time.perf_counter()
+        observing = self._observing(purpose)
         numel = sum(t.numel() for t in tensors)
         # Holds the tensors, then their mean: each part of the mean overwrites the part that this replica sent.
         flat = self._flatten(tensors, numel, -numel % self.world_size, dtype)
@@ -182,13 +202,14 @@ class FrameTransport(Transport):
         wire = parts.view(torch.uint8)
         part_bytes = wire.shape[1]
         theirs = {r: torch.empty_like(parts[r]) for r in self.peers}
-        self._swap_frames(
-            self._header(REDUCE, check, part_bytes),
+        headers = self._swap_frames(
+            self._header(REDUCE, check, part_bytes, observing=observing),
             {r: wire[r] for r in self.peers},
             {r: part.view(torch.uint8) for r, part in theirs.items()},
             about=about,
         )
-        parts[self.rank] = self._mean_of(theirs, parts[self.rank])
+        ranks = self._contributors(observing, headers)
+        parts[self.rank] = self._mean_of(theirs, parts[self.rank], ranks)
         del theirs
         self._swap_frames(
             self._header(SPREAD, check, part_bytes),
@@ -218,12 +239,13 @@ class FrameTransport(Transport):
                 flat[:numel] = torch.cat(rows)
         return flat
 
-    def _mean_of(self, theirs: Mapping[int, Tensor], own: Tensor) -> Tensor:
+    def _mean_of(self, theirs: Mapping[int, Tensor], own: Tensor, ranks: Sequence[int]) -> Tensor:
         wide = torch.float32 if own.element_size() < 4 else own.dtype
-        total = theirs.get(0, own).to(wide, copy=True)
-        for rank in range(1, self.world_size):
+        first, *others = ranks
+        total = theirs.get(first, own).to(wide, copy=True)
+        for rank in others:
             total += theirs.get(rank, own).to(wide)
-        total /= self.world_size
+        total /= len(ranks)
         return total
 
     def _about(self, tensors: Sequence[Tensor]) -> str:
@@ -251,11 +273,11 @@ class FrameTransport(Transport):
             self._failure = ExchangeError(f"{error}.")
             raise
 
-    def _header(self, kind: int, check: int, length: int) -> Header:
+    def _header(self, kind: int, check: int, length: int, *, observing: bool = False) -> Header:
         self._sequence = (self._sequence + 1) % (1 << 8)
         return Header(
             kind=kind,
-            flags=self.requested,
+            flags=self.requested | Flag.OBSERVES if observing else self.requested,
             step=self.step % (1 << 32),
             sequence=self._sequence,
             check=check,
@@ -285,7 +307,7 @@ class FrameTransport(Transport):
                         f"gather: the payload of replica {rank} has {header.length} bytes; at most {LARGEST_PAYLOAD_BYTES} are "
                         "allowed"
                     )
-                self.agreed |= header.flags
+                self.agreed |= header.flags & ~Flag.OBSERVES
 
         self.carry(own.pack(), outgoing, incoming, accept)
         return headers

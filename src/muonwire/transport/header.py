@@ -1,6 +1,6 @@
 """The sixteen bytes before every message, and the errors that follow where replicas are not in lockstep.
 
-Little-endian: magic "M", settings u8, version u8, kind (low 5 bits) and flags (high 3) u8, optimizer step u32, sequence number
+Little-endian: magic "M", settings u8, version u8, kind (low 4 bits) and flags (high 4) u8, optimizer step u32, sequence number
 u8, check u16, length u40. The length is that of the payload of a gather, and of one part of a mean. The check is a checksum of
 what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes. settings is a checksum of the step's
 rates; one byte is enough, since it is sent again in every step. Step and sequence number wrap around.
@@ -16,10 +16,10 @@ from muonwire.transport.base import Flag
 
 HEADER = struct.Struct("<cBBBIBHIB")
 MAGIC = b"M"
-VERSION = 2
+VERSION = 3
 GATHER, REDUCE, SPREAD = 1, 2, 3
 KIND_NAMES = {GATHER: "gather", REDUCE: "mean", SPREAD: "second half of a mean"}
-_FLAGS = int(Flag.STOP | Flag.DIVERGED | Flag.CHANGED)
+_FLAGS = int(Flag.STOP | Flag.DIVERGED | Flag.CHANGED | Flag.OBSERVES)
 LARGEST_LENGTH = (1 << 40) - 1
 
 

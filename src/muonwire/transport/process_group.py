@@ -53,11 +53,15 @@ class ProcessGroupTransport(FrameTransport):
             )
         self.group = group
         on_gpu = dist.get_backend(group) == "nccl"
-        super().__init__(
+        self._prepare(
             rank=dist.get_rank(group),
             world_size=dist.get_world_size(group),
             device=torch.device(device) if device else torch.device("cuda" if on_gpu else "cpu"),
         )
+
+    def _prepare(self, *, rank: int, world_size: int, device: torch.device) -> None:
+        """Begin with the first message between these replicas."""
+        super().__init__(rank=rank, world_size=world_size, device=device)
         self._has_tags = self.device.type == "cpu"
         self._firsts: dict[int, Tensor] = {}
         # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.

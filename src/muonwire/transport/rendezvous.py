@@ -48,7 +48,7 @@ def join(
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + join_timeout_s
-    interface = _chosen_interface(host, port)
+    interface = chosen_interface(host, port)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     # torchrun's agent is the master of its store already.
     is_master = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -86,8 +86,13 @@ def join(
     return interface
 
 
-def _chosen_interface(host: str, port: int) -> Interface:
-    """The interface that the user names, or the one that routes to the master, which gloo is then told to use."""
+def chosen_interface(host: str, port: int) -> Interface:
+    """The interface that the user names, or the one that routes to ``host``, which gloo is then told to use.
+
+    Raises:
+        UsageError: ``GLOO_SOCKET_IFNAME`` names an interface that is not there.
+        ExchangeError: no route leads to ``host``.
+    """
     # gloo takes a list, and uses the first for the first connection.
     chosen = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if not chosen:

@@ -1,0 +1,266 @@
+"""Transport between replicas that come and go, on torchft: who is there, connections between those, state for who joins.
+
+torchft's lighthouse knows who is alive; its manager forms a quorum of replicas, connects them by a process group that can be made
+anew, and hands the state of one that is up to date to those that are behind. Here every replica is a replica group of one process.
+What torchft leaves open is decided here: whether all replicas of a quorum have all messages of an exchange (``settle``); and by what
+steps with this transport (``optim.elastic``): whether they stand on the same commit, and who brings nothing.
+"""
+
+import concurrent.futures
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from typing_extensions import override
+
+from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
+from muonwire.transport.interfaces import Interface
+from muonwire.transport.process_group import ProcessGroupTransport, _Message
+from muonwire.transport.rendezvous import chosen_interface
+
+if TYPE_CHECKING:
+    from torchft import Manager
+
+State = dict[str, Any]
+
+# How long one request for a quorum lasts before it is made again, and the pause between looks at what has come of it.
+_ASK_S = 60.0
+_PAUSE_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElasticSettings:
+    """How replicas that come and go find each other.
+
+    Args:
+        lighthouse: "HOST:PORT" of a torchft lighthouse (`torchft_lighthouse --min_replicas 1`).
+        min_replicas: how many must be there for a synchronization; with fewer, those that are there wait. Default: 2.
+        name: of this replica, different on each; the rank among those present follows the order of the names. Default: the
+            machine's name and the process's number.
+        timeout_s: how long a replica that is there is waited for: for one message, to connect, or to take over the state. Default: 60.
+        patience_s: how long too few replicas are waited for. Default: 3600.
+
+    Raises:
+        UsageError: a lighthouse without a port, or a number that is not positive.
+    """
+
+    lighthouse: str
+    min_replicas: int = 2
+    name: str = ""
+    timeout_s: float = 60.0
+    patience_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        self.place()
+        if self.min_replicas < 1 or self.timeout_s <= 0 or self.patience_s <= 0:
+            raise UsageError(
+                f"elastic: min_replicas is {self.min_replicas}, timeout_s {self.timeout_s:g} and patience_s {self.patience_s:g}; they "
+                "must be positive"
+            )
+
+    def place(self) -> tuple[str, int]:
+        """Host and port of the lighthouse."""
+        text = self.lighthouse.removeprefix("http://").rstrip("/")
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+            raise UsageError(
+                f"elastic: the lighthouse is {self.lighthouse!r}; give HOST:PORT, such as 10.0.0.1:29510, of a running "
+                "`torchft_lighthouse --min_replicas 1`"
+            )
+        return host.strip("[]"), int(port)
+
+
+class ElasticTransport(ProcessGroupTransport):
+    """Transport between those replicas that are there.
+
+    ``form`` meets the others and must come before every synchronization; rank, world size and members are then those of this
+    quorum. An operation that fails ends the transport until the next ``form``.
+
+    Args:
+        how: see ElasticSettings.
+        device: where messages are kept while they travel. Default: the CPU.
+
+    Raises:
+        UsageError: torchft is not installed.
+        ExchangeError: the lighthouse cannot be reached.
+    """
+
+    def __init__(self, how: ElasticSettings, *, device: torch.device | str | None = None) -> None:
+        self.how = how
+        self.name = how.name or f"{socket.gethostname()}-{os.getpid()}"
+        self.interface = self._reach_lighthouse()
+        self._prepare(rank=0, world_size=1, device=torch.device(device or "cpu"))
+        # Which quorum this is; a new one has a higher number.
+        self.epoch = -1
+        # Set by what steps with this transport: the state for a replica that joins, what takes it over, and whether to stop waiting.
+        self.give_state: Callable[[], State] = dict
+        self.take_state: Callable[[State], None] = lambda state: None
+        self.stopping: Callable[[], bool] = lambda: False
+        self._members: tuple[str, ...] = (self.name,)
+        self._asker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="muonwire-quorum")
+        self._store, self._connections, self._manager = self._start_manager()
+
+    def _reach_lighthouse(self) -> Interface:
+        host, port = self.how.place()
+        interface = chosen_interface(host, port)
+        try:
+            socket.create_connection((host, port), timeout=min(30.0, self.how.timeout_s)).close()
+        except OSError as error:
+            raise ExchangeError(
+                f"elastic: {self.name} cannot reach the lighthouse {host}:{port} through {interface}: {error.strerror or error}; check "
+                "that `torchft_lighthouse` runs there, its address and port, and that no firewall lies between"
+            ) from error
+        return interface
+
+    def _start_manager(self) -> "tuple[dist.TCPStore, Any, Manager]":
+        try:
+            from torchft import Manager
+
+            from muonwire.transport.elastic_parts import Connections, StateTransport
+        except ImportError as error:
+            raise UsageError(
+                f"elastic: torchft is needed for replicas that come and go ({error}); pip install 'muonwire[elastic]'"
+            ) from error
+        for logger in ("torchft", "torchft_quorums", "torchft_commits", "torchft_errors"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
+        limit = timedelta(seconds=self.how.timeout_s)
+        address = self.interface.address
+        store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=limit)
+        connections = Connections(timeout=limit)
+        host, port = self.how.place()
+        manager = Manager(
+            pg=connections,
+            load_state_dict=lambda state: self.take_state(state),
+            state_dict=lambda: self.give_state(),
+            # Whether enough are there is decided in ``form``, with a message.
+            min_replica_size=1,
+            use_async_quorum=False,
+            timeout=limit,
+            quorum_timeout=timedelta(seconds=_ASK_S),
+            connect_timeout=limit,
+            rank=0,
+            world_size=1,
+            store_addr=_in_url(address),
+            store_port=store.port,
+            lighthouse_addr=f"http://{_in_url(host)}:{port}",
+            replica_id=self.name,
+            hostname=_in_url(address),
+            checkpoint_transport=StateTransport(timeout=limit, address=_in_url(address)),
+            init_sync=False,
+        )
+        return store, connections, manager
+
+    @property
+    @override
+    def members(self) -> tuple[str, ...]:
+        return self._members
+
+    @members.setter
+    def members(self, names: Sequence[str]) -> None:
+        self._members = tuple(names)
+
+    @property
+    def commits(self) -> int:
+        """Synchronizations that this replica knows to be done; one with fewer takes over the state of one with more."""
+        return int(self._manager.current_step())
+
+    @commits.setter
+    def commits(self, count: int) -> None:
+        self._manager.load_state_dict({"step": count, "batches_committed": count})
+
+    def form(self) -> bool:
+        """Meet the replicas that are there, and take over their state where this one is behind; returns whether the quorum is new.
+
+        Raises:
+            ExchangeError: too few came in ``patience_s``.
+            StoppedError: ``stopping`` said so while this replica waited.
+            UsageError: what ``take_state`` raises.
+        """
+        began = time.monotonic()
+        while True:
+            self._ask(began)
+            if self._manager.errored() is None:
+                world_size = self._manager.num_participants()
+                if world_size >= self.how.min_replicas:
+                    break
+                self._reset(world_size=world_size)
+                missing = f"{world_size} of at least {self.how.min_replicas} replicas are there"
+            else:
+                missing = f"the replicas could not connect ({str(self._manager.errored()).splitlines()[0][:200]})"
+            self.commit(failure=ReplicaLostError(missing))
+            self._check_patience(began, missing)
+            time.sleep(_PAUSE_S)
+        is_new = self._connections.epoch != self.epoch or self._failure is not None
+        if is_new:
+            self._reset(world_size=world_size)
+        return is_new
+
+    def _ask(self, began: float) -> None:
+        """One quorum, however long it takes."""
+        while True:
+            # torchft raises a quorum's error again when the next is asked for.
+            self._manager._quorum_future = None
+            asked = self._asker.submit(self._manager.start_quorum)
+            while not concurrent.futures.wait([asked], timeout=_PAUSE_S).done:
+                self._check_patience(began, "the others have not come to a synchronization")
+            try:
+                return asked.result()
+            except (RuntimeError, TimeoutError) as error:
+                self._check_patience(began, str(error).splitlines()[0][:200])
+                time.sleep(_PAUSE_S)
+
+    def _check_patience(self, began: float, why: str) -> None:
+        if self.stopping():
+            raise StoppedError(f"{self.name} was asked to stop while it waited for the other replicas")
+        waited_s = time.monotonic() - began
+        if waited_s > self.how.patience_s:
+            raise ExchangeError(
+                f"{self.name} waited {waited_s:.0f} s for other replicas, and no longer ({why}); start them with the same "
+                "--lighthouse, or give a longer --patience-s"
+            )
+
+    def _reset(self, *, world_size: int) -> None:
+        """Start afresh on the connections of this quorum."""
+        rank = self._manager.participating_rank()
+        self._prepare(rank=0 if rank is None else rank, world_size=world_size, device=self.device)
+        self.epoch = self._connections.epoch
+
+    def commit(self, failure: Exception | None = None) -> bool:
+        """Count a synchronization as done, or with ``failure`` as not, after which all meet anew; whether it is done."""
+        if failure is not None:
+            self._manager.report_error(failure)
+            # The others need not wait for this replica's messages until their time is over.
+            self._connections.abort()
+            self._failure = self._failure or ReplicaLostError(str(failure))
+        return bool(self._manager.should_commit())
+
+    @override
+    def settle(self) -> None:
+        self.gather(b"", purpose="settle")
+
+    @override
+    def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
+        try:
+            group = self._connections.parent()
+            work = group.send([buffer], peer, tag) if sends else group.recv([buffer], peer, tag)
+        except (RuntimeError, AssertionError) as error:
+            raise self._lost(peer, RuntimeError(str(error) or "the connections are closed")) from error
+        left.append(_Message(peer, buffer, work))
+
+    def close(self) -> None:
+        """Leave: the others go on without this replica from their next synchronization on."""
+        self._connections.abort()
+        self._manager.shutdown(wait=False)
+        self._asker.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
