@@ -6,6 +6,7 @@ from muonwire.transport.link import Link
 from muonwire.transport.meter import Meter, Traffic
 from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.threads import ThreadTransport, run_threads
+from muonwire.transport.waiting import Waits, watching
 
 __all__ = [
     "Flag",
@@ -16,9 +17,11 @@ __all__ = [
     "ThreadTransport",
     "Traffic",
     "Transport",
+    "Waits",
     "check_agreement",
     "check_replicas",
     "digest",
     "digest_all",
     "run_threads",
+    "watching",
 ]

@@ -3,12 +3,14 @@
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from torch import Tensor
 from typing_extensions import override
 
 from muonwire.transport.meter import Meter
+from muonwire.transport.waiting import Waits
 
 Result = TypeVar("Result")
 
@@ -51,6 +53,20 @@ class Transport(ABC):
     step: int = 0
     settings: str = ""
     observes: bool = False
+
+    @cached_property
+    def members(self) -> tuple[str, ...]:
+        """Names of the replicas by rank, as the meter, events and messages have them. Default: "0", "1", ..."""
+        return tuple(str(rank) for rank in range(self.world_size))
+
+    @cached_property
+    def waits(self) -> Waits:
+        """For whom this replica waits, and since when."""
+        return Waits(self.meter)
+
+    def called(self, rank: int) -> str:
+        """What messages call a replica, such as "replica 2", with its address where that is known."""
+        return f"replica {self.members[rank]}"
 
     @abstractmethod
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:

@@ -1,4 +1,4 @@
-"""The meter: every byte that a transport sends or receives, by purpose."""
+"""The meter: every byte that a transport sends or receives, by purpose; and for whom it waited, and what it refused."""
 
 from dataclasses import dataclass, field, fields
 
@@ -31,13 +31,30 @@ class Traffic:
 
 @dataclass
 class Meter:
-    """Adds up traffic by purpose: "update" for optimizers, "digest" for checks of the weights, "control" for the rest."""
+    """Adds up traffic by purpose: "update" for optimizers, "digest" for checks of the weights, "control" for the rest.
+
+    Args:
+        by_purpose: the traffic.
+        wait_s: seconds of waiting for each replica, by its name (``Transport.members``). Replicas are waited for one after the
+            other, so a replica has the seconds that it adds to those before it, and all together are what was waited for.
+        rejected: messages that were refused, by kind.
+    """
 
     by_purpose: dict[str, Traffic] = field(default_factory=dict)
+    wait_s: dict[str, float] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
 
     def add(self, purpose: str, traffic: Traffic) -> None:
         """Count ``traffic`` under ``purpose``."""
         self.by_purpose[purpose] = self.by_purpose.get(purpose, Traffic()) + traffic
+
+    def waited(self, peer: str, seconds: float) -> None:
+        """Count seconds of waiting for the replica of that name."""
+        self.wait_s[peer] = self.wait_s.get(peer, 0.0) + seconds
+
+    def reject(self, kind: str) -> None:
+        """Count a message that was refused, such as "altered" or "replayed"."""
+        self.rejected[kind] = self.rejected.get(kind, 0) + 1
 
     @property
     def total(self) -> Traffic:
