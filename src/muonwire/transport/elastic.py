@@ -22,6 +22,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
+from muonwire.transport.base import Flag
 from muonwire.transport.interfaces import Interface
 from muonwire.transport.process_group import ProcessGroupTransport, _Message
 from muonwire.transport.rendezvous import chosen_interface
@@ -186,7 +187,8 @@ class ElasticTransport(ProcessGroupTransport):
         """
         began = time.monotonic()
         while True:
-            self._ask(began)
+            with self.waits.on("the other replicas to synchronize", answer="the replicas met"):
+                self._ask(began)
             if self._manager.errored() is None:
                 world_size = self._manager.num_participants()
                 if world_size >= self.how.min_replicas:
@@ -230,8 +232,13 @@ class ElasticTransport(ProcessGroupTransport):
     def _reset(self, *, world_size: int) -> None:
         """Start afresh on the connections of this quorum."""
         rank = self._manager.participating_rank()
+        meter = self.meter
         self._prepare(rank=0 if rank is None else rank, world_size=world_size, device=self.device)
+        self.meter = meter
+        self.agreed = Flag.NONE
         self.epoch = self._connections.epoch
+        # Until they have said their names.
+        self._members = tuple(self.name if r == self.rank else f"{r}" for r in range(world_size))
 
     def commit(self, failure: Exception | None = None) -> bool:
         """Count a synchronization as done, or with ``failure`` as not, after which all meet anew; whether it is done."""
@@ -249,7 +256,7 @@ class ElasticTransport(ProcessGroupTransport):
     @override
     def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
         try:
-            group = self._connections.parent()
+            group = self._connections.parent
             work = group.send([buffer], peer, tag) if sends else group.recv([buffer], peer, tag)
         except (RuntimeError, AssertionError) as error:
             raise self._lost(peer, RuntimeError(str(error) or "the connections are closed")) from error
