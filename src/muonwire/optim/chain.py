@@ -144,14 +144,14 @@ class ChainOptimizer(torch.optim.Optimizer):
         )
         self.outer |= dict(zip(params, outer, strict=False))
         # States exist from the start, so that a checkpoint taken before the first step can be loaded.
-        fresh = {p: self._fresh_state(p, members) for p in params if p.requires_grad}
+        fresh = {p: self.fresh_state(p, members) for p in params if p.requires_grad}
         super().add_param_group(group)
         self._chains.append(members)
         self.state.update(fresh)
         self.agreement.reached = False
         self.record_weights()
 
-    def _fresh_state(self, param: Tensor, members: Chain) -> State:
+    def fresh_state(self, param: Tensor, members: Chain) -> State:
         """The state of a parameter that has taken no step."""
         wide = param.detach().to(wide_dtype(param))
         state: State = dict(members.init(wide))
@@ -179,7 +179,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             for param in group["params"]:
                 if param.requires_grad:
                     if param not in self.state:
-                        self.state[param] = self._fresh_state(param, members)
+                        self.state[param] = self.fresh_state(param, members)
                     params.append(param)
         return params
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.errors import UsageError
 from muonwire.polar import Processor
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request, Rounds, drive
@@ -93,6 +94,25 @@ class Stage(ABC):
         """Whether every replica computes polar factors in this stage, whose rounding follows from the processor."""
         return False
 
+    def returns_alike(self, *, alike: bool) -> bool:
+        """Whether the updates that the stage returns are the same on all replicas.
+
+        Args:
+            alike: whether those that it is given are.
+        """
+        return alike
+
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """The part of a parameter's ``state`` that is the same on all replicas; the rest is this replica's own.
+
+        A replica that has lost its state gets the shared part from another one, and begins anew with the rest.
+
+        Args:
+            state: as ``init`` made it and steps moved it.
+            alike: whether the updates that the stage is given are the same on all replicas.
+        """
+        return state if alike else {}
+
     def estimate_bytes(
         self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:
@@ -165,6 +185,25 @@ class TalkingStage(StageInRounds):
     def needs_whole_tensors(self) -> bool:
         """True, unless a stage overrides it."""
         return True
+
+    @override
+    def returns_alike(self, *, alike: bool) -> bool:
+        """True, unless a stage overrides it: what all replicas have sent makes the same updates on all of them."""
+        return True
+
+    @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """All of it where the updates are alike; otherwise a stage with a state overrides it.
+
+        Raises:
+            UsageError: a stage with a state that does not say what of it is shared.
+        """
+        if state and not alike:
+            raise UsageError(
+                f"{self.name}: the stage keeps {', '.join(state)} and does not say what of it is the same on all replicas; "
+                "override shared_state"
+            )
+        return state
 
     @override
     def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:

@@ -56,6 +56,22 @@ class Chain(StageInRounds):
         return any(stage.orthogonalizes for _, stage in self.members)
 
     @override
+    def returns_alike(self, *, alike: bool) -> bool:
+        for _, stage in self.members:
+            alike = stage.returns_alike(alike=alike)
+        return alike
+
+    @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """The members' shared states, by name: whole behind a member that makes the updates alike."""
+        shared = {}
+        for name, stage in self.members:
+            if name in state:
+                shared[name] = stage.shared_state(state[name], alike=alike)
+            alike = stage.returns_alike(alike=alike)
+        return {name: part for name, part in shared.items() if part}
+
+    @override
     def estimate_bytes(
         self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:

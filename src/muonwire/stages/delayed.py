@@ -38,6 +38,12 @@ class Delayed(TalkingStage):
         return {"waiting": waiting, "through": self.through.init(param)}
 
     @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """The result that waits, which all replicas have received, and the shared state of the stage."""
+        waiting = {"waiting": state["waiting"]} if self.through.returns_alike(alike=alike) else {}
+        return {**waiting, "through": self.through.shared_state(state.get("through", {}), alike=alike)}
+
+    @override
     def estimate_bytes(
         self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:

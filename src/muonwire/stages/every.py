@@ -54,6 +54,19 @@ class Every(TalkingStage):
         return {"full": full, "otherwise": otherwise}
 
     @override
+    def returns_alike(self, *, alike: bool) -> bool:
+        """Where both chains' updates are."""
+        return self.full.returns_alike(alike=alike) and self.otherwise.returns_alike(alike=alike)
+
+    @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """Those of both chains."""
+        return {
+            "full": self.full.shared_state(state.get("full", {}), alike=alike),
+            "otherwise": self.otherwise.shared_state(state.get("otherwise", {}), alike=alike),
+        }
+
+    @override
     def estimate_bytes(
         self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:

@@ -71,6 +71,11 @@ class Exchange(TalkingStage):
         return self.feedback.init(param) | ({"codec": kept} if kept else {})
 
     @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """What the feedback says; the codec's state is the sender's."""
+        return state if alike else {key: state[key] for key in self.feedback.shared if key in state}
+
+    @override
     def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """The payload of all tensors, its header included."""
         return float(self.codec.estimate_bytes(*(tuple(p.shape) for p in params)))

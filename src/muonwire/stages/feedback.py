@@ -20,6 +20,8 @@ class Feedback(ABC):
     needs_replicas: ClassVar[bool] = False
     # See Stage.replaces_states; of the tensors that were there before the step.
     replaces_states: ClassVar[bool] = False
+    # Entries of the state that are the same on all replicas, since what all have sent moves them; the rest is the replica's own.
+    shared: ClassVar[tuple[str, ...]] = ()
 
     def init(self, param: Tensor) -> State:
         """The kept residual, zero."""
@@ -109,6 +111,7 @@ class EF21(Feedback):
 
     needs_replicas: ClassVar[bool] = True
     replaces_states: ClassVar[bool] = True
+    shared: ClassVar[tuple[str, ...]] = ("mean_estimate",)
 
     @override
     def init(self, param: Tensor) -> State:

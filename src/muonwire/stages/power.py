@@ -113,6 +113,11 @@ class _Power(TalkingStage):
         return {"kept": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
 
     @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """The start of the power iteration; what is kept of the matrices is the replica's own."""
+        return state if alike else {key: state[key] for key in ("start",) if key in state}
+
+    @override
     def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """Two factors of each matrix, (m + n) · rank numbers."""
         shapes = [s for p, layout in zip(params, layouts, strict=True) for s in layout.shapes(tuple(p.shape))]

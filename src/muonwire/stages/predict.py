@@ -40,6 +40,16 @@ class Predicted(TalkingStage):
         }
 
     @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """The prediction and the direction's state, which follow from the exchange's results, and its own shared state."""
+        results = self.through.returns_alike(alike=alike)
+        return {
+            **({"prediction": state["prediction"]} if results else {}),
+            "through": self.through.shared_state(state.get("through", {}), alike=alike),
+            "direction": self.direction.shared_state(state.get("direction", {}), alike=results),
+        }
+
+    @override
     def estimate_bytes(
         self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int
     ) -> float | None:

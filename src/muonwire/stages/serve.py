@@ -52,6 +52,11 @@ class Serve(TalkingStage):
         return self.stage.init(param)
 
     @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """Nothing: only the owner's moves."""
+        return {}
+
+    @override
     def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """Each tensor is sent once; a replica that owns none sends an empty payload; the mean over the replicas."""
         shapes = [tuple(p.shape) for p in params]

@@ -34,3 +34,8 @@ class Wrapper(Stage):
     @override
     def init(self, param: Tensor) -> State:
         return self.stage.init(param)
+
+    @override
+    def shared_state(self, state: State, *, alike: bool) -> State:
+        """That of the stage."""
+        return self.stage.shared_state(state, alike=alike)
