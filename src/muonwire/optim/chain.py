@@ -77,6 +77,8 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     # Passed to the stages; see Context.
     watch: Watch | None = None
+    # False where synchronize() is called by somebody else, who knows which replicas are there; see Elastic.
+    synchronizes: bool = True
     # Called right before an exchange and right after the weights have moved by it.
     before_exchange: Callable[[], None] = staticmethod(lambda: None)
     after_exchange: Callable[[], None] = staticmethod(lambda: None)
@@ -235,6 +237,11 @@ class ChainOptimizer(torch.optim.Optimizer):
         """How many local steps this replica has taken since the last synchronization."""
         return int(self.param_groups[0]["step"] - self.param_groups[0]["synchronized_step"])
 
+    def is_due(self, *, ahead: int = 0) -> bool:
+        """Whether replicas with local steps synchronize after ``ahead`` more of them."""
+        steps, alone = self.num_steps + ahead, self.steps_alone + ahead
+        return self.local is not None and self.local.due(local_step=steps, alone=alone)
+
     def _count(self, **by: int) -> None:
         """Advance the counters, which are the same in all groups."""
         for group in self.param_groups:
@@ -324,7 +331,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 stacklevel=4,
             )
         self.transport.settings = ""
-        due = self.local.due(local_step=self.num_steps + 1, alone=self.steps_alone + 1)
+        due = self.synchronizes and self.is_due(ahead=1)
         differing = self._shake_hands() if due else []
         if problem is not None:
             self._count(skipped_steps=1)
@@ -343,9 +350,7 @@ class ChainOptimizer(torch.optim.Optimizer):
     def _exchange(self, passes: Sequence[Pass], problem: str | None) -> None:
         """Run all passes with shared messages, one for each exchange along the longest chain; then move the weights."""
         with restored_on_error(passes):
-            updates = drive(
-                [p.rounds() for p in passes], self.transport, lambda: self._raise_if_flagged(problem)
-            )
+            updates = drive([p.rounds() for p in passes], self.transport, lambda: self._settle(problem))
         for p, moved in zip(passes, updates, strict=True):
             p.move(moved)
 
@@ -359,6 +364,11 @@ class ChainOptimizer(torch.optim.Optimizer):
                     if param.requires_grad:
                         lead = unsent(self.state[param], self.look_ahead).sign().to(param.dtype)
                         param.sub_(lead, alpha=float(group["lr"]))
+
+    def _settle(self, problem: str | None) -> None:
+        """After the messages of a round, and before anything that follows from them."""
+        self.transport.settle()
+        self._raise_if_flagged(problem)
 
     def _raise_if_flagged(self, problem: str | None) -> None:
         """Act on the flags in the headers of the last messages; all replicas do the same."""

@@ -90,6 +90,11 @@ class Stage(ABC):
         return False
 
     @property
+    def needs_same_replicas(self) -> str:
+        """Why the stage is wrong where replicas come and go; empty where it is not."""
+        return ""
+
+    @property
     def orthogonalizes(self) -> bool:
         """Whether every replica computes polar factors in this stage, whose rounding follows from the processor."""
         return False

@@ -64,6 +64,11 @@ class Exchange(TalkingStage):
     def replaces_states(self) -> bool:
         return self.feedback.replaces_states and not self.codec.init((4, 4))
 
+    @property
+    @override
+    def needs_same_replicas(self) -> str:
+        return self.feedback.needs_same_replicas
+
     @override
     def init(self, param: Tensor) -> State:
         """The feedback's state, and the codec's if it keeps one."""

@@ -18,6 +18,8 @@ class Feedback(ABC):
 
     # Whether ``restore`` needs the mean over all replicas; a mean over the senders does not do.
     needs_replicas: ClassVar[bool] = False
+    # See Stage.needs_same_replicas.
+    needs_same_replicas: ClassVar[str] = ""
     # See Stage.replaces_states; of the tensors that were there before the step.
     replaces_states: ClassVar[bool] = False
     # Entries of the state that are the same on all replicas, since what all have sent moves them; the rest is the replica's own.
@@ -110,6 +112,9 @@ class EF21(Feedback):
     """
 
     needs_replicas: ClassVar[bool] = True
+    needs_same_replicas: ClassVar[str] = (
+        "its mean estimate is that of the replicas which were there from the start"
+    )
     replaces_states: ClassVar[bool] = True
     shared: ClassVar[tuple[str, ...]] = ("mean_estimate",)
 

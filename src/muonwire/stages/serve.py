@@ -47,6 +47,11 @@ class Serve(TalkingStage):
         if self.owners not in ("one", "all"):
             raise UsageError(f"serve: owners is {self.owners!r}; allowed are one and all")
 
+    @property
+    @override
+    def needs_same_replicas(self) -> str:
+        return "the state of a tensor is lost with its owner"
+
     @override
     def init(self, param: Tensor) -> State:
         return self.stage.init(param)

@@ -122,6 +122,8 @@ class ElasticTransport(ProcessGroupTransport):
         return interface
 
     def _start_manager(self) -> "tuple[dist.TCPStore, Any, Manager]":
+        # torchft's core writes each quorum to standard error unless it is told otherwise before it is loaded.
+        os.environ.setdefault("RUST_LOG", "error")
         try:
             from torchft import Manager
 

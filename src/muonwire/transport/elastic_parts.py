@@ -1,6 +1,7 @@
 """Parts of torchft as ElasticTransport uses them: connections that can be made anew, and the state for a replica that joins."""
 
 import urllib.request
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +38,16 @@ class StateTransport(HTTPTransport[dict[str, Any]]):
     def __init__(self, *, timeout: timedelta, address: str) -> None:
         self._host = address
         super().__init__(timeout=timeout, num_chunks=0)
+        # A line on standard error for every request would tear the progress bar.
+        self._server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[attr-defined]
+
+    @override
+    def disallow_checkpoint(self) -> None:
+        """Serve no more, once those that read have ended; one that froze while it read keeps what it has."""
+        try:
+            super().disallow_checkpoint()
+        except TimeoutError:
+            self._disallowed = False
 
     @override
     def address(self) -> str:
@@ -46,6 +57,9 @@ class StateTransport(HTTPTransport[dict[str, Any]]):
     @classmethod
     @override
     def _load_from_address(cls, address: str, timeout: timedelta) -> object:
-        with urllib.request.urlopen(address, timeout=timeout.total_seconds()) as file:
+        with (
+            urllib.request.urlopen(address, timeout=timeout.total_seconds()) as file,
+            warnings.catch_warnings(action="ignore", category=UserWarning),
+        ):
             # Another machine's bytes: tensors, numbers and texts only.
             return _streaming_load(file, weights_only=True)
