@@ -15,6 +15,7 @@ from muonwire.errors import ExchangeError, PayloadError, StoppedError, UsageErro
 
 COMMANDS = {
     "train": ("muonwire.cli.train", "train one recipe on one replica or many"),
+    "status": ("muonwire.cli.status", "show who is in a run, since when, and who waits for whom"),
     "compare": (
         "muonwire.cli.compare",
         "train several recipes on the same work and report loss against steps, bytes, time",
@@ -31,6 +32,7 @@ COMMANDS = {
 # The extras with all that a command imports: what a message about a missing package tells to install.
 EXTRAS = {
     "train": "train",
+    "status": "train,report",
     "compare": "train,report",
     "lab": "lab",
     "spectra": "lab",

@@ -8,6 +8,7 @@ from pathlib import Path
 from muonwire.cli.arguments import parse
 from muonwire.tasks import settings_type
 from muonwire.train import TrainConfig, train
+from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
 
 EXAMPLES = (
     "muonwire train --recipe muon --replicas 4 --out runs/muon",
@@ -34,6 +35,9 @@ class TrainCommand:
             line shows the new rates (docs/train.md).
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous of the replicas. Default: any free one.
+        timeout_s: seconds for which a replica that does not answer is waited for, with a message every minute, before the run ends
+            with an error (docs/links.md). The same on all replicas.
+        page: write page.html to --out when the run ends: loss against steps, bytes and time, and a time line of the replicas.
     """
 
     task: str = "text"
@@ -43,6 +47,8 @@ class TrainCommand:
     resume: bool = False
     threads: int | None = None
     port: int = 0
+    timeout_s: float = EXCHANGE_TIMEOUT_S
+    page: bool = True
 
 
 def _task_name(args: Sequence[str]) -> str:
@@ -66,5 +72,7 @@ def main(args: Sequence[str]) -> int:
         resume=command.resume,
         threads=command.threads,
         port=command.port,
+        timeout_s=command.timeout_s,
+        page=command.page,
     )
     return 0

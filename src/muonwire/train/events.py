@@ -16,6 +16,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -54,6 +55,9 @@ class Events:
         steps: of the run.
         step: done already.
         enabled: False on all replicas of a host but one; nothing is written then. Default: True.
+
+    Attributes:
+        token: stands in the status, and in that of no other run or start.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class Events:
         self._pending = Traffic()
         self._pending_count = 0
         pid = os.getpid()
+        self.token = uuid.uuid4().hex
         self._status: dict[str, Any] = {
             "format": FORMAT,
+            "token": self.token,
             "host": socket.gethostname(),
             "pid": pid,
             "process_start": process_start(pid),

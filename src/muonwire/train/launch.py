@@ -58,6 +58,9 @@ def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable
     """The replicas of this launch: yields a function that makes a fresh transport, one for each run.
 
     Outside a launcher there is one replica.
+
+    Args:
+        timeout_s: how long a replica that does not answer is waited for. Default: 600.
     """
     if not under_launcher():
         yield SingleReplica
@@ -68,8 +71,14 @@ def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable
     interface = join(backend=backend, timeout_s=timeout_s)
     if not interface.is_loopback:
         print(f"replica {dist.get_rank()} of {dist.get_world_size()}: on {interface}", flush=True)
+
+    def transport() -> Transport:
+        made = ProcessGroupTransport()
+        made.waits.limit_s = timeout_s
+        return made
+
     try:
-        yield ProcessGroupTransport
+        yield transport
     finally:
         dist.destroy_process_group()
 

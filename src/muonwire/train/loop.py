@@ -18,6 +18,7 @@ from muonwire.train import checkpoint
 from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
+from muonwire.train.events import Events
 from muonwire.train.lengths import LENGTHS, STEPS, Length, extend, lengths_of
 from muonwire.train.metrics import finite_or_none, metrics_writer
 from muonwire.transport import Flag, Traffic, Transport, check_replicas
@@ -141,6 +142,8 @@ class Trainer:
         self._peak_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.step = 0
         self.lengths: tuple[Length, ...] = (Length(steps=config.steps),)
+        # Where this replica writes its host's events, if it does.
+        self.events: Events | None = None
         self._totals = _Totals()
         self._recent_losses: list[float] = []
         self._compute_times: list[float] = []
@@ -195,6 +198,8 @@ class Trainer:
                     diverged = True
                     write(self.step, **asdict(self._totals), train_loss=None)
                     break
+                if self.events is not None:
+                    self.events.stepped(self.step)
                 last = self.step == config.steps
                 eval_loss, train_loss = None, None
                 on_time = self.step % config.evaluate_every == 0
@@ -238,7 +243,7 @@ class Trainer:
             "recent_losses": self._recent_losses,
             "diagnostics": self.diagnostics.state_dict(),
         }
-        return checkpoint.save(
+        path = checkpoint.save(
             self.folder,
             step=self.step,
             identity=self._identity(),
@@ -246,6 +251,9 @@ class Trainer:
             state=state,
             transport=self.transport,
         )
+        if self.events is not None:
+            self.events.add("checkpoint", step=self.step)
+        return path
 
     def settings(self) -> dict[str, Any]:
         """The identity of the run's settings, and its lengths where it has had several."""
@@ -315,6 +323,8 @@ class Trainer:
 
     def _result(self, *, diverged: bool, eval_loss: float | None) -> RunResult:
         finished = diverged or self.step >= self.config.steps
+        if self.events is not None:
+            self.events.end("diverged" if diverged else "finished" if finished else "stopped")
         digest = "" if diverged else self._check_replicas()
         steps = max(self.step, 1)
         num_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)

@@ -4,15 +4,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from muonwire.train.loop import Progress
+from muonwire.transport.waiting import to_stderr
+
+
+class Display:
+    """What shows a run's progress: called after a step, and told of waits that take long.
+
+    Args:
+        update: shows a step.
+        say: prints a line.
+        wait: shows for whom the run waits now; "" for nobody.
+    """
+
+    def __init__(
+        self,
+        update: Callable[[Progress], None],
+        *,
+        say: Callable[[str], None] = to_stderr,
+        wait: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._update = update
+        self.say = say
+        self.wait = wait
+
+    def __call__(self, progress: Progress) -> None:
+        """Show a step."""
+        self._update(progress)
 
 
 @contextmanager
-def progress_bar(
-    label: str, *, enabled: bool = True, lines: bool = True
-) -> Iterator[Callable[[Progress], None]]:
-    """A bar with the loss on standard error; where that is not a terminal, a line an evaluation (unless ``lines`` is False)."""
+def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Iterator[Display]:
+    """A bar with the loss on standard error; where that is not a terminal, a line an evaluation (unless ``lines`` is False).
+
+    In a wait the bar says for whom and how long; without a bar, lines on standard error do.
+    """
     if not enabled:
-        yield lambda _: None
+        yield Display(lambda _: None)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -28,18 +55,26 @@ def progress_bar(
                     flush=True,
                 )
 
-        yield print_line
+        yield Display(print_line)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, TextColumn("{task.fields[losses]}"), console=console, transient=True) as bars:
         bar = bars.add_task(label, losses="")
-        evaluated = ""
+        evaluated = losses = ""
 
         def update(progress: Progress) -> None:
-            nonlocal evaluated
+            nonlocal evaluated, losses
             if progress.eval_loss is not None:
                 evaluated = f", evaluation {progress.eval_loss:.3f}"
             losses = f"loss {progress.train_loss:.3f}{evaluated}"
             bars.update(bar, completed=progress.step, total=progress.steps, losses=losses)
 
-        yield update
+        def wait(text: str) -> None:
+            bars.update(bar, losses=text or losses)
+
+        def say(line: str) -> None:
+            # What lasts is in the bar; that it is over stays on the screen.
+            if not line.startswith("waiting"):
+                console.print(line, highlight=False)
+
+        yield Display(update, say=say, wait=wait)

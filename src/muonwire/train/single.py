@@ -12,8 +12,11 @@ from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
 from muonwire.train.lengths import rate_change
 from muonwire.train.loop import RESULT, RunResult, Trainer
+from muonwire.train.page import print_page
 from muonwire.train.progress import progress_bar
+from muonwire.train.recording import recording
 from muonwire.transport import Transport
+from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
 
 CONFIG = "config.json"
 
@@ -60,7 +63,11 @@ def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resum
     if first:
         _describe(trainer)
         print(*notes, sep="\n", end="\n\n" if notes else "", flush=True)
-    with on_stop_signal(trainer.request_stop), progress_bar(config.recipe, enabled=first) as show:
+    with (
+        on_stop_signal(trainer.request_stop),
+        progress_bar(config.recipe, enabled=first) as show,
+        recording(trainer, show),
+    ):
         result = trainer.run(show)
     if first and result.finished:
         print(_outcome(result, folder), flush=True)
@@ -123,12 +130,16 @@ def _outcome(result: RunResult, folder: Path) -> str:
     )
 
 
-def _worker(config: TrainConfig, folder: Path, resume: bool, threads: int | None) -> None:
+def _worker(
+    config: TrainConfig, folder: Path, resume: bool, threads: int | None, timeout_s: float, page: bool
+) -> None:
     """What each replica does."""
-    with process_group() as make_transport:
+    with process_group(timeout_s=timeout_s) as make_transport:
         transport = make_transport()
         set_threads(transport.world_size, threads)
         result = train_here(config, folder, transport, resume=resume)
+        if page and transport.rank == 0:
+            print_page(folder)
         if not result.finished:
             raise StoppedError(
                 f"stopped after step {result.steps}; the same command with --resume continues from {folder}"
@@ -143,6 +154,8 @@ def train(
     resume: bool = False,
     threads: int | None = None,
     port: int = 0,
+    timeout_s: float = EXCHANGE_TIMEOUT_S,
+    page: bool = True,
 ) -> None:
     """Train: in this process where a launcher started it or one replica is asked for, in ``replicas`` new ones otherwise.
 
@@ -153,16 +166,22 @@ def train(
         resume: continue from the newest checkpoint in the folder; ``config.steps`` may be another number than the run has so far.
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous. Default: any free one.
+        timeout_s: how long a replica that does not answer is waited for. Default: 600.
+        page: write page.html, where what draws it is installed. Default: True.
 
     Raises:
         UsageError: bad settings or data, a folder that holds another run, or a new length that leaves nothing to train.
         ReplicaLostError, ExchangeError: a replica was lost; its last checkpoint is kept.
         StoppedError: SIGTERM or Ctrl-C; a checkpoint was written.
     """
+    if not timeout_s >= 1:
+        raise UsageError(
+            f"train: timeout_s is {timeout_s}; it is at least 1 second, for as long as a replica may be silent"
+        )
     if os.environ.get("RANK", "0") == "0":
         prepare_folder(folder, config, resume=resume)
     if under_launcher() or replicas == 1:
-        _worker(config, folder, resume, threads)
+        _worker(config, folder, resume, threads, timeout_s, page)
     else:
         config.task.make()
-        launch(_worker, (config, folder, resume, threads), replicas=replicas, port=port)
+        launch(_worker, (config, folder, resume, threads, timeout_s, page), replicas=replicas, port=port)

@@ -6,7 +6,9 @@ the header travels that way, and the body at the same time under a tag that foll
 finds no buffer with its tag, and waits. Other backends have no tags: there headers travel first, and bodies once the headers agree.
 """
 
+import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from typing_extensions import override
 
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport.frames import Accept, FrameTransport
+from muonwire.transport.rendezvous import address_of
 
 FIRST_BYTES = 1 << 20
 _FIRST_TAG = 0
@@ -66,6 +69,12 @@ class ProcessGroupTransport(FrameTransport):
         self._firsts: dict[int, Tensor] = {}
         # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.
         self._left: list[_Message] = []
+        self._began_s = 0.0
+
+    @override
+    def called(self, rank: int) -> str:
+        address = address_of(rank if self.group is None else dist.get_global_rank(self.group, rank))
+        return f"replica {rank} ({address})" if address else f"replica {rank}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a transport of the default group; other groups are not known where it is unpickled.
@@ -100,7 +109,10 @@ class ProcessGroupTransport(FrameTransport):
         alone_out = {peer: body for peer, body in outgoing.items() if body.numel() > room}
         left: list[_Message] = []
         self._left = left
+        self._began_s = time.perf_counter()
         for peer, first in firsts_in.items():
+            # No header starts with zero: what is still zero has not come.
+            first.numpy()[0] = 0
             self._start(left, False, peer, first, _FIRST_TAG)
         for peer, first in firsts_out.items():
             self._start(left, True, peer, first, _FIRST_TAG)
@@ -179,10 +191,22 @@ class ProcessGroupTransport(FrameTransport):
         left.append(_Message(peer, buffer, work))
 
     def _wait(self, message: _Message) -> None:
+        peer = message.peer
         try:
-            message.work.wait()
+            with self.waits.on(
+                partial(self._missing, peer),
+                peer=self.members[peer],
+                answer=lambda: f"{self.called(peer)} answered",
+                since_s=self._began_s,
+            ):
+                message.work.wait()
         except RuntimeError as error:
-            raise self._lost(message.peer, error) from error
+            raise self._lost(peer, error) from error
+
+    def _missing(self, peer: int) -> str:
+        """Whose messages have not come: that of ``peer``, and of others where it can be seen."""
+        missing = [other for other, first in self._firsts.items() if other == peer or first[0] == 0]
+        return " and ".join(map(self.called, missing or [peer]))
 
     def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:
         who = "a replica" if rank is None else f"replica {rank}"

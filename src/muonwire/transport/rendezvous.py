@@ -25,6 +25,13 @@ JOIN_TIMEOUT_S = 30.0
 EXCHANGE_TIMEOUT_S = 600.0
 LINGER_S = 3.0
 _PREFIX = "muonwire/join"
+# Of the replicas of the default process group, by rank: what messages tell of them.
+_addresses: dict[int, str] = {}
+
+
+def address_of(rank: int) -> str:
+    """The address of a replica of the default process group; empty where ``join`` did not make the group, or on loopback."""
+    return _addresses.get(rank, "")
 
 
 def join(
@@ -73,12 +80,15 @@ def join(
             "check that the master runs, its address and port, and that no firewall lies between"
         ) from error
     try:
-        _check_reachable(store, rank, world_size, interface, deadline)
+        places = _check_reachable(store, rank, world_size, interface, deadline)
     except ExchangeError:
         if is_master:
             # The store ends with this process; the others have yet to read there what is wrong.
             time.sleep(LINGER_S)
         raise
+    _addresses.clear()
+    if not interface.is_loopback:
+        _addresses.update({peer: place["address"] for peer, place in places.items()})
     store.set_timeout(timedelta(seconds=timeout_s))
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
@@ -109,8 +119,10 @@ def chosen_interface(host: str, port: int) -> Interface:
     return named[0]
 
 
-def _check_reachable(store: Store, rank: int, world_size: int, interface: Interface, deadline: float) -> None:
-    """Connect to every replica, and raise the same error on all where two of them cannot."""
+def _check_reachable(
+    store: Store, rank: int, world_size: int, interface: Interface, deadline: float
+) -> dict[int, dict[str, Any]]:
+    """Connect to every replica, and raise the same error on all where two of them cannot; returns where they are, by rank."""
     family = socket.AF_INET6 if ":" in interface.address else socket.AF_INET
     with socket.create_server((interface.address, 0), family=family, backlog=world_size) as listener:
         own = {"address": interface.address, "port": listener.getsockname()[1], "interface": interface.name}
@@ -137,6 +149,7 @@ def _check_reachable(store: Store, rank: int, world_size: int, interface: Interf
             f"{'; '.join(pairs)}; open the ports between these machines, or set GLOO_SOCKET_IFNAME to the interface of the network "
             "that joins them"
         )
+    return places
 
 
 def _check_loopback(places: Mapping[int, Mapping[str, Any]]) -> None:

@@ -32,7 +32,7 @@ class Wait:
 
     __slots__ = ("_before", "_waits", "answer", "began_s", "peer", "seconds", "since_s", "what")
 
-    def __init__(self, waits: "Waits", what: Text, peer: str, answer: str, since_s: float) -> None:
+    def __init__(self, waits: "Waits", what: Text, peer: str, answer: Text, since_s: float) -> None:
         self._waits = waits
         self._before: Wait | None = None
         self.what = what
@@ -66,7 +66,7 @@ class Wait:
 
     def text(self) -> str:
         """For whom, in words."""
-        return self.what if isinstance(self.what, str) else self.what()
+        return _said(self.what)
 
 
 class Waits:
@@ -94,14 +94,14 @@ class Waits:
         self.current: Wait | None = None
         self.long: deque[Wait] = deque(maxlen=1000)
 
-    def on(self, what: Text, *, peer: str = "", answer: str = "", since_s: float = 0.0) -> Wait:
+    def on(self, what: Text, *, peer: str = "", answer: Text = "", since_s: float = 0.0) -> Wait:
         """A context for a call that blocks.
 
         Args:
             what: for whom it waits, such as "replica 2 (10.77.0.3)" or "replicas (1 of at least 2 are there)"; a function is called
                 by the watcher's thread.
             peer: name to which the seconds are added; default: none.
-            answer: what has happened when the wait is over; default: ``what`` followed by "answered".
+            answer: what has happened when the wait is over, or a function that says it; default: ``what``, followed by "answered".
             since_s: time.perf_counter() when what is waited for was due; default: now.
         """
         return Wait(self, what, peer, answer, since_s)
@@ -148,7 +148,7 @@ def watching(
             wait, now_s = waits.current, time.perf_counter()
             if told is not None and wait is not told:
                 if told.seconds is not None:
-                    say(f"{told.answer or f'{name} answered'} after {told.seconds:.0f} s")
+                    say(f"{_said(told.answer) or f'{name} answered'} after {told.seconds:.0f} s")
                 told, next_s = None, first_s
                 if show is not None:
                     show("")
@@ -169,6 +169,10 @@ def watching(
     finally:
         stop.set()
         thread.join()
+
+
+def _said(text: Text) -> str:
+    return text if isinstance(text, str) else text()
 
 
 def _after(seconds: float) -> float:
