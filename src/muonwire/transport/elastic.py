@@ -26,6 +26,7 @@ from muonwire.transport.base import Flag
 from muonwire.transport.interfaces import Interface
 from muonwire.transport.process_group import ProcessGroupTransport, _Message
 from muonwire.transport.rendezvous import chosen_interface
+from muonwire.transport.secret import Secret
 
 if TYPE_CHECKING:
     from torchft import Manager
@@ -88,14 +89,26 @@ class ElasticTransport(ProcessGroupTransport):
     Args:
         how: see ElasticSettings.
         device: where messages are kept while they travel. Default: the CPU.
+        secret: of all replicas of the run; see ProcessGroupTransport. Default: none.
+        run: name of the run that the tags stand for. Default: none.
 
     Raises:
         UsageError: torchft is not installed.
         ExchangeError: the lighthouse cannot be reached.
     """
 
-    def __init__(self, how: ElasticSettings, *, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        how: ElasticSettings,
+        *,
+        device: torch.device | str | None = None,
+        secret: Secret | None = None,
+        run: str = "",
+    ) -> None:
         self.how = how
+        self.secret = secret
+        self.run = run
+        self._timeout_s = how.timeout_s
         self.name = how.name or f"{socket.gethostname()}-{os.getpid()}"
         self.interface = self._reach_lighthouse()
         self._prepare(rank=0, world_size=1, device=torch.device(device or "cpu"))
@@ -162,13 +175,17 @@ class ElasticTransport(ProcessGroupTransport):
         return store, connections, manager
 
     @property
-    @override
-    def members(self) -> tuple[str, ...]:
+    def members(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names of the replicas of this quorum, by rank; their own once they have said them."""
         return self._members
 
     @members.setter
     def members(self, names: Sequence[str]) -> None:
         self._members = tuple(names)
+
+    @override
+    def called(self, rank: int) -> str:
+        return f"replica {self.members[rank]}"
 
     @property
     def commits(self) -> int:
@@ -235,12 +252,16 @@ class ElasticTransport(ProcessGroupTransport):
         """Start afresh on the connections of this quorum."""
         rank = self._manager.participating_rank()
         meter = self.meter
+        if self._links is not None:
+            self._links.stop()
         self._prepare(rank=0 if rank is None else rank, world_size=world_size, device=self.device)
         self.meter = meter
         self.agreed = Flag.NONE
         self.epoch = self._connections.epoch
         # Until they have said their names.
         self._members = tuple(self.name if r == self.rank else f"{r}" for r in range(world_size))
+        if self.secret is not None and world_size > 1:
+            self._links = self._make_links(self.secret, self.run, epoch=self.epoch)
 
     def commit(self, failure: Exception | None = None) -> bool:
         """Count a synchronization as done, or with ``failure`` as not, after which all meet anew; whether it is done."""

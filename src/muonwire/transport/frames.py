@@ -74,6 +74,10 @@ class FrameTransport(Transport):
             ReplicaLostError: a replica stopped answering.
         """
 
+    def carried_bytes(self, num_bytes: int) -> int:
+        """Bytes on the wire of a message of ``num_bytes`` to one peer; more than it has where ``carry`` adds some."""
+        return num_bytes
+
     @property
     def peers(self) -> list[int]:
         """Ranks of the other replicas."""
@@ -121,11 +125,13 @@ class FrameTransport(Transport):
         ]
         all_lengths = [len(payload), *lengths.values()]
         self._inline_bytes[purpose] = self._fitting(purpose, all_lengths)
-        one_copy = HEADER.size + inline + len(rest)
+        first = self.carried_bytes(HEADER.size + inline)
+        one_copy = first + (self.carried_bytes(len(rest)) if rest else 0)
         traffic = Traffic(
             sent_bytes=one_copy,
             egress_bytes=one_copy * len(self.peers),
-            received_bytes=len(self.peers) * (HEADER.size + inline) + sum(t.numel() for t in rests.values()),
+            received_bytes=len(self.peers) * first
+            + sum(self.carried_bytes(t.numel()) for t in rests.values()),
             num_messages=2 if max(all_lengths) > inline else 1,
             wait_s=time.perf_counter() - start_s,
         )
@@ -217,7 +223,7 @@ class FrameTransport(Transport):
             {r: wire[r] for r in self.peers},
             about=about,
         )
-        frame_bytes = HEADER.size + part_bytes
+        frame_bytes = self.carried_bytes(HEADER.size + part_bytes)
         traffic = Traffic(
             sent_bytes=self.world_size * frame_bytes,
             egress_bytes=2 * len(self.peers) * frame_bytes,

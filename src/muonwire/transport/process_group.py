@@ -4,25 +4,44 @@ gloo ends the process where a message is longer than its receiver's buffer, and 
 any length. So with gloo a frame of up to ``FIRST_BYTES`` travels under tag 0, into a buffer of that size. Of a longer frame only
 the header travels that way, and the body at the same time under a tag that follows from its length: a body of another length
 finds no buffer with its tag, and waits. Other backends have no tags: there headers travel first, and bodies once the headers agree.
+
+With a secret, messages travel as streams under tags that only its holders can make (``sealed.py``).
 """
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.errors import ReplicaLostError, UsageError
+from muonwire.errors import ExchangeError, ReplicaLostError, UsageError
 from muonwire.transport.frames import Accept, FrameTransport
-from muonwire.transport.rendezvous import address_of
+from muonwire.transport.message import Refusal
+from muonwire.transport.meter import Traffic
+from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S, address_of
+from muonwire.transport.sealed import SealedLinks
+from muonwire.transport.secret import Secret
+from muonwire.transport.stream import sealed_bytes
+from muonwire.transport.waiting import Text, Wait
 
 FIRST_BYTES = 1 << 20
 _FIRST_TAG = 0
 _TAGS = (1 << 31) - 1
+_SEALED_TAG = _TAGS
+# For messages that may come after any time: whoever waits for what they bring has a time limit of its own.
+_ENDLESS = timedelta(days=365)
+
+_log = logging.getLogger(__name__)
+# The links of each sealed group: all its transports share them, since a stream goes on from one to the next.
+_sealed: "WeakKeyDictionary[dist.ProcessGroup, SealedLinks]" = WeakKeyDictionary()
 
 
 class _Message(NamedTuple):
@@ -38,16 +57,29 @@ class ProcessGroupTransport(FrameTransport):
 
     A transport of the default group can be pickled; it is made anew with the default group where it is unpickled.
 
+    With a secret, the group is sealed: from then on every message of its transports, of this one and of later ones, carries a tag,
+    and what is altered, replayed or foreign is counted in ``refused`` and sent again. Sealing is for gloo, on the CPU.
+
     Args:
         group: the process group; default: the world. ``torch.distributed`` must be initialized.
         device: where messages are kept while they travel. Default: the CPU for gloo, the current GPU for nccl.
+        secret: of all replicas of the run. Default: that of the group, if it is sealed already.
+        run: name of the run that the tags stand for; the same on all replicas. Default: none.
+        timeout_s: how long a sealed operation is waited for. Default: 600.
 
     Raises:
-        UsageError: ``torch.distributed`` is not initialized.
+        UsageError: ``torch.distributed`` is not initialized, the backend is not gloo though there is a secret, or the group is
+            sealed with another one.
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None = None, *, device: torch.device | str | None = None
+        self,
+        group: dist.ProcessGroup | None = None,
+        *,
+        device: torch.device | str | None = None,
+        secret: Secret | None = None,
+        run: str = "",
+        timeout_s: float = EXCHANGE_TIMEOUT_S,
     ) -> None:
         if not dist.is_initialized():
             raise UsageError(
@@ -61,6 +93,10 @@ class ProcessGroupTransport(FrameTransport):
             world_size=dist.get_world_size(group),
             device=torch.device(device) if device else torch.device("cuda" if on_gpu else "cpu"),
         )
+        self._timeout_s = timeout_s
+        self._links = _sealed.get(self._group)
+        if secret is not None:
+            self._seal(secret, run)
 
     def _prepare(self, *, rank: int, world_size: int, device: torch.device) -> None:
         """Begin with the first message between these replicas."""
@@ -70,6 +106,7 @@ class ProcessGroupTransport(FrameTransport):
         # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.
         self._left: list[_Message] = []
         self._began_s = 0.0
+        self._links: SealedLinks | None = None
 
     @override
     def called(self, rank: int) -> str:
@@ -90,11 +127,34 @@ class ProcessGroupTransport(FrameTransport):
             )
         return _of_default_group, (self.device.type,)
 
+    @property
+    def refused(self) -> dict[int, Counter[str]]:
+        """How many messages were refused, by the rank that they came as, and why; all zero without a secret."""
+        found = self._links.refused() if self._links else {}
+        return {
+            peer: Counter({kind.value: n for kind, n in found.get(peer, {}).items()}) for peer in self.peers
+        }
+
+    def close(self) -> None:
+        """Say goodbye to the other replicas, so that each stays until the others have all they need; nothing without a secret.
+
+        Call it after the last operation, and before the process group is destroyed.
+        """
+        if self._links is not None:
+            self._links.close()
+            self._count_extra(self._links)
+
+    @override
+    def carried_bytes(self, num_bytes: int) -> int:
+        return sealed_bytes(num_bytes) if self._links is not None else num_bytes
+
     @override
     def carry(
         self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
     ) -> None:
-        if self._has_tags:
+        if self._links is not None:
+            self._carry_sealed(self._links, header, outgoing, incoming, accept)
+        elif self._has_tags:
             self._carry_at_once(header, outgoing, incoming, accept)
         else:
             self._carry_headers_first(header, outgoing, incoming, accept)
@@ -132,6 +192,103 @@ class ProcessGroupTransport(FrameTransport):
         for message in left[num_firsts:]:
             self._wait(message)
         self._left = []
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        group = self.group or dist.group.WORLD
+        assert group is not None
+        return group
+
+    def _seal(self, secret: Secret, run: str) -> None:
+        if self.device.type != "cpu" or not self._has_tags or dist.get_backend(self.group) == "nccl":
+            raise UsageError(
+                f"ProcessGroupTransport: a secret needs messages that travel through gloo, on the CPU; the backend is "
+                f"{dist.get_backend(self.group)!r}, the device {str(self.device)!r}: make the group with backend='gloo'"
+            )
+        if self._links is None:
+            self._links = _sealed[self._group] = self._make_links(secret, run, epoch=0)
+        elif self._links.secret != secret or self._links.run != run:
+            raise UsageError(
+                "ProcessGroupTransport: this process group is sealed with another secret or run; make a new group for another"
+            )
+
+    def _make_links(self, secret: Secret, run: str, *, epoch: int) -> SealedLinks:
+        """Links to the replicas of this group, on top of ``_start`` and ``_wait``."""
+
+        def start(sends: bool, peer: int, buffer: Tensor) -> _Message:
+            started: list[_Message] = []
+            self._start(started, sends, peer, buffer, _SEALED_TAG)
+            return started[0]
+
+        def notice(peer: int, kind: Refusal, count: int) -> None:
+            # The first, the tenth, the hundredth and so on: a flood must not fill the disk.
+            if str(count).strip("0") == "1":
+                _log.warning(
+                    "replica %d refused a message that came as replica %d's and is %s (number %d of these); the run goes on",
+                    self.rank,
+                    peer,
+                    kind.value,
+                    count,
+                )
+
+        return SealedLinks(
+            secret,
+            run=run,
+            epoch=epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=start,
+            wait=lambda message: self._wait(message, _ENDLESS),
+            notice=notice,
+        )
+
+    def _carry_sealed(
+        self,
+        links: SealedLinks,
+        header: bytes,
+        outgoing: Mapping[int, Tensor],
+        incoming: Mapping[int, Tensor],
+        accept: Accept,
+    ) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        self._began_s = time.perf_counter()
+        messages: dict[int, bytearray] = {}
+        try:
+            links.send({peer: (header, body.numpy().data) for peer, body in outgoing.items()}, deadline)
+            for peer in incoming:
+                with self._waiting_for(peer, self.called(peer)):
+                    messages[peer] = links.take(peer, deadline)
+        except ReplicaLostError as error:
+            raise ReplicaLostError(
+                f"replica {self.rank} lost replica {error.rank} (of {self.world_size}) in step {self.step}: {error}",
+                rank=error.rank,
+            ) from error
+        finally:
+            self._count_extra(links)
+        size = len(header)
+        if header:
+            try:
+                accept({peer: bytes(m[:size]).ljust(size, b"\0") for peer, m in messages.items()})
+            except ExchangeError:
+                # The others must hear from this replica before it may end.
+                links.drain(deadline)
+                raise
+        for peer, message in messages.items():
+            if len(message) - size != incoming[peer].numel():
+                raise ExchangeError(
+                    f"replica {peer} sent {len(message) - size} bytes where {incoming[peer].numel()} were due in step {self.step}; "
+                    "run the same muonwire on all replicas"
+                )
+            if len(message) > size:
+                incoming[peer].copy_(torch.frombuffer(message, dtype=torch.uint8, offset=size))
+
+    def _count_extra(self, links: SealedLinks) -> None:
+        extra = links.new_extra()
+        if extra.sent or extra.received:
+            self.meter.add(
+                "control",
+                Traffic(sent_bytes=extra.sent, egress_bytes=extra.sent, received_bytes=extra.received),
+            )
 
     def _first_buffer(self, peer: int) -> Tensor:
         if peer not in self._firsts:
@@ -190,18 +347,25 @@ class ProcessGroupTransport(FrameTransport):
         assert work is not None
         left.append(_Message(peer, buffer, work))
 
-    def _wait(self, message: _Message) -> None:
+    def _wait(self, message: _Message, within: timedelta | None = None) -> None:
         peer = message.peer
         try:
-            with self.waits.on(
-                partial(self._missing, peer),
-                peer=self.members[peer],
-                answer=lambda: f"{self.called(peer)} answered",
-                since_s=self._began_s,
-            ):
-                message.work.wait()
+            if within is None:
+                with self._waiting_for(peer, partial(self._missing, peer)):
+                    message.work.wait()
+            else:
+                # A thread of its own waits here; what the replica waits for is told elsewhere.
+                message.work.wait(within)
         except RuntimeError as error:
             raise self._lost(peer, error) from error
+
+    def _waiting_for(self, peer: int, what: Text) -> Wait:
+        return self.waits.on(
+            what,
+            peer=self.members[peer],
+            answer=lambda: f"{self.called(peer)} answered",
+            since_s=self._began_s,
+        )
 
     def _missing(self, peer: int) -> str:
         """Whose messages have not come: that of ``peer``, and of others where it can be seen."""
