@@ -17,8 +17,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
@@ -134,7 +134,7 @@ class ElasticTransport(ProcessGroupTransport):
             ) from error
         return interface
 
-    def _start_manager(self) -> "tuple[dist.TCPStore, Any, Manager]":
+    def _start_manager(self) -> "tuple[TCPStore, Any, Manager]":
         # torchft's core writes each quorum to standard error unless it is told otherwise before it is loaded.
         os.environ.setdefault("RUST_LOG", "error")
         try:
@@ -149,7 +149,7 @@ class ElasticTransport(ProcessGroupTransport):
             logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
         limit = timedelta(seconds=self.how.timeout_s)
         address = self.interface.address
-        store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=limit)
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=limit)
         connections = Connections(timeout=limit)
         host, port = self.how.place()
         manager = Manager(
@@ -175,7 +175,7 @@ class ElasticTransport(ProcessGroupTransport):
         return store, connections, manager
 
     @property
-    def members(self) -> tuple[str, ...]:  # type: ignore[override]
+    def members(self) -> tuple[str, ...]:
         """The names of the replicas of this quorum, by rank; their own once they have said them."""
         return self._members
 
@@ -233,7 +233,8 @@ class ElasticTransport(ProcessGroupTransport):
             while not concurrent.futures.wait([asked], timeout=_PAUSE_S).done:
                 self._check_patience(began, "the others have not come to a synchronization")
             try:
-                return asked.result()
+                asked.result()
+                return
             except (RuntimeError, TimeoutError) as error:
                 self._check_patience(began, str(error).splitlines()[0][:200])
                 time.sleep(_PAUSE_S)

@@ -11,7 +11,7 @@ from torchft.process_group import ProcessGroupGloo
 from typing_extensions import override
 
 
-class Connections(ProcessGroupGloo):
+class Connections(ProcessGroupGloo):  # type: ignore[misc]
     """torchft's gloo group, which knows which quorum it connects.
 
     Args:
@@ -27,7 +27,7 @@ class Connections(ProcessGroupGloo):
         super().configure(*args, **options)
 
 
-class StateTransport(HTTPTransport[dict[str, Any]]):
+class StateTransport(HTTPTransport[dict[str, Any]]):  # type: ignore[misc]
     """torchft's HTTPTransport, reached by an address rather than by the machine's name, and read without pickled code.
 
     Args:
@@ -39,7 +39,7 @@ class StateTransport(HTTPTransport[dict[str, Any]]):
         self._host = address
         super().__init__(timeout=timeout, num_chunks=0)
         # A line on standard error for every request would tear the progress bar.
-        self._server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[attr-defined]
+        self._server.RequestHandlerClass.log_message = lambda *_: None
 
     @override
     def disallow_checkpoint(self) -> None:

@@ -88,6 +88,7 @@ class ProcessGroupTransport(FrameTransport):
             )
         self.group = group
         on_gpu = dist.get_backend(group) == "nccl"
+        self._links: SealedLinks | None
         self._prepare(
             rank=dist.get_rank(group),
             world_size=dist.get_world_size(group),
@@ -106,7 +107,7 @@ class ProcessGroupTransport(FrameTransport):
         # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.
         self._left: list[_Message] = []
         self._began_s = 0.0
-        self._links: SealedLinks | None = None
+        self._links = None
 
     @override
     def called(self, rank: int) -> str:
