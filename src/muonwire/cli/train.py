@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from muonwire.cli.arguments import parse
+from muonwire.errors import UsageError
 from muonwire.tasks import settings_type
 from muonwire.train import TrainConfig, train
+from muonwire.train.elastic import train_elastic
+from muonwire.transport.elastic import ELASTIC_TIMEOUT_S, ElasticSettings
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
 
 EXAMPLES = (
@@ -18,6 +21,7 @@ EXAMPLES = (
     "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
     "muonwire train --task vision --recipe muon --model resnet --batch 32 --out runs/digits",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
+    "muonwire train --recipe one_bit_muon --elastic --lighthouse 10.0.0.1:29510 --min-replicas 2 --out runs/elastic",
 )
 
 
@@ -36,8 +40,15 @@ class TrainCommand:
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous of the replicas. Default: any free one.
         timeout_s: seconds for which a replica that does not answer is waited for, with a message every minute, before the run ends
-            with an error (docs/links.md). The same on all replicas.
+            with an error (docs/links.md); with --elastic, before the others go on without it. The same on all replicas. Default:
+            600, with --elastic 60.
         page: write page.html to --out when the run ends: loss against steps, bytes and time, and a time line of the replicas.
+        elastic: this process is one replica of those that come and go; start it on every machine by itself, in any order, with a
+            folder of its own (docs/elastic.md).
+        lighthouse: with --elastic, HOST:PORT of a running `torchft_lighthouse --min_replicas 1`.
+        min_replicas: with --elastic, how many must be there for a synchronization.
+        name: with --elastic, of this replica, different on each. Default: the machine's name and the process's number.
+        patience_s: with --elastic, how long too few replicas are waited for.
     """
 
     task: str = "text"
@@ -47,8 +58,13 @@ class TrainCommand:
     resume: bool = False
     threads: int | None = None
     port: int = 0
-    timeout_s: float = EXCHANGE_TIMEOUT_S
+    timeout_s: float | None = None
     page: bool = True
+    elastic: bool = False
+    lighthouse: str = ""
+    min_replicas: int = 2
+    name: str = ""
+    patience_s: float = 3600.0
 
 
 def _task_name(args: Sequence[str]) -> str:
@@ -65,6 +81,20 @@ def main(args: Sequence[str]) -> int:
     task = settings_type(_task_name(args))
     default = TrainCommand(config=TrainConfig(task=task()))
     command = parse(TrainCommand, args, command="train", about=about, examples=EXAMPLES, default=default)
+    if command.elastic:
+        how = ElasticSettings(
+            lighthouse=command.lighthouse,
+            min_replicas=command.min_replicas,
+            name=command.name,
+            timeout_s=ELASTIC_TIMEOUT_S if command.timeout_s is None else command.timeout_s,
+            patience_s=command.patience_s,
+        )
+        train_elastic(command.config, command.out, how, resume=command.resume, threads=command.threads)
+        return 0
+    if command.lighthouse:
+        raise UsageError(
+            "train: --lighthouse is for replicas that come and go; add --elastic, or leave it out"
+        )
     train(
         command.config,
         command.out,
@@ -72,7 +102,7 @@ def main(args: Sequence[str]) -> int:
         resume=command.resume,
         threads=command.threads,
         port=command.port,
-        timeout_s=command.timeout_s,
+        timeout_s=EXCHANGE_TIMEOUT_S if command.timeout_s is None else command.timeout_s,
         page=command.page,
     )
     return 0

@@ -141,6 +141,14 @@ class Elastic:
             UsageError: the others train something else.
             StoppedError: it was asked to stop while it waited.
         """
+        optimizer = self.optimizer
+        # A state that was loaded before says how far this replica is.
+        done = (
+            optimizer.num_steps
+            if optimizer.local is None
+            else int(optimizer.param_groups[0]["synchronizations"])
+        )
+        self.transport.commits = max(self.transport.commits, done)
         self._meet(None)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -405,7 +413,9 @@ def _check_optimizer(optimizer: ChainOptimizer) -> None:
         if part.needs_same_replicas
     }
     if optimizer.lifecycle.start == "broadcast":
-        reasons.add('start="broadcast": a replica that joins takes over the weights of those that are there anyway')
+        reasons.add(
+            'start="broadcast": a replica that joins takes over the weights of those that are there anyway'
+        )
     if reasons:
         raise UsageError(
             f"Elastic: the optimizer cannot train with replicas that come and go ({'; '.join(sorted(reasons))}); choose a recipe "

@@ -142,6 +142,8 @@ class Trainer:
         self._peak_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.step = 0
         self.lengths: tuple[Length, ...] = (Length(steps=config.steps),)
+        # Prints a line for the user beside the progress bar.
+        self.say: Callable[[str], None] = print
         # Where this replica writes its host's events, if it does.
         self.events: Events | None = None
         self._totals = _Totals()
@@ -184,14 +186,14 @@ class Trainer:
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
         """Train to the last step, or until all replicas were asked to stop; write and return the result."""
-        config, diverged, eval_loss = self.config, False, None
-        first = self.transport.rank == 0
+        config, diverged = self.config, False
+        eval_loss: float | None = None
         with metrics_writer(
-            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=first
+            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=self.writes
         ) as write:
             if self.step == 0:
                 write(0, **asdict(self._totals), eval_loss=self._evaluate()[0])
-            while self.step < config.steps and Flag.STOP not in self.transport.agreed:
+            while self.step < config.steps and not self.stops:
                 try:
                     loss, lr = self._one_step()
                 except NonFiniteUpdateError:
@@ -200,7 +202,7 @@ class Trainer:
                     break
                 if self.events is not None:
                     self.events.stepped(self.step)
-                last = self.step == config.steps
+                last = self.step >= config.steps
                 eval_loss, train_loss = None, None
                 on_time = self.step % config.evaluate_every == 0
                 if last or on_time:
@@ -209,7 +211,7 @@ class Trainer:
                     if not on_time:
                         # If the run is made longer, the next regular evaluation reports their mean.
                         self._recent_losses = recent
-                    diverged = not math.isfinite(eval_loss)
+                    diverged = eval_loss is not None and not math.isfinite(eval_loss)
                 write(
                     self.step,
                     lr=lr,
@@ -225,11 +227,29 @@ class Trainer:
                 if diverged:
                     break
                 due = config.checkpoint_every and (last or self.step % config.checkpoint_every == 0)
-                if due or (Flag.STOP in self.transport.agreed and not last):
+                if due or (self.stops and not last):
                     self.save()
             if eval_loss is None and not diverged and self.step >= config.steps:
                 eval_loss, _ = self._evaluate()
         return self._result(diverged=diverged, eval_loss=eval_loss)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this replica writes metrics and the result."""
+        return self.transport.rank == 0
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to end before its last step."""
+        return Flag.STOP in self.transport.agreed
+
+    @property
+    def keepers(self) -> Transport:
+        """Between the replicas that write a checkpoint together."""
+        return self.transport
+
+    def begin(self) -> None:
+        """Meet the other replicas before the first step, where they are not there already."""
 
     def save(self) -> Path:
         """Write a checkpoint; all replicas call it in the same step."""
@@ -249,7 +269,7 @@ class Trainer:
             identity=self._identity(),
             shared=shared,
             state=state,
-            transport=self.transport,
+            transport=self.keepers,
         )
         if self.events is not None:
             self.events.add("checkpoint", step=self.step)
@@ -290,12 +310,9 @@ class Trainer:
         computed_s = time.perf_counter()
         self.diagnostics.observe(step)
         observed_s = time.perf_counter()
-        self.optimizer.step()
-        if step == config.steps:
-            self.optimizer.synchronize()
+        self.step = step = self._step_optimizer(step)
         self.optimizer.zero_grad()
         optimizer_s = time.perf_counter() - observed_s - (self.transport.meter.training - traffic).wait_s
-        self.step = step
         if config.digest_every and step % config.digest_every == 0:
             self._check_replicas()
         spent = self.transport.meter.training - traffic
@@ -305,11 +322,18 @@ class Trainer:
         self._recent_losses.append(value)
         return value, self.optimizer.param_groups[0]["lr"]
 
+    def _step_optimizer(self, step: int) -> int:
+        """One step of the optimizer; returns how many are done then."""
+        self.optimizer.step()
+        if step == self.config.steps:
+            self.optimizer.synchronize()
+        return step
+
     def _check_replicas(self) -> str:
         with self.optimizer.shared_weights():
             return check_replicas(self._named_tensors(), self.transport)
 
-    def _evaluate(self) -> tuple[float, float | None]:
+    def _evaluate(self) -> tuple[float | None, float | None]:
         """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""
         with self.optimizer.shared_weights():
             total, terms = self.task.evaluate(
@@ -349,7 +373,7 @@ class Trainer:
             optimizer=self._described,
             diagnostics=self.diagnostics.means(),
         )
-        if self.transport.rank == 0 and finished:
+        if self.writes and finished:
             checkpoint.write_json(self.folder / RESULT, asdict(result))
         return result
 

@@ -50,9 +50,16 @@ def _finished_config(folder: Path) -> Any:
         return None
 
 
-def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resume: bool) -> RunResult:
+def train_here(
+    config: TrainConfig,
+    folder: Path,
+    transport: Transport,
+    *,
+    resume: bool,
+    trainer_type: type[Trainer] = Trainer,
+) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
-    trainer = Trainer(config, config.task.make(), transport, folder)
+    trainer = trainer_type(config, config.task.make(), transport, folder)
     first = transport.rank == 0
     notes: list[str] = []
     if resume:
@@ -68,6 +75,8 @@ def train_here(config: TrainConfig, folder: Path, transport: Transport, *, resum
         progress_bar(config.recipe, enabled=first) as show,
         recording(trainer, show),
     ):
+        trainer.say = show.say
+        trainer.begin()
         result = trainer.run(show)
     if first and result.finished:
         print(_outcome(result, folder), flush=True)

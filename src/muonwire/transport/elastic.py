@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 State = dict[str, Any]
 
+ELASTIC_TIMEOUT_S = 60.0
 # How long one request for a quorum lasts before it is made again, and the pause between looks at what has come of it.
 _ASK_S = 60.0
 _PAUSE_S = 0.2
@@ -57,7 +58,7 @@ class ElasticSettings:
     lighthouse: str
     min_replicas: int = 2
     name: str = ""
-    timeout_s: float = 60.0
+    timeout_s: float = ELASTIC_TIMEOUT_S
     patience_s: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -215,7 +216,9 @@ class ElasticTransport(ProcessGroupTransport):
                 self._reset(world_size=world_size)
                 missing = f"{world_size} of at least {self.how.min_replicas} replicas are there"
             else:
-                missing = f"the replicas could not connect ({str(self._manager.errored()).splitlines()[0][:200]})"
+                missing = (
+                    f"the replicas could not connect ({str(self._manager.errored()).splitlines()[0][:200]})"
+                )
             self.commit(failure=ReplicaLostError(missing))
             self._check_patience(began, missing)
             time.sleep(_PAUSE_S)
