@@ -208,9 +208,9 @@ def test_a_checkpoint_without_probes_is_read_and_probing_begins_there(tmp_path):
     task = TextTask(TINY)
     Trainer(_settings("muon", steps=8, probes=0), task, SingleReplica(), tmp_path).run()
     tree = next(tmp_path.glob("checkpoints/step_00000006/rank_0.json"))
-    state = json.loads(tree.read_text())
-    state["$dict"] = [entry for entry in state["$dict"] if entry[0] != "diagnostics"]
-    tree.write_text(json.dumps(state))
+    part = json.loads(tree.read_text())
+    part["state"]["$dict"] = [entry for entry in part["state"]["$dict"] if entry[0] != "diagnostics"]
+    tree.write_text(json.dumps(part))
     for newer in tmp_path.glob("checkpoints/step_00000008/manifest.json"):
         newer.unlink()
     trainer = Trainer(_settings("muon", steps=8, probes=4), task, SingleReplica(), tmp_path)

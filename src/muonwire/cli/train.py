@@ -48,6 +48,8 @@ class TrainCommand:
         lighthouse: with --elastic, HOST:PORT of a running `torchft_lighthouse --min_replicas 1`.
         min_replicas: with --elastic, how many must be there for a synchronization.
         name: with --elastic, of this replica, different on each. Default: the machine's name and the process's number.
+        join_s: with --elastic, how long the others wait for a replica that takes over their state, which must fit through the link
+            in that time.
         patience_s: with --elastic, how long too few replicas are waited for.
     """
 
@@ -64,6 +66,7 @@ class TrainCommand:
     lighthouse: str = ""
     min_replicas: int = 2
     name: str = ""
+    join_s: float = 600.0
     patience_s: float = 3600.0
 
 
@@ -87,6 +90,7 @@ def main(args: Sequence[str]) -> int:
             min_replicas=command.min_replicas,
             name=command.name,
             timeout_s=ELASTIC_TIMEOUT_S if command.timeout_s is None else command.timeout_s,
+            join_s=command.join_s,
             patience_s=command.patience_s,
         )
         train_elastic(command.config, command.out, how, resume=command.resume, threads=command.threads)

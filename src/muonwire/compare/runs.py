@@ -193,6 +193,12 @@ def prepare_run(config: Comparison, run: Run, task: Task, transport: Transport) 
         trainer = Trainer(settings, task, transport, folder)
     transport.gather(b"looked", purpose="control")
     if transport.rank == 0:
+        print(
+            *(f"{run.recipe}, lr {run.lr:g}, seed {run.seed}: {note}\n" for note in trainer.notes),
+            sep="",
+            end="",
+            flush=True,
+        )
         write_json(folder / CONFIG, settings.identity())
     return trainer
 

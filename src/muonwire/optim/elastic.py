@@ -197,7 +197,7 @@ class Elastic:
                 self.transport.commit(failure=error)
                 if isinstance(error, DivergedReplicasError):
                     raise
-                failures = 0 if isinstance(error, ReplicaLostError | _NotYet) else failures + 1
+                failures = 0 if isinstance(error, ReplicaLostError | _NotYetError) else failures + 1
                 if failures == ATTEMPTS:
                     raise
                 continue
@@ -246,23 +246,23 @@ class Elastic:
         )
         # Whoever joins knows neither the step nor the rates yet.
         transport.step, transport.settings = 0, ""
-        texts = transport.gather(json.dumps(asdict(own)).encode(), purpose="control")
+        with transport.patient():
+            texts = transport.gather(json.dumps(asdict(own)).encode(), purpose="control")
         present = [Present.read(text, rank=rank) for rank, text in enumerate(texts)]
-        transport.members = [p.name for p in present]
         deciding = [p for p in present if not p.joins] or present
         self._check_settings(own, present, _commonest([p.groups for p in deciding]))
         weights = _commonest([p.weights for p in deciding])
         others = [p.name for p in present if p.weights != weights]
         if others and not any(p.commits for p in present):
             raise DivergedReplicasError(
-                f"the replicas do not start from the same weights: {', '.join(others)} of {len(present)} have others than the rest; "
-                "build the model with the same seed on all, or load the same weights"
+                f"the replicas do not start from the same weights: {', '.join(others)} of {len(present)} have others than the "
+                "rest; build the model with the same seed on all, or load the same weights"
             )
         if others:
             if own.name in others:
                 # The others have a commit that this replica lacks, or the other way round: it takes over theirs.
                 transport.commits = 0
-            raise _NotYet(f"{', '.join(others)} had other weights than the rest, and takes over theirs")
+            raise _NotYetError(f"{', '.join(others)} had other weights than the rest, and takes over theirs")
         return present
 
     def _check_settings(self, own: Present, present: Sequence[Present], groups: str) -> None:
@@ -273,7 +273,7 @@ class Elastic:
                 "recipe or options differ; give all the same"
             )
         if strangers:
-            raise _NotYet(f"{', '.join(strangers)} trains something else, and leaves")
+            raise _NotYetError(f"{', '.join(strangers)} trains something else, and leaves")
 
     def _begin_together(self, present: Sequence[Present]) -> None:
         """Nobody has trained since they were last together: start, where necessary from the last synchronization."""
@@ -333,7 +333,10 @@ class Elastic:
         return {
             "groups": self._settings(),
             "optimizer": _copied(shared_part(optimizer)),
-            "weights": {name: weight.detach().clone() for name, weight in optimizer.shared()},
+            # Where the optimizer keeps copies, they are in its state.
+            "weights": {}
+            if optimizer.local is not None or optimizer.look_ahead
+            else {name: weight.detach().clone() for name, weight in optimizer.shared()},
             "buffers": {name: buffer.detach().clone() for name, buffer in self._buffers()},
             "gradients": optimizer._gradients.count,
         }
@@ -353,8 +356,8 @@ class Elastic:
                 "options differ; give all the same"
             )
         lost = optimizer.steps_alone if optimizer.local is not None else 0
-        for name, weight in weights.items():
-            weight.copy_(state["weights"][name])
+        for name, weight in state["weights"].items():
+            weights[name].copy_(weight)
         for name, buffer in buffers.items():
             buffer.copy_(state["buffers"][name])
         load_shared(optimizer, state["optimizer"])
@@ -381,7 +384,7 @@ def _observe_step(optimizer: ChainOptimizer) -> None:
     optimizer.record_weights()
 
 
-class _NotYet(ExchangeError):
+class _NotYetError(ExchangeError):
     """The replicas must meet again before they can synchronize."""
 
 

@@ -167,8 +167,8 @@ def train_elastic(
     """
     if under_launcher() and int(os.environ["WORLD_SIZE"]) > 1:
         raise UsageError(
-            f"train: --elastic under a launcher with {os.environ['WORLD_SIZE']} processes; start `muonwire train --elastic` on every "
-            "machine by itself, without torchrun"
+            f"train: --elastic under a launcher with {os.environ['WORLD_SIZE']} processes; start `muonwire train --elastic` on "
+            "every machine by itself, without torchrun"
         )
     set_threads(1, threads)
     with _transport(how, secret, run) as transport:

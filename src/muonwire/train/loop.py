@@ -13,13 +13,15 @@ from torch import nn
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
+from muonwire.optim import sharing
 from muonwire.tasks.base import Task
-from muonwire.train import checkpoint
+from muonwire.train import checkpoint, resume
 from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.events import Events
-from muonwire.train.lengths import LENGTHS, STEPS, Length, extend, lengths_of
+from muonwire.train.folders import Together
+from muonwire.train.lengths import LENGTHS, STEPS, Length
 from muonwire.train.metrics import finite_or_none, metrics_writer
 from muonwire.transport import Flag, Traffic, Transport, check_replicas
 
@@ -110,7 +112,8 @@ class Trainer:
         config: the settings.
         task: data, model and loss.
         transport: a fresh one, between the replicas of this run.
-        folder: where metrics, checkpoints and the result go; the same for all replicas.
+        folder: where this replica's checkpoints go, and replica 0's metrics and result; one folder for
+            all replicas, or one on every host.
         device: of the model. Default: a GPU where there is one.
     """
 
@@ -146,6 +149,10 @@ class Trainer:
         self.say: Callable[[str], None] = print
         # Where this replica writes its host's events, if it does.
         self.events: Events | None = None
+        # What there is to say about how the run was resumed, a line each.
+        self.notes: list[str] = []
+        # The replicas that share the folder; found out when a checkpoint is saved first.
+        self.together: Together | None = None
         self._totals = _Totals()
         self._recent_losses: list[float] = []
         self._compute_times: list[float] = []
@@ -157,31 +164,35 @@ class Trainer:
         self.transport.requested |= Flag.STOP
 
     def resume(self, *, new_length: bool = False) -> bool:
-        """Continue from the newest checkpoint in the folder; False where there is none.
+        """Continue from the newest checkpoint that all replicas have; False where none has any. All replicas call it together.
+
+        Where there is no such checkpoint, replicas that have lost theirs get from another one what all share, and begin anew with
+        what was their own: a residual is then zero. ``notes`` says so.
 
         Args:
             new_length: the run may have been started with another number of steps. Default: False.
 
         Raises:
-            UsageError: the checkpoint belongs to another run, model or number of replicas, or the new length leaves
-                nothing to train.
+            UsageError: a checkpoint belongs to another run, model or number of replicas, all are damaged, or the new length leaves
+                nothing to train; on all replicas, and nothing has changed.
         """
-        path = checkpoint.latest(self.folder)
-        if path is None:
+        found = resume.find(self, free=(STEPS, LENGTHS) if new_length else ())
+        if found is None:
             return False
-        free = (STEPS, LENGTHS) if new_length else ()
-        saved = checkpoint.load(path, identity=self._identity(), transport=self.transport, free=free)
-        step, state = saved.step, saved.state
-        self.lengths = extend(lengths_of(saved.identity["config"]), self.config, done=step)
+        self.lengths, self.step = found.lengths, found.step
+        state = found.state
         with torch.no_grad():
-            for name, tensor in self._named_tensors():
+            for name, tensor in self.named_tensors():
                 tensor.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if found.lacks:
+            sharing.load_shared(self.optimizer, state["optimizer"])
+        else:
+            self.optimizer.load_state_dict(state["optimizer"])
         checkpoint.set_random_state(state["random"])
         self._totals = _Totals(**state["totals"])
         self._recent_losses = state["recent_losses"]
-        self.diagnostics.load_state_dict(state.get("diagnostics"), step=step)
-        self.step = step
+        self.diagnostics.load_state_dict(state.get("diagnostics"), step=found.step)
+        self.notes = [*found.notes, *resume.losses(found, self.optimizer)]
         return True
 
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
@@ -252,11 +263,17 @@ class Trainer:
         """Meet the other replicas before the first step, where they are not there already."""
 
     def save(self) -> Path:
-        """Write a checkpoint; all replicas call it in the same step."""
+        """Write a checkpoint; all replicas call it in the same step.
+
+        Raises:
+            UsageError: a replica cannot write its part; on all of them.
+        """
+        if self.together is None:
+            self.together = Together.find(self.folder, self.keepers)
         with self.optimizer.shared_weights():
-            shared = {name: tensor.detach().clone() for name, tensor in self._named_tensors()}
+            shared = {name: tensor.detach().clone() for name, tensor in self.named_tensors()}
         state = {
-            "weights": dict(self._named_tensors()),
+            "weights": dict(self.named_tensors()),
             "optimizer": self.optimizer.state_dict(),
             "random": checkpoint.random_state(),
             "totals": asdict(self._totals),
@@ -266,10 +283,11 @@ class Trainer:
         path = checkpoint.save(
             self.folder,
             step=self.step,
-            identity=self._identity(),
+            identity=self.identity(),
             shared=shared,
             state=state,
             transport=self.keepers,
+            together=self.together,
         )
         if self.events is not None:
             self.events.add("checkpoint", step=self.step)
@@ -280,7 +298,8 @@ class Trainer:
         lengths = [asdict(length) for length in self.lengths]
         return {**self.config.identity(), **({LENGTHS: lengths} if len(lengths) > 1 else {})}
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """What a run must have in common with this one to go on from its checkpoints."""
         shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
         return {
             "config": self.settings(),
@@ -288,7 +307,8 @@ class Trainer:
             "shapes": shapes,
         }
 
-    def _named_tensors(self) -> list[tuple[str, torch.Tensor]]:
+    def named_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """The model's parameters and buffers."""
         return [*self.model.named_parameters(), *self.model.named_buffers()]
 
     def _one_step(self) -> tuple[float, float]:
@@ -331,7 +351,7 @@ class Trainer:
 
     def _check_replicas(self) -> str:
         with self.optimizer.shared_weights():
-            return check_replicas(self._named_tensors(), self.transport)
+            return check_replicas(self.named_tensors(), self.transport)
 
     def _evaluate(self) -> tuple[float | None, float | None]:
         """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""

@@ -1,17 +1,20 @@
 """`muonwire train`: one recipe, on one replica or many."""
 
 import json
-import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
 from muonwire.train import checkpoint
+from muonwire.train.agree import raise_told
 from muonwire.train.config import TrainConfig
+from muonwire.train.folders import WHERE, Place, Together, tell, where
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
 from muonwire.train.lengths import rate_change
 from muonwire.train.loop import RESULT, RunResult, Trainer
+from muonwire.train.metrics import METRICS
 from muonwire.train.page import print_page
 from muonwire.train.progress import progress_bar
 from muonwire.train.recording import recording
@@ -21,8 +24,8 @@ from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
 CONFIG = "config.json"
 
 
-def prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Refuse to overwrite a run that is there already; write the settings of a new one. A run that goes on has its own.
+def check_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Refuse to overwrite a run that is in the folder already.
 
     Raises:
         UsageError: the folder holds a run and ``resume`` was not asked for, or one that finished with other settings and left no
@@ -38,9 +41,27 @@ def prepare_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
             f"train: {folder} holds a run that finished with other settings and left no checkpoint to go on from "
             "(--checkpoint-every 0, or a run of `muonwire compare`); choose another --out"
         )
-    if not begun:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_json(folder / CONFIG, config.identity())
+
+
+def _check_folders(folder: Path, config: TrainConfig, transport: Transport, *, resume: bool) -> list[Place]:
+    """Check the folders of all replicas before one of them writes; returns where they are.
+
+    Raises:
+        UsageError: see check_folder, or only some replicas are to resume; on all of them.
+    """
+    problem = ""
+    try:
+        check_folder(folder, config, resume=resume)
+    except UsageError as error:
+        problem = str(error)
+    told = tell({"problem": problem, "resume": resume, "place": asdict(Place.here(folder))}, transport)
+    asked = [str(rank) for rank, message in enumerate(told) if message["resume"]]
+    if asked and len(asked) < len(told):
+        raise UsageError(
+            f"train: of {len(told)} replicas, {', '.join(asked)} were started with --resume; start all with it, or none"
+        )
+    raise_told({rank: message["problem"] for rank, message in enumerate(told)})
+    return [Place(**message["place"]) for message in told]
 
 
 def _finished_config(folder: Path) -> Any:
@@ -59,16 +80,23 @@ def train_here(
     trainer_type: type[Trainer] = Trainer,
 ) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
+    places = _check_folders(folder, config, transport, resume=resume)
     trainer = trainer_type(config, config.task.make(), transport, folder)
     first = transport.rank == 0
     notes: list[str] = []
     if resume:
-        trainer.resume(new_length=True)
+        went_on = trainer.resume(new_length=True)
         _check_alike(trainer)
-        if first:
-            notes = _go_on(trainer)
+        if not went_on:
+            trainer.notes = [f"no replica has a checkpoint of this run: it starts at step 1, in {places[0]}"]
+        notes = [*trainer.notes, *(_go_on(trainer) if first and went_on else [])]
+    trainer.together = Together.find(folder, transport)
+    _say_where(trainer, places)
+    if first and not trainer.step:
+        checkpoint.write_json(folder / CONFIG, trainer.settings())
     if first:
         _describe(trainer)
+    if first or (trainer.together.first and 0 not in trainer.together.ranks):
         print(*notes, sep="\n", end="\n\n" if notes else "", flush=True)
     with (
         on_stop_signal(trainer.request_stop),
@@ -83,15 +111,26 @@ def train_here(
     return result
 
 
+def _say_where(trainer: Trainer, places: list[Place]) -> None:
+    """In the folder of every host but replica 0's, say where the rest of the run is."""
+    together = trainer.together
+    assert together is not None
+    path = trainer.folder / WHERE
+    if 0 in together.ranks:
+        # It came with what was copied from another host.
+        if together.first:
+            path.unlink(missing_ok=True)
+    elif together.first:
+        checkpoint.write_json(path, where(places, together, files=(CONFIG, METRICS, RESULT, "tensorboard")))
+
+
 def _check_alike(trainer: Trainer) -> None:
     """All replicas go on from one step to one length; where one of them refused, the others end here, before a file is changed."""
     own = f"step {trainer.step} of {trainer.config.steps}"
     positions = [text.decode() for text in trainer.transport.gather(own.encode(), purpose="control")]
     if len(set(positions)) > 1:
         listed = "; ".join(f"replica {rank}: {position}" for rank, position in enumerate(positions))
-        raise UsageError(
-            f"train: the replicas would not resume alike ({listed}); give all the same --steps, and an --out that they share"
-        )
+        raise UsageError(f"train: the replicas would not resume alike ({listed}); give all the same --steps")
 
 
 def _go_on(trainer: Trainer) -> list[str]:
@@ -170,7 +209,7 @@ def train(
 
     Args:
         config: the settings.
-        folder: where metrics, checkpoints and result.json go.
+        folder: where metrics, checkpoints and result.json go; of the replicas on other hosts, their checkpoints.
         replicas: processes to start on this machine; ignored under torchrun, which starts them itself.
         resume: continue from the newest checkpoint in the folder; ``config.steps`` may be another number than the run has so far.
         threads: of each replica's arithmetic. Default: its share of the cores.
@@ -187,10 +226,9 @@ def train(
         raise UsageError(
             f"train: timeout_s is {timeout_s}; it is at least 1 second, for as long as a replica may be silent"
         )
-    if os.environ.get("RANK", "0") == "0":
-        prepare_folder(folder, config, resume=resume)
     if under_launcher() or replicas == 1:
         _worker(config, folder, resume, threads, timeout_s, page)
     else:
+        check_folder(folder, config, resume=resume)
         config.task.make()
         launch(_worker, (config, folder, resume, threads, timeout_s, page), replicas=replicas, port=port)

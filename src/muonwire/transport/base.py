@@ -37,8 +37,8 @@ class Transport(ABC):
     ``settings`` is a text that must be the same on all replicas in this step, such as the learning rates; its checksum of one byte
     travels with every message.
 
-    A replica that ``observes`` takes part in operations of the purpose "update" without counting in them: it sends no payload, means
-    are over the others, and ``gather`` returns the others' payloads alone.
+    A replica that ``observes`` takes part in operations of the purpose "update" without counting in them: it sends no payload,
+    means are over the others, and ``gather`` returns the others' payloads alone.
 
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
@@ -92,7 +92,7 @@ class Transport(ABC):
             ReplicaLostError: a replica stopped answering.
         """
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 - most transports have nothing to do
         """Make sure, where replicas come and go, that all have all messages of the operations so far; else nothing.
 
         Raises:

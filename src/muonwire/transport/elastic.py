@@ -2,8 +2,8 @@
 
 torchft's lighthouse knows who is alive; its manager forms a quorum of replicas, connects them by a process group that can be made
 anew, and hands the state of one that is up to date to those that are behind. Here every replica is a replica group of one process.
-What torchft leaves open is decided here: whether all replicas of a quorum have all messages of an exchange (``settle``); and by what
-steps with this transport (``optim.elastic``): whether they stand on the same commit, and who brings nothing.
+What torchft leaves open is decided here: whether all replicas of a quorum have all messages of an exchange (``settle``); and in
+``optim.elastic``: whether they stand on the same commit, and who brings nothing.
 """
 
 import concurrent.futures
@@ -11,7 +11,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ from muonwire.transport.secret import Secret
 if TYPE_CHECKING:
     from torchft import Manager
 
+    from muonwire.transport.elastic_parts import Quorums
+
 State = dict[str, Any]
 
 ELASTIC_TIMEOUT_S = 60.0
@@ -48,7 +51,9 @@ class ElasticSettings:
         min_replicas: how many must be there for a synchronization; with fewer, those that are there wait. Default: 2.
         name: of this replica, different on each; the rank among those present follows the order of the names. Default: the
             machine's name and the process's number.
-        timeout_s: how long a replica that is there is waited for: for one message, to connect, or to take over the state. Default: 60.
+        timeout_s: how long a replica that is there is waited for: for one message, or to connect. Default: 60.
+        join_s: how long the others wait for a replica that takes over the state; its size over the link's rate must fit in.
+            Default: 600.
         patience_s: how long too few replicas are waited for. Default: 3600.
 
     Raises:
@@ -59,15 +64,16 @@ class ElasticSettings:
     min_replicas: int = 2
     name: str = ""
     timeout_s: float = ELASTIC_TIMEOUT_S
+    join_s: float = 600.0
     patience_s: float = 3600.0
 
     def __post_init__(self) -> None:
         self.place()
-        if self.min_replicas < 1 or self.timeout_s <= 0 or self.patience_s <= 0:
-            raise UsageError(
-                f"elastic: min_replicas is {self.min_replicas}, timeout_s {self.timeout_s:g} and patience_s {self.patience_s:g}; they "
-                "must be positive"
-            )
+        for name in ("min_replicas", "timeout_s", "join_s", "patience_s"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"elastic: {name} is {getattr(self, name):g}; it must be positive")
+        if ":" in self.name:
+            raise UsageError(f"elastic: the name {self.name!r} has a colon; leave it out")
 
     def place(self) -> tuple[str, int]:
         """Host and port of the lighthouse."""
@@ -115,13 +121,13 @@ class ElasticTransport(ProcessGroupTransport):
         self._prepare(rank=0, world_size=1, device=torch.device(device or "cpu"))
         # Which quorum this is; a new one has a higher number.
         self.epoch = -1
-        # Set by what steps with this transport: the state for a replica that joins, what takes it over, and whether to stop waiting.
+        # Set by what steps with this transport: the state for a replica that joins, what takes it over, whether to stop waiting.
         self.give_state: Callable[[], State] = dict
         self.take_state: Callable[[State], None] = lambda state: None
         self.stopping: Callable[[], bool] = lambda: False
         self._members: tuple[str, ...] = (self.name,)
         self._asker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="muonwire-quorum")
-        self._store, self._connections, self._manager = self._start_manager()
+        self._store, self._connections, self._manager, self._quorums = self._start_manager()
 
     def _reach_lighthouse(self) -> Interface:
         host, port = self.how.place()
@@ -130,18 +136,18 @@ class ElasticTransport(ProcessGroupTransport):
             socket.create_connection((host, port), timeout=min(30.0, self.how.timeout_s)).close()
         except OSError as error:
             raise ExchangeError(
-                f"elastic: {self.name} cannot reach the lighthouse {host}:{port} through {interface}: {error.strerror or error}; check "
-                "that `torchft_lighthouse` runs there, its address and port, and that no firewall lies between"
+                f"elastic: {self.name} cannot reach the lighthouse {host}:{port} through {interface}: {error.strerror or error}; "
+                "check that `torchft_lighthouse` runs there, its address and port, and that no firewall lies between"
             ) from error
         return interface
 
-    def _start_manager(self) -> "tuple[TCPStore, Any, Manager]":
+    def _start_manager(self) -> "tuple[TCPStore, Any, Manager, Quorums]":
         # torchft's core writes each quorum to standard error unless it is told otherwise before it is loaded.
         os.environ.setdefault("RUST_LOG", "error")
         try:
             from torchft import Manager
 
-            from muonwire.transport.elastic_parts import Connections, StateTransport
+            from muonwire.transport.elastic_parts import Connections, Quorums, StateTransport
         except ImportError as error:
             raise UsageError(
                 f"elastic: torchft is needed for replicas that come and go ({error}); pip install 'muonwire[elastic]'"
@@ -160,7 +166,7 @@ class ElasticTransport(ProcessGroupTransport):
             # Whether enough are there is decided in ``form``, with a message.
             min_replica_size=1,
             use_async_quorum=False,
-            timeout=limit,
+            timeout=timedelta(seconds=max(self.how.timeout_s, self.how.join_s)),
             quorum_timeout=timedelta(seconds=_ASK_S),
             connect_timeout=limit,
             rank=0,
@@ -173,11 +179,12 @@ class ElasticTransport(ProcessGroupTransport):
             checkpoint_transport=StateTransport(timeout=limit, address=_in_url(address)),
             init_sync=False,
         )
-        return store, connections, manager
+        manager._client = quorums = Quorums(manager._client)
+        return store, connections, manager, quorums
 
     @property
     def members(self) -> tuple[str, ...]:
-        """The names of the replicas of this quorum, by rank; their own once they have said them."""
+        """The names of the replicas of this quorum, by rank."""
         return self._members
 
     @members.setter
@@ -262,10 +269,19 @@ class ElasticTransport(ProcessGroupTransport):
         self.meter = meter
         self.agreed = Flag.NONE
         self.epoch = self._connections.epoch
-        # Until they have said their names.
-        self._members = tuple(self.name if r == self.rank else f"{r}" for r in range(world_size))
+        self.members = self._quorums.names
         if self.secret is not None and world_size > 1:
             self._links = self._make_links(self.secret, self.run, epoch=self.epoch)
+
+    @contextmanager
+    def patient(self) -> Iterator[None]:
+        """Within the block a replica that takes over the state of another is waited for, as long as ``join_s``."""
+        limit_s = self.how.join_s if self._quorums.somebody_joins else self.how.timeout_s
+        self._timeout_s, self._limit = limit_s, timedelta(seconds=limit_s)
+        try:
+            yield
+        finally:
+            self._timeout_s, self._limit = self.how.timeout_s, None
 
     def commit(self, failure: Exception | None = None) -> bool:
         """Count a synchronization as done, or with ``failure`` as not, after which all meet anew; whether it is done."""

@@ -27,16 +27,47 @@ class Connections(ProcessGroupGloo):  # type: ignore[misc]
         super().configure(*args, **options)
 
 
+class Quorums:
+    """torchft's client of a manager, which keeps what the last quorum was.
+
+    Args:
+        client: torchft's ManagerClient.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._last: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def _quorum(self, **values: Any) -> Any:
+        self._last = self._client._quorum(**values)
+        return self._last
+
+    @property
+    def names(self) -> list[str]:
+        """Of the replicas of the last quorum, by rank."""
+        # torchft puts a random text behind each, which tells a replica that was started again from the one before.
+        return [text.rpartition(":")[0] for text in self._last.replica_ids]
+
+    @property
+    def somebody_joins(self) -> bool:
+        """Whether a replica of the last quorum takes over the state of another."""
+        return bool(self._last.max_world_size < self._last.replica_world_size)
+
+
 class StateTransport(HTTPTransport[dict[str, Any]]):  # type: ignore[misc]
     """torchft's HTTPTransport, reached by an address rather than by the machine's name, and read without pickled code.
 
     Args:
-        timeout: of a request.
+        timeout: after which a transfer that brings nothing ends; as long as it goes on, it may take any time.
         address: of this machine as the others reach it, in the form that a URL has.
     """
 
     def __init__(self, *, timeout: timedelta, address: str) -> None:
         self._host = address
+        self._silence = timeout
         super().__init__(timeout=timeout, num_chunks=0)
         # A line on standard error for every request would tear the progress bar.
         self._server.RequestHandlerClass.log_message = lambda *_: None
@@ -53,6 +84,11 @@ class StateTransport(HTTPTransport[dict[str, Any]]):  # type: ignore[misc]
     def address(self) -> str:
         """Where the state is served; the step follows."""
         return f"http://{self._host}:{self._server.socket.getsockname()[1]}/checkpoint/"
+
+    @override
+    def recv_checkpoint(self, src_rank: int, metadata: str, step: int, timeout: timedelta) -> Any:
+        """Fetch the state of a step from another replica."""
+        return super().recv_checkpoint(src_rank, metadata, step, self._silence)
 
     @classmethod
     @override

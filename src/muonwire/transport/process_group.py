@@ -108,6 +108,8 @@ class ProcessGroupTransport(FrameTransport):
         self._left: list[_Message] = []
         self._began_s = 0.0
         self._links = None
+        # How long a message is waited for. Default: as the group has it.
+        self._limit: timedelta | None = None
 
     @override
     def called(self, rank: int) -> str:
@@ -353,7 +355,7 @@ class ProcessGroupTransport(FrameTransport):
         try:
             if within is None:
                 with self._waiting_for(peer, partial(self._missing, peer)):
-                    message.work.wait()
+                    message.work.wait() if self._limit is None else message.work.wait(self._limit)
             else:
                 # A thread of its own waits here; what the replica waits for is told elsewhere.
                 message.work.wait(within)

@@ -1,0 +1,143 @@
+"""Which checkpoint the replicas go on from, and what one of them gets from another where it has none.
+
+Before anything is changed, every replica tells the others which steps are whole in its folder. They go on from the newest step that
+all of them have. Where there is none, those that have lost theirs get from another replica what all replicas share, and begin
+anew with what was their own.
+"""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonwire.errors import UsageError
+from muonwire.train.checkpoint import Survey, flatten, unflatten
+from muonwire.train.folders import Place, tell
+from muonwire.transport.base import Transport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The checkpoint that the replicas go on from.
+
+    Args:
+        step: its step.
+        lacking: the replicas that do not have it, with where they looked, by rank.
+        donor: the replica that gives these what all replicas share.
+        notes: what there is to say about it, a line each.
+    """
+
+    step: int
+    lacking: dict[int, Place]
+    donor: int
+    notes: list[str]
+
+
+def choose(found: Survey, folder: Path, transport: Transport) -> Choice | None:
+    """Agree on a checkpoint; all replicas call it together. None where no replica has one.
+
+    Args:
+        found: what this replica's folder holds.
+        folder: of the run, on this host.
+        transport: between the replicas.
+
+    Raises:
+        UsageError: a folder holds another run, or damaged checkpoints only; on all replicas.
+    """
+    own = {**asdict(found), "place": asdict(Place.here(folder))}
+    told = tell(own, transport)
+    raise_told({rank: message["refused"] for rank, message in enumerate(told)})
+    held = [{(int(step), attempt) for step, attempt in message["held"].items()} for message in told]
+    lends = [set(message["lends"]) for message in told]
+    damaged = {
+        (rank, int(step)): text
+        for rank, message in enumerate(told)
+        for step, text in message["damaged"].items()
+    }
+    common = set.intersection(*held)
+    if common:
+        chosen = max(common)
+    else:
+        counts = Counter(
+            one
+            for rank, ones in enumerate(held)
+            for one in ones
+            if any(one[0] in lends[r] for r in _with(one, held))
+        )
+        if not counts:
+            lost = [f"replica {rank}: {text}" for (rank, _), text in damaged.items()]
+            if lost or any(held):
+                text = lost[0] if lost else "no replica's folder has the shared weights"
+                raise UsageError(
+                    f"checkpoint: {text}, and no replica has a step from which all can go on; remove what is damaged and resume "
+                    "again, or choose another --out"
+                )
+            return None
+        chosen = max(counts, key=lambda one: (counts[one], one))
+    step = chosen[0]
+    places = [Place(**message["place"]) for message in told]
+    lacking = {rank: place for rank, place in enumerate(places) if chosen not in held[rank]}
+    holders = _with(chosen, held)
+    donor = next((rank for rank in holders if step in lends[rank]), holders[0])
+    notes = [
+        f"replica {rank}: {text}, and is passed over" for (rank, at), text in damaged.items() if at >= step
+    ]
+    ahead = {rank: max(ones)[0] for rank, ones in enumerate(held) if ones and max(ones)[0] > step}
+    if ahead:
+        listed = ", ".join(f"replica {rank} has step {at}" for rank, at in ahead.items())
+        notes.append(f"the replicas go on from step {step}, the newest that they have in common; {listed}")
+    return Choice(step=step, lacking=lacking, donor=donor, notes=notes)
+
+
+def _with(one: tuple[int, str], held: list[set[tuple[int, str]]]) -> list[int]:
+    return [rank for rank, ones in enumerate(held) if one in ones]
+
+
+def all_or_none(problem: str, transport: Transport) -> None:
+    """Raise UsageError on all replicas where one of them has a problem; all call it together."""
+    raise_told(
+        {rank: message["problem"] for rank, message in enumerate(tell({"problem": problem}, transport))}
+    )
+
+
+def raise_told(problems: dict[int, str]) -> None:
+    """Raise UsageError with what the replicas told, each text once; nothing where no replica has a problem."""
+    by_text: dict[str, list[str]] = {}
+    for rank, text in problems.items():
+        if text:
+            by_text.setdefault(text, []).append(str(rank))
+    if not by_text:
+        return
+    if len(by_text) == 1 and len(next(iter(by_text.values()))) == len(problems):
+        raise UsageError(next(iter(by_text)))
+    raise UsageError("; ".join(f"replica {', '.join(ranks)}: {text}" for text, ranks in by_text.items()))
+
+
+def lend(tree: Any, *, donor: int, transport: Transport) -> Any:
+    """The donor's tree of dicts, lists, tensors and numbers, on every replica; all call it together.
+
+    Args:
+        tree: of the donor; the others' is not looked at.
+        donor: rank of the replica that has it.
+        transport: between the replicas; every one of them receives it, since a gather goes to all.
+    """
+    tensors: dict[str, Tensor] = {}
+    opening = b""
+    if transport.rank == donor:
+        flat = flatten(tree, tensors)
+        listed = [[name, str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()]
+        opening = json.dumps({"tree": flat, "tensors": listed}).encode()
+    told = json.loads(transport.gather(opening, purpose="control")[donor])
+    received: dict[str, Tensor] = {}
+    for name, dtype, shape in told["tensors"]:
+        payload = tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes() if name in tensors else b""
+        sent = transport.gather(payload, purpose="control")[donor]
+        if transport.rank != donor:
+            empty = torch.empty(0, dtype=getattr(torch, dtype))
+            flat_tensor = torch.frombuffer(bytearray(sent), dtype=empty.dtype) if sent else empty
+            received[name] = flat_tensor.reshape(shape)
+    return tree if transport.rank == donor else unflatten(told["tree"], received)

@@ -1,0 +1,138 @@
+"""What a run goes on from: its own part of a checkpoint, or what another replica has of it."""
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from muonwire.errors import UsageError
+from muonwire.optim import ChainOptimizer, sharing
+from muonwire.train import agree, checkpoint
+from muonwire.train.folders import Place
+from muonwire.train.lengths import Length, extend, lengths_of
+
+if TYPE_CHECKING:
+    from muonwire.train.loop import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a replica goes on from.
+
+    Args:
+        step: steps that are done.
+        lengths: of the run, with the one that it has now.
+        state: of this replica; where it lacks a part of its own, what all replicas share, and fresh entries for the rest.
+        lacks: whether it lacks one.
+        lacking: the replicas that do, by rank, with where they looked.
+        donor: the replica that gave them what all share.
+        notes: what there is to say about the choice of the step, a line each.
+    """
+
+    step: int
+    lengths: tuple[Length, ...]
+    state: dict[str, Any]
+    lacks: bool
+    lacking: dict[int, Place]
+    donor: int
+    notes: list[str]
+
+
+def find(trainer: "Trainer", *, free: Collection[str]) -> Found | None:
+    """Agree with the other replicas on a checkpoint, and read it; nothing of the trainer changes. None where there is none.
+
+    Args:
+        trainer: that is to go on, fresh.
+        free: settings that need not be the checkpoint's.
+
+    Raises:
+        UsageError: see Trainer.resume; on all replicas.
+    """
+    transport, identity = trainer.transport, trainer.identity()
+    rank, world_size = transport.rank, transport.world_size
+    survey = checkpoint.survey(trainer.folder, identity=identity, rank=rank, world_size=world_size, free=free)
+    choice = agree.choose(survey, trainer.folder, transport)
+    if choice is None:
+        return None
+    path = checkpoint.step_folder(trainer.folder, choice.step)
+    lacks, problem = rank in choice.lacking, ""
+    manifest: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    lent: dict[str, Any] = {}
+    try:
+        if not lacks:
+            manifest, state = checkpoint.read_manifest(path), checkpoint.load(path, rank=rank)
+        if choice.lacking and rank == choice.donor:
+            lent = {
+                "manifest": json.dumps(manifest),
+                "weights": checkpoint.load_weights(path),
+                "optimizer": sharing.shared_part(trainer.optimizer, state["optimizer"]),
+                "totals": state["totals"],
+                "diagnostics": _shared_probes(state.get("diagnostics")),
+            }
+    except (OSError, ValueError, KeyError) as error:
+        problem = str(error)
+    agree.all_or_none(problem, transport)
+    if choice.lacking:
+        lent = agree.lend(lent, donor=choice.donor, transport=transport)
+    lengths = trainer.lengths
+    try:
+        if lacks:
+            manifest, state = json.loads(lent["manifest"]), _completed(trainer, lent)
+            problem = checkpoint.refusal(path, manifest, identity=identity, world_size=world_size, free=free)
+        if not problem:
+            lengths = extend(lengths_of(manifest["identity"]["config"]), trainer.config, done=choice.step)
+    except UsageError as error:
+        problem = str(error)
+    agree.all_or_none(problem, transport)
+    return Found(
+        step=choice.step,
+        lengths=lengths,
+        state=state,
+        lacks=lacks,
+        lacking=choice.lacking,
+        donor=choice.donor,
+        notes=choice.notes,
+    )
+
+
+def _shared_probes(diagnostics: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What all replicas measured; the averages are of a replica's own gradients. None where nothing was kept."""
+    return {**diagnostics, "averages": []} if diagnostics and diagnostics["averages"] else None
+
+
+def _completed(trainer: "Trainer", lent: dict[str, Any]) -> dict[str, Any]:
+    """A whole state out of another replica's shared part; what is this replica's own begins anew."""
+    diagnostics = lent["diagnostics"]
+    if diagnostics is not None:
+        diagnostics = {**diagnostics, "averages": trainer.diagnostics.state_dict()["averages"]}
+    return {
+        **lent,
+        "random": checkpoint.random_state(),
+        "recent_losses": [],
+        "diagnostics": diagnostics,
+    }
+
+
+def losses(found: Found, optimizer: ChainOptimizer) -> list[str]:
+    """A line for each replica that lacked its part of the checkpoint: what it got, and what is lost.
+
+    Args:
+        found: what the replicas go on from.
+        optimizer: whose state is loaded.
+    """
+    own = sharing.own_entries(optimizer) if found.lacking else []
+    alone = optimizer.steps_alone if optimizer.local is not None else 0
+    lines = []
+    for rank, place in found.lacking.items():
+        lost = [
+            *([f"its own {alone} step(s) since the last synchronization"] if alone else []),
+            *(["the metrics so far"] if rank == 0 else []),
+            "its random state",
+        ]
+        zero = f"{', '.join(own)} begin at zero, and " if own else ""
+        lines.append(
+            f"replica {rank} has no whole part of step {found.step} in {place}: weights and shared state come from replica "
+            f"{found.donor}; {zero}lost are {', '.join(lost)}"
+        )
+    return lines
