@@ -173,7 +173,7 @@ class Soak:
                     last_s = self.now()
                     self._came(replica)
                 self._mend(replica)
-            if any(r.finished for r in self.replicas) and self.now() - last_s > 2 * self.args.timeout_s:
+            if any(r.finished for r in self.replicas) and self.now() - last_s > 90:
                 # Who was away at the end finds nobody any more.
                 break
             if self.now() - last_s > 300:

@@ -47,10 +47,11 @@ class TrainCommand:
             folder of its own (docs/elastic.md).
         lighthouse: with --elastic, HOST:PORT of a running `torchft_lighthouse --min_replicas 1`.
         min_replicas: with --elastic, how many must be there for a synchronization.
-        name: with --elastic, of this replica, different on each. Default: the machine's name and the process's number.
+        name: with --elastic, of this replica, different on each. Default: the machine's name and a number that follows from --out.
         join_s: with --elastic, how long the others wait for a replica that takes over their state, which must fit through the link
             in that time.
         patience_s: with --elastic, how long too few replicas are waited for.
+        linger_s: with --elastic, how long replicas that have finished wait for those that were there before and are away.
     """
 
     task: str = "text"
@@ -68,6 +69,7 @@ class TrainCommand:
     name: str = ""
     join_s: float = 600.0
     patience_s: float = 3600.0
+    linger_s: float = 60.0
 
 
 def _task_name(args: Sequence[str]) -> str:
@@ -92,6 +94,7 @@ def main(args: Sequence[str]) -> int:
             timeout_s=ELASTIC_TIMEOUT_S if command.timeout_s is None else command.timeout_s,
             join_s=command.join_s,
             patience_s=command.patience_s,
+            linger_s=command.linger_s,
         )
         train_elastic(command.config, command.out, how, resume=command.resume, threads=command.threads)
         return 0

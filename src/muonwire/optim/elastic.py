@@ -17,6 +17,7 @@ After a synchronization that failed for some, those that lack it take over the s
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,6 +31,7 @@ from muonwire.errors import (
     NonFiniteUpdateError,
     PayloadError,
     ReplicaLostError,
+    StoppedError,
     UsageError,
 )
 from muonwire.optim.agreement import ensure_agreement
@@ -44,6 +46,7 @@ from muonwire.transport.elastic import ElasticTransport
 
 # Synchronizations in a row that may fail for another reason than a replica that was lost.
 ATTEMPTS = 3
+_LINGER_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,8 @@ class Elastic:
         # Called with a line for the user where something becomes of this replica's own state.
         self.say: Callable[[str], None] = lambda line: None
         self._taken = False
+        # The replicas that were there at any time.
+        self._seen: set[str] = set()
         optimizer.synchronizes = False
         transport.give_state = self._give
         transport.take_state = self._take
@@ -176,6 +181,33 @@ class Elastic:
         """Bring those that are there to the same weights, as ``ChainOptimizer.synchronize``; after the last step, for instance."""
         if self.optimizer.local is not None and self.optimizer.steps_alone:
             self._meet(self.optimizer.synchronize)
+
+    def finish(self, *, linger_s: float) -> None:
+        """After the last step: wait for replicas that were there before and are away now, so that they get the last weights, too.
+
+        A replica that comes back when nobody is left begins where its own last checkpoint is, alone.
+
+        Args:
+            linger_s: how long at most, in seconds; it ends at once where nobody is away.
+        """
+        transport, deadline = self.transport, time.monotonic() + linger_s
+        stopping, told = transport.stopping, False
+        transport.stopping = lambda: stopping() or time.monotonic() > deadline
+        try:
+            while away := sorted(self._seen - set(transport.members)):
+                if transport.stopping():
+                    return
+                if not told:
+                    self.say(
+                        f"the last step is done; away are {', '.join(away)}, which may fetch it for {linger_s:g} s"
+                    )
+                told = True
+                time.sleep(_LINGER_PAUSE_S)
+                self._meet(None)
+        except StoppedError:
+            return
+        finally:
+            transport.stopping = stopping
 
     def leave(self) -> None:
         """End this replica's part; the others go on without it."""
@@ -249,6 +281,7 @@ class Elastic:
         with transport.patient():
             texts = transport.gather(json.dumps(asdict(own)).encode(), purpose="control")
         present = [Present.read(text, rank=rank) for rank, text in enumerate(texts)]
+        self._seen.update(p.name for p in present)
         deciding = [p for p in present if not p.joins] or present
         self._check_settings(own, present, _commonest([p.groups for p in deciding]))
         weights = _commonest([p.weights for p in deciding])

@@ -4,8 +4,10 @@ Every replica has a folder of its own, with metrics, events, checkpoints and res
 one of rank 0 during the run, all of them at its end.
 """
 
+import fcntl
 import json
 import os
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from muonwire.transport.secret import Secret
 
 # One JSON object a synchronization: "time_s" (Unix time), "step", "commits", "epoch", "members" and "digest" of the shared weights.
 DIGESTS = "digests.jsonl"
+LOCK = ".lock"
 
 
 class ElasticTrainer(Trainer):
@@ -95,6 +98,12 @@ class ElasticTrainer(Trainer):
             self.events.members(epoch=self.transport.epoch, seconds=round(time.monotonic() - began_s, 3))
 
     @override
+    def finish(self) -> None:
+        """Stay a while for replicas that are away."""
+        if not self.stops and self.step >= self.config.steps:
+            self.elastic.finish(linger_s=self.transport.how.linger_s)
+
+    @override
     def _step_optimizer(self, step: int) -> int:
         began_s = time.monotonic()
         self.elastic.step()
@@ -153,7 +162,7 @@ def train_elastic(
     Args:
         config: the settings, the same on all replicas; probes are left out.
         folder: of this replica alone: metrics, checkpoints, events and result.json.
-        how: see ElasticSettings.
+        how: see ElasticSettings; without a name, that of the machine and a number that follows from the folder.
         resume: begin with the newest checkpoint in the folder; where the others are further, their state is taken over.
         threads: of the arithmetic. Default: all cores.
         secret: of all replicas of the run. Default: none.
@@ -171,13 +180,35 @@ def train_elastic(
             "every machine by itself, without torchrun"
         )
     set_threads(1, threads)
-    with _transport(how, secret, run) as transport:
+    if not how.name:
+        # The same whenever this replica is started again.
+        number = zlib.crc32(str(folder.absolute()).encode())
+        how = replace(how, name=f"{socket.gethostname()}-{number:08x}".replace(":", "-"))
+    with _locked(folder), _transport(how, secret, run) as transport:
         result = train_here(config, folder, transport, resume=resume, trainer_type=ElasticTrainer)
     if not result.finished:
         raise StoppedError(
             f"{transport.name} left after step {result.steps}; the same command with --resume joins again"
         )
     return result
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Within the block no other process of this machine trains in the folder.
+
+    Raises:
+        UsageError: one does already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(
+                f"train: another replica trains in {folder} already; with --elastic every replica has an --out of its own"
+            ) from error
+        yield
 
 
 @contextmanager

@@ -262,6 +262,9 @@ class Trainer:
     def begin(self) -> None:
         """Meet the other replicas before the first step, where they are not there already."""
 
+    def finish(self) -> None:
+        """What is left to do for the other replicas after the last step; nothing where all are there."""
+
     def save(self) -> Path:
         """Write a checkpoint; all replicas call it in the same step.
 

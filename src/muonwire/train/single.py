@@ -106,6 +106,7 @@ def train_here(
         trainer.say = show.say
         trainer.begin()
         result = trainer.run(show)
+        trainer.finish()
     if first and result.finished:
         print(_outcome(result, folder), flush=True)
     return result

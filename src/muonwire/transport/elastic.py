@@ -55,6 +55,7 @@ class ElasticSettings:
         join_s: how long the others wait for a replica that takes over the state; its size over the link's rate must fit in.
             Default: 600.
         patience_s: how long too few replicas are waited for. Default: 3600.
+        linger_s: how long replicas that have finished wait for those that were there before and are away. Default: 60.
 
     Raises:
         UsageError: a lighthouse without a port, or a number that is not positive.
@@ -66,10 +67,11 @@ class ElasticSettings:
     timeout_s: float = ELASTIC_TIMEOUT_S
     join_s: float = 600.0
     patience_s: float = 3600.0
+    linger_s: float = 60.0
 
     def __post_init__(self) -> None:
         self.place()
-        for name in ("min_replicas", "timeout_s", "join_s", "patience_s"):
+        for name in ("min_replicas", "timeout_s", "join_s", "patience_s", "linger_s"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"elastic: {name} is {getattr(self, name):g}; it must be positive")
         if ":" in self.name:
