@@ -1,0 +1,468 @@
+"""Replicas that come and go, as threads that meet through a real lighthouse: the table of what becomes of each part of a replica."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from muonwire import recipes
+from muonwire.errors import (
+    DivergedReplicasError,
+    ExchangeError,
+    NonFiniteUpdateError,
+    ReplicaLostError,
+    StoppedError,
+    UsageError,
+)
+from muonwire.optim.elastic import Elastic, Present
+from muonwire.transport import SingleReplica, digest_all, run_threads
+from muonwire.transport.elastic import ElasticSettings, ElasticTransport
+
+# Before torchft's core is loaded: it would write each quorum to standard error.
+os.environ.setdefault("RUST_LOG", "error")
+# Threads share torch's generator.
+ONE_AT_A_TIME = threading.Lock()
+LATE_MS, HEARTBEAT_MS = 700, 400
+LOCAL = "one_bit_muon(interval=3)"
+
+
+@pytest.fixture
+def lighthouse():
+    from torchft.coordination import LighthouseServer
+
+    server = LighthouseServer(
+        bind="127.0.0.1:0",
+        min_replicas=1,
+        join_timeout_ms=LATE_MS,
+        quorum_tick_ms=20,
+        heartbeat_timeout_ms=HEARTBEAT_MS,
+    )
+    yield f"127.0.0.1:{server.address().rpartition(':')[2]}"
+    server.shutdown()
+
+
+def model_of(seed=0):
+    with ONE_AT_A_TIME, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+
+
+def gradient_step(model, *, step, rank, world_size):
+    """The gradient of this replica's slice of the step's batch."""
+    data = torch.Generator().manual_seed(step)
+    inputs = torch.randn(4 * world_size, 8, generator=data)[4 * rank : 4 * (rank + 1)]
+    ((model(inputs) - inputs[:, :4].sin()) ** 2).mean().backward()
+
+
+@dataclass
+class Replica:
+    """A replica in a thread, and what it went through."""
+
+    name: str
+    lighthouse: str
+    recipe: str = LOCAL
+    steps: int = 12
+    min_replicas: int = 2
+    seed: int = 0
+    lr: float = 0.02
+    timeout_s: float = 3.0
+    patience_s: float = 20.0
+    # Called before a step with the replica and the number of the step; may raise Gone.
+    before: object = None
+    begin_at: threading.Event | None = None
+    log: list[dict] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    error: BaseException | None = None
+    # Of each exchange of updates: how many replicas counted.
+    counted: list[int] = field(default_factory=list)
+
+    def start(self):
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        return self
+
+    def _run(self):
+        try:
+            if self.begin_at is not None:
+                assert self.begin_at.wait(30)
+            self._train()
+        except BaseException as error:
+            self.error = error
+        finally:
+            if getattr(self, "transport", None) is not None:
+                self.transport.close()
+
+    def _train(self):
+        torch.set_num_threads(1)
+        how = ElasticSettings(
+            lighthouse=self.lighthouse,
+            min_replicas=self.min_replicas,
+            name=self.name,
+            timeout_s=self.timeout_s,
+            patience_s=self.patience_s,
+        )
+        self.transport = transport = ElasticTransport(how)
+        gather = transport.gather
+
+        def counting(payload, *, purpose="update"):
+            payloads = gather(payload, purpose=purpose)
+            if purpose == "update":
+                self.counted.append(len(payloads))
+            return payloads
+
+        transport.gather = counting
+        mean_of = transport._mean_of
+
+        def counting_mean(theirs, own, ranks):
+            self.counted.append(len(ranks))
+            return mean_of(theirs, own, ranks)
+
+        transport._mean_of = counting_mean
+        self.model = model_of(self.seed)
+        name, options = recipes.parse_recipe(self.recipe)
+        self.optimizer = recipes.build(name, self.model, lr=self.lr, transport=transport, **options)
+        self.elastic = Elastic(self.optimizer, model=self.model)
+        self.elastic.say = self.said.append
+        self._join()
+        self.note()
+        while self.optimizer.num_steps < self.steps:
+            step = self.optimizer.num_steps + 1
+            if self.before is not None:
+                self.before(self, step)
+            rank, world_size = transport.rank, transport.world_size
+            gradient_step(self.model, step=step, rank=rank, world_size=world_size)
+            self.elastic.step()
+            self.optimizer.zero_grad()
+            self.note()
+        self.elastic.synchronize()
+
+    def _join(self):
+        self.elastic.join()
+
+    def note(self):
+        self.log.append(
+            {
+                "step": self.optimizer.num_steps,
+                "commits": self.transport.commits,
+                "members": self.transport.members,
+                "digest": digest_all(self.optimizer.shared()).hex(),
+                "epoch": self.transport.epoch,
+            }
+        )
+
+    def at(self, step):
+        return next(line for line in self.log if line["step"] == step)
+
+    def residuals(self):
+        return [
+            value
+            for state in self.optimizer.state.values()
+            for key, value in leaves(state)
+            if key.endswith("residual")
+        ]
+
+
+def leaves(state, path=""):
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+class Gone(Exception):
+    """What a replica that is to disappear raises."""
+
+
+def end(*replicas, within_s=60):
+    deadline = time.monotonic() + within_s
+    for replica in replicas:
+        replica.thread.join(max(0.1, deadline - time.monotonic()))
+        assert not replica.thread.is_alive(), f"{replica.name} hangs: {replica.log[-1:]} {replica.said}"
+
+
+def agree(*replicas):
+    """After every step that two replicas both saw, their shared weights were the same."""
+    seen = {}
+    for replica in replicas:
+        for line in replica.log:
+            # A replica that joined notes the step in the middle of the others' interval.
+            known = seen.setdefault((line["commits"], line["step"]), line["digest"])
+            assert known == line["digest"], (replica.name, line)
+
+
+@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse):
+    replicas = [Replica(n, lighthouse, recipe, min_replicas=3).start() for n in ("a", "b", "c")]
+    end(*replicas)
+    assert [r.error for r in replicas] == [None] * 3
+
+    def fixed(rank, exchange):
+        model = model_of()
+        name, options = recipes.parse_recipe(recipe)
+        optimizer = recipes.build(name, model, lr=0.02, transport=exchange(), **options)
+        for step in range(1, 13):
+            gradient_step(model, step=step, rank=rank, world_size=3)
+            optimizer.step()
+            optimizer.zero_grad()
+        optimizer.synchronize()
+        return digest_all(optimizer.shared()).hex()
+
+    (wanted,) = set(run_threads(fixed, replicas=3))
+    assert {r.log[-1]["digest"] for r in replicas} == {wanted}
+    assert {r.transport.members for r in replicas} == {("a", "b", "c")}
+    assert all(n == 3 for r in replicas for n in r.counted)
+
+
+@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchronization(recipe, lighthouse):
+    enough = threading.Event()
+
+    def call_third(replica, step):
+        if step == 7:
+            enough.set()
+        if step > 7:
+            # The third takes a while to come.
+            time.sleep(0.1)
+
+    residuals_after_joining = []
+
+    def look(replica, step):
+        if not residuals_after_joining:
+            residuals_after_joining.extend(r.clone() for r in replica.residuals())
+
+    first = [Replica(n, lighthouse, recipe, steps=40, before=call_third).start() for n in ("a", "b")]
+    third = Replica("c", lighthouse, recipe, steps=40, seed=5, begin_at=enough, before=look).start()
+    end(*first, third)
+    assert [r.error for r in (*first, third)] == [None] * 3
+    agree(*first, third)
+    joined = third.log[0]
+    assert joined["step"] >= 7
+    assert joined["members"] == ("a", "b", "c")
+    # Its own random start is gone: it has the others' weights, and brought nothing to its first synchronization.
+    assert third.counted[0] == 2
+    assert third.counted[1] == 3
+    assert all(not r.any() for r in residuals_after_joining)
+    assert bool(residuals_after_joining) == (recipe == LOCAL)
+    assert "took over the weights" in third.said[0]
+    # The learning rate and the data follow from the step and the rank that it took over.
+    assert third.optimizer.num_steps == 40
+    assert third.log[-1]["digest"] == first[0].log[-1]["digest"]
+
+
+@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lighthouse):
+    def go(replica, step):
+        if replica.name == "b" and step == 8:
+            raise Gone
+
+    replicas = [Replica(n, lighthouse, recipe, before=go).start() for n in ("a", "b", "c")]
+    end(*replicas)
+    left = replicas[1]
+    assert isinstance(left.error, Gone)
+    assert [r.error for r in replicas if r is not left] == [None, None]
+    agree(*replicas)
+    for stayed in (replicas[0], replicas[2]):
+        assert stayed.at(6)["members"] == ("a", "b", "c")
+        assert stayed.log[-1]["members"] == ("a", "c")
+        assert stayed.counted[-1] == 2
+
+
+@pytest.mark.parametrize("operation", [1, 2, 3, 4])
+@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(recipe, operation, lighthouse):
+    """Whatever message it dies in: the others repeat the synchronization with those that are there."""
+
+    def arm(replica, step):
+        if replica.name == "b" and step == 6:
+            carry, calls = replica.transport.carry, []
+
+            def dies(*args):
+                calls.append(1)
+                if len(calls) == operation:
+                    replica.transport._connections.abort()
+                    raise Gone
+                return carry(*args)
+
+            replica.transport.carry = dies
+
+    replicas = [Replica(n, lighthouse, recipe, before=arm).start() for n in ("a", "b", "c")]
+    end(*replicas)
+    assert isinstance(replicas[1].error, Gone)
+    stayed = [replicas[0], replicas[2]]
+    assert [r.error for r in stayed] == [None, None]
+    agree(*replicas)
+    assert {r.log[-1]["members"] for r in stayed} == {("a", "c")}
+    assert {r.log[-1]["step"] for r in stayed} == {12}
+    assert stayed[0].log[-1]["digest"] == stayed[1].log[-1]["digest"]
+    # No step was counted twice.
+    assert [line["step"] for line in stayed[0].log] == list(range(13))
+
+
+def test_one_that_is_late_is_waited_for_no_longer_than_stated_and_follows(lighthouse):
+    waited = []
+
+    def dawdle(replica, step):
+        if replica.name == "b" and step == 6:
+            time.sleep(4 * LATE_MS / 1000)
+        if replica.name == "a" and step == 7:
+            waited.append(time.monotonic())
+        if replica.name == "a" and step == 6:
+            waited.append(time.monotonic())
+        if step > 6:
+            time.sleep(0.15)
+
+    replicas = [Replica(n, lighthouse, steps=40, before=dawdle).start() for n in ("a", "b", "c")]
+    end(*replicas)
+    assert [r.error for r in replicas] == [None] * 3
+    agree(*replicas)
+    late = replicas[1]
+    began_s, ended_s = waited[:2]
+    assert ended_s - began_s < 2.5 * LATE_MS / 1000
+    assert any(line["members"] == ("a", "c") for line in replicas[0].log)
+    assert any("3 local steps since its last synchronization are lost" in text for text in late.said), late.said
+    assert late.log[-1]["digest"] == replicas[0].log[-1]["digest"]
+    # It jumped over the steps that the others took meanwhile.
+    steps = [line["step"] for line in late.log]
+    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) > 3
+
+
+def test_a_stranger_leaves_with_an_error_and_the_others_go_on(lighthouse):
+    enough = threading.Event()
+
+    def call(replica, step):
+        if step == 5:
+            enough.set()
+        time.sleep(0.05)
+
+    replicas = [Replica(n, lighthouse, steps=40, before=call).start() for n in ("a", "b")]
+    stranger = Replica("c", lighthouse, "one_bit_muon(interval=4)", steps=40, begin_at=enough).start()
+    end(*replicas, stranger)
+    assert isinstance(stranger.error, UsageError)
+    assert "trains something else" in str(stranger.error)
+    assert [r.error for r in replicas] == [None, None]
+    agree(*replicas)
+    assert replicas[0].log[-1]["step"] == 40
+
+
+def test_replicas_with_different_first_weights_all_get_the_error(lighthouse):
+    replicas = [Replica(n, lighthouse, seed=s).start() for n, s in (("a", 0), ("b", 1))]
+    end(*replicas)
+    for replica in replicas:
+        assert isinstance(replica.error, DivergedReplicasError), replica.error
+        assert "do not start from the same weights: b" in str(replica.error)
+
+
+def test_too_few_are_waited_for_as_long_as_stated(lighthouse):
+    alone = Replica("a", lighthouse, patience_s=1.0).start()
+    end(alone)
+    assert isinstance(alone.error, ExchangeError)
+    assert "waited 1 s for other replicas" in str(alone.error)
+    assert "1 of at least 2 replicas are there" in str(alone.error)
+
+
+def test_a_step_that_is_not_finite_is_left_out_by_all(lighthouse):
+    raised = []
+
+    def poison(replica, step):
+        if step == 5 and not raised:
+            raised.append(step)
+            replica.model[0].weight.register_hook(lambda g: g * float("nan"))
+
+    replicas = [Replica(n, lighthouse, "muon", before=poison).start() for n in ("a", "b")]
+    end(*replicas)
+    assert [type(r.error) for r in replicas] == [NonFiniteUpdateError] * 2
+    agree(*replicas)
+    assert [r.optimizer.num_steps for r in replicas] == [4, 4]
+
+
+def test_those_that_finish_stay_for_one_that_is_away(lighthouse):
+    back = threading.Event()
+
+    class Lingering(Replica):
+        def _train(self):
+            super()._train()
+            if self.name != "b":
+                back.set()
+            self.elastic.finish(linger_s=15.0)
+            self.note()
+
+    def go(replica, step):
+        if step == 9 and replica.name == "b":
+            raise Gone
+
+    replicas = [Lingering(n, lighthouse, before=go).start() for n in ("a", "b", "c")]
+    end(replicas[1])
+    again = Lingering("b", lighthouse, begin_at=back).start()
+    began_s = time.monotonic()
+    end(replicas[0], replicas[2], again)
+    assert time.monotonic() - began_s < 14
+    assert again.error is None
+    assert again.optimizer.num_steps == 12
+    assert {r.log[-1]["digest"] for r in (replicas[0], replicas[2], again)} == {again.log[-1]["digest"]}
+    assert any("away are b" in text for text in replicas[0].said)
+
+
+def test_all_that_come_back_with_other_numbers_of_local_steps_go_on_from_the_last_synchronization(lighthouse):
+    """After a power cut: each has a checkpoint of its own, of the same synchronization."""
+
+    class Restored(Replica):
+        def _join(self):
+            # What its checkpoint holds: one or two local steps.
+            self.optimizer.synchronizes = False
+            for step in range(1, {"a": 1, "b": 2}[self.name] + 1):
+                gradient_step(self.model, step=step, rank=0, world_size=1)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            super()._join()
+
+    replicas = [Restored(n, lighthouse).start() for n in ("a", "b")]
+    end(*replicas)
+    assert [r.error for r in replicas] == [None, None]
+    assert [r.log[0]["step"] for r in replicas] == [0, 0]
+    assert all("different numbers of local steps" in r.said[0] for r in replicas)
+    agree(*replicas)
+    assert replicas[0].log[-1] == replicas[1].log[-1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        ("approach_b(server=True)", "serve: the state of a tensor is lost with its owner"),
+    ],
+)
+def test_recipes_that_need_the_same_replicas_are_refused(recipe, why, lighthouse):
+    transport = ElasticTransport(ElasticSettings(lighthouse=lighthouse, name="a"))
+    try:
+        name, options = recipes.parse_recipe(recipe)
+        optimizer = recipes.build(name, model_of(), lr=0.02, transport=transport, **options)
+        with pytest.raises(UsageError, match=why):
+            Elastic(optimizer)
+    finally:
+        transport.close()
+
+
+def test_another_transport_is_refused():
+    optimizer = recipes.build("muon", model_of(), lr=0.02, transport=SingleReplica())
+    with pytest.raises(UsageError, match="build the optimizer with an ElasticTransport"):
+        Elastic(optimizer)
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'{"name": "a"}', b"\xff"])
+def test_a_replica_that_says_nothing_of_the_kind_is_an_error(text):
+    with pytest.raises(ExchangeError, match="replica 3 does not say who it is"):
+        Present.read(text, rank=3)
+
+
+def test_errors_of_a_replica_are_its_own(lighthouse):
+    """A stop while it waits ends the wait."""
+    alone = Replica("a", lighthouse)
+    alone.start()
+    time.sleep(0.5)
+    alone.transport.stopping = lambda: True
+    end(alone, within_s=10)
+    assert isinstance(alone.error, StoppedError)
+    assert not isinstance(alone.error, ReplicaLostError)
