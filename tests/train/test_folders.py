@@ -336,6 +336,23 @@ def test_what_does_not_fit_is_one_error_on_every_replica(task, cut, damage, opti
     refused_on_all(task, cut, says, options=options, resume=resume)
 
 
+def test_machines_that_have_changed_their_ranks_are_told(task, cut):
+    (cut / "host0").rename(cut / "was0")
+    (cut / "host1").rename(cut / "host0")
+    (cut / "was0").rename(cut / "host1")
+    refused_on_all(
+        task,
+        cut,
+        r"host0 is the folder of replica 0 and holds the part of replica 1, which has none in its own",
+    )
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_a_folder_that_cannot_be_made_is_named_on_every_replica(task, tmp_path):
+    (tmp_path / "host1").write_text("a file in the way")
+    refused_on_all(task, tmp_path, r"replica 1: the folder .*host1 cannot be written", resume=lambda _: False)
+
+
 def test_a_folder_that_cannot_be_written_is_named_on_every_replica(task, tmp_path):
     def replica(transport):
         folder = folder_of(tmp_path, transport.rank)

@@ -39,11 +39,11 @@ TRAIN = (
         "2",
     ),
     *("--evaluation-sequences", "4", "--evaluate-every", "20", "--checkpoint-every", str(EVERY)),
-    *("--steps", str(STEPS), "--threads", "1", "--out", "run"),
+    *("--steps", str(STEPS), "--threads", "1", "--no-tensorboard", "--out", "run"),
 )
 
 
-def torchrun(host, *words, rank, master, port, folder, nodes, timeout_s=25):
+def torchrun(host, *words, rank, master, port, folder, nodes, timeout_s=60):
     """One machine's part of the launch, without any variable set."""
     folder.mkdir(parents=True, exist_ok=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("GLOO_", "OMP_", "MASTER_"))}
@@ -87,7 +87,7 @@ def kill(process):
             os.kill(pid, signal.SIGKILL)
 
 
-def end(processes, within_s=60):
+def end(processes, within_s=120):
     deadline = time.monotonic() + within_s
     try:
         return [p.wait(max(0.1, deadline - time.monotonic())) for p in processes]
@@ -148,7 +148,7 @@ def test_a_host_that_is_killed_costs_nothing_but_the_steps_since_the_last_checkp
             wait_for_step(tmp_path / "host0/run", KILLED_AFTER)
         finally:
             kill(started[-1])
-        assert all(end(started, within_s=40)), [log(tmp_path, r) for r in range(count)]
+        assert all(end(started)), [log(tmp_path, r) for r in range(count)]
         assert f"lost its connection to replica {count - 1}" in log(tmp_path, 0)
         kept = tmp_path / "kept"
         for rank in range(count):

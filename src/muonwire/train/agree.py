@@ -16,7 +16,8 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.train.checkpoint import Survey, flatten, unflatten
-from muonwire.train.folders import Place, tell
+from muonwire.train.folders import Place
+from muonwire.train.told import raise_told, tell
 from muonwire.transport.base import Transport
 
 
@@ -58,6 +59,7 @@ def choose(found: Survey, folder: Path, transport: Transport) -> Choice | None:
         for rank, message in enumerate(told)
         for step, text in message["damaged"].items()
     }
+    _refuse_strays(told, held)
     common = set.intersection(*held)
     if common:
         chosen = max(common)
@@ -93,28 +95,23 @@ def choose(found: Survey, folder: Path, transport: Transport) -> Choice | None:
     return Choice(step=step, lacking=lacking, donor=donor, notes=notes)
 
 
+def _refuse_strays(told: list[dict[str, Any]], held: list[set[tuple[int, str]]]) -> None:
+    """Raise UsageError where the part that a replica lacks lies in another's folder, as when machines have changed their ranks."""
+    for rank, message in enumerate(told):
+        for step, others in message["strays"].items():
+            missed = (
+                [o for o in others if int(step) not in {at for at, _ in held[o]}] if not held[rank] else []
+            )
+            if missed:
+                place = Place(**message["place"])
+                raise UsageError(
+                    f"checkpoint: {place} is the folder of replica {rank} and holds the part of replica {missed[0]}, which has none "
+                    "in its own; start every machine with the --node-rank that it had, or copy the folders of all into one"
+                )
+
+
 def _with(one: tuple[int, str], held: list[set[tuple[int, str]]]) -> list[int]:
     return [rank for rank, ones in enumerate(held) if one in ones]
-
-
-def all_or_none(problem: str, transport: Transport) -> None:
-    """Raise UsageError on all replicas where one of them has a problem; all call it together."""
-    raise_told(
-        {rank: message["problem"] for rank, message in enumerate(tell({"problem": problem}, transport))}
-    )
-
-
-def raise_told(problems: dict[int, str]) -> None:
-    """Raise UsageError with what the replicas told, each text once; nothing where no replica has a problem."""
-    by_text: dict[str, list[str]] = {}
-    for rank, text in problems.items():
-        if text:
-            by_text.setdefault(text, []).append(str(rank))
-    if not by_text:
-        return
-    if len(by_text) == 1 and len(next(iter(by_text.values()))) == len(problems):
-        raise UsageError(next(iter(by_text)))
-    raise UsageError("; ".join(f"replica {', '.join(ranks)}: {text}" for text, ranks in by_text.items()))
 
 
 def lend(tree: Any, *, donor: int, transport: Transport) -> Any:

@@ -11,6 +11,7 @@ has its name. So whenever replicas are killed, there is a step that all of them 
 into one, are the folder of a run on one machine.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -42,12 +43,14 @@ class Survey:
         held: the steps whose part of this replica is whole, each with the name of the attempt that wrote it.
         lends: those of them whose shared weights are whole too.
         damaged: what is wrong with the others, by step.
+        strays: the replicas whose parts are there where this replica's is not, by step.
         refused: why the newest checkpoint is not one of this run; empty where it is.
     """
 
     held: dict[int, str] = field(default_factory=dict)
     lends: list[int] = field(default_factory=list)
     damaged: dict[int, str] = field(default_factory=dict)
+    strays: dict[int, list[int]] = field(default_factory=dict)
     refused: str = ""
 
 
@@ -238,9 +241,11 @@ def survey(
             found.damaged[step] = problem
         elif problem is None:
             found.held[step] = attempt
-            model = path / MODEL
-            if model.exists() and _digest(model) == model_digest:
-                found.lends.append(step)
+            with contextlib.suppress(OSError):
+                if _digest(path / MODEL) == model_digest:
+                    found.lends.append(step)
+        else:
+            found.strays[step] = sorted(int(p.stem.removeprefix("rank_")) for p in path.glob("rank_*.json"))
     # The newest says whose folder it is.
     return replace(found, refused=refused)
 

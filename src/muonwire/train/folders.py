@@ -1,7 +1,6 @@
 """Which replicas share the folder of a run, and what every host's folder says of the others."""
 
 import contextlib
-import json
 import os
 import secrets
 import socket
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from muonwire.train.told import raise_told, tell
 from muonwire.transport.base import Transport
 
 WHERE = "where.json"
@@ -61,21 +61,32 @@ class Together:
 
         Neither a host's name nor a path says whether two replicas have one folder: hosts may share a disk, or have folders of the
         same name on disks of their own.
+
+        Raises:
+            UsageError: a folder cannot be written; on all replicas.
         """
         own, mark = secrets.token_hex(8), folder / f".replica_{transport.rank}"
-        # A folder that cannot be written is named when something is saved there.
-        with contextlib.suppress(OSError):
+        problem = ""
+        try:
             folder.mkdir(parents=True, exist_ok=True)
             mark.write_text(own)
-        tokens = [message.decode() for message in transport.gather(own.encode(), purpose="control")]
-        ranks = [
-            rank
-            for rank, token in enumerate(tokens)
-            if rank == transport.rank or _read(folder / f".replica_{rank}") == token
-        ]
-        transport.gather(b"looked", purpose="control")
-        with contextlib.suppress(OSError):
-            mark.unlink(missing_ok=True)
+        except OSError as error:
+            problem = (
+                f"the folder {folder} cannot be written ({error}); make room there, or choose another --out"
+            )
+        try:
+            told = tell({"token": own, "problem": problem}, transport)
+            raise_told({rank: message["problem"] for rank, message in enumerate(told)})
+            tokens = [message["token"] for message in told]
+            ranks = [
+                rank
+                for rank, token in enumerate(tokens)
+                if rank == transport.rank or _read(folder / f".replica_{rank}") == token
+            ]
+            transport.gather(b"looked", purpose="control")
+        finally:
+            with contextlib.suppress(OSError):
+                mark.unlink(missing_ok=True)
         return cls(ranks=ranks, rank=transport.rank, launch=tokens[0])
 
 
@@ -109,8 +120,3 @@ def where(places: Sequence[Place], together: Together, *, files: Sequence[str]) 
             "holds": "checkpoints",
         },
     }
-
-
-def tell(own: dict[str, Any], transport: Transport) -> list[dict[str, Any]]:
-    """Every replica's message of JSON, in rank order."""
-    return [json.loads(text) for text in transport.gather(json.dumps(own).encode(), purpose="control")]

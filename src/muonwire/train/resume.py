@@ -10,6 +10,7 @@ from muonwire.optim import ChainOptimizer, sharing
 from muonwire.train import agree, checkpoint
 from muonwire.train.folders import Place
 from muonwire.train.lengths import Length, extend, lengths_of
+from muonwire.train.told import all_or_none
 
 if TYPE_CHECKING:
     from muonwire.train.loop import Trainer
@@ -72,7 +73,7 @@ def find(trainer: "Trainer", *, free: Collection[str]) -> Found | None:
             }
     except (OSError, ValueError, KeyError) as error:
         problem = str(error)
-    agree.all_or_none(problem, transport)
+    all_or_none(problem, transport)
     if choice.lacking:
         lent = agree.lend(lent, donor=choice.donor, transport=transport)
     lengths = trainer.lengths
@@ -84,7 +85,7 @@ def find(trainer: "Trainer", *, free: Collection[str]) -> Found | None:
             lengths = extend(lengths_of(manifest["identity"]["config"]), trainer.config, done=choice.step)
     except UsageError as error:
         problem = str(error)
-    agree.all_or_none(problem, transport)
+    all_or_none(problem, transport)
     return Found(
         step=choice.step,
         lengths=lengths,

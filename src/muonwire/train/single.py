@@ -8,9 +8,8 @@ from typing import Any
 from muonwire import recipes
 from muonwire.errors import StoppedError, UsageError
 from muonwire.train import checkpoint
-from muonwire.train.agree import raise_told
 from muonwire.train.config import TrainConfig
-from muonwire.train.folders import WHERE, Place, Together, tell, where
+from muonwire.train.folders import WHERE, Place, Together, where
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads, under_launcher
 from muonwire.train.lengths import rate_change
 from muonwire.train.loop import RESULT, RunResult, Trainer
@@ -18,6 +17,7 @@ from muonwire.train.metrics import METRICS
 from muonwire.train.page import print_page
 from muonwire.train.progress import progress_bar
 from muonwire.train.recording import recording
+from muonwire.train.told import raise_told, tell
 from muonwire.transport import Transport
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
 
@@ -81,7 +81,9 @@ def train_here(
 ) -> RunResult:
     """One run on this replica: with a progress bar on the first, stopping together when asked to."""
     places = _check_folders(folder, config, transport, resume=resume)
+    together = Together.find(folder, transport)
     trainer = trainer_type(config, config.task.make(), transport, folder)
+    trainer.together = together
     first = transport.rank == 0
     notes: list[str] = []
     if resume:
@@ -90,13 +92,12 @@ def train_here(
         if not went_on:
             trainer.notes = [f"no replica has a checkpoint of this run: it starts at step 1, in {places[0]}"]
         notes = [*trainer.notes, *(_go_on(trainer) if first and went_on else [])]
-    trainer.together = Together.find(folder, transport)
-    _say_where(trainer, places)
+    _say_where(folder, places, together)
     if first and not trainer.step:
         checkpoint.write_json(folder / CONFIG, trainer.settings())
     if first:
         _describe(trainer)
-    if first or (trainer.together.first and 0 not in trainer.together.ranks):
+    if first or (together.first and 0 not in together.ranks):
         print(*notes, sep="\n", end="\n\n" if notes else "", flush=True)
     with (
         on_stop_signal(trainer.request_stop),
@@ -112,11 +113,9 @@ def train_here(
     return result
 
 
-def _say_where(trainer: Trainer, places: list[Place]) -> None:
+def _say_where(folder: Path, places: list[Place], together: Together) -> None:
     """In the folder of every host but replica 0's, say where the rest of the run is."""
-    together = trainer.together
-    assert together is not None
-    path = trainer.folder / WHERE
+    path = folder / WHERE
     if 0 in together.ranks:
         # It came with what was copied from another host.
         if together.first:
