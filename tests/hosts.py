@@ -35,6 +35,30 @@ class Host:
         words = [*inside, *(str(word) for word in command)]
         return subprocess.Popen(words, text=True, start_new_session=True, **options)  # type: ignore[call-overload,no-any-return]
 
+    def limit(self, rate: str) -> None:
+        """Change the rate at which this host sends, such as "1mbit"."""
+        words = ["tc", "-n", self.namespace, "qdisc", "replace", "dev", "wan0", "root"]
+        shape = ["tbf", "rate", rate, "burst", "32kbit", "latency", "400ms"]
+        subprocess.run([*words, *shape], check=True, capture_output=True)
+
+    def lose(self, percent: int) -> None:
+        """From now on so many of a hundred packets that reach this host get lost; needs nft."""
+        rules = "add table inet lossy\nadd chain inet lossy input { type filter hook input priority 0; }\n"
+        rules += "flush chain inet lossy input\n"
+        rules += f"add rule inet lossy input numgen random mod 100 < {percent} drop\n" if percent else ""
+        words = ["ip", "netns", "exec", self.namespace, "nft", "-f", "-"]
+        subprocess.run(words, input=rules, text=True, check=True, capture_output=True)
+
+    def connect(self, up: bool) -> None:
+        """Plug the host's cable in or out: at the switch, so that the host itself sees its interface as it was."""
+        switch, _, number = self.namespace.rpartition("h")
+        ip("-n", f"{switch}s", "link", "set", f"p{number}", *(["master", "br0"] if up else ["nomaster"]))
+
+    def readdress(self, old: str, new: str) -> None:
+        """Take one address from the host and give it another, as a router does that leases addresses."""
+        ip("-n", self.namespace, "addr", "del", f"{old}/24", "dev", "wan0")
+        ip("-n", self.namespace, "addr", "add", f"{new}/24", "dev", "wan0")
+
 
 def namespaces_allowed() -> bool:
     """Whether this user may make network namespaces."""
@@ -83,8 +107,7 @@ def hosts(count: int, *, rate: str = "10mbit") -> Iterator[list[Host]]:
             ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "wan0")
             ip("-n", host.namespace, "link", "set", "wan0", "up")
             ip("-n", host.namespace, "link", "set", "lo", "up")
-            limit = ["tc", "-n", host.namespace, "qdisc", "add", "dev", "wan0", "root", "tbf", "rate", rate]
-            subprocess.run([*limit, "burst", "32kbit", "latency", "400ms"], check=True, capture_output=True)
+            host.limit(rate)
         yield made
     finally:
         for host in [*made, Host(address="", namespace=switch)]:

@@ -187,7 +187,11 @@ class Trainer:
         config, diverged, eval_loss = self.config, False, None
         first = self.transport.rank == 0
         with metrics_writer(
-            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=first
+            self.folder,
+            after_step=self.step,
+            tensorboard=config.tensorboard,
+            enabled=first,
+            transport=self.transport,
         ) as write:
             if self.step == 0:
                 write(0, **asdict(self._totals), eval_loss=self._evaluate()[0])

@@ -257,11 +257,14 @@ def _loss_chart(
     ]
     own = [r for r in metrics if r.get("local_loss") is not None]
     length = max(len(own) // STRETCHES, 1)
-    means = []
+    # Where nothing is sent between two synchronizations, several steps have one place on the axis of bytes.
+    places: dict[float, list[float]] = {}
     for start in range(0, len(own), length):
         part = own[start : start + length]
-        loss = sum(float(r["local_loss"]) for r in part) / len(part)
-        means.append({"x": cost(part[-1]), "y": loss, "series": "training"})
+        places.setdefault(cost(part[-1]), []).extend(float(r["local_loss"]) for r in part)
+    means = [
+        {"x": place, "y": sum(losses) / len(losses), "series": "training"} for place, losses in places.items()
+    ]
     # Evaluations are drawn as points too: a line through every one of thousands is enough.
     kept = evaluations[:: max(len(evaluations) // STRETCHES, 1)]
     if evaluations and kept[-1] is not evaluations[-1]:

@@ -205,10 +205,18 @@ class ProcessGroupTransport(FrameTransport):
         return " and ".join(map(self.called, missing or [peer]))
 
     def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:
-        who = "a replica" if rank is None else f"replica {rank}"
+        who = "a replica" if rank is None else self.called(rank)
+        where = f"(of {self.world_size}) in step {self.step}"
+        if self._has_tags and "Timed out" in str(error):
+            waited_s = time.perf_counter() - self._began_s
+            return ReplicaLostError(
+                f"replica {self.rank} waited {waited_s:.0f} s for {who} {where} and got no answer: that one stands still, or its "
+                "machine or the link is down. So long a silent replica is waited for, by the process group's timeout (--timeout-s "
+                "of muonwire train)",
+                rank=rank,
+            )
         return ReplicaLostError(
-            f"replica {self.rank} lost its connection to {who} (of {self.world_size}) in step {self.step}: "
-            f"{str(error).splitlines()[0][:200]}",
+            f"replica {self.rank} lost its connection to {who} {where}: {str(error).splitlines()[0][:200]}",
             rank=rank,
         )
 

@@ -143,8 +143,9 @@ def watching(
 
     def watch() -> None:
         told: Wait | None = None
-        name, next_s = "", first_s
-        while not stop.wait(tick_s):
+        name, next_s, stopped = "", first_s, False
+        while not stopped:
+            stopped = stop.wait(tick_s)
             wait, now_s = waits.current, time.perf_counter()
             if told is not None and wait is not told:
                 if told.seconds is not None:
@@ -152,7 +153,7 @@ def watching(
                 told, next_s = None, first_s
                 if show is not None:
                     show("")
-            if wait is None or now_s - wait.since_s < first_s:
+            if stopped or wait is None or now_s - wait.since_s < first_s:
                 continue
             if wait is not told:
                 told, name = wait, wait.text()
