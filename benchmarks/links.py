@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from tests.hosts import Host, hosts
 
+from muonwire.train.status import read_status
+
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 TRAIN = (
     *("--recipe", "one_bit_muon(interval=5)", "--model-size", "pico", "--sequence", "64", "--batch", "4"),
@@ -111,11 +113,12 @@ class Trial:
     Args:
         name: of its file.
         what: happens, in words.
-        disturb: does it, once the run is in its middle; returns when it is over, in seconds after it began.
+        disturb: does it, once the run has begun.
         count: of hosts.
         timeout_s: ``--timeout-s`` of the run.
         steps: of the run.
         ends: "finished", or "error".
+        prepare: is done to every host before.
     """
 
     name: str
@@ -125,6 +128,7 @@ class Trial:
     timeout_s: float = 600.0
     steps: int = 400
     ends: str = "finished"
+    prepare: Callable[[Host], None] = lambda _: None
 
 
 @dataclass
@@ -165,11 +169,19 @@ def losing(running: Running) -> None:
 def outage(seconds: float) -> Callable[[Running], None]:
     def disturb(running: Running) -> None:
         running.machines[-1].connect(False)
-        time.sleep(seconds)
+        time.sleep(seconds / 2)
+        running.notes["status_half_way"] = [read_status(r.folder / "run").waiting for r in running.replicas]
+        time.sleep(seconds / 2)
         running.machines[-1].connect(True)
         running.over()
 
     return disturb
+
+
+def retry_within_5s(host: Host) -> None:
+    """Let TCP try again at least every 5 s, where the kernel can be told (Linux 6.15)."""
+    words = ["ip", "netns", "exec", host.namespace, "sysctl", "-q", "-w", "net.ipv4.tcp_rto_max_ms=5000"]
+    subprocess.run(words, check=True)
 
 
 def frozen(seconds: float) -> Callable[[Running], None]:
@@ -224,10 +236,17 @@ def killed(running: Running) -> None:
 
 
 TRIALS = (
-    Trial("undisturbed", "nothing", nothing, steps=400),
+    Trial("undisturbed", "nothing", nothing),
+    Trial("undisturbed_three", "nothing", nothing, count=3),
     Trial("rate_changes", "10, 1, 0.2 and 50 Mbit/s, 8 s each", rates),
     Trial("loss", "from the middle on, 5 % of all packets get lost", losing),
     Trial("outage_30s", "the last host's cable is out for 30 s", outage(30)),
+    Trial(
+        "outage_30s_retry_5s",
+        "the same, where TCP was told to try at least every 5 s: sysctl -w net.ipv4.tcp_rto_max_ms=5000",
+        outage(30),
+        prepare=retry_within_5s,
+    ),
     Trial(
         "outage_beyond",
         "the last host's cable is out for longer than --timeout-s",
@@ -276,6 +295,8 @@ def attempt(trial: Trial, folder: Path) -> dict[str, Any]:
     """Run a trial; returns its record."""
     with hosts(trial.count) as machines:
         assert machines[0].namespace, "the links need network namespaces: run as root on Linux"
+        for host in machines:
+            trial.prepare(host)
         replicas = [
             Replica(host, _command(trial, rank, machines[0].address), folder / f"host{rank}")
             for rank, host in enumerate(machines)

@@ -158,7 +158,9 @@ def test_waits_and_refused_messages_are_told(tmp_path, monkeypatch):
     with Events(tmp_path, transport, steps=9) as events:
         with transport.waits.on("replica 1 (10.77.0.2)", peer="1"):
             events.waiting(transport.waits.text())
-            assert read_status(tmp_path).waiting == "waiting for replica 1 (10.77.0.2) for 0 s"
+            status = read_status(tmp_path)
+            assert status.waiting == "waiting for replica 1 (10.77.0.2) for 0 s"
+            assert 0 < status.wait_s["1"] < 60
         with transport.waits.on("replicas (1 of at least 2 are there)"):
             pass
         for kind in ("altered", "altered", "replayed"):

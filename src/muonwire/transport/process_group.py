@@ -6,6 +6,7 @@ the header travels that way, and the body at the same time under a tag that foll
 finds no buffer with its tag, and waits. Other backends have no tags: there headers travel first, and bodies once the headers agree.
 """
 
+import re
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -206,19 +207,18 @@ class ProcessGroupTransport(FrameTransport):
 
     def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:
         who = "a replica" if rank is None else self.called(rank)
-        where = f"(of {self.world_size}) in step {self.step}"
+        own = f"replica {self.rank} of {self.world_size}"
         if self._has_tags and "Timed out" in str(error):
             waited_s = time.perf_counter() - self._began_s
             return ReplicaLostError(
-                f"replica {self.rank} waited {waited_s:.0f} s for {who} {where} and got no answer: that one stands still, or its "
+                f"{own} waited {waited_s:.0f} s for {who} in step {self.step} and got no answer: that one stands still, or its "
                 "machine or the link is down. So long a silent replica is waited for, by the process group's timeout (--timeout-s "
                 "of muonwire train)",
                 rank=rank,
             )
-        return ReplicaLostError(
-            f"replica {self.rank} lost its connection to {who} {where}: {str(error).splitlines()[0][:200]}",
-            rank=rank,
-        )
+        # gloo begins with the place in its source.
+        text = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0])[:200]
+        return ReplicaLostError(f"{own} lost its connection to {who} in step {self.step}: {text}", rank=rank)
 
 
 def _of_default_group(device: str) -> ProcessGroupTransport:
