@@ -553,6 +553,7 @@ def links_table() -> str:
             ends += f" (`--timeout-s {record['timeout_s']:g}`)" if record["timeout_s"] < 600 else ""
         else:
             ends = f"{record['recovered_after_s']:g} s after it is over, the next synchronization is done"
+            ends = ends if waits else "the run goes on all the while"
         same = record["weights_digest"] == undisturbed.get(record["hosts"])
         weights = "—" if record["weights_digest"] is None else "as undisturbed" if same else "others"
         lines.append(f"| {record['what']} | {f'{min(waits)} s' if waits else '—'} | {ends} | {weights} |")

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from muonwire.errors import UsageError
+from muonwire.tasks import TextSettings
+from muonwire.train import TrainConfig, train
 from muonwire.train.events import Events
 from muonwire.train.page import PAGE, print_page, run_page, write_page
 from muonwire.train.timeline import (
@@ -197,6 +199,18 @@ def test_without_what_draws_it_a_line_says_how_to_get_it(run_folder, monkeypatch
     )
     assert said.count("\n") == 1
     assert not (run_folder / PAGE).exists()
+
+
+@pytest.mark.parametrize("page", [True, False])
+def test_a_training_run_draws_it_unless_told_otherwise(page, tmp_path, capsys):
+    tiny = TextSettings(sequence=16, batch=2, evaluation_sequences=4)
+    train(
+        TrainConfig(steps=2, task=tiny, tensorboard=False, checkpoint_every=0), tmp_path, threads=1, page=page
+    )
+    assert (tmp_path / PAGE).exists() == page
+    assert (f"page: {tmp_path / PAGE}" in capsys.readouterr().out) == page
+    if page:
+        assert "Finished, step 2 of 2." in (tmp_path / PAGE).read_text()
 
 
 def test_a_folder_that_is_no_run_has_no_page(tmp_path):

@@ -216,8 +216,8 @@ class ProcessGroupTransport(FrameTransport):
                 "of muonwire train)",
                 rank=rank,
             )
-        # gloo begins with the place in its source.
-        text = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0])[:200]
+        # gloo begins with the place in its source, and ends with advice for its own developers.
+        text = re.sub(r"^\[[^]]*\] | This is typically caused.*", "", str(error).splitlines()[0])[:200]
         return ReplicaLostError(f"{own} lost its connection to {who} in step {self.step}: {text}", rank=rank)
 
 
