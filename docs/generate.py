@@ -26,6 +26,7 @@ LAB = ROOT / "evidence" / "lab" / "verdicts.json"
 SPECTRA = ROOT / "evidence" / "spectra"
 FRONTIER = ROOT / "evidence" / "frontier.json"
 POLAR = ROOT / "evidence" / "polar"
+LINKS = ROOT / "evidence" / "links"
 PROJECT = ROOT / "pyproject.toml"
 TABLED = tuple(
     ROOT / name
@@ -38,6 +39,7 @@ TABLED = tuple(
         "docs/layout.md",
         "docs/polar.md",
         "docs/spectra.md",
+        "docs/links.md",
     )
 )
 REPLICAS = 4
@@ -535,6 +537,29 @@ def small_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def links_table() -> str:
+    """What happened in each trial of a link: when it was first said, how it ended, and with which weights."""
+    records = [json.loads(path.read_text()) for path in LINKS.glob("*.json")]
+    undisturbed = {r["hosts"]: r["weights_digest"] for r in records if r["what"] == "nothing"}
+    lines = ["| what happens | said first after | how it ends | weights |", "|---|---|---|---|"]
+    for record in sorted(records, key=lambda r: (r["expected"] == "error", r["trial"])):
+        if record["what"] == "nothing":
+            continue
+        said = [line.split(" s: ", 1) for side in record["sides"] for line in side["said"]]
+        waits = [int(at) for at, line in said if "waiting for" in line]
+        errors = [int(at) for at, line in said if line.startswith("error: ")]
+        if record["expected"] == "error":
+            ends = f"an error on {len(errors)} of {record['hosts']} replicas after {max(errors)} s"
+            ends += f" (`--timeout-s {record['timeout_s']:g}`)" if record["timeout_s"] < 600 else ""
+        else:
+            ends = f"{record['recovered_after_s']:g} s after it is over, the next synchronization is done"
+            ends = ends if waits else "the run goes on all the while"
+        same = record["weights_digest"] == undisturbed.get(record["hosts"])
+        weights = "—" if record["weights_digest"] is None else "as undisturbed" if same else "others"
+        lines.append(f"| {record['what']} | {f'{min(waits)} s' if waits else '—'} | {ends} | {weights} |")
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:
     """Of each marked table: its name, the file that it is made of, and what makes it."""
     return [
@@ -549,6 +574,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("contracts", PROJECT, contracts_list),
         ("polar table", POLAR / "amx.json", polar_table),
         ("small polar table", POLAR / "amx_small.json", small_table),
+        ("links table", LINKS, links_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

@@ -67,6 +67,7 @@ def texts(tmp_path):
         (["train", "--text", "short.txt", "--replicas", "2"], "give a text of at least"),
         (["train", "--replicas", "0"], "replicas: 0; at least 1 is needed"),
         (["train", "--replicas", "2", "--port", "70000"], "port: 70000 is not one"),
+        (["train", "--timeout-s", "0"], "timeout_s is 0.0; it is at least 1 second"),
         (["train", "--steps", "many"], "--steps"),
         (["train", "--no-such-option"], "--no-such-option"),
         (["train", "--task"], "--task"),

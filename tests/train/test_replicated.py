@@ -15,6 +15,7 @@ from muonwire.train import checkpoint
 from muonwire.train.metrics import read_metrics
 
 SMALL = ["--sequence", "16", "--batch", "2", "--evaluation-sequences", "8", "--lr", "0.01", "--threads", "1"]
+SMALL.append("--no-page")
 
 
 def command(out, *extra, recipe="local_muon(interval=4)", steps=40, replicas=2):

@@ -15,11 +15,11 @@ from muonwire.errors import ExchangeError, PayloadError, StoppedError, UsageErro
 
 COMMANDS = {
     "train": ("muonwire.cli.train", "train one recipe on one replica or many"),
-    "status": ("muonwire.cli.status", "show who is in a run, since when, and who waits for whom"),
     "compare": (
         "muonwire.cli.compare",
         "train several recipes on the same work and report loss against steps, bytes, time",
     ),
+    "status": ("muonwire.cli.status", "show who is in a run, since when, and who waits for whom"),
     "lab": ("muonwire.cli.lab", "measure the claims of the five notes and write the page of their verdicts"),
     "spectra": (
         "muonwire.cli.spectra",
@@ -32,8 +32,8 @@ COMMANDS = {
 # The extras with all that a command imports: what a message about a missing package tells to install.
 EXTRAS = {
     "train": "train",
-    "status": "train,report",
     "compare": "train,report",
+    "status": "train,report",
     "lab": "lab",
     "spectra": "lab",
     "bench": "train,report",

@@ -225,7 +225,10 @@ class Events:
         if not self.enabled:
             return
         meter = self.transport.meter
-        total = meter.total
+        total, wait_s, current = meter.total, dict(meter.wait_s), self.transport.waits.current
+        if current is not None and current.peer:
+            # Counted when it is over; who reads this wants to know now.
+            wait_s[current.peer] = wait_s.get(current.peer, 0.0) + time.perf_counter() - current.began_s
         with self._lock:
             self._written_s = now_s
             record = {
@@ -235,7 +238,7 @@ class Events:
                 "members": dict(self._since_s),
                 "sent_bytes": total.egress_bytes,
                 "received_bytes": total.received_bytes,
-                "wait_s": dict(meter.wait_s),
+                "wait_s": wait_s,
                 "rejected": dict(meter.rejected),
             }
             path = self.folder / STATUS

@@ -200,7 +200,11 @@ class Trainer:
         config, diverged = self.config, False
         eval_loss: float | None = None
         with metrics_writer(
-            self.folder, after_step=self.step, tensorboard=config.tensorboard, enabled=self.writes
+            self.folder,
+            after_step=self.step,
+            tensorboard=config.tensorboard,
+            enabled=self.writes,
+            transport=self.transport,
         ) as write:
             if self.step == 0:
                 write(0, **asdict(self._totals), eval_loss=self._evaluate()[0])

@@ -192,14 +192,14 @@ def _table(status: RunStatus) -> "Table":
         )
         for number, name in enumerate(names)
     ]
-    refused = [f"{count:,} messages refused: {kind}." for kind, count in status.rejected.items()]
+    refused = [f"Refused messages: {count:,} {kind}." for kind, count in status.rejected.items()]
     return text_table(
         "Replicas, as this host saw them since its last start",
         ["replica", "in since (UTC)", "waited for"],
         rows,
         names=2,
         notes=[
-            "Replicas are waited for one after the other, so each has the seconds that it adds to those before it. ",
+            "Replicas are waited for one after the other, so each has the seconds that it adds to those before it.",
             *refused,
         ],
     )
@@ -257,11 +257,14 @@ def _loss_chart(
     ]
     own = [r for r in metrics if r.get("local_loss") is not None]
     length = max(len(own) // STRETCHES, 1)
-    means = []
+    # Where nothing is sent between two synchronizations, several steps have one place on the axis of bytes.
+    places: dict[float, list[float]] = {}
     for start in range(0, len(own), length):
         part = own[start : start + length]
-        loss = sum(float(r["local_loss"]) for r in part) / len(part)
-        means.append({"x": cost(part[-1]), "y": loss, "series": "training"})
+        places.setdefault(cost(part[-1]), []).extend(float(r["local_loss"]) for r in part)
+    means = [
+        {"x": place, "y": sum(losses) / len(losses), "series": "training"} for place, losses in places.items()
+    ]
     # Evaluations are drawn as points too: a line through every one of thousands is enough.
     kept = evaluations[:: max(len(evaluations) // STRETCHES, 1)]
     if evaluations and kept[-1] is not evaluations[-1]:
@@ -298,7 +301,7 @@ def _timeline_chart(line: Timeline) -> "Chart":
         axis=alt.Axis(grid=False, labelLimit=220),
         scale=alt.Scale(domain=rows),
     )
-    # Five of a hundred at both ends, so that marks there are whole.
+    # Room at both ends, so that marks there are whole.
     room = 0.02 * max(line.end_s, 1.0) / per
     x = alt.X(
         "at:Q",
@@ -317,13 +320,17 @@ def _timeline_chart(line: Timeline) -> "Chart":
     marks = [{"row": m.row, "at": m.at_s / per, "kind": m.kind, "what": m.text or m.kind} for m in line.marks]
     tooltip = [alt.Tooltip(f"{name}:N", title=title) for name, title in _TIPS.items()]
     at = {"x": x, "y": y, "color": colour, "tooltip": tooltip}
-    layers: list[Any] = []
-    for kind, size in ((IN, 14), (WAITED, 8)):
-        of_kind = [span for span in spans if span["kind"] == kind]
-        bars = alt.Chart(inline(of_kind)).mark_bar(height=size, cornerRadius=1)
-        layers.append(bars.encode(**at, x2="to:Q"))
+    present = [span for span in spans if span["kind"] == IN]
+    waits = [span for span in spans if span["kind"] == WAITED]
     ticks = [mark for mark in marks if mark["kind"] == SYNCHRONIZED]
-    layers.append(alt.Chart(inline(ticks)).mark_tick(height=14, thickness=1, opacity=0.7).encode(**at))
+    layers: list[Any] = [
+        alt.Chart(inline(present)).mark_bar(height=14, cornerRadius=1).encode(**at, x2="to:Q"),
+        alt.Chart(inline(ticks)).mark_tick(height=14, thickness=1, opacity=0.5).encode(**at),
+        # The line around it keeps a short wait in sight.
+        alt.Chart(inline(waits))
+        .mark_bar(height=8, stroke=_COLOURS[WAITED], strokeWidth=2)
+        .encode(**at, x2="to:Q"),
+    ]
     shapes = [kind for kind in kinds if kind in _SHAPES]
     shape = alt.Shape(
         "kind:N",
@@ -332,7 +339,7 @@ def _timeline_chart(line: Timeline) -> "Chart":
     )
     points = [mark for mark in marks if mark["kind"] in _SHAPES]
     layers.append(
-        alt.Chart(inline(points)).mark_point(filled=True, size=90, opacity=1).encode(**at, shape=shape)
+        alt.Chart(inline(points)).mark_point(filled=True, size=130, opacity=1).encode(**at, shape=shape)
     )
     return Chart(
         name="timeline",

@@ -10,6 +10,8 @@ BEGAN, CHECKPOINT, REJECTED, ENDED = "begins", "checkpoint", "refused messages",
 # Of each kind so many marks are drawn; of waits the longest, of others at equal distances in time.
 MOST = 1500
 MOST_ROWS = 40
+# Of synchronizations in a row, so that they can be told apart.
+MOST_TICKS = 150
 RUN = "run"
 
 
@@ -170,11 +172,11 @@ def _cut_rows(line: Timeline) -> None:
 
 
 def _add_synchronizations(line: Timeline, synchronized: Sequence[tuple[float, int]]) -> None:
-    """A mark in the row of every replica that was in, for each of at most ``MOST`` / replicas pieces of time."""
+    """A mark in the row of every replica that was in, for each piece of time that had any."""
     if not synchronized:
         return
     rows = {row: [s for s in line.spans if s.kind == IN and s.row == row] for row in line.rows}
-    pieces = max(MOST // max(len(rows), 1), 50)
+    pieces = max(min(MOST // max(len(rows), 1), MOST_TICKS), 30)
     width_s = max(synchronized[-1][0], 1e-9) / pieces
     counts: dict[int, tuple[float, int]] = {}
     for at_s, count in synchronized:

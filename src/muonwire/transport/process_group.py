@@ -9,6 +9,7 @@ With a secret, messages travel as streams under tags that only its holders can m
 """
 
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -376,12 +377,19 @@ class ProcessGroupTransport(FrameTransport):
         return " and ".join(map(self.called, missing or [peer]))
 
     def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:
-        who = "a replica" if rank is None else f"replica {rank}"
-        return ReplicaLostError(
-            f"replica {self.rank} lost its connection to {who} (of {self.world_size}) in step {self.step}: "
-            f"{str(error).splitlines()[0][:200]}",
-            rank=rank,
-        )
+        who = "a replica" if rank is None else self.called(rank)
+        own = f"replica {self.rank} of {self.world_size}"
+        if self._has_tags and "Timed out" in str(error):
+            waited_s = time.perf_counter() - self._began_s
+            return ReplicaLostError(
+                f"{own} waited {waited_s:.0f} s for {who} in step {self.step} and got no answer: that one stands still, or its "
+                "machine or the link is down. So long a silent replica is waited for, by the process group's timeout (--timeout-s "
+                "of muonwire train)",
+                rank=rank,
+            )
+        # gloo begins with the place in its source, and ends with advice for its own developers.
+        text = re.sub(r"^\[[^]]*\] | This is typically caused.*", "", str(error).splitlines()[0])[:200]
+        return ReplicaLostError(f"{own} lost its connection to {who} in step {self.step}: {text}", rank=rank)
 
 
 def _of_default_group(device: str) -> ProcessGroupTransport:

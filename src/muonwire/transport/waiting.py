@@ -109,8 +109,15 @@ class Waits:
     def text(self, *, now_s: float | None = None) -> str:
         """The current wait in words; empty where there is none."""
         wait = self.current
-        if wait is None:
-            return ""
+        return "" if wait is None else self.describe(wait, now_s=now_s)
+
+    def describe(self, wait: Wait, *, now_s: float | None = None) -> str:
+        """A wait that lasts, in words.
+
+        Args:
+            wait: one of these waits.
+            now_s: time.perf_counter(). Default: now.
+        """
         now_s = time.perf_counter() if now_s is None else now_s
         limit = f" (at most {self.limit_s:g} s)" if self.limit_s else ""
         return f"waiting for {wait.text()} for {now_s - wait.since_s:.0f} s{limit}"
@@ -143,8 +150,9 @@ def watching(
 
     def watch() -> None:
         told: Wait | None = None
-        name, next_s = "", first_s
-        while not stop.wait(tick_s):
+        name, next_s, stopped = "", first_s, False
+        while not stopped:
+            stopped = stop.wait(tick_s)
             wait, now_s = waits.current, time.perf_counter()
             if told is not None and wait is not told:
                 if told.seconds is not None:
@@ -152,14 +160,14 @@ def watching(
                 told, next_s = None, first_s
                 if show is not None:
                     show("")
-            if wait is None or now_s - wait.since_s < first_s:
+            if stopped or wait is None or now_s - wait.since_s < first_s:
                 continue
             if wait is not told:
                 told, name = wait, wait.text()
             if show is not None:
-                show(waits.text(now_s=now_s))
+                show(waits.describe(wait, now_s=now_s))
             if now_s - wait.since_s >= next_s:
-                say(waits.text(now_s=now_s))
+                say(waits.describe(wait, now_s=now_s))
                 next_s = _after(now_s - wait.since_s)
 
     thread = threading.Thread(target=watch, name="muonwire-waits", daemon=True)
