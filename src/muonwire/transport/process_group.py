@@ -34,8 +34,6 @@ FIRST_BYTES = 1 << 20
 _FIRST_TAG = 0
 _TAGS = (1 << 31) - 1
 _SEALED_TAG = _TAGS
-# For messages that may come after any time: whoever waits for what they bring has a time limit of its own.
-_ENDLESS = timedelta(days=365)
 
 _log = logging.getLogger(__name__)
 # The links of each sealed group: all its transports share them, since a stream goes on from one to the next.
@@ -222,7 +220,7 @@ class ProcessGroupTransport(FrameTransport):
             rank=self.rank,
             world_size=self.world_size,
             start=start,
-            wait=lambda message: self._wait(message, _ENDLESS),
+            wait=self._wait,
             notice=notice,
         )
 

@@ -4,10 +4,13 @@ For each peer one thread always waits for the next message, so that a peer that 
 this replica computes; another keeps what is being sent until it has left. Operations wait for streams, never for messages.
 """
 
+import atexit
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
@@ -24,10 +27,13 @@ _DEPTH = 4
 # Messages to a peer that are being sent at one time: pieces wait for room, and answers to questions are put off.
 _MOST_SENDING = 8
 _GOODBYE_S = 10.0
+# For messages that may come after any time: whoever waits for what they bring has a time limit of its own.
+_ENDLESS, _SHORT = timedelta(days=365), timedelta(milliseconds=1)
+_JOIN_S = 2.0
 
 # Starts sending (True) to a peer, or receiving (False), a buffer; what it returns is given to the function that waits for it.
 Start = Callable[[bool, int, Tensor], Any]
-Wait = Callable[[Any], None]
+Wait = Callable[[Any, timedelta], None]
 Notice = Callable[[int, Refusal, int], None]
 
 
@@ -50,14 +56,17 @@ class _Link:
         self._sending: deque[Any] = deque()
         self._waiting: deque[tuple[Any, Tensor]] = deque()
         self._stopped = False
+        self._threads: list[threading.Thread] = []
 
     def begin(self) -> None:
         for _ in range(_DEPTH):
             self._await(torch.empty(LARGEST_BYTES, dtype=torch.uint8))
         for work, name in ((self._receive, "receive"), (self._let_go, "send")):
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._guard, args=(work,), name=f"{name} {self.stream.peer}", daemon=True
-            ).start()
+            )
+            thread.start()
+            self._threads.append(thread)
         with self.changed:
             self.pay()
 
@@ -66,6 +75,20 @@ class _Link:
         with self.changed:
             self._stopped = True
             self.changed.notify_all()
+
+    def join(self, within_s: float) -> bool:
+        """Whether the threads have ended in this time."""
+        deadline = time.monotonic() + within_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def cut(self) -> None:
+        """Wake a thread that waits for a message which does not come; it ends the connections of the whole group."""
+        for handle, _ in list(self._waiting):
+            with suppress(ReplicaLostError):
+                # Waiting too short a time is the one way to end another wait.
+                self._wait(handle, _SHORT)
 
     def pay(self) -> None:
         """Send what the stream owes, as far as there is room; under the lock."""
@@ -149,7 +172,7 @@ class _Link:
     def _receive(self) -> None:
         while True:
             handle, buffer = self._waiting.popleft()
-            self._wait(handle)
+            self._wait(handle, _ENDLESS)
             with self.changed:
                 if self._stopped:
                     return
@@ -169,7 +192,7 @@ class _Link:
                 if not self._sending:
                     return
                 handle = self._sending[0]
-            self._wait(handle)
+            self._wait(handle, _ENDLESS)
             with self.changed:
                 self._sending.popleft()
                 if not self._stopped:
@@ -187,7 +210,8 @@ class SealedLinks:
         rank: of this replica.
         world_size: number of replicas.
         start: starts to send or to receive a buffer, and returns at once.
-        wait: waits for what ``start`` returned, however long it takes; raises where the connection ends.
+        wait: waits for what ``start`` returned, for at most so long, which may be for ever; raises ReplicaLostError where the time
+            or the connection ends.
         notice: is told the peer, the reason and their number so far when a message is refused.
     """
 
@@ -213,6 +237,7 @@ class SealedLinks:
         self._counted = Extra(0, 0)
         for link in self._links.values():
             link.begin()
+        atexit.register(self._end_threads)
 
     def send(self, outgoing: Mapping[int, Iterable[Buffer]], deadline: float) -> None:
         """Send to each peer one message, given in parts.
@@ -251,11 +276,22 @@ class SealedLinks:
         for link in self._links.values():
             link.await_goodbye(deadline)
         self.stop()
+        if all(link.join(_JOIN_S) for link in self._links.values()):
+            atexit.unregister(self._end_threads)
 
     def stop(self) -> None:
         """End without a word: the connections are gone, or are about to go."""
         for link in self._links.values():
             link.stop()
+
+    def _end_threads(self) -> None:
+        """End every thread before the interpreter does: one that wakes up after it ends the process with an abort."""
+        self.stop()
+        for link in self._links.values():
+            if not link.join(0.0):
+                link.cut()
+        for link in self._links.values():
+            link.join(_JOIN_S)
 
     def refused(self) -> dict[int, Counter[Refusal]]:
         """How many messages were refused, by the peer that they came as, and why."""
