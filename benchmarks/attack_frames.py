@@ -60,7 +60,7 @@ class Attacked(ProcessGroupTransport):
 
     @override
     def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
-        if sends and tag == _SEALED_TAG and not buffer[3].item() & (Mark.HELLO | Mark.BYE):
+        if sends and tag == _SEALED_TAG and not int(buffer[3]) & (Mark.HELLO | Mark.BYE):
             genuine = bytearray(buffer.numpy().tobytes())
             for _ in range(min(self._at_once, self._left_frames)):
                 kind = self._chance.choice(ADDED if self._delivered else ADDED[:3])
@@ -69,7 +69,7 @@ class Attacked(ProcessGroupTransport):
             if self._left_frames and self._chance.random() < 0.3:
                 self._count("altered")
                 at = self._chance.randrange(24, len(genuine))
-                genuine[at] ^= 1 << self._chance.randrange(8)
+                genuine[at] ^= (1, 2, 4, 8, 16, 32, 64, 128)[self._chance.randrange(8)]
                 buffer = torch.frombuffer(genuine, dtype=torch.uint8)
             else:
                 self._delivered.append(genuine)

@@ -34,6 +34,9 @@ class TrainCommand:
             line shows the new rates (docs/train.md).
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous of the replicas. Default: any free one.
+        secret_file: a file that all replicas have (`muonwire secret FILE`): messages of anybody else are refused. Default: the one
+            that MUONWIRE_SECRET_FILE names, or none.
+        allow_public: listen without a secret where the internet may reach it.
     """
 
     task: str = "text"
@@ -43,6 +46,8 @@ class TrainCommand:
     resume: bool = False
     threads: int | None = None
     port: int = 0
+    secret_file: Path | None = None
+    allow_public: bool = False
 
 
 def _task_name(args: Sequence[str]) -> str:
@@ -66,5 +71,7 @@ def main(args: Sequence[str]) -> int:
         resume=command.resume,
         threads=command.threads,
         port=command.port,
+        secret_file=command.secret_file,
+        allow_public=command.allow_public,
     )
     return 0

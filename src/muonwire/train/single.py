@@ -14,6 +14,7 @@ from muonwire.train.lengths import rate_change
 from muonwire.train.loop import RESULT, RunResult, Trainer
 from muonwire.train.progress import progress_bar
 from muonwire.transport import Transport
+from muonwire.transport.secret import find_secret
 
 CONFIG = "config.json"
 
@@ -123,9 +124,16 @@ def _outcome(result: RunResult, folder: Path) -> str:
     )
 
 
-def _worker(config: TrainConfig, folder: Path, resume: bool, threads: int | None) -> None:
+def _worker(
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    threads: int | None,
+    secret_file: Path | None,
+    allow_public: bool,
+) -> None:
     """What each replica does."""
-    with process_group() as make_transport:
+    with process_group(secret_file=secret_file, allow_public=allow_public) as make_transport:
         transport = make_transport()
         set_threads(transport.world_size, threads)
         result = train_here(config, folder, transport, resume=resume)
@@ -143,6 +151,8 @@ def train(
     resume: bool = False,
     threads: int | None = None,
     port: int = 0,
+    secret_file: Path | None = None,
+    allow_public: bool = False,
 ) -> None:
     """Train: in this process where a launcher started it or one replica is asked for, in ``replicas`` new ones otherwise.
 
@@ -153,16 +163,21 @@ def train(
         resume: continue from the newest checkpoint in the folder; ``config.steps`` may be another number than the run has so far.
         threads: of each replica's arithmetic. Default: its share of the cores.
         port: of the rendezvous. Default: any free one.
+        secret_file: what all replicas share, so that strangers are refused. Default: what MUONWIRE_SECRET_FILE names, or none.
+        allow_public: listen without a secret where the internet may reach it. Default: no.
 
     Raises:
-        UsageError: bad settings or data, a folder that holds another run, or a new length that leaves nothing to train.
+        UsageError: bad settings or data, a secret that cannot serve, a folder that holds another run, or a new length that leaves
+            nothing to train.
         ReplicaLostError, ExchangeError: a replica was lost; its last checkpoint is kept.
         StoppedError: SIGTERM or Ctrl-C; a checkpoint was written.
     """
+    find_secret(secret_file)
     if os.environ.get("RANK", "0") == "0":
         prepare_folder(folder, config, resume=resume)
     if under_launcher() or replicas == 1:
-        _worker(config, folder, resume, threads)
+        _worker(config, folder, resume, threads, secret_file, allow_public)
     else:
         config.task.make()
-        launch(_worker, (config, folder, resume, threads), replicas=replicas, port=port)
+        words = (config, folder, resume, threads, secret_file, allow_public)
+        launch(_worker, words, replicas=replicas, port=port)

@@ -94,6 +94,7 @@ class ProcessGroupTransport(FrameTransport):
         # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.
         self._left: list[_Message] = []
         self._timeout_s = timeout_s
+        self._refused_before: Counter[str] = Counter()
         self._links = _sealed.get(self._group)
         if secret is not None:
             self._seal(secret, run)
@@ -119,6 +120,31 @@ class ProcessGroupTransport(FrameTransport):
         return {
             peer: Counter({kind.value: n for kind, n in found.get(peer, {}).items()}) for peer in self.peers
         }
+
+    @property
+    def refused_in_all(self) -> Counter[str]:
+        """How many messages were refused, and why, in all groups that there were (``reset``)."""
+        return self._refused_before + self._refused_now()
+
+    def _refused_now(self) -> Counter[str]:
+        return sum(self.refused.values(), Counter())
+
+    def reset(self, *, rank: int, world_size: int, epoch: int) -> None:
+        """Begin anew between other replicas: nothing of an operation that failed, or was under way, is left.
+
+        Args:
+            rank: of this replica among them.
+            world_size: their number.
+            epoch: of this group; the tags stand for it. All replicas of the group give the same, and no two groups in a row do.
+        """
+        self.rank, self.world_size = rank, world_size
+        self._begin_anew()
+        self._firsts.clear()
+        self._left = []
+        if self._links is not None:
+            self._links.stop()
+            self._refused_before.update(self._refused_now())
+            self._links = self._make_links(self._links.secret, self._links.run, epoch=epoch)
 
     def close(self) -> None:
         """Say goodbye to the other replicas, so that each stays until the others have all they need; nothing without a secret.
@@ -237,6 +263,9 @@ class ProcessGroupTransport(FrameTransport):
             links.send({peer: (header, body.numpy().data) for peer, body in outgoing.items()}, deadline)
             messages = {peer: links.take(peer, deadline) for peer in incoming}
         except ReplicaLostError as error:
+            if isinstance(error.__cause__, RuntimeError):
+                # It says all of this already.
+                raise
             raise ReplicaLostError(
                 f"replica {self.rank} lost replica {error.rank} (of {self.world_size}) in step {self.step}: {error}",
                 rank=error.rank,

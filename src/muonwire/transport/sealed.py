@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Buffer
 
-from muonwire.errors import ReplicaLostError
+from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.message import FIELDS, LARGEST_BYTES, Refusal
 from muonwire.transport.secret import Secret
 from muonwire.transport.stream import Piece, Stream
@@ -30,6 +30,7 @@ _GOODBYE_S = 10.0
 # For messages that may come after any time: whoever waits for what they bring has a time limit of its own.
 _ENDLESS, _SHORT = timedelta(days=365), timedelta(milliseconds=1)
 _JOIN_S = 2.0
+_LAST_WORDS = 4
 
 # Starts sending (True) to a peer, or receiving (False), a buffer; what it returns is given to the function that waits for it.
 Start = Callable[[bool, int, Tensor], Any]
@@ -47,12 +48,13 @@ class Extra(NamedTuple):
 class _Link:
     """The stream to one peer, its buffers, and the two threads that serve it."""
 
-    def __init__(self, stream: Stream, start: Start, wait: Wait, notice: Notice) -> None:
+    def __init__(
+        self, stream: Stream, start: Start, wait: Wait, notice: Notice, ended: Callable[[], None]
+    ) -> None:
         self.stream = stream
         self.changed = threading.Condition()
         self.failure: BaseException | None = None
-        self.idle = False
-        self._start, self._wait, self._notice = start, wait, notice
+        self._start, self._wait, self._notice, self._ended = start, wait, notice, ended
         self._sending: deque[Any] = deque()
         self._waiting: deque[tuple[Any, Tensor]] = deque()
         self._stopped = False
@@ -139,13 +141,14 @@ class _Link:
     def await_change(self, ready: Callable[[], bool], deadline: float) -> None:
         while not ready():
             if self.failure is not None:
-                raise self.failure
+                # Where the other end saw the secrets differ first, it is gone now.
+                raise self.stream.mismatch() or self.failure
             if self._gone or self._stopped:
                 raise ReplicaLostError(f"replica {self.stream.peer} has ended", rank=self.stream.peer)
             left = deadline - time.monotonic()
             if left <= 0:
                 refused = sum(self.stream.refused.values())
-                raise ReplicaLostError(
+                raise self.stream.mismatch() or ReplicaLostError(
                     f"replica {self.stream.peer} did not answer in time ({refused} messages that came as its own were refused)",
                     rank=self.stream.peer,
                 )
@@ -168,6 +171,8 @@ class _Link:
             with self.changed:
                 self.failure = self.failure or error
                 self.changed.notify_all()
+        finally:
+            self._ended()
 
     def _receive(self) -> None:
         while True:
@@ -176,7 +181,11 @@ class _Link:
             with self.changed:
                 if self._stopped:
                     return
-                refusal = self.stream.receive(buffer.numpy().data)
+                try:
+                    refusal = self.stream.receive(buffer.numpy().data)
+                except ExchangeError:
+                    self._say_last_words()
+                    raise
                 if refusal is not None:
                     self._notice(self.stream.peer, refusal, self.stream.refused[refusal])
                 self.pay()
@@ -184,6 +193,12 @@ class _Link:
                 if self._gone:
                     return
             self._await(buffer)
+
+    def _say_last_words(self) -> None:
+        """Let the other end count as many refusals as this one, so that both end with the same error."""
+        for _ in range(_LAST_WORDS if self.stream.mismatch() else 0):
+            self.stream.greet_again()
+            self.pay()
 
     def _let_go(self) -> None:
         while True:
@@ -230,11 +245,19 @@ class SealedLinks:
         self.secret = secret
         self.run = run
         self._links = {
-            peer: _Link(Stream(secret, run=run, epoch=epoch, rank=rank, peer=peer), start, wait, notice)
+            peer: _Link(
+                Stream(secret, run=run, epoch=epoch, rank=rank, peer=peer),
+                start,
+                wait,
+                notice,
+                self._thread_ended,
+            )
             for peer in range(world_size)
             if peer != rank
         }
         self._counted = Extra(0, 0)
+        self._lock = threading.Lock()
+        self._threads = 2 * len(self._links)
         for link in self._links.values():
             link.begin()
         atexit.register(self._end_threads)
@@ -276,13 +299,19 @@ class SealedLinks:
         for link in self._links.values():
             link.await_goodbye(deadline)
         self.stop()
-        if all(link.join(_JOIN_S) for link in self._links.values()):
-            atexit.unregister(self._end_threads)
+        for link in self._links.values():
+            link.join(_JOIN_S)
 
     def stop(self) -> None:
         """End without a word: the connections are gone, or are about to go."""
         for link in self._links.values():
             link.stop()
+
+    def _thread_ended(self) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                atexit.unregister(self._end_threads)
 
     def _end_threads(self) -> None:
         """End every thread before the interpreter does: one that wakes up after it ends the process with an abort."""
