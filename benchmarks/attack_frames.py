@@ -185,6 +185,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=10_000, help="altered or added for each recipe")
     parser.add_argument("--at-once", type=int, default=20, help="added before each genuine message")
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument(
+        "--ways", nargs="+", default=["plain", "sealed"], help="what the attacked run is compared with"
+    )
     parser.add_argument("--out", type=Path)
     for name in ("--recipe", "--how", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -196,8 +199,9 @@ def main() -> None:
         return
     rows = []
     for recipe in RECIPES:
-        plain, sealed, attacked = (run(recipe, how, arguments) for how in ("plain", "sealed", "attacked"))
-        weights = {replica["weights"] for replicas in (plain, sealed, attacked) for replica in replicas}
+        runs = {how: run(recipe, how, arguments) for how in (*arguments.ways, "attacked")}
+        attacked = runs["attacked"]
+        weights = {replica["weights"] for replicas in runs.values() for replica in replicas}
         refused = [replica["refused"] for replica in attacked]
         made = [replica["made"] for replica in attacked]
         rows.append(
@@ -211,14 +215,8 @@ def main() -> None:
                 "weights": sorted(weights),
                 "weights_identical": len(weights) == 1,
                 "loss": attacked[0]["loss"],
-                "egress_bytes": {
-                    name: replicas[0]["egress_bytes"]
-                    for name, replicas in (("plain", plain), ("sealed", sealed), ("attacked", attacked))
-                },
-                "seconds": {
-                    name: max(replica["seconds"] for replica in replicas)
-                    for name, replicas in (("plain", plain), ("sealed", sealed), ("attacked", attacked))
-                },
+                "egress_bytes": {how: replicas[0]["egress_bytes"] for how, replicas in runs.items()},
+                "seconds": {how: max(r["seconds"] for r in replicas) for how, replicas in runs.items()},
             }
         )
         print(json.dumps(rows[-1]), flush=True)

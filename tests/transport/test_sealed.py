@@ -1,8 +1,14 @@
 """Sealed links between real processes; benchmarks/attack_frames.py attacks a whole training run (tests/test_scripts.py)."""
 
+import os
 import pickle
+import random
+import socket
+import struct
+import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +123,64 @@ def _sealed_already():
 
 def test_a_group_has_one_secret():
     assert "sealed with another secret" in run_replicas(_sealed_already, 1)[0]
+
+
+def _listening_ports():
+    """Of this process."""
+    own = {f"socket:[{line.split()[9]}]": line.split() for line in _table() if line.split()[3] == "0A"}
+    links = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        try:
+            links.append(os.readlink(f"/proc/self/fd/{name}"))  # noqa: PTH115
+        except OSError:
+            continue
+    return [int(own[link][1].split(":")[1], 16) for link in links if link in own]
+
+
+def _table():
+    return Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+
+
+def _under_a_flood_of_connections(count):
+    transport = ProcessGroupTransport(secret=Secret(SECRET))
+    transport.gather(b"all here")
+    ports, chance, held, made = _listening_ports(), random.Random(0), [], []
+
+    def attack():
+        """gloo's listener reads a number of 8 bytes that says whose the connection is."""
+        starts = [
+            lambda: chance.randbytes(chance.randrange(1, 5000)),
+            lambda: b"",
+            lambda: b"GET / HTTP/1.1\r\n\r\n",
+            lambda: struct.pack("<q", chance.randrange(-1, 6)),
+            lambda: struct.pack("<q", chance.randrange(-1, 6)) + chance.randbytes(300),
+            lambda: chance.randbytes(3),
+        ]
+        for number in range(count):
+            stranger = socket.create_connection(("127.0.0.1", chance.choice(ports)), timeout=5)
+            stranger.sendall(starts[number % 6]())
+            if number % 100 == 1:
+                held.append(stranger)
+            else:
+                stranger.close()
+            made.append(number)
+
+    thread = threading.Thread(target=attack)
+    thread.start()
+    good = []
+    while True:
+        busy = transport.gather(b"busy" if thread.is_alive() else b"done")
+        good.append(transport.gather(bytes([transport.rank]) * 1000) == [bytes([r]) * 1000 for r in range(2)])
+        if busy == [b"done"] * 2:
+            break
+    thread.join()
+    transport.close()
+    return len(ports), len(made), len(good), all(good)
+
+
+def test_strangers_who_connect_to_the_open_port_do_not_disturb_the_run():
+    for num_ports, made, operations, good in run_replicas(_under_a_flood_of_connections, 2, 1500):
+        assert num_ports == 1
+        assert made == 1500
+        assert operations > 1
+        assert good
