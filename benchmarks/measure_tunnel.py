@@ -3,8 +3,8 @@
     python benchmarks/measure_tunnel.py --out evidence/tunnel.json
 
 Two hosts are network namespaces on one bridge; each replica sends random bytes to the other at the same time, through the same
-transport as in training. The rate is that of each direction. Processor time is that of both replicas, and of both wireguard-go, user
-and system, for each gigabyte that one of them sends. What is measured takes turns, and the medians are kept. Needs root.
+transport as in training. The rate is that of each direction. Processor time is that of both replicas, and of both wireguard-go,
+user and system, for each gigabyte that one of them sends. What is measured takes turns, and the medians are kept. Needs root.
 """
 
 import argparse
@@ -102,7 +102,8 @@ def main() -> None:
     parser.add_argument("--worker", type=int, nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(*arguments.worker[:2], bool(arguments.worker[2]))
+        num_bytes, rounds, secret = arguments.worker
+        work(num_bytes, rounds, bool(secret))
         return
     from tests.hosts import hosts
     from tests.tunnels import missing_for_tunnels, tunnel
