@@ -72,8 +72,8 @@ def namespaces_allowed() -> bool:
 
 
 @contextmanager
-def hosts(count: int, *, rate: str = "10mbit") -> Iterator[list[Host]]:
-    """``count`` hosts on one link of this rate for each; addresses of 127.0.0.0/8 where namespaces are not allowed."""
+def hosts(count: int, *, rate: str = "10mbit", network: str = "10.77.0") -> Iterator[list[Host]]:
+    """``count`` hosts on one link, of this rate for each if any; addresses of 127.0.0.0/8 where namespaces are not allowed."""
     if not namespaces_allowed():
         print(
             "network namespaces are not allowed here: the hosts are loopback addresses, and the link has no rate"
@@ -81,7 +81,7 @@ def hosts(count: int, *, rate: str = "10mbit") -> Iterator[list[Host]]:
         yield [Host(address=f"127.0.1.{i + 1}") for i in range(count)]
         return
     name = f"mw{os.getpid() % 100_000}x{next(_counter)}"
-    made = [Host(address=f"10.77.0.{i + 1}", namespace=f"{name}h{i}") for i in range(count)]
+    made = [Host(address=f"{network}.{i + 1}", namespace=f"{name}h{i}") for i in range(count)]
     switch = f"{name}s"
     try:
         ip("netns", "add", switch)
@@ -107,7 +107,8 @@ def hosts(count: int, *, rate: str = "10mbit") -> Iterator[list[Host]]:
             ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "wan0")
             ip("-n", host.namespace, "link", "set", "wan0", "up")
             ip("-n", host.namespace, "link", "set", "lo", "up")
-            host.limit(rate)
+            if rate:
+                host.limit(rate)
         yield made
     finally:
         for host in [*made, Host(address="", namespace=switch)]:

@@ -106,3 +106,33 @@ def test_steps_are_taken_as_asked(run, monkeypatch):
     state, *answers = run("step_against.py", "--worker", "adamw", "small", 1).splitlines()
     assert json.loads(state)["state_bytes"] > 0
     assert answers == ["done", "done"]
+
+
+def test_an_attack_in_small_changes_no_weight_and_is_counted_kind_by_kind(run, capfd):
+    out = run("attack_frames.py", "--frames", 300, "--at-once", 8, "--steps", 4, "--ways", "plain")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["recipe"] for row in rows] == ["one_bit_muon(interval=2)", "muon"]
+    for row in rows:
+        assert row["weights_identical"], row
+        assert row["refused_is_made"], row
+        assert row["frames"] > 200, row
+        assert all(kinds.keys() >= {"altered", "malformed", "foreign", "forged"} for kinds in row["made"]), (
+            row
+        )
+    # Each kind is named where the replica writes its log.
+    said = capfd.readouterr().err
+    for kind in (
+        "malformed",
+        "altered or forged",
+        "replayed or reordered",
+        "of another run, epoch, sender or receiver",
+    ):
+        assert f"refused a message that came as replica 1's and is {kind} (number 1 of these)" in said
+
+
+def test_the_cost_of_a_tunnel_is_measured(run):
+    out = run("measure_tunnel.py", "--rates", 10, "--ways", "secret", "--repeats", 1, "--bytes", 100_000)
+    row = json.loads(out.splitlines()[-1])
+    assert row["way"] == "secret"
+    assert row["mbit_s"] > 0
+    assert row["wireguard_s_per_gb"] == 0

@@ -1,5 +1,6 @@
-"""Replicas that come and go, as threads that meet through a real lighthouse: the table of what becomes of each part of a replica."""
+"""Replicas that come and go, as threads that meet through a real lighthouse: what becomes of each part of a replica."""
 
+import itertools
 import os
 import threading
 import time
@@ -70,7 +71,7 @@ class Replica:
     lr: float = 0.02
     timeout_s: float = 3.0
     patience_s: float = 20.0
-    # Called before a step with the replica and the number of the step; may raise Gone.
+    # Called before a step with the replica and the number of the step; may raise GoneError.
     before: object = None
     begin_at: threading.Event | None = None
     log: list[dict] = field(default_factory=list)
@@ -173,7 +174,7 @@ def leaves(state, path=""):
             yield f"{path}{key}", value
 
 
-class Gone(Exception):
+class GoneError(Exception):
     """What a replica that is to disappear raises."""
 
 
@@ -257,12 +258,12 @@ def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchron
 def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lighthouse):
     def go(replica, step):
         if replica.name == "b" and step == 8:
-            raise Gone
+            raise GoneError
 
     replicas = [Replica(n, lighthouse, recipe, before=go).start() for n in ("a", "b", "c")]
     end(*replicas)
     left = replicas[1]
-    assert isinstance(left.error, Gone)
+    assert isinstance(left.error, GoneError)
     assert [r.error for r in replicas if r is not left] == [None, None]
     agree(*replicas)
     for stayed in (replicas[0], replicas[2]):
@@ -284,14 +285,14 @@ def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(rec
                 calls.append(1)
                 if len(calls) == operation:
                     replica.transport._connections.abort()
-                    raise Gone
+                    raise GoneError
                 return carry(*args)
 
             replica.transport.carry = dies
 
     replicas = [Replica(n, lighthouse, recipe, before=arm).start() for n in ("a", "b", "c")]
     end(*replicas)
-    assert isinstance(replicas[1].error, Gone)
+    assert isinstance(replicas[1].error, GoneError)
     stayed = [replicas[0], replicas[2]]
     assert [r.error for r in stayed] == [None, None]
     agree(*replicas)
@@ -323,11 +324,13 @@ def test_one_that_is_late_is_waited_for_no_longer_than_stated_and_follows(lighth
     began_s, ended_s = waited[:2]
     assert ended_s - began_s < 2.5 * LATE_MS / 1000
     assert any(line["members"] == ("a", "c") for line in replicas[0].log)
-    assert any("3 local steps since its last synchronization are lost" in text for text in late.said), late.said
+    assert any("3 local steps since its last synchronization are lost" in text for text in late.said), (
+        late.said
+    )
     assert late.log[-1]["digest"] == replicas[0].log[-1]["digest"]
     # It jumped over the steps that the others took meanwhile.
     steps = [line["step"] for line in late.log]
-    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) > 3
+    assert max(b - a for a, b in itertools.pairwise(steps)) > 3
 
 
 def test_a_stranger_leaves_with_an_error_and_the_others_go_on(lighthouse):
@@ -392,7 +395,7 @@ def test_those_that_finish_stay_for_one_that_is_away(lighthouse):
 
     def go(replica, step):
         if step == 9 and replica.name == "b":
-            raise Gone
+            raise GoneError
 
     replicas = [Lingering(n, lighthouse, before=go).start() for n in ("a", "b", "c")]
     end(replicas[1])

@@ -12,7 +12,13 @@ from torch.distributed import HashStore
 
 from muonwire.errors import ExchangeError, UsageError
 from muonwire.transport.interfaces import Interface, interface_to
-from muonwire.transport.rendezvous import _check_loopback, _check_reachable, chosen_interface
+from muonwire.transport.rendezvous import (
+    _check_loopback,
+    _check_reachable,
+    _check_strangers,
+    chosen_interface,
+)
+from muonwire.transport.secret import Secret
 from tests.hosts import hosts, namespaces_allowed
 
 TRAIN = (
@@ -209,6 +215,107 @@ def test_an_interface_that_is_not_there_is_refused_with_those_that_are(monkeypat
         chosen_interface("127.0.0.1", 1)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo,eth0")
     assert chosen_interface("127.0.0.1", 1) == Interface(name="lo", address="127.0.0.1")
+
+
+def strangers(kept):
+    """What each of some replicas says, given the secret and the address of each; none where it has nothing against them."""
+    store, said = HashStore(), {}
+
+    def replica(rank, secret, address, allow):
+        place = Interface(name="", address=address)
+        try:
+            _check_strangers(store, rank, len(kept), place, secret, allow, time.monotonic() + 10)
+            said[rank] = None
+        except ExchangeError as error:
+            said[rank] = str(error)
+
+    threads = [threading.Thread(target=replica, args=(rank, *one)) for rank, one in enumerate(kept)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [said[rank] for rank in range(len(kept))]
+
+
+ONE, OTHER = Secret(bytes(range(32))), Secret(bytes(range(1, 33)))
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        [(None, "10.0.0.1", False), (None, "192.168.3.4", False), (None, "fd00::1", False)],
+        [(None, "127.0.0.1", False), (None, "100.64.0.9", False)],
+        [(None, "203.0.113.5", True), (None, "10.0.0.1", False)],
+        [(ONE, "203.0.113.5", False), (ONE, "2001:db8::1", False)],
+        [(ONE, "10.0.0.1", False)] * 3,
+    ],
+    ids=["private", "shared", "allowed", "public with a secret", "a secret"],
+)
+def test_replicas_among_themselves_are_let_in(kept):
+    assert strangers(kept) == [None] * len(kept)
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        (
+            [(None, "10.0.0.1", False), (None, "203.0.113.5", False), (None, "2001:db8::1", False)],
+            "replicas: replica 1 on 203.0.113.5, replica 2 on 2001:db8::1 would listen where the internet may reach it",
+        ),
+        ([(ONE, "10.0.0.1", False), (None, "10.0.0.2", False)], "replicas: 1 of 2 came without a secret"),
+        (
+            [(ONE, "10.0.0.1", False), (OTHER, "10.0.0.2", False), (ONE, "10.0.0.3", False)],
+            "not all hold the same secret (replica(s) 0, 2; replica(s) 1 each have their own)",
+        ),
+    ],
+    ids=["public", "one without", "another secret"],
+)
+def test_who_lets_strangers_in_is_named_on_all(kept, reason):
+    said = strangers(kept)
+    assert len(set(said)) == 1
+    assert reason in said[0]
+
+
+def test_a_proof_that_is_copied_does_not_pass(monkeypatch):
+    store = HashStore()
+    copied = {}
+
+    def stranger():
+        """Has no secret, and writes what replica 0 wrote."""
+        store.set("keeps/1", store.get("keeps/0"))
+        store.set("proof/1", store.get("proof/0"))
+        copied["done"] = True
+
+    thread = threading.Thread(target=stranger)
+    thread.start()
+    with pytest.raises(ExchangeError, match="not all hold the same secret"):
+        _check_strangers(
+            store, 0, 2, Interface(name="", address="10.0.0.1"), ONE, False, time.monotonic() + 10
+        )
+    thread.join()
+    assert copied["done"]
+
+
+def test_private_addresses_and_tunnels_are_known(monkeypatch, tmp_path):
+    private = ["127.9.9.9", "::1", "10.1.2.3", "172.31.0.1", "192.168.0.1", "169.254.1.1", "100.127.0.1"]
+    private += ["fd12::1", "fe80::1"]
+    public = ["8.8.8.8", "172.32.0.1", "100.128.0.1", "203.0.113.1", "2001:db8::1", "2a00::1"]
+    for address in private:
+        assert Interface(name="eth0", address=address).is_private, address
+    for address in public:
+        assert not Interface(name="none0", address=address).is_private, address
+    # Without a system that says what an interface is, its name does; with one, the name says nothing.
+    assert Interface(name="wg7", address="203.0.113.1").is_private
+    monkeypatch.setattr("muonwire.transport.interfaces._SYSTEM", tmp_path)
+    for name, kind in (("wg0", "65534"), ("wg1", "1"), ("home", "1"), ("tap0", "1")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "type").write_text(kind + "\n")
+    (tmp_path / "tap0" / "tun_flags").write_text("0x1002\n")
+    found = {
+        name: Interface(name=name, address="203.0.113.1").is_private
+        for name in ("wg0", "wg1", "home", "tap0")
+    }
+    assert found == {"wg0": True, "wg1": False, "home": False, "tap0": True}
 
 
 def _folder(path):

@@ -26,6 +26,7 @@ COMMANDS = {
         "look at, change and talk to the singular values of trained models",
     ),
     "bench": ("muonwire.cli.bench", "measure a room of the library against its peers"),
+    "secret": ("muonwire.cli.secret", "make the secret that keeps strangers out of a run"),
     "env": ("muonwire.cli.env", "show versions, processor and network, for a bug report"),
     "recipes": ("muonwire.cli.recipes", "list the recipes, their chains and options"),
 }
@@ -37,6 +38,7 @@ EXTRAS = {
     "lab": "lab",
     "spectra": "lab",
     "bench": "train,report",
+    "secret": "train",
     "env": "train",
     "recipes": "train",
 }

@@ -12,6 +12,7 @@ from muonwire.train import TrainConfig, train
 from muonwire.train.elastic import train_elastic
 from muonwire.transport.elastic import ELASTIC_TIMEOUT_S, ElasticSettings
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
+from muonwire.transport.secret import find_secret
 
 EXAMPLES = (
     "muonwire train --recipe muon --replicas 4 --out runs/muon",
@@ -52,6 +53,9 @@ class TrainCommand:
             in that time.
         patience_s: with --elastic, how long too few replicas are waited for.
         linger_s: with --elastic, how long replicas that have finished wait for those that were there before and are away.
+        secret_file: a file that all replicas have (`muonwire secret FILE`): messages of anybody else are refused. Default: the one
+            that MUONWIRE_SECRET_FILE names, or none.
+        allow_public: listen without a secret where the internet may reach it.
     """
 
     task: str = "text"
@@ -70,6 +74,8 @@ class TrainCommand:
     join_s: float = 600.0
     patience_s: float = 3600.0
     linger_s: float = 60.0
+    secret_file: Path | None = None
+    allow_public: bool = False
 
 
 def _task_name(args: Sequence[str]) -> str:
@@ -96,7 +102,16 @@ def main(args: Sequence[str]) -> int:
             patience_s=command.patience_s,
             linger_s=command.linger_s,
         )
-        train_elastic(command.config, command.out, how, resume=command.resume, threads=command.threads)
+        train_elastic(
+            command.config,
+            command.out,
+            how,
+            resume=command.resume,
+            threads=command.threads,
+            secret=find_secret(command.secret_file),
+            allow_public=command.allow_public,
+            page=command.page,
+        )
         return 0
     if command.lighthouse:
         raise UsageError(
@@ -111,5 +126,7 @@ def main(args: Sequence[str]) -> int:
         port=command.port,
         timeout_s=EXCHANGE_TIMEOUT_S if command.timeout_s is None else command.timeout_s,
         page=command.page,
+        secret_file=command.secret_file,
+        allow_public=command.allow_public,
     )
     return 0

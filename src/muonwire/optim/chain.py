@@ -366,7 +366,6 @@ class ChainOptimizer(torch.optim.Optimizer):
                         param.sub_(lead, alpha=float(group["lr"]))
 
     def _settle(self, problem: str | None) -> None:
-        """After the messages of a round, and before anything that follows from them."""
         self.transport.settle()
         self._raise_if_flagged(problem)
 

@@ -11,7 +11,7 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from muonwire.tasks.base import Task
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import set_threads, under_launcher
 from muonwire.train.loop import RunResult, Trainer
+from muonwire.train.page import print_page
 from muonwire.train.single import train_here
 from muonwire.transport import SingleReplica, Transport, digest_all
 from muonwire.transport.elastic import ElasticSettings, ElasticTransport
@@ -156,6 +157,8 @@ def train_elastic(
     threads: int | None = None,
     secret: Secret | None = None,
     run: str = "",
+    allow_public: bool = False,
+    page: bool = True,
 ) -> RunResult:
     """Train with whichever replicas are there; this process is one of them, and every machine starts it by itself.
 
@@ -167,6 +170,8 @@ def train_elastic(
         threads: of the arithmetic. Default: all cores.
         secret: of all replicas of the run. Default: none.
         run: name of the run that the tags stand for. Default: none.
+        allow_public: listen without a secret where the internet may reach it. Default: no.
+        page: write page.html, where what draws it is installed. Default: True.
 
     Raises:
         UsageError: bad settings or data, a recipe that is wrong where replicas come and go, a folder that holds another run, or
@@ -184,8 +189,13 @@ def train_elastic(
         # The same whenever this replica is started again.
         number = zlib.crc32(str(folder.absolute()).encode())
         how = replace(how, name=f"{socket.gethostname()}-{number:08x}".replace(":", "-"))
-    with _locked(folder), _transport(how, secret, run) as transport:
+    with (
+        _locked(folder),
+        closing(ElasticTransport(how, secret=secret, run=run, allow_public=allow_public)) as transport,
+    ):
         result = train_here(config, folder, transport, resume=resume, trainer_type=ElasticTrainer)
+        if page:
+            print_page(folder)
     if not result.finished:
         raise StoppedError(
             f"{transport.name} left after step {result.steps}; the same command with --resume joins again"
@@ -209,12 +219,3 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"train: another replica trains in {folder} already; with --elastic every replica has an --out of its own"
             ) from error
         yield
-
-
-@contextmanager
-def _transport(how: ElasticSettings, secret: Secret | None, run: str) -> Iterator[ElasticTransport]:
-    transport = ElasticTransport(how, secret=secret, run=run)
-    try:
-        yield transport
-    finally:
-        transport.close()

@@ -22,6 +22,7 @@ from muonwire import errors
 from muonwire.errors import ExchangeError, PayloadError, ReplicaLostError, StoppedError, UsageError
 from muonwire.transport import ProcessGroupTransport, SingleReplica, Transport
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S, join
+from muonwire.transport.secret import find_secret
 
 # A replica that lost another one stays this long, so that its own end is not taken for the cause of the failure.
 LINGER_S = 3.0
@@ -54,33 +55,56 @@ def check_port(port: int) -> None:
 
 
 @contextmanager
-def process_group(*, timeout_s: float = EXCHANGE_TIMEOUT_S) -> Iterator[Callable[[], Transport]]:
+def process_group(
+    *,
+    timeout_s: float = EXCHANGE_TIMEOUT_S,
+    secret_file: Path | None = None,
+    allow_public: bool = False,
+) -> Iterator[Callable[[], Transport]]:
     """The replicas of this launch: yields a function that makes a fresh transport, one for each run.
 
-    Outside a launcher there is one replica.
+    Outside a launcher there is one replica. With a secret, messages travel through gloo on GPUs, too.
 
     Args:
         timeout_s: how long a replica that does not answer is waited for. Default: 600.
+        secret_file: what all replicas share, so that no stranger takes part. Default: what MUONWIRE_SECRET_FILE names, or none.
+        allow_public: listen without a secret where the internet may reach it. Default: no.
     """
+    secret = find_secret(secret_file)
     if not under_launcher():
         yield SingleReplica
         return
-    backend = "nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    if backend == "nccl":
+    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    interface = join(backend=backend, timeout_s=timeout_s)
+    backend = "nccl" if on_gpu and secret is None else "gloo"
+    interface = join(backend=backend, timeout_s=timeout_s, secret=secret, allow_public=allow_public)
     if not interface.is_loopback:
         print(f"replica {dist.get_rank()} of {dist.get_world_size()}: on {interface}", flush=True)
 
     def transport() -> Transport:
-        made = ProcessGroupTransport()
+        made = ProcessGroupTransport(timeout_s=timeout_s)
         made.waits.limit_s = timeout_s
         return made
 
     try:
+        run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+        first = ProcessGroupTransport(secret=secret, run=run, timeout_s=timeout_s)
         yield transport
+        first.close()
+        _tell_refused(first)
     finally:
         dist.destroy_process_group()
+
+
+def _tell_refused(transport: ProcessGroupTransport) -> None:
+    for peer, kinds in transport.refused.items():
+        if kinds:
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            print(
+                f"replica {transport.rank} refused {kinds.total()} message(s) that came as replica {peer}'s: {counts}",
+                flush=True,
+            )
 
 
 @contextmanager

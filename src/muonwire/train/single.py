@@ -20,6 +20,7 @@ from muonwire.train.recording import recording
 from muonwire.train.told import raise_told, tell
 from muonwire.transport import Transport
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
+from muonwire.transport.secret import find_secret
 
 CONFIG = "config.json"
 
@@ -179,10 +180,19 @@ def _outcome(result: RunResult, folder: Path) -> str:
 
 
 def _worker(
-    config: TrainConfig, folder: Path, resume: bool, threads: int | None, timeout_s: float, page: bool
+    config: TrainConfig,
+    folder: Path,
+    resume: bool,
+    threads: int | None,
+    timeout_s: float,
+    page: bool,
+    secret_file: Path | None,
+    allow_public: bool,
 ) -> None:
     """What each replica does."""
-    with process_group(timeout_s=timeout_s) as make_transport:
+    with process_group(
+        timeout_s=timeout_s, secret_file=secret_file, allow_public=allow_public
+    ) as make_transport:
         transport = make_transport()
         set_threads(transport.world_size, threads)
         result = train_here(config, folder, transport, resume=resume)
@@ -204,6 +214,8 @@ def train(
     port: int = 0,
     timeout_s: float = EXCHANGE_TIMEOUT_S,
     page: bool = True,
+    secret_file: Path | None = None,
+    allow_public: bool = False,
 ) -> None:
     """Train: in this process where a launcher started it or one replica is asked for, in ``replicas`` new ones otherwise.
 
@@ -216,9 +228,12 @@ def train(
         port: of the rendezvous. Default: any free one.
         timeout_s: how long a replica that does not answer is waited for. Default: 600.
         page: write page.html, where what draws it is installed. Default: True.
+        secret_file: what all replicas share, so that strangers are refused. Default: what MUONWIRE_SECRET_FILE names, or none.
+        allow_public: listen without a secret where the internet may reach it. Default: no.
 
     Raises:
-        UsageError: bad settings or data, a folder that holds another run, or a new length that leaves nothing to train.
+        UsageError: bad settings or data, a secret that cannot serve, a folder that holds another run, or a new length that leaves
+            nothing to train.
         ReplicaLostError, ExchangeError: a replica was lost; its last checkpoint is kept.
         StoppedError: SIGTERM or Ctrl-C; a checkpoint was written.
     """
@@ -226,9 +241,11 @@ def train(
         raise UsageError(
             f"train: timeout_s is {timeout_s}; it is at least 1 second, for as long as a replica may be silent"
         )
+    find_secret(secret_file)
+    words = (config, folder, resume, threads, timeout_s, page, secret_file, allow_public)
     if under_launcher() or replicas == 1:
-        _worker(config, folder, resume, threads, timeout_s, page)
+        _worker(*words)
     else:
         check_folder(folder, config, resume=resume)
         config.task.make()
-        launch(_worker, (config, folder, resume, threads, timeout_s, page), replicas=replicas, port=port)
+        launch(_worker, words, replicas=replicas, port=port)

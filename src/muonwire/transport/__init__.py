@@ -5,6 +5,7 @@ from muonwire.transport.digest import check_agreement, check_replicas, digest, d
 from muonwire.transport.link import Link
 from muonwire.transport.meter import Meter, Traffic
 from muonwire.transport.process_group import ProcessGroupTransport
+from muonwire.transport.secret import Secret
 from muonwire.transport.threads import ThreadTransport, run_threads
 from muonwire.transport.waiting import Waits, watching
 
@@ -13,6 +14,7 @@ __all__ = [
     "Link",
     "Meter",
     "ProcessGroupTransport",
+    "Secret",
     "SingleReplica",
     "ThreadTransport",
     "Traffic",

@@ -7,6 +7,7 @@ What torchft leaves open is decided here: whether all replicas of a quorum have 
 """
 
 import concurrent.futures
+import io
 import logging
 import os
 import socket
@@ -100,10 +101,11 @@ class ElasticTransport(ProcessGroupTransport):
         device: where messages are kept while they travel. Default: the CPU.
         secret: of all replicas of the run; see ProcessGroupTransport. Default: none.
         run: name of the run that the tags stand for. Default: none.
+        allow_public: listen without a secret where the internet may reach it. Default: no.
 
     Raises:
         UsageError: torchft is not installed.
-        ExchangeError: the lighthouse cannot be reached.
+        ExchangeError: the lighthouse cannot be reached, or strangers could take part.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class ElasticTransport(ProcessGroupTransport):
         device: torch.device | str | None = None,
         secret: Secret | None = None,
         run: str = "",
+        allow_public: bool = False,
     ) -> None:
         self.how = how
         self.secret = secret
@@ -120,6 +123,12 @@ class ElasticTransport(ProcessGroupTransport):
         self._timeout_s = how.timeout_s
         self.name = how.name or f"{socket.gethostname()}-{os.getpid()}"
         self.interface = self._reach_lighthouse()
+        if not (secret or allow_public or self.interface.is_private):
+            raise ExchangeError(
+                f"elastic: {self.name} would listen on {self.interface}, where the internet may reach it, and nothing keeps "
+                "strangers out; join the machines by a tunnel (docs/wireguard.md), or give all replicas the same --secret-file, or "
+                "allow it with --allow-public"
+            )
         self._prepare(rank=0, world_size=1, device=torch.device(device or "cpu"))
         # Which quorum this is; a new one has a higher number.
         self.epoch = -1
@@ -163,8 +172,8 @@ class ElasticTransport(ProcessGroupTransport):
         host, port = self.how.place()
         manager = Manager(
             pg=connections,
-            load_state_dict=lambda state: self.take_state(state),
-            state_dict=lambda: self.give_state(),
+            load_state_dict=self._take,
+            state_dict=self._give,
             # Whether enough are there is decided in ``form``, with a message.
             min_replica_size=1,
             use_async_quorum=False,
@@ -264,16 +273,40 @@ class ElasticTransport(ProcessGroupTransport):
     def _reset(self, *, world_size: int) -> None:
         """Start afresh on the connections of this quorum."""
         rank = self._manager.participating_rank()
-        meter = self.meter
-        if self._links is not None:
-            self._links.stop()
-        self._prepare(rank=0 if rank is None else rank, world_size=world_size, device=self.device)
-        self.meter = meter
-        self.agreed = Flag.NONE
         self.epoch = self._connections.epoch
+        self.reset(rank=0 if rank is None else rank, world_size=world_size, epoch=self.epoch)
+        self.agreed = Flag.NONE
         self.members = self._quorums.names
-        if self.secret is not None and world_size > 1:
+        if self.secret is not None and self._links is None:
             self._links = self._make_links(self.secret, self.run, epoch=self.epoch)
+
+    def _give(self) -> State:
+        """The state as bytes under a tag, which holds for this quorum alone; without a secret the tag is empty."""
+        file = io.BytesIO()
+        torch.save(self.give_state(), file)
+        return {
+            "state": torch.frombuffer(file.getbuffer(), dtype=torch.uint8),
+            "tag": self._tag(file.getvalue()),
+        }
+
+    def _take(self, sent: State) -> None:
+        """Check and take over what another replica gave.
+
+        Raises:
+            ExchangeError: it was altered, or comes from somebody without the secret.
+        """
+        content = sent["state"].numpy().tobytes()
+        if sent["tag"] != self._tag(content):
+            raise ExchangeError(
+                f"the state that {self.name} was sent was altered, or comes from somebody without the secret; it is fetched again"
+            )
+        self.take_state(torch.load(io.BytesIO(content), weights_only=True))
+
+    def _tag(self, content: bytes) -> str:
+        if self.secret is None:
+            return ""
+        place = f"{self.run}/{self._connections.epoch}".encode()
+        return self.secret.tag([b"state", place, content]).hex()
 
     @contextmanager
     def patient(self) -> Iterator[None]:
@@ -309,6 +342,8 @@ class ElasticTransport(ProcessGroupTransport):
 
     def close(self) -> None:
         """Leave: the others go on without this replica from their next synchronization on."""
+        if self._links is not None:
+            self._links.stop()
         self._connections.abort()
         self._manager.shutdown(wait=False)
         self._asker.shutdown(wait=False, cancel_futures=True)

@@ -47,11 +47,14 @@ class FrameTransport(Transport):
         self.world_size = world_size
         self.meter = Meter()
         self.device = device
+        self._begin_anew()
+        self._purposes = {checksum(purpose): purpose for purpose in ("update", "digest", "control")}
+
+    def _begin_anew(self) -> None:
         self._sequence = 0
         self._failure: ExchangeError | None = None
         self._inline_bytes: dict[str, int] = {}
         self._last_lengths: dict[str, tuple[int, int]] = {}
-        self._purposes = {checksum(purpose): purpose for purpose in ("update", "digest", "control")}
 
     @abstractmethod
     def carry(

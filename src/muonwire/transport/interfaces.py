@@ -13,6 +13,25 @@ from muonwire.errors import ExchangeError
 # The request for an interface's IPv4 address on Linux, and what it gives back: the address lies at these bytes.
 _GET_ADDRESS, _AT = 0x8915, slice(20, 24)
 _IPV6 = Path("/proc/net/if_inet6")
+_SYSTEM = Path("/sys/class/net")
+# What routers of the internet do not pass on: RFC 1918, 6598 (shared by the customers of a provider; tailscale has its addresses
+# there), 3927, 4193 and 4291.
+_PRIVATE = [
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+        "fc00::/7",
+        "fe80::/10",
+    )
+]
+# Linux's number for an interface without a link layer, which WireGuard's and those of other tunnels are; and the names that such
+# interfaces have where the system does not say what they are.
+_NO_LINK_LAYER = "65534"
+_TUNNEL_NAMES = ("wg", "tun", "utun", "tailscale", "zt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,20 @@ class Interface:
     def is_loopback(self) -> bool:
         """Whether it leads to this machine only."""
         return ipaddress.ip_address(self.address).is_loopback
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the internet does not lead to its address, because it is private or belongs to a tunnel."""
+        address = ipaddress.ip_address(self.address)
+        return self.is_loopback or any(address in network for network in _PRIVATE) or self.is_tunnel
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Whether it is the end of a tunnel such as WireGuard's."""
+        place = _SYSTEM / self.name
+        if self.name and place.exists():
+            return (place / "tun_flags").exists() or (place / "type").read_text().strip() == _NO_LINK_LAYER
+        return self.name.startswith(_TUNNEL_NAMES)
 
     def __str__(self) -> str:
         """Name and address."""

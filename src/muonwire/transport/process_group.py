@@ -37,8 +37,6 @@ FIRST_BYTES = 1 << 20
 _FIRST_TAG = 0
 _TAGS = (1 << 31) - 1
 _SEALED_TAG = _TAGS
-# For messages that may come after any time: whoever waits for what they bring has a time limit of its own.
-_ENDLESS = timedelta(days=365)
 
 _log = logging.getLogger(__name__)
 # The links of each sealed group: all its transports share them, since a stream goes on from one to the next.
@@ -109,6 +107,7 @@ class ProcessGroupTransport(FrameTransport):
         self._left: list[_Message] = []
         self._began_s = 0.0
         self._links = None
+        self._refused_before: Counter[str] = Counter()
         # How long a message is waited for. Default: as the group has it.
         self._limit: timedelta | None = None
 
@@ -138,6 +137,31 @@ class ProcessGroupTransport(FrameTransport):
         return {
             peer: Counter({kind.value: n for kind, n in found.get(peer, {}).items()}) for peer in self.peers
         }
+
+    @property
+    def refused_in_all(self) -> Counter[str]:
+        """How many messages were refused, and why, in all groups that there were (``reset``)."""
+        return self._refused_before + self._refused_now()
+
+    def _refused_now(self) -> Counter[str]:
+        return sum(self.refused.values(), Counter())
+
+    def reset(self, *, rank: int, world_size: int, epoch: int) -> None:
+        """Begin anew between other replicas: nothing of an operation that failed, or was under way, is left.
+
+        Args:
+            rank: of this replica among them.
+            world_size: their number.
+            epoch: of this group; the tags stand for it. All replicas of the group give the same, and no two groups in a row do.
+        """
+        self.rank, self.world_size = rank, world_size
+        self._begin_anew()
+        self._firsts.clear()
+        self._left = []
+        if self._links is not None:
+            self._links.stop()
+            self._refused_before.update(self._refused_now())
+            self._links = self._make_links(self._links.secret, self._links.run, epoch=epoch)
 
     def close(self) -> None:
         """Say goodbye to the other replicas, so that each stays until the others have all they need; nothing without a secret.
@@ -242,7 +266,7 @@ class ProcessGroupTransport(FrameTransport):
             rank=self.rank,
             world_size=self.world_size,
             start=start,
-            wait=lambda message: self._wait(message, _ENDLESS),
+            wait=self._wait,
             notice=notice,
         )
 
@@ -263,6 +287,9 @@ class ProcessGroupTransport(FrameTransport):
                 with self._waiting_for(peer, self.called(peer)):
                     messages[peer] = links.take(peer, deadline)
         except ReplicaLostError as error:
+            if isinstance(error.__cause__, RuntimeError):
+                # It says all of this already.
+                raise
             raise ReplicaLostError(
                 f"replica {self.rank} lost replica {error.rank} (of {self.world_size}) in step {self.step}: {error}",
                 rank=error.rank,
@@ -293,6 +320,7 @@ class ProcessGroupTransport(FrameTransport):
                 "control",
                 Traffic(sent_bytes=extra.sent, egress_bytes=extra.sent, received_bytes=extra.received),
             )
+        self.meter.rejected = dict(self.refused_in_all)
 
     def _first_buffer(self, peer: int) -> Tensor:
         if peer not in self._firsts:

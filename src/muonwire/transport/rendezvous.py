@@ -3,11 +3,15 @@
 gloo listens on the interface that the machine's own name resolves to, which is the loopback one on many machines, and waits for
 minutes where nobody can reach it. So the interface that routes to the master is looked up first, and every pair of replicas
 tries a connection before the process group is made.
+
+Before that they make sure that all hold the same secret, or none does and none listens where the internet can reach it. The
+secret itself does not travel, but a tag of random numbers that all have written into the store.
 """
 
 import ipaddress
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Mapping
@@ -19,6 +23,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from muonwire.errors import ExchangeError, UsageError
 from muonwire.transport.interfaces import Interface, interface_to, interfaces
+from muonwire.transport.secret import Secret
 
 # How long replicas are waited for before they train, and how long a message is waited for while they do.
 JOIN_TIMEOUT_S = 30.0
@@ -35,7 +40,12 @@ def address_of(rank: int) -> str:
 
 
 def join(
-    *, backend: str, join_timeout_s: float = JOIN_TIMEOUT_S, timeout_s: float = EXCHANGE_TIMEOUT_S
+    *,
+    backend: str,
+    join_timeout_s: float = JOIN_TIMEOUT_S,
+    timeout_s: float = EXCHANGE_TIMEOUT_S,
+    secret: Secret | None = None,
+    allow_public: bool = False,
 ) -> Interface:
     """Make the default process group of the replicas that a launcher started, after each has reached each other one.
 
@@ -45,13 +55,15 @@ def join(
         backend: "gloo" or "nccl".
         join_timeout_s: how long the others are waited for. Default: 30.
         timeout_s: how long a message of an exchange is waited for. Default: 600.
+        secret: of all replicas; here it is only compared, and ``ProcessGroupTransport(secret=...)`` uses it. Default: none.
+        allow_public: listen without a secret where the internet may reach it. Default: no.
 
     Returns:
         The interface that leads to the master.
 
     Raises:
-        ExchangeError: the master cannot be reached, a replica does not come, or two cannot connect; on every replica that came, it
-            names the same pairs.
+        ExchangeError: the master cannot be reached, a replica does not come, two cannot connect, they have different secrets, or
+            one would listen on a public address without one; on every replica that came, it names the same replicas.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + join_timeout_s
@@ -80,6 +92,7 @@ def join(
             "check that the master runs, its address and port, and that no firewall lies between"
         ) from error
     try:
+        _check_strangers(store, rank, world_size, interface, secret, allow_public, deadline)
         places = _check_reachable(store, rank, world_size, interface, deadline)
     except ExchangeError:
         if is_master:
@@ -117,6 +130,55 @@ def chosen_interface(host: str, port: int) -> Interface:
             f"replicas: GLOO_SOCKET_IFNAME is {chosen!r}, which has no address on this machine; there are {listed}"
         )
     return named[0]
+
+
+def _check_strangers(
+    store: Store,
+    rank: int,
+    world_size: int,
+    interface: Interface,
+    secret: Secret | None,
+    allow_public: bool,
+    deadline: float,
+) -> None:
+    """Raise the same error on all replicas where strangers could take part; nothing listens yet but the store."""
+    is_open = not (secret or allow_public or interface.is_private)
+    own = {"open": str(interface) if is_open else "", "nonce": secrets.token_hex(16) if secret else ""}
+    store.set(f"keeps/{rank}", json.dumps(own))
+    keeps = _collect(store, "keeps", world_size, deadline, "did not come")
+    without = [str(r) for r, kept in keeps.items() if not kept["nonce"]]
+    if 0 < len(without) < world_size:
+        raise ExchangeError(
+            f"replicas: {', '.join(without)} of {world_size} came without a secret, the others with one; give all the same "
+            "--secret-file, or MUONWIRE_SECRET_FILE"
+        )
+    is_public = [f"replica {r} on {kept['open']}" for r, kept in keeps.items() if kept["open"]]
+    if is_public:
+        raise ExchangeError(
+            f"replicas: {', '.join(is_public)} would listen where the internet may reach it, and nothing keeps strangers out; join "
+            "the machines by a tunnel (docs/wireguard.md) and give --master-addr its address, or give all replicas the same "
+            "--secret-file, or allow it with --allow-public"
+        )
+    if secret is None:
+        return
+    nonces = [kept["nonce"].encode() for kept in keeps.values()]
+
+    def proof(*who: bytes) -> str:
+        assert secret is not None
+        return secret.tag([b"join", *nonces, *who]).hex()
+
+    # The first is the same for all who hold one secret; the second is a replica's own, so that it cannot be copied from another.
+    store.set(f"proof/{rank}", json.dumps({"shared": proof(), "own": proof(b"rank %d" % rank)}))
+    proofs = _collect(store, "proof", world_size, deadline, "stopped answering")
+    groups: dict[str, list[str]] = {}
+    for r, given in proofs.items():
+        is_genuine = given["shared"] != proof() or given["own"] == proof(b"rank %d" % r)
+        groups.setdefault(given["shared"] if is_genuine else f"copied by {r}", []).append(str(r))
+    if len(groups) > 1:
+        listed = "; ".join(f"replica(s) {', '.join(ranks)}" for ranks in groups.values())
+        raise ExchangeError(
+            f"replicas: not all hold the same secret ({listed} each have their own); copy one --secret-file to all machines"
+        )
 
 
 def _check_reachable(

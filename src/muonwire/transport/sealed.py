@@ -4,17 +4,20 @@ For each peer one thread always waits for the next message, so that a peer that 
 this replica computes; another keeps what is being sent until it has left. Operations wait for streams, never for messages.
 """
 
+import atexit
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from typing_extensions import Buffer
 
-from muonwire.errors import ReplicaLostError
+from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.message import FIELDS, LARGEST_BYTES, Refusal
 from muonwire.transport.secret import Secret
 from muonwire.transport.stream import Piece, Stream
@@ -24,10 +27,14 @@ _DEPTH = 4
 # Messages to a peer that are being sent at one time: pieces wait for room, and answers to questions are put off.
 _MOST_SENDING = 8
 _GOODBYE_S = 10.0
+# For messages that may come after any time: whoever waits for what they bring has a time limit of its own.
+_ENDLESS, _SHORT = timedelta(days=365), timedelta(milliseconds=1)
+_JOIN_S = 2.0
+_LAST_WORDS = 4
 
 # Starts sending (True) to a peer, or receiving (False), a buffer; what it returns is given to the function that waits for it.
 Start = Callable[[bool, int, Tensor], Any]
-Wait = Callable[[Any], None]
+Wait = Callable[[Any, timedelta], None]
 Notice = Callable[[int, Refusal, int], None]
 
 
@@ -41,23 +48,27 @@ class Extra(NamedTuple):
 class _Link:
     """The stream to one peer, its buffers, and the two threads that serve it."""
 
-    def __init__(self, stream: Stream, start: Start, wait: Wait, notice: Notice) -> None:
+    def __init__(
+        self, stream: Stream, start: Start, wait: Wait, notice: Notice, ended: Callable[[], None]
+    ) -> None:
         self.stream = stream
         self.changed = threading.Condition()
         self.failure: BaseException | None = None
-        self.idle = False
-        self._start, self._wait, self._notice = start, wait, notice
+        self._start, self._wait, self._notice, self._ended = start, wait, notice, ended
         self._sending: deque[Any] = deque()
         self._waiting: deque[tuple[Any, Tensor]] = deque()
         self._stopped = False
+        self._threads: list[threading.Thread] = []
 
     def begin(self) -> None:
         for _ in range(_DEPTH):
             self._await(torch.empty(LARGEST_BYTES, dtype=torch.uint8))
         for work, name in ((self._receive, "receive"), (self._let_go, "send")):
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._guard, args=(work,), name=f"{name} {self.stream.peer}", daemon=True
-            ).start()
+            )
+            thread.start()
+            self._threads.append(thread)
         with self.changed:
             self.pay()
 
@@ -66,6 +77,20 @@ class _Link:
         with self.changed:
             self._stopped = True
             self.changed.notify_all()
+
+    def join(self, within_s: float) -> bool:
+        """Whether the threads have ended in this time."""
+        deadline = time.monotonic() + within_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def cut(self) -> None:
+        """Wake a thread that waits for a message which does not come; it ends the connections of the whole group."""
+        for handle, _ in list(self._waiting):
+            with suppress(ReplicaLostError):
+                # Waiting too short a time is the one way to end another wait.
+                self._wait(handle, _SHORT)
 
     def pay(self) -> None:
         """Send what the stream owes, as far as there is room; under the lock."""
@@ -116,13 +141,14 @@ class _Link:
     def await_change(self, ready: Callable[[], bool], deadline: float) -> None:
         while not ready():
             if self.failure is not None:
-                raise self.failure
+                # Where the other end saw the secrets differ first, it is gone now.
+                raise self.stream.mismatch() or self.failure
             if self._gone or self._stopped:
                 raise ReplicaLostError(f"replica {self.stream.peer} has ended", rank=self.stream.peer)
             left = deadline - time.monotonic()
             if left <= 0:
                 refused = sum(self.stream.refused.values())
-                raise ReplicaLostError(
+                raise self.stream.mismatch() or ReplicaLostError(
                     f"replica {self.stream.peer} did not answer in time ({refused} messages that came as its own were refused)",
                     rank=self.stream.peer,
                 )
@@ -145,15 +171,21 @@ class _Link:
             with self.changed:
                 self.failure = self.failure or error
                 self.changed.notify_all()
+        finally:
+            self._ended()
 
     def _receive(self) -> None:
         while True:
             handle, buffer = self._waiting.popleft()
-            self._wait(handle)
+            self._wait(handle, _ENDLESS)
             with self.changed:
                 if self._stopped:
                     return
-                refusal = self.stream.receive(buffer.numpy().data)
+                try:
+                    refusal = self.stream.receive(buffer.numpy().data)
+                except ExchangeError:
+                    self._say_last_words()
+                    raise
                 if refusal is not None:
                     self._notice(self.stream.peer, refusal, self.stream.refused[refusal])
                 self.pay()
@@ -162,6 +194,12 @@ class _Link:
                     return
             self._await(buffer)
 
+    def _say_last_words(self) -> None:
+        """Let the other end count as many refusals as this one, so that both end with the same error."""
+        for _ in range(_LAST_WORDS if self.stream.mismatch() else 0):
+            self.stream.greet_again()
+            self.pay()
+
     def _let_go(self) -> None:
         while True:
             with self.changed:
@@ -169,7 +207,7 @@ class _Link:
                 if not self._sending:
                     return
                 handle = self._sending[0]
-            self._wait(handle)
+            self._wait(handle, _ENDLESS)
             with self.changed:
                 self._sending.popleft()
                 if not self._stopped:
@@ -187,7 +225,8 @@ class SealedLinks:
         rank: of this replica.
         world_size: number of replicas.
         start: starts to send or to receive a buffer, and returns at once.
-        wait: waits for what ``start`` returned, however long it takes; raises where the connection ends.
+        wait: waits for what ``start`` returned, for at most so long, which may be for ever; raises ReplicaLostError where the time
+            or the connection ends.
         notice: is told the peer, the reason and their number so far when a message is refused.
     """
 
@@ -206,13 +245,22 @@ class SealedLinks:
         self.secret = secret
         self.run = run
         self._links = {
-            peer: _Link(Stream(secret, run=run, epoch=epoch, rank=rank, peer=peer), start, wait, notice)
+            peer: _Link(
+                Stream(secret, run=run, epoch=epoch, rank=rank, peer=peer),
+                start,
+                wait,
+                notice,
+                self._thread_ended,
+            )
             for peer in range(world_size)
             if peer != rank
         }
         self._counted = Extra(0, 0)
+        self._lock = threading.Lock()
+        self._threads = 2 * len(self._links)
         for link in self._links.values():
             link.begin()
+        atexit.register(self._end_threads)
 
     def send(self, outgoing: Mapping[int, Iterable[Buffer]], deadline: float) -> None:
         """Send to each peer one message, given in parts.
@@ -251,11 +299,28 @@ class SealedLinks:
         for link in self._links.values():
             link.await_goodbye(deadline)
         self.stop()
+        for link in self._links.values():
+            link.join(_JOIN_S)
 
     def stop(self) -> None:
         """End without a word: the connections are gone, or are about to go."""
         for link in self._links.values():
             link.stop()
+
+    def _thread_ended(self) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                atexit.unregister(self._end_threads)
+
+    def _end_threads(self) -> None:
+        """End every thread before the interpreter does: one that wakes up after it ends the process with an abort."""
+        self.stop()
+        for link in self._links.values():
+            if not link.join(0.0):
+                link.cut()
+        for link in self._links.values():
+            link.join(_JOIN_S)
 
     def refused(self) -> dict[int, Counter[Refusal]]:
         """How many messages were refused, by the peer that they came as, and why."""

@@ -132,6 +132,10 @@ class Stream:
         self.extra_sent_bytes += len(made)
         return made
 
+    def greet_again(self) -> None:
+        """Let the next message be a greeting."""
+        self._owes |= Mark.HELLO | Mark.AGAIN
+
     def close(self) -> None:
         """Let the next message say that this end has written all."""
         self._closing = Mark.BYE
@@ -155,7 +159,10 @@ class Stream:
             raise self._flooded()
         self._missed = True
         # It may have been a genuine one that was altered on its way.
-        self._owes |= Mark.AGAIN if self.established else Mark.AGAIN | Mark.HELLO
+        if self.established:
+            self._owes |= Mark.AGAIN
+        else:
+            self.greet_again()
         return refusal
 
     def _take(self, read: Received) -> Refusal | None:
@@ -255,16 +262,23 @@ class Stream:
         left = self._written - offset - len(content)
         return Message(marks, self._number, offset, left, self._received, content).seal(self._out, self._key)
 
-    def _flooded(self) -> ExchangeError:
-        kinds = ", ".join(f"{count} {kind.value}" for kind, count in self.refused.items())
-        text = f"replica {self._in.receiver} refused {self._in_a_row} messages in a row from replica {self.peer} ({kinds})"
-        if self.established:
-            return ExchangeError(
-                f"{text}: somebody on the way between the two alters or adds messages; put them on a tunnel (docs/wireguard.md)"
-            )
+    def mismatch(self) -> ExchangeError | None:
+        """The error of two ends that do not share a secret; none where they do, or nothing was refused."""
+        if self.established or not self.refused:
+            return None
         return ExchangeError(
-            f"{text}, and none that is valid: give all replicas the same --secret-file, and the same run and epoch"
+            f"{self._refusals()}, and none that is valid: give all replicas the same --secret-file, and the same run and epoch"
         )
+
+    def _flooded(self) -> ExchangeError:
+        return self.mismatch() or ExchangeError(
+            f"{self._refusals()}: somebody on the way between the two alters or adds messages; join them by a tunnel "
+            "(docs/wireguard.md)"
+        )
+
+    def _refusals(self) -> str:
+        kinds = ", ".join(f"{count} {kind.value}" for kind, count in self.refused.items())
+        return f"replica {self._in.receiver} refused {self._in_a_row} messages in a row from replica {self.peer} ({kinds})"
 
 
 class Piece:
