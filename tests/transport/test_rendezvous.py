@@ -11,6 +11,7 @@ import pytest
 from torch.distributed import HashStore
 
 from muonwire.errors import ExchangeError, UsageError
+from muonwire.train.status import read_status
 from muonwire.transport.interfaces import Interface, interface_to
 from muonwire.transport.rendezvous import (
     _check_loopback,
@@ -92,6 +93,11 @@ def test_hosts_work_together_without_a_variable_set(count, words, outcome, tmp_p
     logs = [(tmp_path / f"host{r}" / f"replica{r}.log").read_text() for r in range(count)]
     assert codes == [0] * count, logs
     assert outcome in logs[0]
+    if words[0] == "-m":
+        # Each host knows of the run from its own folder.
+        assert [read_status(tmp_path / f"host{r}" / "run").state for r in range(count)] == [
+            "finished"
+        ] * count
     if words[0] == "-m" and namespaces_allowed():
         for rank in range(count):
             assert f"replica {rank} of {count}: on wan0 (10.77.0.{rank + 1})" in logs[rank]

@@ -70,7 +70,7 @@ def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Ite
             bars.update(bar, completed=progress.step, total=progress.steps, losses=losses)
 
         def wait(text: str) -> None:
-            bars.update(bar, losses=text or losses)
+            bars.update(bar, losses=text or losses, refresh=True)
 
         def say(line: str) -> None:
             # What lasts is in the bar; that it is over stays on the screen.
