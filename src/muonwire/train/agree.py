@@ -105,8 +105,8 @@ def _refuse_strays(told: list[dict[str, Any]], held: list[set[tuple[int, str]]])
             if missed:
                 place = Place(**message["place"])
                 raise UsageError(
-                    f"checkpoint: {place} is the folder of replica {rank} and holds the part of replica {missed[0]}, which has none "
-                    "in its own; start every machine with the --node-rank that it had, or copy the folders of all into one"
+                    f"checkpoint: {place} is the folder of replica {rank} and holds the part of replica {missed[0]}, which has "
+                    "none in its own; start every machine with the --node-rank that it had, or copy the folders of all into one"
                 )
 
 
