@@ -163,13 +163,23 @@ def run(recipe: str, how: str, arguments: argparse.Namespace) -> list[dict[str, 
         words = [sys.executable, __file__, "--recipe", recipe, "--how", how, "--folder", folder]
         words += ["--port", str(port), "--steps", str(arguments.steps), "--frames", str(arguments.frames)]
         words += ["--at-once", str(arguments.at_once)]
+        logs = [Path(folder) / f"replica{rank}.log" for rank in (0, 1)]
         replicas = [
-            subprocess.Popen([*words, "--rank", str(rank)], stdout=subprocess.DEVNULL) for rank in (0, 1)
+            subprocess.Popen(
+                [*words, "--rank", str(rank)], stdout=subprocess.DEVNULL, stderr=logs[rank].open("w")
+            )
+            for rank in (0, 1)
         ]
         codes = [replica.wait() for replica in replicas]
+        said = [log.read_text() for log in logs]
         if any(codes):
-            raise SystemExit(f"{recipe}, {how}: the replicas ended with {codes}")
-        return [json.loads((Path(folder) / f"replica{rank}.json").read_text()) for rank in (0, 1)]
+            raise SystemExit(f"{recipe}, {how}: the replicas ended with {codes}\n{''.join(said)}")
+        reports = [json.loads((Path(folder) / f"replica{rank}.json").read_text()) for rank in (0, 1)]
+        for report, text in zip(reports, said, strict=True):
+            report["named"] = [
+                kind.value for kind in Refusal if f"'s and is {kind.value} (number 1 of" in text
+            ]
+        return reports
 
 
 def expected(made: dict[str, int]) -> dict[str, int]:
@@ -212,6 +222,7 @@ def main() -> None:
                 "made": made,
                 "refused": refused,
                 "refused_is_made": refused == [expected(kinds) for kinds in reversed(made)],
+                "named_in_the_log": [replica["named"] for replica in attacked],
                 "weights": sorted(weights),
                 "weights_identical": len(weights) == 1,
                 "loss": attacked[0]["loss"],

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Buffer
 
 from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.message import FIELDS, LARGEST_BYTES, Refusal
@@ -262,7 +261,7 @@ class SealedLinks:
             link.begin()
         atexit.register(self._end_threads)
 
-    def send(self, outgoing: Mapping[int, Iterable[Buffer]], deadline: float) -> None:
+    def send(self, outgoing: Mapping[int, Iterable[bytes | memoryview]], deadline: float) -> None:
         """Send to each peer one message, given in parts.
 
         Raises:
@@ -272,7 +271,7 @@ class SealedLinks:
         for peer, parts in outgoing.items():
             link = self._links[peer]
             with link.changed:
-                joined[peer] = link.stream.pieces(b"".join(parts))
+                joined[peer] = link.stream.pieces(*parts)
         for i in range(max(map(len, joined.values()), default=0)):
             for peer, pieces in joined.items():
                 if i < len(pieces):
