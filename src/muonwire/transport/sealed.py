@@ -120,7 +120,8 @@ class _Link:
 
     def say_goodbye(self) -> None:
         """Tell the peer that this end has written all."""
-        with self.changed:
+        # A peer that has left already needs to hear nothing.
+        with self.changed, suppress(ReplicaLostError):
             self.stream.close()
             self.pay()
 
@@ -191,7 +192,8 @@ class _Link:
                 self.changed.notify_all()
                 if self._gone:
                     return
-            self._await(buffer)
+                # Under the lock, so that nothing is started once the link is stopped.
+                self._await(buffer)
 
     def _say_last_words(self) -> None:
         """Let the other end count as many refusals as this one, so that both end with the same error."""
