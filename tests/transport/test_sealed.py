@@ -133,6 +133,22 @@ def test_a_killed_replica_is_named_by_the_others_within_seconds():
         assert seconds < 30
 
 
+def _left_first():
+    transport = ProcessGroupTransport(secret=Secret(SECRET))
+    transport.gather(b"all here")
+    if transport.rank == 1:
+        transport._links.close(within_s=0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    began = time.perf_counter()
+    transport.close()
+    return time.perf_counter() - began
+
+
+def test_a_peer_that_has_left_already_is_not_missed_at_the_end():
+    assert run_replicas(_left_first, 2, expect_lost=(1,))[0] < 5
+
+
 def _anew():
     """Two of three go on as another group, with other ranks, on a fresh process group."""
     transport = ProcessGroupTransport(secret=Secret(SECRET), run="test")
