@@ -8,7 +8,9 @@ last bit, and each replica must have refused exactly what was made for it, kind 
 """
 
 import argparse
+import io
 import json
+import logging
 import os
 import random
 import socket
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -115,61 +118,83 @@ def config_of(recipe: str, steps: int) -> TrainConfig:
     )
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """One replica: trains, and writes what it ended with and what it refused."""
-    torch.set_num_threads(1)
-    rank, how = arguments.rank, arguments.how
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{arguments.port}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
+class Names(logging.Handler):
+    """Keeps what the log of a replica names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds whose first message was named."""
+        starts = [f"'s and is {kind.value} (number 1 of" for kind in Refusal]
+        found = [any(start in text for text in self.said) for start in starts]
+        return [kind.value for kind, named in zip(Refusal, found, strict=True) if named]
+
+
+def train(recipe: str, how: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One run on this replica; what it ended with, and what it refused."""
+    rank = arguments.rank
+    group = dist.new_group([0, 1], timeout=timedelta(seconds=120))
+    names = Names()
+    log = logging.getLogger("muonwire.transport")
+    log.addHandler(names)
     transport: ProcessGroupTransport
     if how == "attacked":
-        transport = Attacked(
-            frames=arguments.frames // 2 + rank * (arguments.frames % 2),
-            at_once=arguments.at_once,
-            seed=rank,
-            secret=SECRET,
-            run="attack",
-        )
+        frames = arguments.frames // 2 + rank * (arguments.frames % 2)
+        options = {"frames": frames, "at_once": arguments.at_once, "seed": rank}
+        transport = Attacked(**options, group=group, secret=SECRET, run="attack")
     else:
-        transport = ProcessGroupTransport(secret=SECRET if how == "sealed" else None, run="attack")
+        transport = ProcessGroupTransport(group, secret=SECRET if how == "sealed" else None, run="attack")
     began = time.perf_counter()
-    folder = Path(arguments.folder)
-    result = train_here(config_of(arguments.recipe, arguments.steps), folder, transport, resume=False)
+    with redirect_stdout(io.StringIO()):
+        result = train_here(config_of(recipe, arguments.steps), folder, transport, resume=False)
     transport.close()
-    report = {
+    log.removeHandler(names)
+    return {
         "weights": result.weights_digest,
         "loss": result.final_eval_loss,
         "made": dict(getattr(transport, "made", {})),
         "refused": dict(transport.refused[1 - rank]),
+        "named": names.kinds,
         "egress_bytes": transport.meter.total.egress_bytes,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    (folder / f"replica{rank}.json").write_text(json.dumps(report))
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """One replica: every run, one after the other; prints a line of JSON for each."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    place = f"tcp://127.0.0.1:{arguments.port}"
+    dist.init_process_group("gloo", init_method=place, rank=arguments.rank, world_size=2)
+    for recipe in RECIPES:
+        for how in (*arguments.ways, "attacked"):
+            with tempfile.TemporaryDirectory() as folder:
+                print(json.dumps(train(recipe, how, arguments, Path(folder))), flush=True)
     dist.destroy_process_group()
 
 
-def run(recipe: str, how: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both replicas; what each reports."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+def run(arguments: argparse.Namespace) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Both replicas; what each reports of every run."""
+    with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-        probe.close()
-        words = [sys.executable, __file__, "--recipe", recipe, "--how", how, "--folder", folder]
-        words += ["--port", str(port), "--steps", str(arguments.steps), "--frames", str(arguments.frames)]
-        words += ["--at-once", str(arguments.at_once)]
-        replicas = [
-            subprocess.Popen([*words, "--rank", str(rank)], stdout=subprocess.DEVNULL) for rank in (0, 1)
-        ]
-        codes = [replica.wait() for replica in replicas]
-        if any(codes):
-            raise SystemExit(f"{recipe}, {how}: the replicas ended with {codes}")
-        return [json.loads((Path(folder) / f"replica{rank}.json").read_text()) for rank in (0, 1)]
+    words = [sys.executable, __file__, *sys.argv[1:], "--port", str(port), "--rank"]
+    replicas = [subprocess.Popen([*words, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
+    # Each fills less than a pipe holds.
+    said = [replica.communicate()[0] for replica in replicas]
+    codes = [replica.returncode for replica in replicas]
+    if any(codes):
+        raise SystemExit(f"the replicas ended with {codes}")
+    runs = [(recipe, how) for recipe in RECIPES for how in (*arguments.ways, "attacked")]
+    pairs = zip(*(map(json.loads, text.splitlines()) for text in said), strict=True)
+    return {which: list(pair) for which, pair in zip(runs, pairs, strict=True)}
 
 
 def expected(made: dict[str, int]) -> dict[str, int]:
@@ -189,8 +214,6 @@ def main() -> None:
         "--ways", nargs="+", default=["plain", "sealed"], help="what the attacked run is compared with"
     )
     parser.add_argument("--out", type=Path)
-    for name in ("--recipe", "--how", "--folder"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
     for name in ("--port", "--rank"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -198,8 +221,9 @@ def main() -> None:
         work(arguments)
         return
     rows = []
+    reports = run(arguments)
     for recipe in RECIPES:
-        runs = {how: run(recipe, how, arguments) for how in (*arguments.ways, "attacked")}
+        runs = {how: reports[recipe, how] for how in (*arguments.ways, "attacked")}
         attacked = runs["attacked"]
         weights = {replica["weights"] for replicas in runs.values() for replica in replicas}
         refused = [replica["refused"] for replica in attacked]
@@ -212,6 +236,7 @@ def main() -> None:
                 "made": made,
                 "refused": refused,
                 "refused_is_made": refused == [expected(kinds) for kinds in reversed(made)],
+                "named_in_the_log": [replica["named"] for replica in attacked],
                 "weights": sorted(weights),
                 "weights_identical": len(weights) == 1,
                 "loss": attacked[0]["loss"],

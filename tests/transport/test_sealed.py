@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import signal
 import socket
 import struct
 import threading
@@ -91,6 +92,61 @@ def test_a_silent_replica_is_named_when_its_time_is_over():
     kind, rank, text = run_replicas(_silent, 2)[0]
     assert (kind, rank) == ("ReplicaLostError", 1)
     assert "replica 0 lost replica 1 (of 2) in step 0: replica 1 did not answer in time (0 messages" in text
+
+
+def _out_of_step():
+    transport = ProcessGroupTransport(secret=Secret(SECRET))
+    transport.gather(b"all here")
+    transport.step = 7
+    if transport.rank:
+        transport.mean([torch.ones(500_000)])
+    else:
+        transport.gather(b"x")
+
+
+def test_replicas_out_of_step_get_the_same_error_as_without_a_secret():
+    errors = run_replicas(_out_of_step, 2)
+    told = [str(error).splitlines()[0].removeprefix(f"replica {rank}: ") for rank, error in enumerate(errors)]
+    assert told[0] == told[1]
+    assert "replica 0 is in step 7 (gather), replica 1 in step 7 (mean)" in told[0]
+
+
+def _killed():
+    transport = ProcessGroupTransport(secret=Secret(SECRET))
+    transport.gather(b"all here")
+    if transport.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    began = time.perf_counter()
+    try:
+        transport.gather(b"x" * 1000)
+    except Exception as error:
+        time.sleep(0.5)
+        return type(error).__name__, error.rank, str(error), time.perf_counter() - began
+
+
+def test_a_killed_replica_is_named_by_the_others_within_seconds():
+    results = run_replicas(_killed, 3, expect_lost=(1,))
+    for rank in (0, 2):
+        kind, lost, text, seconds = results[rank]
+        assert (kind, lost) == ("ReplicaLostError", 1)
+        assert text.startswith(f"replica {rank} lost its connection to replica 1 (of 3) in step 0: ")
+        assert seconds < 30
+
+
+def _left_first():
+    transport = ProcessGroupTransport(secret=Secret(SECRET))
+    transport.gather(b"all here")
+    if transport.rank == 1:
+        transport._links.close(within_s=0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    began = time.perf_counter()
+    transport.close()
+    return time.perf_counter() - began
+
+
+def test_a_peer_that_has_left_already_is_not_missed_at_the_end():
+    assert run_replicas(_left_first, 2, expect_lost=(1,))[0] < 5
 
 
 def _anew():

@@ -81,19 +81,25 @@ def process_group(
     interface = join(backend=backend, timeout_s=timeout_s, secret=secret, allow_public=allow_public)
     if not interface.is_loopback:
         print(f"replica {dist.get_rank()} of {dist.get_world_size()}: on {interface}", flush=True)
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    sealing = ProcessGroupTransport(secret=secret, run=run, timeout_s=timeout_s)
 
     def transport() -> Transport:
         made = ProcessGroupTransport(timeout_s=timeout_s)
         made.waits.limit_s = timeout_s
         return made
 
+    end_together = False
     try:
-        run = os.environ.get("TORCHELASTIC_RUN_ID", "")
-        first = ProcessGroupTransport(secret=secret, run=run, timeout_s=timeout_s)
         yield transport
-        first.close()
-        _tell_refused(first)
+        end_together = True
+    except StoppedError:
+        end_together = True
+        raise
     finally:
+        if end_together:
+            sealing.close()
+        _tell_refused(sealing)
         dist.destroy_process_group()
 
 

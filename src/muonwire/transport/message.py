@@ -100,7 +100,7 @@ class Received(NamedTuple):
 
 
 def read_message(buffer: memoryview, place: Place) -> Received | Refusal:
-    """The message at the start of a buffer, or why it is none of this link."""
+    """The message at the start of a buffer, in which its content stays, or why it is none of this link."""
     magic, version, marks, length, run, epoch, sender, receiver, number, offset, left, acknowledged = (
         FIELDS.unpack_from(buffer)
     )
@@ -108,7 +108,7 @@ def read_message(buffer: memoryview, place: Place) -> Received | Refusal:
         return Refusal.MALFORMED
     if (run, epoch, sender, receiver) != place:
         return Refusal.FOREIGN
-    content = bytes(buffer[START_BYTES : START_BYTES + length])
+    content = buffer[START_BYTES : START_BYTES + length]
     return Received(
         Message(Mark(marks), number, offset, left, acknowledged, content),
         bytes(buffer[: FIELDS.size]),

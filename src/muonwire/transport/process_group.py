@@ -149,18 +149,22 @@ class ProcessGroupTransport(FrameTransport):
     def reset(self, *, rank: int, world_size: int, epoch: int) -> None:
         """Begin anew between other replicas: nothing of an operation that failed, or was under way, is left.
 
+        The messages go through whatever ``_start`` uses then; those of the group before must not arrive any more.
+
         Args:
             rank: of this replica among them.
             world_size: their number.
             epoch: of this group; the tags stand for it. All replicas of the group give the same, and no two groups in a row do.
         """
+        if self._links is not None:
+            self._links.stop()
+            self._refused_before.update(self._refused_now())
+            self._count_extra(self._links)
         self.rank, self.world_size = rank, world_size
         self._begin_anew()
         self._firsts.clear()
         self._left = []
         if self._links is not None:
-            self._links.stop()
-            self._refused_before.update(self._refused_now())
             self._links = self._make_links(self._links.secret, self._links.run, epoch=epoch)
 
     def close(self) -> None:
@@ -223,7 +227,7 @@ class ProcessGroupTransport(FrameTransport):
 
     @property
     def _group(self) -> dist.ProcessGroup:
-        group = self.group or dist.group.WORLD
+        group = dist.group.WORLD if self.group is None else self.group
         assert group is not None
         return group
 

@@ -157,7 +157,7 @@ def _check_strangers(
         raise ExchangeError(
             f"replicas: {', '.join(is_public)} would listen where the internet may reach it, and nothing keeps strangers out; join "
             "the machines by a tunnel (docs/wireguard.md) and give --master-addr its address, or give all replicas the same "
-            "--secret-file, or allow it with --allow-public"
+            "--secret-file (or MUONWIRE_SECRET_FILE), or allow it with --allow-public"
         )
     if secret is None:
         return

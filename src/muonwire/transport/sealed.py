@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from typing_extensions import Buffer
 
 from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.message import FIELDS, LARGEST_BYTES, Refusal
@@ -121,7 +120,8 @@ class _Link:
 
     def say_goodbye(self) -> None:
         """Tell the peer that this end has written all."""
-        with self.changed:
+        # A peer that has left already needs to hear nothing.
+        with self.changed, suppress(ReplicaLostError):
             self.stream.close()
             self.pay()
 
@@ -192,7 +192,8 @@ class _Link:
                 self.changed.notify_all()
                 if self._gone:
                     return
-            self._await(buffer)
+                # Under the lock, so that nothing is started once the link is stopped.
+                self._await(buffer)
 
     def _say_last_words(self) -> None:
         """Let the other end count as many refusals as this one, so that both end with the same error."""
@@ -262,7 +263,7 @@ class SealedLinks:
             link.begin()
         atexit.register(self._end_threads)
 
-    def send(self, outgoing: Mapping[int, Iterable[Buffer]], deadline: float) -> None:
+    def send(self, outgoing: Mapping[int, Iterable[bytes | memoryview]], deadline: float) -> None:
         """Send to each peer one message, given in parts.
 
         Raises:
@@ -272,7 +273,7 @@ class SealedLinks:
         for peer, parts in outgoing.items():
             link = self._links[peer]
             with link.changed:
-                joined[peer] = link.stream.pieces(b"".join(parts))
+                joined[peer] = link.stream.pieces(*parts)
         for i in range(max(map(len, joined.values()), default=0)):
             for peer, pieces in joined.items():
                 if i < len(pieces):

@@ -12,8 +12,6 @@ import secrets
 import struct
 from collections import Counter, deque
 
-from typing_extensions import Buffer
-
 from muonwire.errors import ExchangeError
 from muonwire.transport.message import (
     CONTENT_BYTES,
@@ -101,9 +99,9 @@ class Stream:
         """Whether the other end has said that it leaves, and nothing of its stream is missing here."""
         return self._ended
 
-    def pieces(self, data: Buffer) -> "list[Piece]":
-        """Write ``data``, bytes, into the stream: the pieces to send, in this order."""
-        view = memoryview(b"".join([_LENGTH.pack(len(memoryview(data))), data]))
+    def pieces(self, *parts: bytes | memoryview) -> "list[Piece]":
+        """Write a message, given in parts, into the stream: the pieces to send, in this order."""
+        view = memoryview(b"".join([_LENGTH.pack(sum(map(len, parts))), *parts]))
         made = []
         for start in range(0, len(view), CONTENT_BYTES):
             content = view[start : start + CONTENT_BYTES]
