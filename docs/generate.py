@@ -27,6 +27,15 @@ SPECTRA = ROOT / "evidence" / "spectra"
 FRONTIER = ROOT / "evidence" / "frontier.json"
 POLAR = ROOT / "evidence" / "polar"
 LINKS = ROOT / "evidence" / "links"
+SOAK = ROOT / "evidence" / "soak"
+# Kinds of faults in the soak, in words.
+FAULTS = {
+    "kill": "killed, started again",
+    "lose": "killed, and its disk emptied",
+    "freeze": "stopped for up to 7.5 s (SIGSTOP)",
+    "cut": "cut off for up to 7.5 s",
+    "restart": "asked to leave (SIGTERM), started again",
+}
 PROJECT = ROOT / "pyproject.toml"
 TABLED = tuple(
     ROOT / name
@@ -39,6 +48,7 @@ TABLED = tuple(
         "docs/layout.md",
         "docs/polar.md",
         "docs/spectra.md",
+        "docs/elastic.md",
         "docs/links.md",
     )
 )
@@ -560,6 +570,44 @@ def links_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def soak_table() -> str:
+    """What became of each recipe's run under faults, a column each."""
+    records = [json.loads((SOAK / f"{name}.json").read_text()) for name in ("one_bit_muon", "muon")]
+
+    def spread(record: dict[str, Any]) -> str:
+        losses = record["undisturbed_eval_loss"].values()
+        return f"{min(losses):.4f} to {max(losses):.4f}"
+
+    def seconds(record: dict[str, Any], what: str, kind: str) -> str:
+        times = record[what].get(kind)
+        return f"{times['median_s']:.1f} s, at most {times['longest_s']:.1f} s" if times else "—"
+
+    rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("", lambda r: f"`{r['recipe']}`"),
+        ("replicas, steps", lambda r: f"{r['replicas']}, {r['steps']:,}"),
+        ("faults", lambda r: str(r["faults"])),
+        ("synchronizations", lambda r: f"{r['synchronizations']:,}"),
+        ("of these with digests that differ", lambda r: str(r["digests_that_differ"])),
+        ("committed steps lost", lambda r: str(r["committed_steps_lost"])),
+        (
+            "longest time without a synchronization (stated: at most)",
+            lambda r: f"{r['longest_stall_s']:.1f} s ({r['stated_time_s']:g} s)",
+        ),
+        *(
+            (f"{text}: the others go on after", partial(seconds, what="others_go_on_after", kind=kind))
+            for kind, text in FAULTS.items()
+        ),
+        *(
+            (f"{text}: it is back after", partial(seconds, what="back_after", kind=kind))
+            for kind, text in FAULTS.items()
+        ),
+        ("evaluation loss at the end", lambda r: f"{r['final_eval_loss']:.4f}"),
+        ("the same, undisturbed, 3 seeds", spread),
+    ]
+    lines = [f"| {name} | {' | '.join(cell(record) for record in records)} |" for name, cell in rows]
+    return "\n".join([lines[0], "|---|---|---|", *lines[1:]]) + "\n"
+
+
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:
     """Of each marked table: its name, the file that it is made of, and what makes it."""
     return [
@@ -575,6 +623,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("polar table", POLAR / "amx.json", polar_table),
         ("small polar table", POLAR / "amx_small.json", small_table),
         ("links table", LINKS, links_table),
+        ("soak table", SOAK, soak_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

@@ -129,3 +129,18 @@ def test_the_cost_of_a_tunnel_is_measured(run):
     assert row["way"] == "secret"
     assert row["mbit_s"] > 0
     assert row["wireguard_s_per_gb"] == 0
+
+
+def test_replicas_outlive_faults(run, tmp_path):
+    """A soak in small: the weights agree after every synchronization, and no step is lost."""
+    out = tmp_path / "soak.json"
+    sizes = ("--replicas", 3, "--steps", 200, "--faults", 3, "--every-s", 1, "--timeout-s", 3, "--seeds")
+    with pytest.raises(SystemExit) as ended:
+        run("soak.py", "--seed", 2, *sizes, "--out", out)
+    report = json.loads(out.read_text())
+    assert report["problems"] == []
+    assert ended.value.code == 0
+    assert report["faults"] == 3
+    assert report["synchronizations"] >= 40
+    assert report["finished"] == 3
+    assert len(report["weights"]) == 1
