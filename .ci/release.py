@@ -39,6 +39,8 @@ VERSIONS = ("pinned", "oldest")
 CORE_TESTS = [
     *(f"tests/{room}" for room in ("codec", "optim", "polar", "recipes", "stages", "transport")),
     "--ignore=tests/recipes/test_typed.py",
+    # The one that needs torchft.
+    "--ignore=tests/optim/test_elastic.py",
 ]
 TEST_TOOLS = ("accelerate", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 # A wheel that grows past this holds something that it should not.
@@ -65,6 +67,7 @@ TRIES = {
         "muonwire compare --recipes muon --model-size pico --batch 2 --replicas 2 --lr-grid 0.01 --seeds 0 --steps 4 --out compare",
         "muonwire bench codec --help",
     ],
+    "elastic": [f"python {HERE / 'release_elastic.py'}"],
     "docs": [f"mkdocs build --quiet --strict --config-file {ROOT / 'mkdocs.yml'} --site-dir FOLDER/site"],
 }
 # Of each command: what says in one line, where no extra is installed, which to install.

@@ -20,7 +20,10 @@ EXTRAS = PROJECT["optional-dependencies"]
 # What each room may need beside the core; a room that is not named needs the core alone.
 ROOM_EXTRAS = {
     "tasks": {"train"},
-    "train": {"train"},
+    # A run's page is drawn where the report's packages are there.
+    "train": {"train", "report"},
+    # Replicas that come and go.
+    "transport": {"elastic"},
     "pages": {"report"},
     "bench": {"train", "report"},
     "compare": {"train", "report"},
