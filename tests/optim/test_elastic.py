@@ -21,6 +21,7 @@ from muonwire.errors import (
 from muonwire.optim.elastic import Elastic, Present
 from muonwire.transport import SingleReplica, digest_all, run_threads
 from muonwire.transport.elastic import ElasticSettings, ElasticTransport
+from muonwire.transport.secret import Secret
 
 # Before torchft's core is loaded: it would write each quorum to standard error.
 os.environ.setdefault("RUST_LOG", "error")
@@ -71,6 +72,7 @@ class Replica:
     lr: float = 0.02
     timeout_s: float = 3.0
     patience_s: float = 20.0
+    secret: Secret | None = None
     # Called before a step with the replica and the number of the step; may raise GoneError.
     before: object = None
     begin_at: threading.Event | None = None
@@ -105,7 +107,7 @@ class Replica:
             timeout_s=self.timeout_s,
             patience_s=self.patience_s,
         )
-        self.transport = transport = ElasticTransport(how)
+        self.transport = transport = ElasticTransport(how, secret=self.secret, run="test")
         gather = transport.gather
 
         def counting(payload, *, purpose="update"):
@@ -252,6 +254,54 @@ def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchron
     # The learning rate and the data follow from the step and the rank that it took over.
     assert third.optimizer.num_steps == 40
     assert third.log[-1]["digest"] == first[0].log[-1]["digest"]
+
+
+def test_under_a_secret_a_replica_joins_and_another_dies(lighthouse):
+    """The sealed streams begin anew in each quorum, and the state that is handed over has a tag."""
+    secret, enough = Secret(bytes(range(32))), threading.Event()
+
+    def act(replica, step):
+        if step == 6:
+            enough.set()
+        if step > 6:
+            time.sleep(0.1)
+        if replica.name == "b" and "c" in replica.transport.members:
+            raise GoneError
+
+    first = [Replica(n, lighthouse, steps=40, before=act, secret=secret).start() for n in ("a", "b")]
+    third = Replica("c", lighthouse, steps=40, begin_at=enough, before=act, secret=secret).start()
+    end(*first, third)
+    assert isinstance(first[1].error, GoneError)
+    assert [first[0].error, third.error] == [None, None]
+    agree(*first, third)
+    assert third.log[-1] == first[0].log[-1]
+    assert third.log[-1]["members"] == ("a", "c")
+    assert first[0].transport.refused_in_all.total() == 0
+
+
+def test_a_state_that_was_altered_on_its_way_is_not_taken(lighthouse):
+    transport = ElasticTransport(
+        ElasticSettings(lighthouse=lighthouse, name="a"), secret=Secret(bytes(range(32)))
+    )
+    try:
+        taken = []
+        transport.give_state, transport.take_state = lambda: {"weight": torch.ones(3)}, taken.append
+        sent = transport._give()
+        transport._take(sent)
+        assert taken[0]["weight"].tolist() == [1, 1, 1]
+        for altered in (
+            {**sent, "state": sent["state"].clone().index_fill_(0, torch.tensor([200]), 7)},
+            {**sent, "tag": "00" * 16},
+        ):
+            with pytest.raises(ExchangeError, match="was altered, or comes from somebody without the secret"):
+                transport._take(altered)
+        assert len(taken) == 1
+        # A tag holds for one quorum.
+        transport._connections.epoch += 1
+        with pytest.raises(ExchangeError):
+            transport._take(sent)
+    finally:
+        transport.close()
 
 
 @pytest.mark.parametrize("recipe", [LOCAL, "muon"])

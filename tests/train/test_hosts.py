@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -104,13 +103,6 @@ def outcome(folder):
     result = json.loads((folder / "result.json").read_text())
     losses = [(r["step"], r.get("local_loss"), r.get("eval_loss")) for r in read_metrics(folder)]
     return result["weights_digest"], losses
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -327,10 +327,3 @@ def test_private_addresses_and_tunnels_are_known(monkeypatch, tmp_path):
 def _folder(path):
     path.mkdir()
     return path
-
-
-@pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]

@@ -1,0 +1,155 @@
+"""`muonwire train --elastic`: what it refuses, and what a replica that leaves keeps. The faults are in tests/test_scripts.py."""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from muonwire.cli.main import main
+from muonwire.errors import UsageError
+from muonwire.train import TrainConfig
+from muonwire.train.elastic import LOCK, train_elastic
+from muonwire.train.events import read_events
+from muonwire.train.status import read_status
+from muonwire.transport.elastic import ElasticSettings
+
+SIZES = [
+    "--model-size",
+    "pico",
+    "--batch",
+    "2",
+    "--sequence",
+    "16",
+    "--threads",
+    "1",
+    "--no-page",
+    "--no-tensorboard",
+]
+
+
+@pytest.fixture
+def lighthouse(free_port):
+    program = Path(sys.executable).with_name("torchft_lighthouse")
+    times = ["--join_timeout_ms", "2000", "--heartbeat_timeout_ms", "1000"]
+    process = subprocess.Popen(
+        [program, "--bind", f"127.0.0.1:{free_port}", "--min_replicas", "1", *times],
+        stderr=subprocess.DEVNULL,
+    )
+    yield f"127.0.0.1:{free_port}"
+    process.kill()
+    process.wait()
+
+
+def start(name, lighthouse, folder, *words):
+    command = [sys.executable, "-m", "muonwire", "train", "--recipe", "one_bit_muon(interval=2)", *SIZES]
+    elastic = [
+        "--elastic",
+        "--lighthouse",
+        lighthouse,
+        "--name",
+        name,
+        "--timeout-s",
+        "10",
+        "--out",
+        folder / name,
+    ]
+    log = (folder / f"{name}.log").open("a")
+    return subprocess.Popen([*command, *elastic, *words], stdout=log, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process, path, text):
+    """Until a file of the running process has a text."""
+    import time
+
+    for _ in range(1200):
+        if path.exists() and re.search(text, path.read_text()):
+            return
+        assert process.poll() is None, "it ended"
+        time.sleep(0.05)
+    raise AssertionError(f"{path} does not get {text}")
+
+
+def test_one_leaves_on_a_signal_and_comes_back_while_the_other_goes_on(tmp_path, lighthouse):
+    long = ("--min-replicas", "1", "--steps", "100000")
+    stays = start("stays", lighthouse, tmp_path, *long)
+    goes = start("goes", lighthouse, tmp_path, *long)
+    try:
+        wait_for(goes, tmp_path / "goes" / "status.json", '"synchronizations": [1-9]')
+        # Both know each other.
+        wait_for(stays, tmp_path / "stays" / "status.json", '"goes": ')
+        goes.send_signal(signal.SIGTERM)
+        assert goes.wait(60) != 0
+        said = (tmp_path / "goes.log").read_text()
+        assert "goes left after step" in said
+        assert "--resume joins again" in said
+        left_at = read_events(tmp_path / "goes")[-1]
+        assert left_at["outcome"] == "stopped"
+        wait_for(stays, tmp_path / "stays" / "events.jsonl", r'"left": \["goes"\]')
+        back = start("goes", lighthouse, tmp_path, *long, "--resume")
+        wait_for(back, tmp_path / "goes.log", "took over the weights of step")
+        wait_for(
+            stays, tmp_path / "stays" / "events.jsonl", r'"left": \["goes"\](.*\n)*.*"joined": \["goes"\]'
+        )
+        for process in (back, stays):
+            process.send_signal(signal.SIGTERM)
+        assert all(process.wait(60) != 0 for process in (back, stays))
+    finally:
+        for process in (stays, goes):
+            process.kill()
+    events = read_events(tmp_path / "stays")
+    assert [e["joined"] for e in events if e["event"] == "members" and e["joined"]] == [["goes"], ["goes"]]
+    status = read_status(tmp_path / "stays")
+    assert status is not None
+    # Both folders can be looked at by themselves.
+    for name in ("stays", "goes"):
+        lines = [json.loads(line) for line in (tmp_path / name / "digests.jsonl").read_text().splitlines()]
+        assert all(line["members"] for line in lines)
+    by_step = {}
+    for name in ("stays", "goes"):
+        for text in (tmp_path / name / "digests.jsonl").read_text().splitlines():
+            line = json.loads(text)
+            if len(line["members"]) == 2:
+                by_step.setdefault((line["commits"], line["step"]), set()).add(line["digest"])
+    assert by_step
+    assert all(len(digests) == 1 for digests in by_step.values())
+
+
+def test_a_folder_has_one_replica(tmp_path):
+    with (tmp_path / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match="another replica trains in"):
+            train_elastic(TrainConfig(), tmp_path, ElasticSettings(lighthouse="127.0.0.1:1"))
+
+
+def test_a_launcher_of_several_processes_is_refused(tmp_path, monkeypatch):
+    for key, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setitem(os.environ, key, value)
+    with pytest.raises(UsageError, match="on every machine by itself"):
+        train_elastic(TrainConfig(), tmp_path, ElasticSettings(lighthouse="127.0.0.1:1"))
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--elastic"], "give HOST:PORT"),
+        (["--lighthouse", "127.0.0.1:1"], "add --elastic"),
+        (["--elastic", "--lighthouse", "127.0.0.1:1", "--timeout-s", "0"], "timeout_s is 0"),
+    ],
+)
+def test_bad_options_are_one_error(words, error, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *words, *SIZES, "--out", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert error in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
