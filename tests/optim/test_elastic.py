@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -410,10 +411,16 @@ def test_replicas_with_different_first_weights_all_get_the_error(lighthouse):
 
 
 def test_too_few_are_waited_for_as_long_as_stated(lighthouse):
-    alone = Replica("a", lighthouse, patience_s=1.0).start()
+    alone = Replica("a", lighthouse, patience_s=2.0).start()
+    time.sleep(1.5)
+    # One wait, however often it asks, so that a watcher tells of it.
+    assert re.fullmatch(
+        r"waiting for more replicas \(1 of at least 2 replicas are there\) for [12] s",
+        alone.transport.waits.text(),
+    )
     end(alone)
     assert isinstance(alone.error, ExchangeError)
-    assert "waited 1 s for other replicas" in str(alone.error)
+    assert "waited 2 s for other replicas" in str(alone.error)
     assert "1 of at least 2 replicas are there" in str(alone.error)
 
 
@@ -519,3 +526,34 @@ def test_errors_of_a_replica_are_its_own(lighthouse):
     end(alone, within_s=10)
     assert isinstance(alone.error, StoppedError)
     assert not isinstance(alone.error, ReplicaLostError)
+
+
+def test_a_lighthouse_that_is_started_again_is_found_again(free_port):
+    """Nobody synchronizes while it is away; nothing is lost."""
+    from torchft.coordination import LighthouseServer
+
+    def serve():
+        return LighthouseServer(
+            bind=f"127.0.0.1:{free_port}",
+            min_replicas=1,
+            join_timeout_ms=LATE_MS,
+            quorum_tick_ms=20,
+            heartbeat_timeout_ms=HEARTBEAT_MS,
+        )
+
+    servers = [serve()]
+    once = threading.Event()
+
+    def restart(replica, step):
+        if step == 5 and replica.name == "a" and not once.is_set():
+            once.set()
+            servers.pop().shutdown()
+            time.sleep(1.0)
+            servers.append(serve())
+
+    replicas = [Replica(n, f"127.0.0.1:{free_port}", before=restart).start() for n in ("a", "b")]
+    end(*replicas)
+    servers.pop().shutdown()
+    assert [r.error for r in replicas] == [None, None]
+    agree(*replicas)
+    assert [line["step"] for line in replicas[0].log] == list(range(13))

@@ -56,3 +56,19 @@ def test_without_torchft_it_says_what_to_install(monkeypatch):
         how = ElasticSettings(lighthouse=f"127.0.0.1:{listener.getsockname()[1]}", name="a")
         with pytest.raises(UsageError, match=r"pip install 'muonwire\[elastic\]'"):
             ElasticTransport(how)
+
+
+def test_a_replica_whose_address_changed_leaves(monkeypatch, free_port):
+    from torchft.coordination import LighthouseServer
+
+    server = LighthouseServer(bind=f"127.0.0.1:{free_port}", min_replicas=1)
+    transport = ElasticTransport(ElasticSettings(lighthouse=f"127.0.0.1:{free_port}", name="a"))
+    try:
+        transport._check_address()
+        moved = Interface(name="wan", address="10.0.0.9")
+        monkeypatch.setattr("muonwire.transport.elastic.interface_to", lambda *_: moved)
+        with pytest.raises(ExchangeError, match=r"a came as lo .127.0.0.1., and is now wan .10.0.0.9."):
+            transport._check_address()
+    finally:
+        transport.close()
+        server.shutdown()

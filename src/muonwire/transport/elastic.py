@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
 from muonwire.transport.base import Flag
-from muonwire.transport.interfaces import Interface
+from muonwire.transport.interfaces import Interface, interface_to
 from muonwire.transport.process_group import ProcessGroupTransport, _Message
 from muonwire.transport.rendezvous import chosen_interface
 from muonwire.transport.secret import Secret
@@ -41,6 +41,7 @@ ELASTIC_TIMEOUT_S = 60.0
 # How long one request for a quorum lasts before it is made again, and the pause between looks at what has come of it.
 _ASK_S = 60.0
 _PAUSE_S = 0.2
+_RETRIES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +138,8 @@ class ElasticTransport(ProcessGroupTransport):
         self.take_state: Callable[[State], None] = lambda state: None
         self.stopping: Callable[[], bool] = lambda: False
         self._members: tuple[str, ...] = (self.name,)
+        # For what this replica waits, in words.
+        self._awaited = ""
         self._asker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="muonwire-quorum")
         self._store, self._connections, self._manager, self._quorums = self._start_manager()
 
@@ -189,8 +192,11 @@ class ElasticTransport(ProcessGroupTransport):
             hostname=_in_url(address),
             checkpoint_transport=StateTransport(timeout=limit, address=_in_url(address)),
             init_sync=False,
+            # The lighthouse may be away for a while; for how long replicas wait is decided in ``form``.
+            quorum_retries=_RETRIES,
         )
         manager._client = quorums = Quorums(manager._client)
+        connections.mark = lambda: quorums.commits
         return store, connections, manager, quorums
 
     @property
@@ -219,31 +225,37 @@ class ElasticTransport(ProcessGroupTransport):
         """Meet the replicas that are there, and take over their state where this one is behind; returns whether the quorum is new.
 
         Raises:
-            ExchangeError: too few came in ``patience_s``.
+            ExchangeError: too few came in ``patience_s``, or this machine's address has changed.
             StoppedError: ``stopping`` said so while this replica waited.
             UsageError: what ``take_state`` raises.
         """
-        began = time.monotonic()
-        while True:
-            with self.waits.on("the other replicas to synchronize", answer="the replicas met"):
-                self._ask(began)
-            if self._manager.errored() is None:
-                world_size = self._manager.num_participants()
-                if world_size >= self.how.min_replicas:
-                    break
-                self._reset(world_size=world_size)
-                missing = f"{world_size} of at least {self.how.min_replicas} replicas are there"
-            else:
-                missing = (
-                    f"the replicas could not connect ({str(self._manager.errored()).splitlines()[0][:200]})"
-                )
-            self.commit(failure=ReplicaLostError(missing))
-            self._check_patience(began, missing)
-            time.sleep(_PAUSE_S)
+        self._awaited = "the other replicas to synchronize"
+        with self.waits.on(lambda: self._awaited, answer="the replicas met"):
+            world_size = self._meet(time.monotonic())
         is_new = self._connections.epoch != self.epoch or self._failure is not None
         if is_new:
             self._reset(world_size=world_size)
         return is_new
+
+    def _meet(self, began: float) -> int:
+        """The number of replicas of a quorum that is large enough and connected."""
+        while True:
+            self._ask(began)
+            failure = self._manager.errored()
+            world_size = int(self._manager.num_participants())
+            if failure is None and world_size >= self.how.min_replicas:
+                return world_size
+            if failure is None:
+                self._reset(world_size=world_size)
+                why = f"{world_size} of at least {self.how.min_replicas} replicas are there"
+                self._awaited = f"more replicas ({why})"
+            else:
+                why = f"the replicas could not connect ({_first_line(failure)})"
+                self._awaited = f"all to be connected ({why})"
+                self._check_address()
+            self.commit(failure=ReplicaLostError(why))
+            self._check_patience(began, why)
+            time.sleep(_PAUSE_S)
 
     def _ask(self, began: float) -> None:
         """One quorum, however long it takes."""
@@ -252,13 +264,25 @@ class ElasticTransport(ProcessGroupTransport):
             self._manager._quorum_future = None
             asked = self._asker.submit(self._manager.start_quorum)
             while not concurrent.futures.wait([asked], timeout=_PAUSE_S).done:
-                self._check_patience(began, "the others have not come to a synchronization")
+                self._check_patience(began, self._awaited)
             try:
                 asked.result()
                 return
             except (RuntimeError, TimeoutError) as error:
-                self._check_patience(began, str(error).splitlines()[0][:200])
+                why = _first_line(error)
+                self._awaited = (
+                    f"the lighthouse {self.how.lighthouse} and the replicas that are there ({why})"
+                )
+                self._check_patience(began, why)
                 time.sleep(_PAUSE_S)
+
+    def _check_address(self) -> None:
+        """Leave, rather than hold up all others, where they cannot reach this replica any more."""
+        now = interface_to(*self.how.place())
+        if now.address != self.interface.address:
+            raise ExchangeError(
+                f"{self.name} came as {self.interface}, and is now {now}, where the others do not know it; start it again with --resume"
+            )
 
     def _check_patience(self, began: float, why: str) -> None:
         if self.stopping():
@@ -347,6 +371,10 @@ class ElasticTransport(ProcessGroupTransport):
         self._connections.abort()
         self._manager.shutdown(wait=False)
         self._asker.shutdown(wait=False, cancel_futures=True)
+
+
+def _first_line(error: object) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _in_url(address: str) -> str:

@@ -2,6 +2,7 @@
 
 import urllib.request
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -19,12 +20,14 @@ class Connections(ProcessGroupGloo):  # type: ignore[misc]
     """
 
     epoch = -1
+    # What all replicas of a quorum know of it besides its number, with which a lighthouse that is started again begins anew.
+    mark: Callable[[], int] = staticmethod(lambda: 0)
 
     @override
-    def configure(self, *args: Any, **options: Any) -> None:
+    def configure(self, store_addr: str, *args: Any, **options: Any) -> None:
         """Connect the replicas of a quorum; see torchft's ProcessGroup.configure."""
-        self.epoch = int(options.get("quorum_id", args[4] if len(args) > 4 else self.epoch + 1))
-        super().configure(*args, **options)
+        self.epoch = int(options.get("quorum_id", args[3] if len(args) > 3 else self.epoch + 1))
+        super().configure(f"{store_addr}/{self.mark()}", *args, **options)
 
 
 class Quorums:
@@ -50,6 +53,11 @@ class Quorums:
         """Of the replicas of the last quorum, by rank."""
         # torchft puts a random text behind each, which tells a replica that was started again from the one before.
         return [text.rpartition(":")[0] for text in self._last.replica_ids]
+
+    @property
+    def commits(self) -> int:
+        """The most that a replica of the last quorum knows to be done."""
+        return int(self._last.max_step)
 
     @property
     def somebody_joins(self) -> bool:
