@@ -281,7 +281,8 @@ class ElasticTransport(ProcessGroupTransport):
         now = interface_to(*self.how.place())
         if now.address != self.interface.address:
             raise ExchangeError(
-                f"{self.name} came as {self.interface}, and is now {now}, where the others do not know it; start it again with --resume"
+                f"{self.name} came as {self.interface}, and is now {now}, where the others do not know it; start it "
+                "again with --resume"
             )
 
     def _check_patience(self, began: float, why: str) -> None:
