@@ -60,6 +60,12 @@ def gradient_step(model, *, step, rank, world_size):
     ((model(inputs) - inputs[:, :4].sin()) ** 2).mean().backward()
 
 
+def set_rates(optimizer, step):
+    """A schedule: the rate of a step follows from its number."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("first_lr", group["lr"]) * (1 - step / 100)
+
+
 @dataclass
 class Replica:
     """A replica in a thread, and what it went through."""
@@ -137,6 +143,7 @@ class Replica:
             if self.before is not None:
                 self.before(self, step)
             rank, world_size = transport.rank, transport.world_size
+            set_rates(self.optimizer, step)
             gradient_step(self.model, step=step, rank=rank, world_size=world_size)
             self.elastic.step()
             self.optimizer.zero_grad()
@@ -209,6 +216,7 @@ def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse
         name, options = recipes.parse_recipe(recipe)
         optimizer = recipes.build(name, model, lr=0.02, transport=exchange(), **options)
         for step in range(1, 13):
+            set_rates(optimizer, step)
             gradient_step(model, step=step, rank=rank, world_size=3)
             optimizer.step()
             optimizer.zero_grad()
@@ -254,6 +262,10 @@ def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchron
     assert "took over the weights" in third.said[0]
     # The learning rate and the data follow from the step and the rank that it took over.
     assert third.optimizer.num_steps == 40
+    assert [r.transport.rank for r in (*first, third)] == [0, 1, 2]
+    assert {tuple(g["lr"] for g in r.optimizer.param_groups) for r in (*first, third)} == {
+        tuple(g["first_lr"] * 0.6 for g in third.optimizer.param_groups)
+    }
     assert third.log[-1]["digest"] == first[0].log[-1]["digest"]
 
 
@@ -321,6 +333,7 @@ def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lightho
         assert stayed.at(6)["members"] == ("a", "b", "c")
         assert stayed.log[-1]["members"] == ("a", "c")
         assert stayed.counted[-1] == 2
+    assert [r.transport.rank for r in replicas if r is not left] == [0, 1]
 
 
 @pytest.mark.parametrize("operation", [1, 2, 3, 4])
