@@ -367,6 +367,60 @@ def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(rec
     assert [line["step"] for line in stayed[0].log] == list(range(13))
 
 
+@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+def test_one_that_fell_behind_brings_nothing_though_the_first_attempt_fails(recipe, lighthouse):
+    """It has taken over the others' state when they must meet again: its own gradient was of other weights."""
+    dropped = []
+
+    def fail_once(replica, step):
+        if replica.name == "b" and step == 6:
+            time.sleep(4 * LATE_MS / 1000)
+            observe = replica.elastic._observe
+
+            def lost():
+                if not dropped:
+                    dropped.append(replica.elastic._taken)
+                    raise ReplicaLostError("a message is lost")
+                observe()
+
+            replica.elastic._observe = lost
+        if step > 6:
+            time.sleep(0.15)
+
+    replicas = [Replica(n, lighthouse, recipe, steps=40, before=fail_once).start() for n in ("a", "b", "c")]
+    end(*replicas)
+    assert [r.error for r in replicas] == [None] * 3
+    assert dropped == [True]
+    agree(*replicas)
+    behind = replicas[1]
+    fallen = behind.said.index(next(text for text in behind.said if "took over" in text))
+    assert len(behind.said) == fallen + 1
+    assert {r.log[-1]["digest"] for r in replicas} == {behind.log[-1]["digest"]}
+    # Before: three; while it was away and in the synchronization of its return: two.
+    counts = replicas[0].counted
+    assert counts[0] == 3
+    assert 2 in counts
+    assert counts[-1] == 3
+
+
+def test_one_that_stands_elsewhere_takes_over_the_others_state(lighthouse):
+    """The same weights, and another number of steps: it does not end the run."""
+
+    def stray(replica, step):
+        if replica.name == "b" and step == 7:
+            replica.optimizer._gradients.count += 3
+            replica.transport.epoch -= 1
+        if replica.name != "b" and step == 7:
+            replica.transport.epoch -= 1
+
+    replicas = [Replica(n, lighthouse, "muon", before=stray).start() for n in ("a", "b", "c")]
+    end(*replicas)
+    assert [r.error for r in replicas] == [None] * 3
+    agree(*replicas)
+    assert any("took over the weights of step 6" in text for text in replicas[1].said)
+    assert {r.log[-1]["step"] for r in replicas} == {12}
+
+
 def test_one_that_is_late_is_waited_for_no_longer_than_stated_and_follows(lighthouse):
     waited = []
 

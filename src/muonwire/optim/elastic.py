@@ -75,6 +75,11 @@ class Present:
     weights: str
     groups: str
 
+    @property
+    def place(self) -> str:
+        """Where in the training it stands."""
+        return f"step {self.steps}, {self.alone} alone, gradient {self.gradients}"
+
     @classmethod
     def read(cls, text: bytes, *, rank: int) -> "Present":
         """Read what replica ``rank`` sent.
@@ -216,8 +221,9 @@ class Elastic:
     def _meet(self, act: Callable[[], Any] | None) -> None:
         """Meet until a synchronization is done, with ``act`` or, where this replica brings nothing, without."""
         failures = 0
+        # Once it has taken over the others' state it brings nothing, however often they must meet.
+        self._taken = False
         while True:
-            self._taken = False
             is_new = self.transport.form()
             try:
                 self._synchronize(act, is_new=is_new)
@@ -291,11 +297,14 @@ class Elastic:
                 f"the replicas do not start from the same weights: {', '.join(others)} of {len(present)} have others than the "
                 "rest; build the model with the same seed on all, or load the same weights"
             )
+        # The same commit, but not the same number of steps since: what they would exchange belongs to different steps.
+        place = _commonest([p.place for p in deciding])
+        others += [p.name for p in present if not p.joins and p.place != place and p.name not in others]
         if others:
             if own.name in others:
                 # The others have a commit that this replica lacks, or the other way round: it takes over theirs.
                 transport.commits = 0
-            raise _NotYetError(f"{', '.join(others)} had other weights than the rest, and takes over theirs")
+            raise _NotYetError(f"{', '.join(others)} stood elsewhere than the rest, and takes over its state")
         return present
 
     def _check_settings(self, own: Present, present: Sequence[Present], groups: str) -> None:
