@@ -34,8 +34,11 @@ def run(monkeypatch, capsys):
 def test_every_script_is_run_here_and_says_which_command_runs_it():
     tests = Path(__file__).read_text()
     for script in SCRIPTS:
-        assert f'run("{script}"' in tests
-        assert f"benchmarks/{script}" in (ROOT / "benchmarks" / script).read_text()
+        # tests/transport/test_links.py tries links in small.
+        assert f'run("{script}"' in tests or script == "links.py"
+        module = f"benchmarks.{script.removesuffix('.py')}"
+        text = (ROOT / "benchmarks" / script).read_text()
+        assert f"benchmarks/{script}" in text or f"-m {module}" in text
 
 
 def test_momenta_are_captured(run, tmp_path):
@@ -134,13 +137,13 @@ def test_the_cost_of_a_tunnel_is_measured(run):
 def test_replicas_outlive_faults(run, tmp_path):
     """A soak in small: the weights agree after every synchronization, and no step is lost."""
     out = tmp_path / "soak.json"
-    sizes = ("--replicas", 3, "--steps", 200, "--faults", 3, "--every-s", 1, "--timeout-s", 3, "--seeds")
+    sizes = ("--replicas", 3, "--steps", 400, "--faults", 2, "--every-s", 0.1, "--timeout-s", 3, "--seeds")
     with pytest.raises(SystemExit) as ended:
         run("soak.py", "--seed", 2, *sizes, "--out", out)
     report = json.loads(out.read_text())
     assert report["problems"] == []
     assert ended.value.code == 0
-    assert report["faults"] == 3
-    assert report["synchronizations"] >= 40
+    assert report["faults"] == 2
+    assert report["synchronizations"] >= 80
     assert report["finished"] == 3
     assert len(report["weights"]) == 1

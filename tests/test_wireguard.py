@@ -11,7 +11,7 @@ import pytest
 
 from muonwire.transport.secret import write_secret
 from tests.hosts import hosts, namespaces_allowed
-from tests.transport.test_rendezvous import JOIN, TRAIN, end, free_port, start  # noqa: F401
+from tests.transport.test_rendezvous import JOIN, TRAIN, end, start
 from tests.tunnels import SCRIPT, make_files, missing_for_tunnels, tunnel
 
 
@@ -108,7 +108,7 @@ def test_keys_are_not_overwritten(tmp_path):
     assert (tmp_path / "tunnel" / "ada" / "muonwire.conf").read_text() == before
 
 
-def test_public_addresses_are_refused_on_both_and_the_tunnel_is_taken(tmp_path, free_port):  # noqa: F811
+def test_public_addresses_are_refused_on_both_and_the_tunnel_is_taken(tmp_path, free_port):
     """Where a tunnel cannot be made, the secret is tested without it, and what is missing is printed."""
     missing = missing_for_tunnels()
     secret = tmp_path / "run.secret"

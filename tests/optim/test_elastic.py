@@ -1,5 +1,6 @@
 """Replicas that come and go, as threads that meet through a real lighthouse: what becomes of each part of a replica."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -19,7 +20,8 @@ from muonwire.errors import (
     StoppedError,
     UsageError,
 )
-from muonwire.optim.elastic import Elastic, Present
+from muonwire.optim.elastic import Elastic
+from muonwire.optim.present import Present
 from muonwire.transport import SingleReplica, digest_all, run_threads
 from muonwire.transport.elastic import ElasticSettings, ElasticTransport
 from muonwire.transport.secret import Secret
@@ -80,6 +82,7 @@ class Replica:
     timeout_s: float = 3.0
     patience_s: float = 20.0
     secret: Secret | None = None
+    barrier: threading.Barrier | None = None
     # Called before a step with the replica and the number of the step; may raise GoneError.
     before: object = None
     begin_at: threading.Event | None = None
@@ -136,6 +139,10 @@ class Replica:
         self.optimizer = recipes.build(name, self.model, lr=self.lr, transport=transport, **options)
         self.elastic = Elastic(self.optimizer, model=self.model)
         self.elastic.say = self.said.append
+        if self.barrier is not None:
+            # All have told the lighthouse that they live; it waits for those.
+            self.barrier.wait(30)
+            time.sleep(0.15)
         self._join()
         self.note()
         while self.optimizer.num_steps < self.steps:
@@ -188,6 +195,15 @@ class GoneError(Exception):
     """What a replica that is to disappear raises."""
 
 
+def together(replicas):
+    """Start replicas that meet at the beginning, however long each takes to get there."""
+    replicas = list(replicas)
+    barrier = threading.Barrier(len(replicas))
+    for replica in replicas:
+        replica.barrier = barrier
+    return [replica.start() for replica in replicas]
+
+
 def end(*replicas, within_s=60):
     deadline = time.monotonic() + within_s
     for replica in replicas:
@@ -207,7 +223,7 @@ def agree(*replicas):
 
 @pytest.mark.parametrize("recipe", [LOCAL, "muon"])
 def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse):
-    replicas = [Replica(n, lighthouse, recipe, min_replicas=3).start() for n in ("a", "b", "c")]
+    replicas = together(Replica(n, lighthouse, recipe, min_replicas=3) for n in ("a", "b", "c"))
     end(*replicas)
     assert [r.error for r in replicas] == [None] * 3
 
@@ -246,7 +262,7 @@ def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchron
         if not residuals_after_joining:
             residuals_after_joining.extend(r.clone() for r in replica.residuals())
 
-    first = [Replica(n, lighthouse, recipe, steps=40, before=call_third).start() for n in ("a", "b")]
+    first = together(Replica(n, lighthouse, recipe, steps=40, before=call_third) for n in ("a", "b"))
     third = Replica("c", lighthouse, recipe, steps=40, seed=5, begin_at=enough, before=look).start()
     end(*first, third)
     assert [r.error for r in (*first, third)] == [None] * 3
@@ -281,7 +297,7 @@ def test_under_a_secret_a_replica_joins_and_another_dies(lighthouse):
         if replica.name == "b" and "c" in replica.transport.members:
             raise GoneError
 
-    first = [Replica(n, lighthouse, steps=40, before=act, secret=secret).start() for n in ("a", "b")]
+    first = together(Replica(n, lighthouse, steps=40, before=act, secret=secret) for n in ("a", "b"))
     third = Replica("c", lighthouse, steps=40, begin_at=enough, before=act, secret=secret).start()
     end(*first, third)
     assert isinstance(first[1].error, GoneError)
@@ -323,7 +339,7 @@ def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lightho
         if replica.name == "b" and step == 8:
             raise GoneError
 
-    replicas = [Replica(n, lighthouse, recipe, before=go).start() for n in ("a", "b", "c")]
+    replicas = together(Replica(n, lighthouse, recipe, before=go) for n in ("a", "b", "c"))
     end(*replicas)
     left = replicas[1]
     assert isinstance(left.error, GoneError)
@@ -354,7 +370,7 @@ def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(rec
 
             replica.transport.carry = dies
 
-    replicas = [Replica(n, lighthouse, recipe, before=arm).start() for n in ("a", "b", "c")]
+    replicas = together(Replica(n, lighthouse, recipe, before=arm) for n in ("a", "b", "c"))
     end(*replicas)
     assert isinstance(replicas[1].error, GoneError)
     stayed = [replicas[0], replicas[2]]
@@ -387,7 +403,7 @@ def test_one_that_fell_behind_brings_nothing_though_the_first_attempt_fails(reci
         if step > 6:
             time.sleep(0.15)
 
-    replicas = [Replica(n, lighthouse, recipe, steps=40, before=fail_once).start() for n in ("a", "b", "c")]
+    replicas = together(Replica(n, lighthouse, recipe, steps=40, before=fail_once) for n in ("a", "b", "c"))
     end(*replicas)
     assert [r.error for r in replicas] == [None] * 3
     assert dropped == [True]
@@ -403,6 +419,61 @@ def test_one_that_fell_behind_brings_nothing_though_the_first_attempt_fails(reci
     assert counts[-1] == 3
 
 
+@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+def test_what_one_has_committed_the_others_complete_without_it(recipe, lighthouse):
+    """c dies when all have its messages; a has heard so from all and moves its weights, b and d have not, and a is away then."""
+    moved = threading.Event()
+
+    def arm(replica, step):
+        if step != 6:
+            return
+        transport, settle = replica.transport, replica.transport.settle
+        if replica.name == "c":
+
+            def dies():
+                # The others are in their last message by now.
+                time.sleep(0.2)
+                transport._connections.abort()
+                raise GoneError
+
+            transport.settle = dies
+        elif replica.name == "a":
+
+            def hears_all():
+                transport.settle = settle
+                # It has heard from c, too, which then died.
+                with contextlib.suppress(ReplicaLostError):
+                    settle()
+                transport._failure = None
+                moved.set()
+
+            transport.settle = hears_all
+        replica.armed = True
+
+    def act(replica, step):
+        arm(replica, step)
+        if replica.name == "a" and moved.is_set() and not replica.waited:
+            replica.waited = True
+            # Until the others have gone on without it.
+            time.sleep(4 * LATE_MS / 1000)
+        if step > 6:
+            time.sleep(0.1)
+
+    replicas = [Replica(n, lighthouse, recipe, steps=40, before=act) for n in ("a", "b", "c", "d")]
+    for replica in replicas:
+        replica.waited = False
+    end(*together(replicas))
+    first, second, gone, fourth = replicas
+    assert isinstance(gone.error, GoneError)
+    assert [r.error for r in (first, second, fourth)] == [None] * 3
+    assert moved.is_set()
+    agree(*replicas)
+    # All four counted in what b and d completed by themselves: step 6 of theirs is that of a.
+    assert first.at(6)["digest"] == second.at(6)["digest"] == fourth.at(6)["digest"]
+    assert any(line["members"] == ("b", "d") for line in second.log)
+    assert first.log[-1]["digest"] == second.log[-1]["digest"] == fourth.log[-1]["digest"]
+
+
 def test_one_that_stands_elsewhere_takes_over_the_others_state(lighthouse):
     """The same weights, and another number of steps: it does not end the run."""
 
@@ -413,7 +484,7 @@ def test_one_that_stands_elsewhere_takes_over_the_others_state(lighthouse):
         if replica.name != "b" and step == 7:
             replica.transport.epoch -= 1
 
-    replicas = [Replica(n, lighthouse, "muon", before=stray).start() for n in ("a", "b", "c")]
+    replicas = together(Replica(n, lighthouse, "muon", before=stray) for n in ("a", "b", "c"))
     end(*replicas)
     assert [r.error for r in replicas] == [None] * 3
     agree(*replicas)
@@ -434,7 +505,7 @@ def test_one_that_is_late_is_waited_for_no_longer_than_stated_and_follows(lighth
         if step > 6:
             time.sleep(0.15)
 
-    replicas = [Replica(n, lighthouse, steps=40, before=dawdle).start() for n in ("a", "b", "c")]
+    replicas = together(Replica(n, lighthouse, steps=40, before=dawdle) for n in ("a", "b", "c"))
     end(*replicas)
     assert [r.error for r in replicas] == [None] * 3
     agree(*replicas)
@@ -459,7 +530,7 @@ def test_a_stranger_leaves_with_an_error_and_the_others_go_on(lighthouse):
             enough.set()
         time.sleep(0.05)
 
-    replicas = [Replica(n, lighthouse, steps=40, before=call).start() for n in ("a", "b")]
+    replicas = together(Replica(n, lighthouse, steps=40, before=call) for n in ("a", "b"))
     stranger = Replica("c", lighthouse, "one_bit_muon(interval=4)", steps=40, begin_at=enough).start()
     end(*replicas, stranger)
     assert isinstance(stranger.error, UsageError)
@@ -470,7 +541,7 @@ def test_a_stranger_leaves_with_an_error_and_the_others_go_on(lighthouse):
 
 
 def test_replicas_with_different_first_weights_all_get_the_error(lighthouse):
-    replicas = [Replica(n, lighthouse, seed=s).start() for n, s in (("a", 0), ("b", 1))]
+    replicas = together(Replica(n, lighthouse, seed=s) for n, s in (("a", 0), ("b", 1)))
     end(*replicas)
     for replica in replicas:
         assert isinstance(replica.error, DivergedReplicasError), replica.error
@@ -499,7 +570,7 @@ def test_a_step_that_is_not_finite_is_left_out_by_all(lighthouse):
             raised.append(step)
             replica.model[0].weight.register_hook(lambda g: g * float("nan"))
 
-    replicas = [Replica(n, lighthouse, "muon", before=poison).start() for n in ("a", "b")]
+    replicas = together(Replica(n, lighthouse, "muon", before=poison) for n in ("a", "b"))
     end(*replicas)
     assert [type(r.error) for r in replicas] == [NonFiniteUpdateError] * 2
     agree(*replicas)
@@ -521,7 +592,7 @@ def test_those_that_finish_stay_for_one_that_is_away(lighthouse):
         if step == 9 and replica.name == "b":
             raise GoneError
 
-    replicas = [Lingering(n, lighthouse, before=go).start() for n in ("a", "b", "c")]
+    replicas = together(Lingering(n, lighthouse, before=go) for n in ("a", "b", "c"))
     end(replicas[1])
     again = Lingering("b", lighthouse, begin_at=back).start()
     began_s = time.monotonic()
@@ -546,7 +617,7 @@ def test_all_that_come_back_with_other_numbers_of_local_steps_go_on_from_the_las
                 self.optimizer.zero_grad()
             super()._join()
 
-    replicas = [Restored(n, lighthouse).start() for n in ("a", "b")]
+    replicas = together(Restored(n, lighthouse) for n in ("a", "b"))
     end(*replicas)
     assert [r.error for r in replicas] == [None, None]
     assert [r.log[0]["step"] for r in replicas] == [0, 0]
@@ -618,7 +689,7 @@ def test_a_lighthouse_that_is_started_again_is_found_again(free_port):
             time.sleep(1.0)
             servers.append(serve())
 
-    replicas = [Replica(n, f"127.0.0.1:{free_port}", before=restart).start() for n in ("a", "b")]
+    replicas = together(Replica(n, f"127.0.0.1:{free_port}", before=restart) for n in ("a", "b"))
     end(*replicas)
     servers.pop().shutdown()
     assert [r.error for r in replicas] == [None, None]

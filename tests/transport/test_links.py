@@ -5,9 +5,7 @@ import signal
 import time
 
 from tests.hosts import hosts, namespaces_allowed
-from tests.transport.test_rendezvous import end, free_port, start
-
-__all__ = ["free_port"]
+from tests.transport.test_rendezvous import end, start
 
 # Gathers until its time is over, with a watcher that speaks early, and says at the end how much was exchanged.
 EXCHANGE = """

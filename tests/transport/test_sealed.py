@@ -129,7 +129,7 @@ def test_a_killed_replica_is_named_by_the_others_within_seconds():
     for rank in (0, 2):
         kind, lost, text, seconds = results[rank]
         assert (kind, lost) == ("ReplicaLostError", 1)
-        assert text.startswith(f"replica {rank} lost its connection to replica 1 (of 3) in step 0: ")
+        assert text.startswith(f"replica {rank} of 3 lost its connection to replica 1 in step 0: ")
         assert seconds < 30
 
 

@@ -20,7 +20,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.groups import description as describe_groups
 from muonwire.optim.groups import rates
 from muonwire.optim.passes import inner_passes
+from muonwire.optim.present import Present
 from muonwire.optim.sharing import load_shared, shared_part
 from muonwire.stages.base import Stage
 from muonwire.transport.digest import digest_all
@@ -47,57 +48,6 @@ from muonwire.transport.elastic import ElasticTransport
 # Synchronizations in a row that may fail for another reason than a replica that was lost.
 ATTEMPTS = 3
 _LINGER_PAUSE_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Present:
-    """What a replica says of itself when the replicas of a new quorum meet.
-
-    Args:
-        name: of the replica.
-        joins: it brings nothing to this synchronization.
-        commits: synchronizations that it knows to be done.
-        steps: optimizer steps that it has taken.
-        alone: of these since its last synchronization.
-        gradients: that it was given.
-        rates: learning rate and weight decay of each group.
-        weights: digest of the shared weights, hexadecimal.
-        groups: digest of the groups' description, hexadecimal.
-    """
-
-    name: str
-    joins: bool
-    commits: int
-    steps: int
-    alone: int
-    gradients: int
-    rates: Sequence[Sequence[float]]
-    weights: str
-    groups: str
-
-    @property
-    def place(self) -> str:
-        """Where in the training it stands."""
-        return f"step {self.steps}, {self.alone} alone, gradient {self.gradients}"
-
-    @classmethod
-    def read(cls, text: bytes, *, rank: int) -> "Present":
-        """Read what replica ``rank`` sent.
-
-        Raises:
-            ExchangeError: it is nothing of this kind.
-        """
-        try:
-            values = json.loads(text)
-            own = cls(**{f.name: values[f.name] for f in fields(cls)})
-            counts = (own.commits, own.steps, own.alone, own.gradients)
-            if not all(type(n) is int and n >= 0 for n in counts) or not isinstance(own.name, str):
-                raise ValueError("a count is not a number")
-            return own
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExchangeError(
-                f"replica {rank} does not say who it is ({error}); run the same muonwire on all replicas"
-            ) from error
 
 
 class Elastic:
@@ -220,6 +170,12 @@ class Elastic:
 
     def _meet(self, act: Callable[[], Any] | None) -> None:
         """Meet until a synchronization is done, with ``act`` or, where this replica brings nothing, without."""
+        try:
+            self._meet_until_done(act)
+        finally:
+            self.transport.forget_attempt()
+
+    def _meet_until_done(self, act: Callable[[], Any] | None) -> None:
         failures = 0
         # Once it has taken over the others' state it brings nothing, however often they must meet.
         self._taken = False
@@ -247,18 +203,47 @@ class Elastic:
 
     def _synchronize(self, act: Callable[[], Any] | None, *, is_new: bool) -> None:
         joins = act is None or self._taken
+        if joins:
+            self.transport.forget_attempt()
         if is_new:
             present = self._call_roll(joins=joins)
             trained = [p for p in present if not p.joins]
             if not trained:
                 self._begin_together(present)
                 return
+            if act is not None and self._completes(trained):
+                # The groups were compared in the attempt.
+                self.optimizer.agreement.reached = True
+                with self.transport.replaying():
+                    act()
+                return
             if joins and not self._taken:
                 self._stand_with(trained[0])
         if joins:
             self._observe()
         elif act is not None:
+            self.transport.attempt()
             act()
+
+    def _completes(self, trained: Sequence[Present]) -> bool:
+        """Whether this replica completes the last attempt by itself, out of the messages that it has.
+
+        A replica moves its weights once all of its quorum have said that they have all messages. So one that is away may have moved
+        its weights if, and only if, all the others of that quorum have them: then they move theirs in the same way. If one of them
+        lacks a message, nobody has moved, and all repeat the synchronization.
+
+        Raises:
+            ExchangeError: the others complete one that this replica was not part of; it takes over their state.
+        """
+        attempt = max((p.attempted for p in trained if p.prepared), default=-1)
+        of_attempt = [p for p in trained if p.attempted == attempt]
+        if attempt < 0 or not all(p.prepared for p in of_attempt):
+            return False
+        if self.transport.attempted == attempt:
+            return True
+        raise _NotYetError(
+            f"{', '.join(p.name for p in of_attempt)} completes a synchronization that {self.transport.name} takes over"
+        )
 
     def _call_roll(self, *, joins: bool) -> list[Present]:
         """Who is here, and whether all stand on the same commit.
@@ -281,6 +266,8 @@ class Elastic:
             rates=[(float(g["lr"]), float(g["weight_decay"])) for g in optimizer.param_groups],
             weights=digest_all(optimizer.shared()).hex(),
             groups=self._settings(),
+            attempted=transport.attempted,
+            prepared=transport.prepared,
         )
         # Whoever joins knows neither the step nor the rates yet.
         transport.step, transport.settings = 0, ""

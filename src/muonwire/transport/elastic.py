@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from muonwire.transport.elastic_parts import Quorums
 
 State = dict[str, Any]
+Result = TypeVar("Result")
 
 ELASTIC_TIMEOUT_S = 60.0
 # How long one request for a quorum lasts before it is made again, and the pause between looks at what has come of it.
@@ -137,6 +138,12 @@ class ElasticTransport(ProcessGroupTransport):
         self.give_state: Callable[[], State] = dict
         self.take_state: Callable[[State], None] = lambda state: None
         self.stopping: Callable[[], bool] = lambda: False
+        # The last attempt at a synchronization: its quorum, whether this replica had all messages, and what they were.
+        self.attempted = -1
+        self.prepared = False
+        self._attempted_as = (0, 1)
+        self._kept: list[tuple[Any, Flag]] = []
+        self._replayed: Iterator[tuple[Any, Flag]] | None = None
         self._members: tuple[str, ...] = (self.name,)
         # For what this replica waits, in words.
         self._awaited = ""
@@ -352,9 +359,54 @@ class ElasticTransport(ProcessGroupTransport):
             self._failure = self._failure or ReplicaLostError(str(failure))
         return bool(self._manager.should_commit())
 
+    def attempt(self) -> None:
+        """Begin a synchronization: what the replicas exchange from now on is kept until the next one, for ``replaying``."""
+        self._kept.clear()
+        self.attempted, self.prepared = self.epoch, False
+        self._attempted_as = self.rank, self.world_size
+
+    def forget_attempt(self) -> None:
+        """Drop what is kept of a synchronization that failed."""
+        self._kept.clear()
+        self.attempted, self.prepared = -1, False
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Within the block, exchanges give what they gave in the last attempt, and nothing is sent."""
+        self._replayed = iter(list(self._kept))
+        now = self.rank, self.world_size
+        self.rank, self.world_size = self._attempted_as
+        try:
+            yield
+        finally:
+            self._replayed = None
+            self.rank, self.world_size = now
+
+    @override
+    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
+        return self._keeping(purpose, lambda: super(ElasticTransport, self).gather(payload, purpose=purpose))
+
+    @override
+    def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
+        return self._keeping(purpose, lambda: super(ElasticTransport, self).mean(tensors, purpose=purpose))
+
+    def _keeping(self, purpose: str, operate: Callable[[], Result]) -> Result:
+        if purpose == "control":
+            # Comparisons; they belong to a quorum.
+            return operate()
+        if self._replayed is not None:
+            result, agreed = next(self._replayed)
+            self.agreed |= agreed
+            return cast(Result, result)
+        result = operate()
+        self._kept.append((result, self.agreed))
+        return result
+
     @override
     def settle(self) -> None:
-        self.gather(b"", purpose="settle")
+        if self._replayed is None:
+            self.prepared = True
+            super().gather(b"", purpose="settle")
 
     @override
     def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
