@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/muonwire compare --preset quick --out runs/demo
 
+# More workers than cores: many tests wait for links and for processes that start.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 fuzz: setup
 	$(BIN)/python -m fuzz.codec --cases 200000 --out runs/fuzz
@@ -75,8 +76,8 @@ robustness: setup
 
 # As root, so that each replica has a host of its own; it says so where it cannot.
 soak: setup
-	$(BIN)/python -m benchmarks.soak --recipe 'one_bit_muon(interval=5)' --faults 200 --steps 12000 --out evidence/soak/one_bit_muon.json
-	$(BIN)/python -m benchmarks.soak --recipe muon --faults 50 --steps 800 --out evidence/soak/muon.json
+	$(BIN)/python -m benchmarks.soak --recipe 'one_bit_muon(interval=5)' --faults 200 --every-s 2 --steps 12000 --out evidence/soak/one_bit_muon.json
+	$(BIN)/python -m benchmarks.soak --recipe muon --faults 50 --steps 600 --out evidence/soak/muon.json
 
 lab: setup
 	$(BIN)/muonwire lab run --all --out runs/lab

@@ -572,11 +572,12 @@ def links_table() -> str:
 
 def soak_table() -> str:
     """What became of each recipe's run under faults, a column each."""
-    records = [json.loads((SOAK / f"{name}.json").read_text()) for name in ("one_bit_muon", "muon")]
+    files = [SOAK / f"{name}.json" for name in ("one_bit_muon", "muon")]
+    records = [json.loads(path.read_text()) for path in files if path.exists()]
 
-    def spread(record: dict[str, Any]) -> str:
-        losses = record["undisturbed_eval_loss"].values()
-        return f"{min(losses):.4f} to {max(losses):.4f}"
+    def spread(record: dict[str, Any], key: str) -> str:
+        losses = record[key].values()
+        return f"{min(losses):.4f} to {max(losses):.4f}" if losses else "—"
 
     def seconds(record: dict[str, Any], what: str, kind: str) -> str:
         times = record[what].get(kind)
@@ -601,11 +602,16 @@ def soak_table() -> str:
             (f"{text}: it is back after", partial(seconds, what="back_after", kind=kind))
             for kind, text in FAULTS.items()
         ),
+        ("replicas present, on average", lambda r: f"{r['replicas_present']:.2f}"),
         ("evaluation loss at the end", lambda r: f"{r['final_eval_loss']:.4f}"),
-        ("the same, undisturbed, 3 seeds", spread),
+        ("the same of all replicas, undisturbed, 3 seeds", partial(spread, key="undisturbed_eval_loss")),
+        (
+            "the same of as many as were present, rounded",
+            partial(spread, key="undisturbed_eval_loss_of_fewer"),
+        ),
     ]
     lines = [f"| {name} | {' | '.join(cell(record) for record in records)} |" for name, cell in rows]
-    return "\n".join([lines[0], "|---|---|---|", *lines[1:]]) + "\n"
+    return "\n".join([lines[0], "|---" * (len(records) + 1) + "|", *lines[1:]]) + "\n"
 
 
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:

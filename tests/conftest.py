@@ -3,6 +3,31 @@ import socket
 import pytest
 import torch
 
+# What takes longest comes first, so that no worker is left with it at the end.
+LONGEST = (
+    "train/test_hosts.py",
+    "train/test_replicated.py",
+    "test_scripts.py",
+    "lab/claims/test_claims.py",
+    "compare/test_compare.py",
+    "transport/test_links.py",
+    "optim/test_elastic.py",
+    "transport/test_rendezvous.py",
+    "optim/test_faults.py",
+    "test_site.py",
+    "test_add.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files; the tests of a file stay as they are."""
+
+    def place(item):
+        path = item.path.as_posix()
+        return next((i for i, name in enumerate(LONGEST) if path.endswith(f"tests/{name}")), len(LONGEST))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
