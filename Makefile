@@ -20,9 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/muonwire compare --preset quick --out runs/demo
 
-# More workers than cores: many tests wait for links and for processes that start.
 test: setup
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: setup
 	$(BIN)/python -m fuzz.codec --cases 200000 --out runs/fuzz

@@ -328,11 +328,11 @@ def compared(report: dict[str, Any], args: argparse.Namespace, folder: Path) -> 
     """The report with the losses of undisturbed runs, and with what is wrong.
 
     A replica that is away brings no data. So the loss is compared with runs of all replicas, and with runs of as many as were
-    there on average, rounded.
+    there on average, rounded down.
     """
     present = report["replicas_present"]
     losses = undisturbed(args, folder, replicas=args.replicas)
-    fewer = undisturbed(args, folder, replicas=round(present)) if round(present) < args.replicas else {}
+    fewer = undisturbed(args, folder, replicas=int(present)) if int(present) < args.replicas else {}
     final = report["final_eval_loss"]
     problems = {
         f"{report['digests_that_differ']} digests differ": report["digests_that_differ"] > 0,

@@ -606,7 +606,7 @@ def soak_table() -> str:
         ("evaluation loss at the end", lambda r: f"{r['final_eval_loss']:.4f}"),
         ("the same of all replicas, undisturbed, 3 seeds", partial(spread, key="undisturbed_eval_loss")),
         (
-            "the same of as many as were present, rounded",
+            "the same of as many as were present, rounded down",
             partial(spread, key="undisturbed_eval_loss_of_fewer"),
         ),
     ]
