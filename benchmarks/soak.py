@@ -101,7 +101,7 @@ class Replica:
 
 def training(args: argparse.Namespace, *, seed: int) -> list[str]:
     """The command of a replica, without what says where it is."""
-    sizes = ["--model-size", "pico", "--batch", "2", "--sequence", "32", "--threads", "1", "--no-page"]
+    sizes = ["--model-size", "pico", "--batch", str(args.batch), "--sequence", "32", "--threads", "1", "--no-page"]
     return [
         *(sys.executable, "-m", "muonwire", "train", "--recipe", args.recipe, "--lr", str(args.lr)),
         *("--steps", str(args.steps), "--seed", str(seed), *sizes, "--evaluate-every", "1000"),
@@ -358,6 +358,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--batch", type=int, default=2, help="sequences of 32 tokens a replica and step")
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--every-s", type=float, default=3.0, help="mean time from one fault to the next")
     parser.add_argument("--timeout-s", type=float, default=5.0, help="of the replicas")
@@ -389,6 +390,8 @@ def main() -> int:
         "recipe": args.recipe,
         "replicas": args.replicas,
         "steps": args.steps,
+        "batch": args.batch,
+        "rate": args.rate,
         "namespaces": namespaces_allowed(),
         "took_s": round(took_s, 1),
         "faults": len(soak.faults),

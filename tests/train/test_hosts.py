@@ -141,7 +141,9 @@ def test_a_host_that_is_killed_costs_nothing_but_the_steps_since_the_last_checkp
         finally:
             kill(started[-1])
         assert all(end(started)), [log(tmp_path, r) for r in range(count)]
-        assert f"lost its connection to replica {count - 1}" in log(tmp_path, 0)
+        # Another that noticed it first may have ended before this one looked.
+        lost = next(line for line in log(tmp_path, 0).splitlines() if "lost its connection to" in line)
+        assert f"replica {count - 1} (" in lost
         kept = tmp_path / "kept"
         for rank in range(count):
             holds = sorted(p.name for p in (tmp_path / f"host{rank}/run").iterdir())

@@ -417,6 +417,11 @@ class ElasticTransport(ProcessGroupTransport):
             raise self._lost(peer, RuntimeError(str(error) or "the connections are closed")) from error
         left.append(_Message(peer, buffer, work))
 
+    @override
+    def _also_lost(self, message: _Message) -> str:
+        # Looking ends all connections, and the others may still finish the exchange without this replica.
+        return ""
+
     def close(self) -> None:
         """Leave: the others go on without this replica from their next synchronization on."""
         if self._links is not None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
+from itertools import dropwhile
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -37,6 +38,7 @@ FIRST_BYTES = 1 << 20
 _FIRST_TAG = 0
 _TAGS = (1 << 31) - 1
 _SEALED_TAG = _TAGS
+_AT_ONCE = timedelta(milliseconds=1)
 
 _log = logging.getLogger(__name__)
 # The links of each sealed group: all its transports share them, since a stream goes on from one to the next.
@@ -393,7 +395,25 @@ class ProcessGroupTransport(FrameTransport):
                 # A thread of its own waits here; what the replica waits for is told elsewhere.
                 message.work.wait(within)
         except RuntimeError as error:
-            raise self._lost(peer, error) from error
+            lost = self._lost(peer, error)
+            others = "" if _is_timeout(error) else self._also_lost(message)
+            if others:
+                # Whom this replica waited for may have gone because of one of them.
+                lost = ReplicaLostError(f"{lost}; and to {others}", rank=peer)
+            raise lost from error
+
+    def _also_lost(self, message: _Message) -> str:
+        """The replicas of later messages whose connections have failed by now, too."""
+        lost: dict[int, str] = {}
+        for other in dropwhile(lambda m: m is not message, self._left):
+            if other.peer == message.peer or other.peer in lost:
+                continue
+            try:
+                other.work.wait(_AT_ONCE)
+            except RuntimeError as error:
+                if not _is_timeout(error):
+                    lost[other.peer] = self.called(other.peer)
+        return " and ".join(lost.values())
 
     def _waiting_for(self, peer: int, what: Text) -> Wait:
         return self.waits.on(
@@ -411,7 +431,7 @@ class ProcessGroupTransport(FrameTransport):
     def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:
         who = "a replica" if rank is None else self.called(rank)
         own = f"replica {self.rank} of {self.world_size}"
-        if self._has_tags and "Timed out" in str(error):
+        if self._has_tags and _is_timeout(error):
             waited_s = time.perf_counter() - self._began_s
             return ReplicaLostError(
                 f"{own} waited {waited_s:.0f} s for {who} in step {self.step} and got no answer: that one stands still, or its "
@@ -426,6 +446,11 @@ class ProcessGroupTransport(FrameTransport):
 
 def _of_default_group(device: str) -> ProcessGroupTransport:
     return ProcessGroupTransport(device=device)
+
+
+def _is_timeout(error: RuntimeError) -> bool:
+    # The second is what gloo ends all connections with after the first.
+    return any(text in str(error) for text in ("Timed out", "Application timeout"))
 
 
 def _tag(body: Tensor) -> int:
