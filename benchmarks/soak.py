@@ -326,13 +326,14 @@ def undisturbed(args: argparse.Namespace, folder: Path, *, replicas: int) -> dic
 def compared(report: dict[str, Any], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The report with the losses of undisturbed runs, and with what is wrong.
 
-    The loss is held against runs of all replicas. Runs of as many as were there on average, rounded down, stand beside it for
-    information: a replica that is away brings no data.
+    The loss is held against runs of all replicas. Where it lies above these, runs of as many as were there on average, rounded
+    down, stand beside it for information: a replica that is away brings no data.
     """
     present = report["replicas_present"]
     losses = undisturbed(args, folder, replicas=args.replicas)
-    fewer = undisturbed(args, folder, replicas=int(present)) if int(present) < args.replicas else {}
     final = report["final_eval_loss"]
+    asks_why = bool(losses) and not within(final, losses) and int(present) < args.replicas
+    fewer = undisturbed(args, folder, replicas=int(present)) if asks_why else {}
     problems = {
         f"{report['digests_that_differ']} digests differ": report["digests_that_differ"] > 0,
         f"{report['committed_steps_lost']} committed steps were lost": report["committed_steps_lost"] > 0,

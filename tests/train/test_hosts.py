@@ -105,29 +105,39 @@ def outcome(folder):
     return result["weights_digest"], losses
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """What the run comes to by number of replicas, as threads of this process: the same bits without the imports."""
+def train_in_threads(out, count, *, resume=False):
+    """The same run, or the rest of it, with the replicas as threads of this process: the same bits without the imports."""
     task = TextTask(TextSettings(model_size="pico", sequence=16, batch=2, evaluation_sequences=4))
     config = TrainConfig(
         recipe=RECIPE,
         steps=STEPS,
         evaluate_every=20,
-        checkpoint_every=0,
+        checkpoint_every=EVERY if resume else 0,
         tensorboard=False,
         task=task.settings,
     )
+
+    def train(transport):
+        trainer = Trainer(config, task, transport, out)
+        if resume:
+            assert trainer.resume(new_length=True)
+        trainer.run()
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = {}
-        for count in (2, 4):
-            out = tmp_path_factory.mktemp(f"undisturbed{count}")
-            lockstep(lambda transport, out=out: Trainer(config, task, transport, out).run(), count)
-            found[count] = outcome(out)
-        return found
+        lockstep(train, count)
     finally:
         torch.set_num_threads(threads)
+    return outcome(out)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What the run comes to by number of replicas."""
+    return {
+        count: train_in_threads(tmp_path_factory.mktemp(f"undisturbed{count}"), count) for count in (2, 4)
+    }
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -157,10 +167,7 @@ def test_a_host_that_is_killed_costs_nothing_but_the_steps_since_the_last_checkp
     assert outcome(tmp_path / "host0/run") == undisturbed[count]
     if count == 2:
         # The folders of both hosts, copied into one, go on there.
-        here = [sys.executable, *TRAIN[:-1], str(kept), "--replicas", "2", "--resume"]
-        done = subprocess.run(here, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        assert outcome(kept) == undisturbed[2]
+        assert train_in_threads(kept, 2, resume=True) == undisturbed[2]
 
 
 def test_launchers_that_do_not_meet_end_in_the_time_that_they_are_given(tmp_path, free_port):
