@@ -75,7 +75,7 @@ robustness: setup
 
 # As root, so that each replica has a host of its own; it says so where it cannot.
 soak: setup
-	$(BIN)/python -m benchmarks.soak --recipe 'one_bit_muon(interval=5)' --batch 8 --rate 2mbit --steps 18000 --faults 200 --every-s 6 --out evidence/soak/one_bit_muon.json
+	$(BIN)/python -m benchmarks.soak --recipe 'one_bit_muon(interval=5)' --batch 8 --rate 2mbit --steps 12000 --faults 200 --every-s 6 --out evidence/soak/one_bit_muon.json
 	$(BIN)/python -m benchmarks.soak --recipe muon --batch 8 --rate 10mbit --steps 1000 --faults 50 --every-s 15 --out evidence/soak/muon.json
 
 lab: setup
