@@ -214,7 +214,8 @@ class FrameTransport(Transport):
         for r, length in lengths.items():
             if length > headers[r].length:
                 raise ExchangeError(
-                    f"all-to-all: replica {r} announces {length} bytes, and at most {headers[r].length} to any replica in its header"
+                    f"all-to-all: replica {r} announces {length} bytes, and at most {headers[r].length} to any replica in its "
+                    "header"
                 )
         rests_out = {
             r: self._to_wire(payloads[r][room:]) for r, room in room_out.items() if len(payloads[r]) > room
@@ -247,8 +248,8 @@ class FrameTransport(Transport):
     def _fit(self, link: tuple[str, int, int], length: int) -> None:
         """Note the length of a payload from one replica to another, from which both find the room in the next frame.
 
-        It is the length where that has not changed, somewhat more than the longer of the last two where these lie close together, else
-        the shorter.
+        It is the length where that has not changed, somewhat more than the longer of the last two where these lie close together,
+        else the shorter.
         """
         before = self._length_before.get(link, length)
         self._length_before[link] = length
@@ -400,8 +401,8 @@ class FrameTransport(Transport):
             for rank, header in sorted({self.rank: own, **headers}.items()):
                 if header.kind in FREE_LENGTHS and header.length > LARGEST_PAYLOAD_BYTES:
                     raise ExchangeError(
-                        f"{header.name}: the payload of replica {rank} has {header.length} bytes; at most {LARGEST_PAYLOAD_BYTES} are "
-                        "allowed"
+                        f"{header.name}: the payload of replica {rank} has {header.length} bytes; at most {LARGEST_PAYLOAD_BYTES} "
+                        "are allowed"
                     )
                 self.agreed |= header.flags & ~Flag.OBSERVES
 

@@ -1,10 +1,10 @@
 """The sixteen bytes before every message, and the errors that follow where replicas are not in lockstep.
 
 Little-endian: magic "M", settings u8, version u8, kind (low 4 bits) and flags (high 4) u8, optimizer step u32, sequence number
-u8, check u16, length u40. The length is that of the payload of a gather, of the longest payload of an all-to-all, and of one part of
-a mean. The check is a checksum of what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes.
-settings is a checksum of the step's rates; one byte is enough, since it is sent again in every step. Step and sequence number wrap
-around.
+u8, check u16, length u40. The length is that of the payload of a gather, of the longest payload of an all-to-all, and of one part
+of a mean. The check is a checksum of what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes.
+settings is a checksum of the step's rates; one byte is enough, since it is sent again in every step. Step and sequence number
+wrap around.
 """
 
 import struct
