@@ -18,6 +18,7 @@ TEXTS = [
     "sign(scale=tensor)",
     "sign(scale=row)",
     "sign(scale=none)",
+    "sign(scale=shared)",
     "topk(density=0.1) | float32",
     "topk(density=0.05) | sign(scale=tensor)",
     "topk(density=0.3) | sign(scale=row)",
