@@ -104,7 +104,6 @@ def _gather(
     if not payloads:
         return iter(())
     message = join(payloads)
-    # Most transports of tests and claims know no observers.
     messages = transport.gather(message, observers=True) if observers else transport.gather(message)
     return iter(zip(*(split(m, len(payloads)) for m in messages), strict=True))
 
