@@ -116,6 +116,7 @@ def replica(form: str, size: str, synchronizations: int) -> None:
                 **{name: after[name] - kernel[name] for name in kernel},
                 "egress_bytes": spent.egress_bytes,
                 "received_bytes": spent.received_bytes,
+                "messages": spent.num_messages,
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
         )
@@ -155,6 +156,8 @@ def counted(form: str, replicas: int, *, size: str, synchronizations: int) -> li
             content = own[f"{way}_bytes"] - PACKET_HEADER_BYTES * own[f"{way}_packets"]
             own[f"{way}_without_headers"] = content
             own[f"{way}_over_meter"] = content / own[of_meter]
+        extra = own["tx_without_headers"] - own["egress_bytes"]
+        own["extra_bytes_a_message"] = extra / (own["messages"] * (replicas - 1))
         results.append(own)
     return results
 
@@ -194,7 +197,7 @@ def loss(
 
 
 def main() -> None:
-    """Measure, and print the results as JSON lines."""
+    """Measure, print each result, and write all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -242,7 +245,7 @@ def main() -> None:
             print(json.dumps(results[-1]), flush=True)
     if a.out:
         a.out.parent.mkdir(parents=True, exist_ok=True)
-        a.out.write_text("".join(f"{json.dumps(line)}\n" for line in results))
+        a.out.write_text(json.dumps(results, indent=1) + "\n")
     return None
 
 

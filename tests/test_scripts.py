@@ -152,7 +152,7 @@ def test_replicas_outlive_faults(run, tmp_path):
 def test_means_by_owners_are_measured(run, tmp_path):
     out = tmp_path / "bytes.json"
     run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--out", out)
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    lines = json.loads(out.read_text())
     assert [line["means"] for line in lines] == ["gather", "lossless", "recompressed"]
     assert all(0 < line["own_message_bits"] <= line["egress_bits"] for line in lines)
     runs, out = tmp_path / "runs", tmp_path / "loss.json"
@@ -172,7 +172,7 @@ def test_means_by_owners_are_measured(run, tmp_path):
         "--jobs",
         1,
     )
-    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    lines = json.loads(out.read_text())
     assert [line["options"].get("means", "gather") for line in lines] == [
         "gather",
         "lossless",

@@ -117,7 +117,7 @@ def test_defaults_and_spaces_do_not_matter():
         ("topk(k=2, density=0.5)", "give exactly one"),
         ("topk(k=0)", "at least 1"),
         ("topk(share=0.1)", "not an option of topk"),
-        ("sign(scale=col)", "allowed are none, tensor, row, chunk"),
+        ("sign(scale=col)", "allowed are none, shared, tensor, row, chunk"),
         ("dct(chunk=0)", "at least 1"),
         ("tiles(chunk=0)", "tiles: chunk is 0; it must be at least 1"),
         ("sign | dct", "comes too late"),
