@@ -6,7 +6,8 @@
 
 `bytes`: one synchronization of one_bit_muon by replicas that are threads, of a Llama whose gradients are random, so that the
 replicas' signs are independent. Bits are those of all messages of purpose "update", frames and shared scales included, over the
-number of parameters; of the replica that sends, or receives, most.
+number of parameters; of the replica that sends, or receives, most. Without loss also with gradients of the text task, where signs
+agree more often than by chance.
 
 `counters`: the same by processes in network namespaces, whose only traffic beside gloo's is that of the rendezvous. The counters of
 their interfaces are read between two barriers before and after some synchronizations. From the bytes 66 are subtracted for each
@@ -30,11 +31,14 @@ import torch
 from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.tasks.models import build_llama
+from muonwire.tasks.text import TextSettings
 from muonwire.transport import Transport, run_threads
+from muonwire.transport.meter import Traffic
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 PORT = 29463
+INTERVAL = 11
 VOCABULARY, SEQUENCE = 256, 64
 SHARED = "sign(scale=shared)"
 FORMS: dict[str, dict[str, Any]] = {
@@ -45,10 +49,12 @@ FORMS: dict[str, dict[str, Any]] = {
 PACKET_HEADER_BYTES = 14 + 20 + 32
 
 
-def optimizer_of(form: str, transport: Transport, size: str) -> tuple[torch.nn.Module, Any]:
-    """A Llama, and one_bit_muon that synchronizes in every step with this kind of means."""
+def optimizer_of(
+    form: str, transport: Transport, size: str, *, interval: int = 1
+) -> tuple[torch.nn.Module, Any]:
+    """A Llama, and one_bit_muon with this kind of means, which synchronizes every ``interval`` steps."""
     model = build_llama(size, vocabulary=VOCABULARY, sequence=SEQUENCE, seed=0)
-    options = {**FORMS[form], "interval": 1, "lr": 0.01, "transport": transport}
+    options = {**FORMS[form], "interval": interval, "lr": 0.014, "transport": transport}
     return model, recipes.build("one_bit_muon", model, **options)
 
 
@@ -60,15 +66,29 @@ def step(model: torch.nn.Module, optimizer: Any, *, number: int, rank: int) -> N
     optimizer.step()
 
 
-def traffic(form: str, replicas: int, *, size: str = "nano") -> dict[str, Any]:
-    """Bits a parameter that leave and reach a replica in one synchronization, of the replica that has most, and the messages."""
+def traffic(form: str, replicas: int, *, size: str = "nano", synchronization: int = 0) -> dict[str, Any]:
+    """Bits a parameter that leave and reach a replica in one synchronization, of the replica that has most, and the messages.
+
+    Gradients are random, or with ``synchronization`` those of the text task: then it is the synchronization of this number, each of
+    11 steps.
+    """
+    task = TextSettings(model_size=size, sequence=SEQUENCE, batch=4).make() if synchronization else None
 
     def worker(rank: int, make: Any) -> tuple[int, int, int, int, int]:
         transport = make()
-        model, optimizer = optimizer_of(form, transport, size)
-        # A gradient each: the replicas take turns, so that no more than one holds its own.
-        step(model, optimizer, number=0, rank=rank)
-        spent = transport.meter.by_purpose["update"]
+        model, optimizer = optimizer_of(form, transport, size, interval=INTERVAL if task else 1)
+        if task is None:
+            step(model, optimizer, number=0, rank=rank)
+        before = Traffic()
+        for number in range(1, synchronization * INTERVAL + 1):
+            if number == synchronization * INTERVAL:
+                before = transport.meter.by_purpose.get("update", before)
+            assert task is not None
+            batch = task.batch(seed=0, step=number, rank=rank, world_size=replicas)
+            optimizer.zero_grad()
+            task.loss(model, batch).backward()
+            optimizer.step()
+        spent = transport.meter.by_purpose["update"] - before
         numel = sum(p.numel() for p in model.parameters())
         return spent.egress_bytes, spent.received_bytes, spent.sent_bytes, spent.num_messages, numel
 
@@ -76,6 +96,7 @@ def traffic(form: str, replicas: int, *, size: str = "nano") -> dict[str, Any]:
     return {
         "means": form,
         "replicas": replicas,
+        "gradients": f"text, synchronization {synchronization}" if synchronization else "random",
         "parameters": numel[0],
         "egress_bits": 8 * max(egress) / numel[0],
         "received_bits": 8 * max(received) / numel[0],
@@ -212,6 +233,7 @@ def main() -> None:
             default={"bytes": [4, 16, 64], "counters": [4], "loss": [8]}[name],
         )
         way.add_argument("--model-size", default="pico" if name == "loss" else "nano")
+    ways.choices["bytes"].add_argument("--synchronization", type=int, default=2)
     ways.choices["counters"].add_argument("--synchronizations", type=int, default=5)
     ways.choices["loss"].add_argument("--runs", type=Path, default=ROOT / "runs" / "owners")
     ways.choices["loss"].add_argument("--jobs", type=int, default=2)
@@ -240,6 +262,11 @@ def main() -> None:
         for form in FORMS:
             if a.what == "bytes":
                 results.append(traffic(form, replicas, size=a.model_size))
+                if a.synchronization and form == "lossless":
+                    print(json.dumps(results[-1]), flush=True)
+                    results.append(
+                        traffic(form, replicas, size=a.model_size, synchronization=a.synchronization)
+                    )
             else:
                 results += counted(form, replicas, size=a.model_size, synchronizations=a.synchronizations)
             print(json.dumps(results[-1]), flush=True)

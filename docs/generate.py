@@ -620,12 +620,14 @@ def owners_bytes_table() -> str:
     """Bits a parameter that leave and reach a replica in a synchronization, by kind of mean and number of replicas."""
     records = json.loads((OWNERS / "bytes.json").read_text())
     counts = sorted({r["replicas"] for r in records})
-    lines = ["| means | messages | " + " | ".join(f"{n} replicas" for n in counts) + " |"]
-    lines.append("|---" * (len(counts) + 2) + "|")
-    for means in dict.fromkeys(r["means"] for r in records):
-        own = {r["replicas"]: r for r in records if r["means"] == means}
+    lines = ["| means | gradients | messages | " + " | ".join(f"{n} replicas" for n in counts) + " |"]
+    lines.append("|---" * (len(counts) + 3) + "|")
+    for means, gradients in dict.fromkeys((r["means"], r["gradients"]) for r in records):
+        own = {r["replicas"]: r for r in records if (r["means"], r["gradients"]) == (means, gradients)}
         bits = (f"{own[n]['egress_bits']:.2f}, {own[n]['received_bits']:.2f}" for n in counts)
-        lines.append(f"| {means} | {max(r['messages'] for r in own.values())} | {' | '.join(bits)} |")
+        lines.append(
+            f"| {means} | {gradients} | {max(r['messages'] for r in own.values())} | {' | '.join(bits)} |"
+        )
     return "\n".join(lines) + "\n"
 
 

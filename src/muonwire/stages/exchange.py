@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -174,9 +174,10 @@ class Exchange(TalkingStage):
     @override
     def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         """One round for the shared scales, where there are any; then one of a gather, or two of owners."""
-        signals = [self._signal(u, s, context) for u, s in zip(updates, states, strict=True)]
+        signals = self._signals(updates, states, context)
         scales = None
         if self.codec.shares_scale:
+            signals = list(signals)
             agreed = yield Request(tensors=[torch.tensor([self.codec.scale_of(s) for s in signals])])
             (scales,) = agreed.tensors
         shapes = tuple(tuple(u.shape) for u in updates)
@@ -195,18 +196,21 @@ class Exchange(TalkingStage):
     @override
     def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
         """The payload of a gather: encode the signals and keep what is not sent."""
-        signals = [self._signal(u, s, context) for u, s in zip(updates, states, strict=True)]
-        return Request(payload=self._encode(signals, states, None, context))
+        return Request(payload=self._encode(self._signals(updates, states, context), states, None, context))
 
-    def _signal(self, update: Tensor, state: State, context: Context) -> Tensor:
-        signal = self.feedback.signal(update, state, context)
-        if all_finite(signal):
-            return signal
-        # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
-        context.transport.requested |= Flag.DIVERGED
-        return torch.zeros_like(signal)
+    def _signals(self, updates: Tensors, states: States, context: Context) -> Iterable[Tensor]:
+        """What is to be sent of each tensor, made when it is asked for."""
+        for update, state in zip(updates, states, strict=True):
+            signal = self.feedback.signal(update, state, context)
+            if not all_finite(signal):
+                # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
+                context.transport.requested |= Flag.DIVERGED
+                signal = torch.zeros_like(signal)
+            yield signal
 
-    def _encode(self, signals: Tensors, states: States, scales: Tensor | None, context: Context) -> bytes:
+    def _encode(
+        self, signals: Iterable[Tensor], states: States, scales: Tensor | None, context: Context
+    ) -> bytes:
         """One payload of all signals."""
         entries = []
         for i, (signal, state) in enumerate(zip(signals, states, strict=True)):
@@ -220,7 +224,7 @@ class Exchange(TalkingStage):
     def _encode_pieces(
         self,
         owners: Owners,
-        signals: Tensors,
+        signals: Iterable[Tensor],
         shapes: tuple[Shape, ...],
         states: States,
         scales: Tensor | None,
