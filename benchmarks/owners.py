@@ -18,6 +18,7 @@ those of a link.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -232,7 +233,8 @@ def main() -> None:
             nargs="+",
             default={"bytes": [4, 16, 64], "counters": [4], "loss": [8]}[name],
         )
-        way.add_argument("--model-size", default="pico" if name == "loss" else "nano")
+        sizes = {"bytes": ["nano"], "counters": ["nano", "micro"], "loss": ["pico"]}[name]
+        way.add_argument("--model-size", nargs="+", default=sizes)
     ways.choices["bytes"].add_argument("--synchronization", type=int, default=2)
     ways.choices["counters"].add_argument("--synchronizations", type=int, default=5)
     ways.choices["loss"].add_argument("--runs", type=Path, default=ROOT / "runs" / "owners")
@@ -247,28 +249,20 @@ def main() -> None:
     if a.what == "replica":
         return replica(a.form, a.size, int(a.synchronizations))
     results: list[dict[str, Any]] = []
-    for replicas in a.replicas:
+    for replicas, size in itertools.product(a.replicas, a.model_size):
         if a.what == "loss":
             results += loss(
-                a.runs,
-                jobs=a.jobs,
-                steps=a.steps,
-                replicas=replicas,
-                seeds=a.seeds,
-                lr=a.lr,
-                size=a.model_size,
+                a.runs, jobs=a.jobs, steps=a.steps, replicas=replicas, seeds=a.seeds, lr=a.lr, size=size
             )
             continue
         for form in FORMS:
             if a.what == "bytes":
-                results.append(traffic(form, replicas, size=a.model_size))
+                results.append(traffic(form, replicas, size=size))
                 if a.synchronization and form == "lossless":
                     print(json.dumps(results[-1]), flush=True)
-                    results.append(
-                        traffic(form, replicas, size=a.model_size, synchronization=a.synchronization)
-                    )
+                    results.append(traffic(form, replicas, size=size, synchronization=a.synchronization))
             else:
-                results += counted(form, replicas, size=a.model_size, synchronizations=a.synchronizations)
+                results += counted(form, replicas, size=size, synchronizations=a.synchronizations)
             print(json.dumps(results[-1]), flush=True)
     if a.out:
         a.out.parent.mkdir(parents=True, exist_ok=True)

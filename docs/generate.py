@@ -635,17 +635,16 @@ def owners_counters_table() -> str:
     """What the kernel counted over what the meter did, of the replica where they are furthest apart."""
     records = json.loads((OWNERS / "counters.json").read_text())
     lines = [
-        "| means | kB by the meter, sent | the kernel's over the meter's, sent | received |",
-        "|---|---|---|---|",
+        "| means | parameters | kB by the meter, sent | the kernel's over the meter's, sent | received |",
+        "|---|---|---|---|---|",
     ]
-    for means in dict.fromkeys(r["means"] for r in records):
-        own = [r for r in records if r["means"] == means]
+    for numel, means in dict.fromkeys((r["parameters"], r["means"]) for r in records):
+        own = [r for r in records if (r["parameters"], r["means"]) == (numel, means)]
         sent, received = (
             max((r[f"{way}_over_meter"] for r in own), key=lambda x: abs(x - 1)) for way in ("tx", "rx")
         )
-        lines.append(
-            f"| {means} | {fmean(r['egress_bytes'] for r in own) / 1000:.0f} | {sent:.4f} | {received:.4f} |"
-        )
+        sent_kb = fmean(r["egress_bytes"] for r in own) / 1000
+        lines.append(f"| {means} | {numel:,} | {sent_kb:.0f} | {sent:.4f} | {received:.4f} |")
     return "\n".join(lines) + "\n"
 
 
