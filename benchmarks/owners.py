@@ -87,7 +87,7 @@ def traffic(form: str, replicas: int, *, size: str = "nano", synchronization: in
             assert task is not None
             batch = task.batch(seed=0, step=number, rank=rank, world_size=replicas)
             optimizer.zero_grad()
-            task.loss(model, batch).backward()
+            torch.autograd.backward(task.loss(model, batch))
             optimizer.step()
         spent = transport.meter.by_purpose["update"] - before
         numel = sum(p.numel() for p in model.parameters())
