@@ -28,6 +28,7 @@ FRONTIER = ROOT / "evidence" / "frontier.json"
 POLAR = ROOT / "evidence" / "polar"
 LINKS = ROOT / "evidence" / "links"
 SOAK = ROOT / "evidence" / "soak"
+OWNERS = ROOT / "evidence" / "owners"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -50,6 +51,7 @@ TABLED = tuple(
         "docs/spectra.md",
         "docs/elastic.md",
         "docs/links.md",
+        "docs/owners.md",
     )
 )
 REPLICAS = 4
@@ -615,6 +617,54 @@ def soak_table() -> str:
     return "\n".join([lines[0], "|---" * (len(records) + 1) + "|", *lines[1:]]) + "\n"
 
 
+def owners_bytes_table() -> str:
+    """Bits a parameter that leave and reach a replica in a synchronization, by kind of mean and number of replicas."""
+    records = json.loads((OWNERS / "bytes.json").read_text())
+    counts = sorted({r["replicas"] for r in records})
+    lines = ["| means | gradients | messages | " + " | ".join(f"{n} replicas" for n in counts) + " |"]
+    lines.append("|---" * (len(counts) + 3) + "|")
+    for means, gradients in dict.fromkeys((r["means"], r["gradients"]) for r in records):
+        own = {r["replicas"]: r for r in records if (r["means"], r["gradients"]) == (means, gradients)}
+        bits = (f"{own[n]['egress_bits']:.2f}, {own[n]['received_bits']:.2f}" for n in counts)
+        lines.append(
+            f"| {means} | {gradients} | {max(r['messages'] for r in own.values())} | {' | '.join(bits)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def owners_counters_table() -> str:
+    """What the kernel counted over what the meter did, of the replica where they are furthest apart."""
+    records = json.loads((OWNERS / "counters.json").read_text())
+    lines = [
+        "| means | parameters | kB by the meter, sent | the kernel's over the meter's, sent | received |",
+        "|---|---|---|---|---|",
+    ]
+    for numel, means in dict.fromkeys((r["parameters"], r["means"]) for r in records):
+        own = [r for r in records if (r["parameters"], r["means"]) == (numel, means)]
+        sent, received = (
+            max((r[f"{way}_over_meter"] for r in own), key=lambda x: abs(x - 1)) for way in ("tx", "rx")
+        )
+        sent_kb = fmean(r["egress_bytes"] for r in own) / 1000
+        lines.append(f"| {means} | {numel:,} | {sent_kb:.0f} | {sent:.4f} | {received:.4f} |")
+    return "\n".join(lines) + "\n"
+
+
+def owners_loss_table() -> str:
+    """Final losses of one_bit_muon by kind of mean, over the seeds."""
+    records = json.loads((OWNERS / "loss.json").read_text())
+    lines = ["| recipe | evaluation loss | seeds' range | kB sent, received a step |", "|---|---|---|---|"]
+    for recipe in dict.fromkeys(r["recipe"] for r in records):
+        own = [r for r in records if r["recipe"] == recipe]
+        losses = [r["final_eval_loss"] for r in own]
+        sent, received = (
+            fmean(r[f"bytes_{way}_per_step"] for r in own) / 1000 for way in ("egress", "received")
+        )
+        lines.append(
+            f"| `{recipe}` | {fmean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} | {sent:.2f}, {received:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:
     """Of each marked table: its name, the file that it is made of, and what makes it."""
     return [
@@ -631,6 +681,9 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("small polar table", POLAR / "amx_small.json", small_table),
         ("links table", LINKS, links_table),
         ("soak table", SOAK, soak_table),
+        ("owners bytes", OWNERS / "bytes.json", owners_bytes_table),
+        ("owners counters", OWNERS / "counters.json", owners_counters_table),
+        ("owners loss", OWNERS / "loss.json", owners_loss_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

@@ -15,6 +15,17 @@ RECIPE_OPTIONS = {
 VARIANTS = [
     ("approach_b", {"server": True, "owners": "all"}),
     ("psyche", {"delayed": True}),
+    (
+        "one_bit_muon",
+        {
+            "interval": 3,
+            "codec": "sign(scale=shared)",
+            "vector_codec": "sign(scale=shared)",
+            "means": "lossless",
+        },
+    ),
+    ("one_bit_muon", {"interval": 3, "means": "recompressed"}),
+    ("ef14_muon", {"means": "recompressed"}),
     ("muonfast", {"preconditioner": "before", "polar_at_least": 8, "keep_norm": True}),
     ("muonfast", {"preconditioner": "after", "rest": "adam"}),
     *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),

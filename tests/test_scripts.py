@@ -147,3 +147,35 @@ def test_replicas_outlive_faults(run, tmp_path):
     assert report["synchronizations"] >= 80
     assert report["finished"] == 3
     assert len(report["weights"]) == 1
+
+
+def test_means_by_owners_are_measured(run, tmp_path):
+    out = tmp_path / "bytes.json"
+    run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--synchronization", 1, "--out", out)
+    lines = json.loads(out.read_text())
+    assert [line["means"] for line in lines] == ["gather", "lossless", "lossless", "recompressed"]
+    assert all(0 < line["own_message_bits"] <= line["egress_bits"] for line in lines)
+    runs, out = tmp_path / "runs", tmp_path / "loss.json"
+    run(
+        "owners.py",
+        "loss",
+        "--replicas",
+        2,
+        "--steps",
+        12,
+        "--seeds",
+        0,
+        "--runs",
+        runs,
+        "--out",
+        out,
+        "--jobs",
+        1,
+    )
+    lines = json.loads(out.read_text())
+    assert [line["options"].get("means", "gather") for line in lines] == [
+        "gather",
+        "lossless",
+        "recompressed",
+    ]
+    assert all(line["final_eval_loss"] > 0 for line in lines)

@@ -120,13 +120,21 @@ class Replica:
         self.transport = transport = ElasticTransport(how, secret=self.secret, run="test")
         gather = transport.gather
 
-        def counting(payload, *, purpose="update"):
-            payloads = gather(payload, purpose=purpose)
-            if purpose == "update":
+        def counting(payload, *, purpose="update", **observers):
+            payloads = gather(payload, purpose=purpose, **observers)
+            if purpose == "update" and not observers:
                 self.counted.append(len(payloads))
             return payloads
 
         transport.gather = counting
+        all_to_all = transport.all_to_all
+
+        def counting_parts(payloads, *, purpose="update"):
+            received = all_to_all(payloads, purpose=purpose)
+            self.counted.append(len(received))
+            return received
+
+        transport.all_to_all = counting_parts
         mean_of = transport._mean_of
 
         def counting_mean(theirs, own, ranks):

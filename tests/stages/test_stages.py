@@ -34,6 +34,14 @@ STAGES = [
         over="senders",
     ),
     stages.Exchange(codec=parse("topk(density=0.3) | int(bits=4)"), feedback=stages.EF21()),
+    stages.Exchange(codec=parse("sign(scale=shared)"), feedback=stages.EF14(decay=0.9)),
+    stages.Exchange(codec=parse("sign(scale=shared)"), feedback=stages.EF14(), means="lossless"),
+    stages.Exchange(
+        codec=parse("topk(density=0.3) | sign(scale=row)"),
+        feedback=stages.EF14(decay=0.9),
+        means="recompressed",
+        mean_codec=parse("int(bits=4)"),
+    ),
     stages.chain(stages.Momentum(), stages.Polar(), stages.Scale()),
 ]
 SHAPES = [(6, 9), (9, 6), (5, 5), (1, 7), (7, 1), (1, 1), (0, 3)]
@@ -202,6 +210,7 @@ def test_residual_momentum_is_demos_formula(subtract):
         lambda: stages.ResidualMomentum(decay=-0.1),
         lambda: stages.ResidualMomentum(subtract="all"),
         lambda: stages.Exchange(codec=parse("float32"), over="some"),
+        lambda: stages.Exchange(codec=parse("float32"), means="some"),
         lambda: stages.MatrixLayout(kind="cube"),
         lambda: stages.MatrixLayout(parts=(2, 0)),
         lambda: stages.MatrixLayout(parts=(2, 2), interleaved=1),

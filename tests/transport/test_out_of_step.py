@@ -24,6 +24,10 @@ def _gather(num_bytes, purpose="update"):
     return lambda t: t.gather(bytes(num_bytes), purpose=purpose)
 
 
+def _all_to_all(num_bytes, purpose="update"):
+    return lambda t: t.all_to_all([bytes(num_bytes)] * t.world_size, purpose=purpose)
+
+
 def _in_step(step, operation):
     def run(transport):
         transport.step = step
@@ -86,6 +90,24 @@ CASES = {
         _gather(8, "two"),
         "step 0 (gather for",
         "step 0 (gather for",
+    ),
+    "all-to-all and gather": (
+        _all_to_all(8),
+        _gather(8),
+        "step 0 (all-to-all)",
+        "step 0 (gather)",
+    ),
+    "mean and all-to-all": (
+        _mean(250_000),
+        _all_to_all(2_000_000),
+        "step 0 (mean)",
+        "step 0 (all-to-all)",
+    ),
+    "purposes of an all-to-all": (
+        _all_to_all(8),
+        _all_to_all(9, "control"),
+        "all-to-all for 'update'",
+        "all-to-all for 'control'",
     ),
     "sequences": (_gather(8), _ahead(_gather(8)), "operation 4 modulo", "operation 5 modulo"),
 }

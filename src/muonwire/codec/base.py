@@ -49,6 +49,28 @@ class Codec(ABC):
         """Whether ``encode_body`` itself raises on a value that is not finite, which saves a pass over the tensor."""
         return False
 
+    @property
+    def unit(self) -> str:
+        """What of a tensor can be encoded by itself: each "entry", each "row" (dimension 0), or the "tensor" as a whole.
+
+        An owner of a part of the model gets pieces of such units, each of which is encoded as a tensor of its own.
+        """
+        return "tensor"
+
+    @property
+    def shares_scale(self) -> bool:
+        """Whether all replicas encode a tensor with one scale, the mean of their ``scale_of``, which ``state["scale"]`` holds."""
+        return False
+
+    @property
+    def counts_signs(self) -> bool:
+        """Whether a value is one sign times a scale that is the same on all replicas, so that their sum is a whole number."""
+        return False
+
+    def scale_of(self, tensor: Tensor) -> float:
+        """The scale that this replica would give the tensor, where replicas share it."""
+        raise TypeError(f"{self} shares no scale")
+
     def init(self, shape: Shape) -> State:
         """What the sender keeps from round to round for a tensor of ``shape``; nothing by default."""
         return {}
@@ -60,7 +82,8 @@ class Codec(ABC):
         Args:
             tensor: any shape.
             seed: 32 bits, the same on all replicas in one round and another in the next. Default: 0.
-            state: what ``init`` made; updated in place. Default: a cold start.
+            state: what ``init`` made; updated in place. With a shared scale "scale" may stand in it, one number. Default: a cold
+                start, and a scale of the tensor's own.
         """
 
     @abstractmethod

@@ -102,22 +102,27 @@ def num_bytes(codec_text: str, tensors: Sequence[tuple[Shape, torch.dtype, int]]
     return _HEAD.size + len(_table(codec_text, tensors)) + sum(body_bytes for _, _, body_bytes in tensors)
 
 
-class _Reader:
+class Reader:
+    """Reads bytes from outside off the front; what is not there is a PayloadError."""
+
     def __init__(self, data: bytes, position: int) -> None:
         self.data = data
         self.position = position
 
     @property
     def left(self) -> int:
+        """Bytes that are not read yet."""
         return len(self.data) - self.position
 
     def take(self, count: int, what: str) -> bytes:
+        """The next ``count`` bytes; ``what`` names them in the error."""
         if count > self.left:
             raise PayloadError(f"payload: cut off in its {what}: {count} bytes wanted, {self.left} left")
         self.position += count
         return self.data[self.position - count : self.position]
 
     def varint(self, what: str) -> int:
+        """The next varint, in its shortest form."""
         value = 0
         for shift in range(0, 63, 7):
             (byte,) = self.take(1, what)
@@ -131,6 +136,7 @@ class _Reader:
         raise PayloadError(f"payload: the varint of its {what} is longer than nine bytes")
 
     def codec_text(self) -> str:
+        """The next text behind its length."""
         length = self.varint("codec length")
         if length > LARGEST_CODEC_BYTES:
             raise PayloadError(
@@ -165,7 +171,7 @@ def _check_head(payload: bytes) -> None:
 
 
 def _read_table(
-    reader: _Reader, count: int, shapes: Sequence[Shape] | None, largest_numel: int
+    reader: Reader, count: int, shapes: Sequence[Shape] | None, largest_numel: int
 ) -> list[tuple[Shape, torch.dtype, int]]:
     table = []
     total = 0
@@ -218,7 +224,7 @@ def unpack(
     """
     payload = bytes(payload)
     _check_head(payload)
-    reader = _Reader(payload, _HEAD.size)
+    reader = Reader(payload, _HEAD.size)
     written_by = reader.codec_text()
     if codec_text is not None and written_by != codec_text:
         raise PayloadError(f"payload: written by codec {_quoted(written_by)}, {codec_text!r} is expected")

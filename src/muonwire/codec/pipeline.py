@@ -12,7 +12,7 @@ from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.finite import all_finite
 from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
-from muonwire.codec.quantize import Float32, Layout, Quantize
+from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
 from muonwire.codec.select import All, Select, TopK
 from muonwire.codec.transform import Chunked, Rows, Transform
 from muonwire.errors import PayloadError, UsageError
@@ -57,6 +57,11 @@ class Pipeline(Codec):
                 f"codec: {self.quantize} after transform {self.transform}; a scale per row goes without a transform, "
                 "a scale per chunk with one"
             )
+        if scale == "shared" and not (plain and isinstance(self.select, All)):
+            raise UsageError(
+                f"codec: {self.quantize} with transform {self.transform} and selection {self.select}; a scale that replicas share "
+                "is for the entries of whole tensors: leave both out"
+            )
 
     def __str__(self) -> str:
         # The quantizer is always named; of the others what is not the default.
@@ -73,6 +78,29 @@ class Pipeline(Codec):
         # The largest magnitudes and a transform of chunks pass on what is not finite to the quantizer.
         passed_on = isinstance(self.transform, Rows | Chunked) and isinstance(self.select, All | TopK)
         return passed_on and self.quantize.notices_nonfinite
+
+    @property
+    @override
+    def unit(self) -> str:
+        if not isinstance(self.transform, Rows):
+            return "tensor"
+        by_row = getattr(self.quantize, "scale", None) == "row" or not isinstance(self.select, All)
+        return "row" if by_row else "entry"
+
+    @property
+    @override
+    def shares_scale(self) -> bool:
+        return isinstance(self.quantize, Sign) and self.quantize.scale == "shared"
+
+    @property
+    @override
+    def counts_signs(self) -> bool:
+        whole = isinstance(self.transform, Rows) and isinstance(self.select, All)
+        return whole and isinstance(self.quantize, Sign) and self.quantize.scale in ("none", "shared")
+
+    @override
+    def scale_of(self, tensor: Tensor) -> float:
+        return tensor.abs().mean(dtype=torch.float64).item() if tensor.numel() else 0.0
 
     @override
     def init(self, shape: Shape) -> State:
@@ -98,7 +126,11 @@ class Pipeline(Codec):
             positions = self.select.expand(items, num_blocks, block_numel)
             values = torch.from_numpy(flat.numpy()[positions.numpy()])
         layout = self._layout(num_blocks, block_numel, positions)
-        data, quantized = self.quantize.encode(values, layout, seed=seed)
+        if isinstance(self.quantize, Sign):
+            shared = now.state.get("scale") if self.shares_scale else None
+            data, quantized = self.quantize.encode(values, layout, seed=seed, shared=shared)
+        else:
+            data, quantized = self.quantize.encode(values, layout, seed=seed)
 
         def decoded() -> Tensor:
             read = self.quantize.decode(data, values.numel(), layout) if quantized is None else quantized

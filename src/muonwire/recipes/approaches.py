@@ -17,7 +17,6 @@ from muonwire.recipes.define import recipe
 from muonwire.recipes.groups import by_dimensions, hidden_group
 from muonwire.stages import (
     Every,
-    Exchange,
     Mean,
     Predicted,
     ResidualMomentum,
@@ -187,8 +186,8 @@ class PeriodicSettings(CompressedSettings, ScaleSettings, PolarSettings):
 def approach_f(model: nn.Module, options: PeriodicSettings) -> ChainOptimizer:
     """DisTrO with a full, orthogonalized synchronization every P steps."""
     # Sent in full, nothing of the residual momentum is left; the next round starts from zero.
-    full = Exchange(
-        codec=parse("float32"), feedback=ResidualMomentum(decay=options.residual_decay), over="senders"
+    full = options.exchanged(
+        parse("float32"), feedback=ResidualMomentum(decay=options.residual_decay), over="senders"
     )
     hidden = Every(
         period=options.period,

@@ -6,14 +6,15 @@ from torch import nn
 
 from muonwire.codec import Codec, parse
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import RecipeSettings, RoutedSettings, checked
+from muonwire.recipes.base import RoutedSettings, checked
+from muonwire.recipes.means import MeansSettings
 from muonwire.stages import EF14, Chain, Exchange, ResidualMomentum, Scale, Sign, Stage, chain
 
 CODEC = "dct(chunk=64) | topk(k=32) | sign(scale=chunk)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecSettings(RecipeSettings):
+class CodecSettings(MeansSettings):
     """The codec of an exchange in every step.
 
     Args:
@@ -41,7 +42,7 @@ class FedBackSettings(CodecSettings):
     @checked
     def fed_back(self) -> Exchange:
         """The compressed exchange of an update, with error feedback."""
-        return Exchange(codec=self.parsed_codec(), feedback=EF14(decay=self.feedback_decay))
+        return self.exchanged(self.parsed_codec(), feedback=EF14(decay=self.feedback_decay))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class CompressedSettings(CodecSettings, RoutedSettings):
     def residual(self) -> Exchange:
         """Residual momentum and its compressed exchange, averaged over the senders of each entry, as DeMo has it."""
         feedback = ResidualMomentum(decay=self.residual_decay)
-        return Exchange(codec=self.parsed_codec(), feedback=feedback, over="senders")
+        return self.exchanged(self.parsed_codec(), feedback=feedback, over="senders")
 
     @checked
     def distro_chain(self) -> Chain:

@@ -9,13 +9,14 @@ from typing_extensions import override
 
 from muonwire import codec
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.recipes.base import RecipeSettings, checked
+from muonwire.recipes.base import checked
 from muonwire.recipes.define import recipe
+from muonwire.recipes.means import MeansSettings
 from muonwire.stages import Delayed, Exchange, ResidualMomentum, Sign, Stage, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualSettings(RecipeSettings):
+class ResidualSettings(MeansSettings):
     """DeMo's residual momentum and its compressed exchange.
 
     Args:
@@ -30,8 +31,8 @@ class ResidualSettings(RecipeSettings):
 
     def exchange(self, values: str, *, subtract: str = "decoded") -> Exchange:
         """The stage: the coefficients travel as ``values``, a codec's textual form; ``subtract`` as ResidualMomentum has it."""
-        return Exchange(
-            codec=codec.parse(f"dct(chunk={self.chunk}) | topk(k={self.k}) | {values}"),
+        return self.exchanged(
+            codec.parse(f"dct(chunk={self.chunk}) | topk(k={self.k}) | {values}"),
             feedback=ResidualMomentum(decay=self.decay, subtract=subtract),
             over="senders",
         )

@@ -11,6 +11,7 @@ from muonwire.recipes.base import MomentumSettings, PolarSettings, RoutedSetting
 from muonwire.recipes.compressed import CODEC, CodecSettings, FedBackSettings
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import MuonSettings
+from muonwire.recipes.means import MeansSettings
 from muonwire.stages import EF21, Chain, Exchange, Scale, Sign, chain
 
 
@@ -44,7 +45,7 @@ class EF21MuonSettings(CodecSettings, MuonSettings):
     @checked
     def estimated(self) -> Exchange:
         """The mean of the replicas' estimates, which compressed differences move."""
-        return Exchange(codec=self.parsed_codec(), feedback=EF21())
+        return self.exchanged(self.parsed_codec(), feedback=EF21())
 
 
 @recipe(
@@ -62,7 +63,7 @@ def ef21_muon(model: nn.Module, options: EF21MuonSettings) -> ChainOptimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SignMuonSettings(RoutedSettings, PolarSettings, MomentumSettings):
+class SignMuonSettings(MeansSettings, RoutedSettings, PolarSettings, MomentumSettings):
     """Options of signmuon.
 
     Args:
@@ -75,7 +76,7 @@ class SignMuonSettings(RoutedSettings, PolarSettings, MomentumSettings):
     def vote(self) -> Chain:
         """One bit a value from each replica, and the majority's sign."""
         return chain(
-            Exchange(codec=Pipeline(quantize=OneBit(scale="none"))),
+            self.exchanged(Pipeline(quantize=OneBit(scale="none"))),
             Sign(),
             Scale(kind="none", factor=self.rms),
         )

@@ -10,15 +10,16 @@ from typing_extensions import override
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.settings import LocalSteps
-from muonwire.recipes.base import AdamSettings, RecipeSettings, checked
+from muonwire.recipes.base import AdamSettings, checked
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import MuonSettings
 from muonwire.recipes.groups import by_dimensions, trainable
-from muonwire.stages import EF14, Chain, Exchange, Momentum, NoFeedback, chain
+from muonwire.recipes.means import MeansSettings
+from muonwire.stages import EF14, Chain, Momentum, NoFeedback, chain
 
 
 @dataclass(frozen=True, kw_only=True)
-class OuterSettings(RecipeSettings):
+class OuterSettings(MeansSettings):
     """Local steps, and the exchange of the weight change.
 
     Args:
@@ -64,7 +65,7 @@ class OuterSettings(RecipeSettings):
         """exchange(codec, feedback) → outer momentum, of tensors of two or more dimensions and of the others."""
         feedback = EF14(decay=self.feedback_decay) if self.feedback else NoFeedback()
         codecs = (self.matrix_codec(), parse(self.vector_codec))
-        exchanges = [Exchange(codec=codec, feedback=feedback, over=self.over) for codec in codecs]
+        exchanges = [self.exchanged(codec, feedback=feedback, over=self.over) for codec in codecs]
         momentum = Momentum(beta=self.outer_momentum, nesterov=self.outer_nesterov, form="heavy_ball")
         return [chain(e, momentum) if self.outer_momentum else chain(e) for e in exchanges]
 

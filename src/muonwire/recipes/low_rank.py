@@ -11,6 +11,7 @@ from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import ScaleSettings, checked
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import DenseRestSettings, MuonSettings
+from muonwire.recipes.means import MeansSettings
 from muonwire.stages import EF14, Dion, Exchange, PowerSGD, chain
 
 
@@ -30,7 +31,7 @@ class LowRankSettings(MuonSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruncatedSettings(LowRankSettings):
+class TruncatedSettings(MeansSettings, LowRankSettings):
     """Options of approach_e.
 
     Args:
@@ -43,7 +44,7 @@ class TruncatedSettings(LowRankSettings):
     def truncated(self) -> Exchange:
         """Each replica's factors, multiplied and averaged by all, with error feedback."""
         codec = parse(f"lowrank(rank={self.rank}, method={self.svd}) | {self.wire}")
-        return Exchange(codec=codec, feedback=EF14(decay=self.feedback_decay))
+        return self.exchanged(codec, feedback=EF14(decay=self.feedback_decay))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,14 +11,24 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import payload as payloads
-from muonwire.codec.base import Codec
+from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.finite import all_finite
+from muonwire.codec.part import Shape
 from muonwire.errors import PayloadError, UsageError
 from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
-from muonwire.stages.feedback import Feedback, NoFeedback
+from muonwire.stages.damage import blame
+from muonwire.stages.feedback import EF14, Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.rounds import Reply, Request
+from muonwire.stages.owners import OWNER, Owners
+from muonwire.stages.pieces import Piece, assembled
+from muonwire.stages.rounds import Reply, Request, Rounds
 from muonwire.transport.base import Flag
+
+MEANS = ("gather", "lossless", "recompressed", "auto")
+# With "auto" a gather may send so many times what owners would: it loses nothing and takes one message less.
+_GATHER_MAY_COST = 1.1
+# A matrix that codecs do not find too small for what they keep from round to round.
+_LARGE = (4096, 4096)
 
 
 def round_seed(*, step: int, index: int) -> int:
@@ -32,24 +42,48 @@ def round_seed(*, step: int, index: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange(TalkingStage):
-    """Encode each replica's signal, gather all payloads, decode and average them in rank order.
+    """Encode each replica's signal, average what all replicas sent in rank order.
 
     u ← restore((1/R) Σᵣ decode(encode(signalᵣ))). The feedback makes the signal of the update, keeps a part of it, and has
-    ``restore``, which is mostly the identity. All tensors of the group travel in one payload.
+    ``restore``, which is mostly the identity. All tensors of the group travel together.
+
+    ``means`` says who averages:
+
+    - "gather": every replica, what all have sent to it. A replica sends its update R − 1 times.
+    - "lossless": each part of the tensors has an owner, to which all send theirs of it, and which sends all the mean. Of signs with
+      one scale the sum is a whole number, which travels at its entropy, about ½ log2(πe R / 2) bits an entry. The result has the
+      bits of "gather".
+    - "recompressed": the owner sends the mean m of its part through ``mean_codec``, and keeps what that drops for the next round:
+      u ← decode(encode(m + decay · e)), e ← m + decay · e − u, with the decay of an EF14 feedback, else 1. A replica sends two
+      updates' worth at any R.
+    - "auto": by R alone, "gather" where it sends at most a tenth more than owners would, else "lossless" where the codec allows
+      it, else "recompressed" where it allows that. It is decided anew when replicas join or leave.
+
+    Where the replicas share a tensor's scale (``sign(scale=shared)``), it is the mean of their mean magnitudes, agreed first.
+
+    What an owner keeps belongs to its part. Where the parts move, since replicas join or leave, or their owner is lost, it begins
+    with zero again: the error of one round's mean is lost then, as is the residual of a replica that leaves.
 
     Args:
         codec: how a signal becomes bytes.
         feedback: what is encoded and what is kept. Default: the update itself, nothing kept.
         over: "replicas" divides by their number; "senders" divides each entry by the number of replicas whose selection
             holds it, as DeMo does. Default: "replicas".
+        means: "gather", "lossless", "recompressed" or "auto". Default: "gather".
+        mean_codec: of owners' means with "recompressed". It keeps no state from round to round. Default: ``codec``.
 
     Raises:
-        UsageError: an unknown ``over``, or "senders" with a feedback that needs the mean over all replicas.
+        UsageError: an unknown ``over`` or ``means``, "senders" with a feedback that needs the mean over all replicas, or a codec
+            that does not suit the means.
+
+    Source: means by owners: Tang et al., "1-bit Adam", arXiv 2102.02888, section 4; compressed both ways: MuLoCo, arXiv 2505.23725.
     """
 
     codec: Codec
     feedback: Feedback = NoFeedback()
     over: str = "replicas"
+    means: str = "gather"
+    mean_codec: Codec | None = None
 
     def __post_init__(self) -> None:
         if self.over not in ("replicas", "senders"):
@@ -58,11 +92,33 @@ class Exchange(TalkingStage):
             raise UsageError(
                 f"exchange: {self.feedback} needs the mean over all replicas; leave over=senders out"
             )
+        if self.means not in MEANS:
+            raise UsageError(f"exchange: means is {self.means!r}; allowed are {', '.join(MEANS)}")
+        if self.mean_codec is not None and self.means not in ("recompressed", "auto"):
+            raise UsageError(
+                f"exchange: mean_codec is {self.mean_codec} with means={self.means}; it is for means=recompressed and auto"
+            )
+        if self.means == "lossless" and not self.codec.counts_signs:
+            raise UsageError(
+                f"exchange: means=lossless with the codec {self.codec}; it needs one sign an entry and a scale that all share, "
+                "as sign(scale=shared) or sign(scale=none); for other codecs take means=recompressed"
+            )
+        if self._recompresses is None and (self.means == "recompressed" or self.mean_codec is not None):
+            raise UsageError(
+                f"exchange: means={self.means} with means through {self.mean_codec or self.codec}, which keeps a state of whole "
+                "tensors from round to round; give another mean_codec, such as float32, or take means=gather"
+            )
+
+    @cached_property
+    def _recompresses(self) -> Codec | None:
+        """The codec of owners' means; None where it keeps a state."""
+        codec = self.mean_codec or self.codec
+        return None if codec.init(_LARGE) else codec
 
     @cached_property
     @override
     def replaces_states(self) -> bool:
-        return self.feedback.replaces_states and not self.codec.init((4, 4))
+        return self.feedback.replaces_states and not self.codec.init(_LARGE)
 
     @property
     @override
@@ -71,40 +127,129 @@ class Exchange(TalkingStage):
 
     @override
     def init(self, param: Tensor) -> State:
-        """The feedback's state, and the codec's if it keeps one."""
+        """The feedback's state, the codec's if it keeps one, and what an owner keeps, nothing at first."""
         kept = self.codec.init(tuple(param.shape))
-        return self.feedback.init(param) | ({"codec": kept} if kept else {})
+        owner: State = {OWNER: {}} if self.means in ("recompressed", "auto") and self._recompresses else {}
+        return self.feedback.init(param) | ({"codec": kept} if kept else {}) | owner
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:
-        """What the feedback says; the codec's state is the sender's."""
-        return state if alike else {key: state[key] for key in self.feedback.shared if key in state}
+        """What the feedback says; the codec's state is the sender's, and what an owner keeps its own."""
+        if alike:
+            return {key: value for key, value in state.items() if key != OWNER}
+        return {key: state[key] for key in self.feedback.shared if key in state}
+
+    def form(self, shapes: tuple[Shape, ...], replicas: int) -> str:
+        """How the means are made: ``means``, decided by the number of replicas where it is "auto"."""
+        if self.means != "auto":
+            return self.means
+        form = "lossless" if self.codec.counts_signs else "recompressed" if self._recompresses else "gather"
+        if form == "gather" or replicas == 1:
+            return "gather"
+        # What leaves a replica: a gather's payload for each peer; of owners R − 1 parts, and 1/R of the means for each peer.
+        owners = self._owners(form)
+        there_and_back = (replicas - 1) / replicas * sum(owners.total_bytes(shapes, replicas))
+        gathered = (replicas - 1) * self.codec.estimate_bytes(*shapes)
+        return "gather" if gathered <= _GATHER_MAY_COST * there_and_back else form
+
+    def _owners(self, form: str) -> Owners:
+        decay = self.feedback.decay if isinstance(self.feedback, EF14) else 1.0
+        return Owners(
+            codec=self.codec,
+            mean_codec=None if form == "lossless" else self._recompresses,
+            over=self.over,
+            decay=decay,
+        )
 
     @override
     def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
-        """The payload of all tensors, its header included."""
-        return float(self.codec.estimate_bytes(*(tuple(p.shape) for p in params)))
+        """The payload of all tensors, its header included; with owners R − 1 parts and a mean; and shared scales."""
+        shapes = tuple(tuple(p.shape) for p in params)
+        form = self.form(shapes, replicas)
+        scales = 4 * (len(shapes) + -len(shapes) % replicas) if self.codec.shares_scale else 0
+        if form == "gather":
+            return float(scales + self.codec.estimate_bytes(*shapes))
+        return scales + self._owners(form).estimate_bytes(shapes, replicas)
+
+    @override
+    def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
+        """One round for the shared scales, where there are any; then one of a gather, or two of owners."""
+        signals = self._signals(updates, states, context)
+        scales = None
+        if self.codec.shares_scale:
+            signals = list(signals)
+            agreed = yield Request(tensors=[torch.tensor([self.codec.scale_of(s) for s in signals])])
+            (scales,) = agreed.tensors
+        shapes = tuple(tuple(u.shape) for u in updates)
+        form = self.form(shapes, context.transport.world_size)
+        if form == "gather":
+            reply = yield Request(payload=self._encode(signals, states, scales, context))
+            return self.receive(reply, params, states, context)
+        owners = self._owners(form)
+        bodies = self._encode_pieces(owners, signals, shapes, states, scales, context)
+        means = yield from owners.rounds(bodies, shapes, scales, states, context)
+        return [
+            self._update(i, None, means[i], param, state, context)
+            for i, (param, state) in enumerate(zip(params, states, strict=True))
+        ]
 
     @override
     def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
-        """Encode the signals and keep what is not sent."""
-        entries = []
-        for i, (update, state) in enumerate(zip(updates, states, strict=True)):
+        """The payload of a gather: encode the signals and keep what is not sent."""
+        return Request(payload=self._encode(self._signals(updates, states, context), states, None, context))
+
+    def _signals(self, updates: Tensors, states: States, context: Context) -> Iterable[Tensor]:
+        """What is to be sent of each tensor, made when it is asked for."""
+        for update, state in zip(updates, states, strict=True):
             signal = self.feedback.signal(update, state, context)
             if not all_finite(signal):
                 # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
                 context.transport.requested |= Flag.DIVERGED
                 signal = torch.zeros_like(signal)
+            yield signal
+
+    def _encode(
+        self, signals: Iterable[Tensor], states: States, scales: Tensor | None, context: Context
+    ) -> bytes:
+        """One payload of all signals."""
+        entries = []
+        for i, (signal, state) in enumerate(zip(signals, states, strict=True)):
             encoded = self.codec.encode_body(
-                signal, seed=round_seed(step=context.step, index=i), state=state.get("codec")
+                signal, seed=round_seed(step=context.step, index=i), state=_state(state, scales, i)
             )
-            # ``signal`` may be the residual itself, from which ``keep`` takes what was sent.
-            whole = signal.clone() if context.watch is not None else signal
-            self.feedback.keep(encoded, state)
-            if context.watch is not None and not isinstance(self.feedback, NoFeedback):
-                context.watch(whole, state["residual"] if "residual" in state else whole - encoded.decoded)
+            self._keep(signal, encoded, state, context)
             entries.append((tuple(signal.shape), signal.dtype, encoded.body))
-        return Request(payload=payloads.pack(str(self.codec), entries))
+        return payloads.pack(str(self.codec), entries)
+
+    def _encode_pieces(
+        self,
+        owners: Owners,
+        signals: Iterable[Tensor],
+        shapes: tuple[Shape, ...],
+        states: States,
+        scales: Tensor | None,
+        context: Context,
+    ) -> list[list[bytes]]:
+        """By owner: the bodies of its pieces of all signals."""
+        cuts = owners.pieces(shapes, context.transport.world_size)
+        by_tensor: list[list[tuple[int, Piece]]] = [[] for _ in shapes]
+        for owner, pieces in enumerate(cuts):
+            for piece in pieces:
+                by_tensor[piece.tensor].append((owner, piece))
+        bodies: list[list[bytes]] = [[] for _ in cuts]
+        for i, (signal, state, of_tensor) in enumerate(zip(signals, states, by_tensor, strict=True)):
+            encoded = owners.encode(signal, of_tensor, step=context.step, state=_state(state, scales, i))
+            self._keep(signal, assembled(encoded, signal), state, context)
+            for (owner, _), (_, part) in zip(of_tensor, encoded, strict=True):
+                bodies[owner].append(part.body)
+        return bodies
+
+    def _keep(self, signal: Tensor, encoded: Encoded, state: State, context: Context) -> None:
+        # ``signal`` may be the residual itself, from which ``keep`` takes what was sent.
+        whole = signal.clone() if context.watch is not None else signal
+        self.feedback.keep(encoded, state)
+        if context.watch is not None and not isinstance(self.feedback, NoFeedback):
+            context.watch(whole, state["residual"] if "residual" in state else whole - encoded.decoded)
 
     @override
     def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
@@ -140,43 +285,35 @@ class Exchange(TalkingStage):
     def _update(
         self,
         index: int,
-        bodies: Sequence[bytes],
+        bodies: Sequence[bytes] | None,
         mean: Tensor | None,
         param: Tensor,
         state: State,
         context: Context,
     ) -> Tensor:
-        """The update of tensor ``index`` of the group."""
+        """The update of tensor ``index`` of the group; ``bodies`` are all replicas', None where owners averaged them."""
         name = f" ({context.names[index]})" if context.names else ""
         what = f"tensor {index}{name} of shape {tuple(param.shape)}"
         update = None
         if mean is not None:
             # A copy: what follows in the chain may change it.
             update = self.feedback.restore(mean.to(param.device, copy=True), state).to(param.dtype)
-        if update is None or not all_finite(update):
-            # Each body is decoded by itself only here, to name the replica that sent the bad one.
-            peaks = self._peaks(bodies, param, what)
-            rank = peaks.index(max(peaks))
+        if update is not None and all_finite(update):
+            return update
+        if bodies is None:
             raise PayloadError(
-                f"from replica {rank}: {what}: its values, up to {peaks[rank]:g}, are the largest in a sum over the replicas that "
-                f"is not finite in {param.dtype}"
+                f"{what}: the owners' means do not make an update that is finite in {param.dtype}"
             )
-        return update
-
-    def _peaks(self, bodies: Sequence[bytes], param: Tensor, what: str) -> list[float]:
-        """The largest magnitude of each replica's tensor; the first body that is no finite tensor raises, with its rank."""
-        peaks = []
-        for rank, body in enumerate(bodies):
-            try:
-                decoded = self.codec.decode_body(body, tuple(param.shape)).to(param.dtype)
-                if not all_finite(decoded):
-                    raise PayloadError(f"payload: a decoded value is not finite in {param.dtype}")
-            except PayloadError as error:
-                raise PayloadError(f"from replica {rank}: {what}: {error}") from error
-            peaks.append(decoded.abs().max().item() if decoded.numel() else 0.0)
-        return peaks
+        raise blame(self.codec, bodies, tuple(param.shape), dtype=param.dtype, what=what)
 
     def __str__(self) -> str:
         senders = ", over=senders" if self.over == "senders" else ""
         feedback = "" if isinstance(self.feedback, NoFeedback) else f", {self.feedback}"
-        return f"exchange({self.codec}{feedback}{senders})"
+        means = "" if self.means == "gather" else f", means={self.means}"
+        mean_codec = "" if self.mean_codec is None else f", mean_codec={self.mean_codec}"
+        return f"exchange({self.codec}{feedback}{senders}{means}{mean_codec})"
+
+
+def _state(state: State, scales: Tensor | None, index: int) -> State | None:
+    """What the codec gets of tensor ``index``: its own state, or the scale that the replicas share."""
+    return state.get("codec") if scales is None else {"scale": scales[index]}

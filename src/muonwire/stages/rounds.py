@@ -1,7 +1,7 @@
 """One round of exchange: the requests of several groups in one message."""
 
 import struct
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -14,18 +14,27 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a stage wants exchanged: ``tensors`` to average, or a ``payload`` to gather, never both."""
+    """What a stage wants exchanged: ``tensors`` to average, a ``payload`` to gather, or ``parts``, one for each replica.
+
+    Args:
+        tensors: to average.
+        payload: for all replicas.
+        parts: one payload for each replica, in rank order.
+        observers: with a payload: whether those of replicas that observe are gathered, too (``Transport.gather``).
+    """
 
     tensors: Sequence[Tensor] | None = None
     payload: bytes | None = None
+    parts: Sequence[bytes] | None = None
+    observers: bool = False
 
     def __post_init__(self) -> None:
-        assert (self.tensors is None) != (self.payload is None)
+        assert [self.tensors, self.payload, self.parts].count(None) == 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer to a request: averaged tensors, or all replicas' payloads in rank order."""
+    """The answer to a request: averaged tensors, or in rank order all replicas' payloads, or what each sent to this one."""
 
     tensors: Sequence[Tensor] = ()
     payloads: Sequence[bytes] = ()
@@ -68,20 +77,49 @@ def split(message: bytes, count: int) -> list[bytes]:
 
 
 def perform(requests: Sequence[Request], transport: Transport) -> list[Reply]:
-    """Carry out all requests with at most one mean and one gather."""
+    """Carry out all requests with at most one mean, one gather, one of observers' payloads too, and one all-to-all."""
     means = [r.tensors for r in requests if r.tensors is not None]
-    payloads = [r.payload for r in requests if r.payload is not None]
     averaged = iter(transport.mean([t for tensors in means for t in tensors])) if means else iter(())
-    by_rank = (
-        [split(message, len(payloads)) for message in transport.gather(join(payloads))] if payloads else []
-    )
-    by_request = iter(zip(*by_rank, strict=True))
+    gathered = {
+        observers: _gather(
+            [r.payload for r in requests if r.payload is not None and r.observers == observers],
+            transport,
+            observers=observers,
+        )
+        for observers in (False, True)
+    }
+    exchanged = _exchange([r.parts for r in requests if r.parts is not None], transport)
     return [
         Reply(tensors=[next(averaged) for _ in r.tensors])
         if r.tensors is not None
-        else Reply(payloads=next(by_request))
+        else Reply(payloads=next(exchanged if r.parts is not None else gathered[r.observers]))
         for r in requests
     ]
+
+
+def _gather(
+    payloads: Sequence[bytes], transport: Transport, *, observers: bool
+) -> Iterator[tuple[bytes, ...]]:
+    """By payload: those of all replicas."""
+    if not payloads:
+        return iter(())
+    message = join(payloads)
+    messages = transport.gather(message, observers=True) if observers else transport.gather(message)
+    return iter(zip(*(split(m, len(payloads)) for m in messages), strict=True))
+
+
+def _exchange(requests: Sequence[Sequence[bytes]], transport: Transport) -> Iterator[tuple[bytes, ...]]:
+    """By request: what each replica sent to this one; nothing where its message does not add up, since only this one sees it."""
+    if not requests:
+        return iter(())
+    received = transport.all_to_all([join(parts) for parts in zip(*requests, strict=True)])
+    by_rank: list[list[bytes]] = []
+    for message in received:
+        try:
+            by_rank.append(split(message, len(requests)))
+        except PayloadError:
+            by_rank.append([b""] * len(requests))
+    return iter(zip(*by_rank, strict=True))
 
 
 def drive(

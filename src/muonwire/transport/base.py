@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.errors import UsageError
 from muonwire.transport.meter import Meter
 from muonwire.transport.waiting import Waits
 
@@ -38,7 +39,7 @@ class Transport(ABC):
     travels with every message.
 
     A replica that ``observes`` takes part in operations of the purpose "update" without counting in them: it sends no payload,
-    means are over the others, and ``gather`` returns the others' payloads alone.
+    means are over the others, and ``gather`` and ``all_to_all`` return the others' payloads alone.
 
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
@@ -69,13 +70,33 @@ class Transport(ABC):
         return f"replica {self.members[rank]}"
 
     @abstractmethod
-    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
+    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
         """Give ``payload`` to every replica and return all replicas' payloads in rank order (sizes may differ).
 
-        Of updates those of observers are left out.
+        Args:
+            payload: of this replica.
+            purpose: under which the meter counts it. Default: "update".
+            observers: whether of updates those of observers are taken, too: where they bring no update of their own but the mean of
+                the others' (``all_to_all``). All replicas give the same. Default: no, they are left out.
 
         Raises:
             ExchangeError: the replicas are in different steps or operations, or gather for different purposes; on all of them.
+            ReplicaLostError: a replica stopped answering.
+        """
+
+    @abstractmethod
+    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
+        """Give ``payloads[j]`` to replica j, and return what each replica gave to this one, in rank order.
+
+        Sizes may differ. Of updates those of observers are left out; an observer gets those of the others all the same.
+
+        Args:
+            payloads: one for each replica in rank order, this one included.
+            purpose: under which the meter counts them. Default: "update".
+
+        Raises:
+            UsageError: more or fewer payloads than replicas.
+            ExchangeError: the replicas are in different steps or operations, or exchange for different purposes; on all of them.
             ReplicaLostError: a replica stopped answering.
         """
 
@@ -118,6 +139,14 @@ class Transport(ABC):
         return compute()
 
 
+def check_count(payloads: Sequence[bytes], world_size: int) -> None:
+    """Raise UsageError where an all-to-all has not one payload a replica."""
+    if len(payloads) != world_size:
+        raise UsageError(
+            f"all-to-all: {len(payloads)} payloads for {world_size} replicas; give one for each, in rank order"
+        )
+
+
 class SingleReplica(Transport):
     """The transport of a replica that trains alone: nothing is sent, and a mean is the replica's own tensors.
 
@@ -131,9 +160,15 @@ class SingleReplica(Transport):
         self.meter = Meter()
 
     @override
-    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
+    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
         self.agreed |= self.requested
         return [payload]
+
+    @override
+    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
+        check_count(payloads, self.world_size)
+        self.agreed |= self.requested
+        return list(payloads)
 
     @override
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:

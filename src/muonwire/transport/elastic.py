@@ -383,21 +383,36 @@ class ElasticTransport(ProcessGroupTransport):
             self.rank, self.world_size = now
 
     @override
-    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
-        return self._keeping(purpose, lambda: super(ElasticTransport, self).gather(payload, purpose=purpose))
+    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
+        gather = super().gather
+        return self._keeping(purpose, lambda: gather(payload, purpose=purpose, observers=observers))
+
+    @override
+    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
+        all_to_all = super().all_to_all
+        return self._keeping(purpose, lambda: all_to_all(payloads, purpose=purpose))
 
     @override
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
-        return self._keeping(purpose, lambda: super(ElasticTransport, self).mean(tensors, purpose=purpose))
+        mean = super().mean
+        return self._keeping(purpose, lambda: mean(tensors, purpose=purpose))
 
     def _keeping(self, purpose: str, operate: Callable[[], Result]) -> Result:
         if purpose == "control":
             # Comparisons; they belong to a quorum.
             return operate()
         if self._replayed is not None:
-            result, agreed = next(self._replayed)
+            kept = next(self._replayed, None)
+            if kept is None:
+                # All stopped between two rounds of the attempt, behind the same one, so that nobody has moved.
+                self.forget_attempt()
+                raise ReplicaLostError("the last attempt ended between two of its rounds; all repeat it")
+            result, agreed = kept
             self.agreed |= agreed
             return cast(Result, result)
+        if purpose == "update":
+            # An exchange of several rounds is settled after each of them; all messages are there behind the last.
+            self.prepared = False
         result = operate()
         self._kept.append((result, self.agreed))
         return result

@@ -15,8 +15,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError
-from muonwire.transport.base import Flag, Transport
+from muonwire.transport.base import Flag, Transport, check_count
 from muonwire.transport.header import (
+    ALL_TO_ALL,
+    FREE_LENGTHS,
     GATHER,
     HEADER,
     LARGEST_LENGTH,
@@ -29,6 +31,8 @@ from muonwire.transport.header import (
 from muonwire.transport.meter import Meter, Traffic
 
 LARGEST_PAYLOAD_BYTES = 1 << 34
+# Before each payload of an all-to-all, whose header is one for all receivers: its own length.
+LENGTH_BYTES = 5
 
 Accept = Callable[[Mapping[int, bytes]], None]
 
@@ -55,6 +59,9 @@ class FrameTransport(Transport):
         self._failure: ExchangeError | None = None
         self._inline_bytes: dict[str, int] = {}
         self._last_lengths: dict[str, tuple[int, int]] = {}
+        # Of messages from one replica to another alone: by purpose, sender and receiver.
+        self._room: dict[tuple[str, int, int], int] = {}
+        self._length_before: dict[tuple[str, int, int], int] = {}
 
     @abstractmethod
     def carry(
@@ -87,7 +94,7 @@ class FrameTransport(Transport):
         return [r for r in range(self.world_size) if r != self.rank]
 
     @override
-    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
+    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
         """A frame to every peer, and a second message for what does not fit into it.
 
         A frame holds the header and as many bytes as ``_fitting`` expects. Where lengths are steady one message is enough, and no
@@ -97,11 +104,11 @@ class FrameTransport(Transport):
             self.agreed |= self.requested
             return [payload]
         with self._operation():
-            return self._gather(payload, purpose)
+            return self._gather(payload, purpose, observers=observers)
 
-    def _gather(self, payload: bytes, purpose: str) -> list[bytes]:
+    def _gather(self, payload: bytes, purpose: str, *, observers: bool) -> list[bytes]:
         start_s = time.perf_counter()
-        observing = self._observing(purpose)
+        observing = self._observing(purpose) and not observers
         payload = b"" if observing else payload
         inline = self._inline_bytes.get(purpose, 0)
         check = checksum(purpose)
@@ -168,6 +175,87 @@ class FrameTransport(Transport):
         self._last_lengths[purpose] = now = (min(lengths), max(lengths))
         longest, shortest = max(before[1], now[1]), min(before[0], now[0])
         return now[1] + now[1] // 256 if longest - shortest <= longest // 64 else shortest
+
+    @override
+    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
+        """A frame to every peer, and a second message where a payload does not fit into it.
+
+        How many bytes a frame has room for follows from the lengths of the last two payloads from its sender to its receiver, which
+        both know. Where these lengths are steady one message is enough.
+        """
+        check_count(payloads, self.world_size)
+        if not self.peers:
+            self.agreed |= self.requested
+            return list(payloads)
+        with self._operation():
+            return self._all_to_all(payloads, purpose)
+
+    def _all_to_all(self, payloads: Sequence[bytes], purpose: str) -> list[bytes]:
+        start_s = time.perf_counter()
+        observing = self._observing(purpose)
+        payloads = [b""] * self.world_size if observing else payloads
+        check = checksum(purpose)
+        self._purposes[check] = purpose
+        room_out = {r: self._room.get((purpose, self.rank, r), 0) for r in self.peers}
+        room_in = {r: self._room.get((purpose, r, self.rank), 0) for r in self.peers}
+        frames = {r: self._empty(LENGTH_BYTES + room) for r, room in room_in.items()}
+        bodies = {
+            r: self._to_wire(
+                len(payloads[r]).to_bytes(LENGTH_BYTES, "little") + payloads[r][:room].ljust(room, b"\0")
+            )
+            for r, room in room_out.items()
+        }
+        longest = min(max(map(len, payloads)), LARGEST_LENGTH)
+        headers = self._swap_frames(
+            self._header(ALL_TO_ALL, check, longest, observing=observing), bodies, frames, about=str
+        )
+        received = {r: _bytes(frame) for r, frame in frames.items()}
+        lengths = {r: int.from_bytes(frame[:LENGTH_BYTES], "little") for r, frame in received.items()}
+        for r, length in lengths.items():
+            if length > headers[r].length:
+                raise ExchangeError(
+                    f"all-to-all: replica {r} announces {length} bytes, and at most {headers[r].length} to any replica in its "
+                    "header"
+                )
+        rests_out = {
+            r: self._to_wire(payloads[r][room:]) for r, room in room_out.items() if len(payloads[r]) > room
+        }
+        rests_in = {r: self._empty(lengths[r] - room) for r, room in room_in.items() if lengths[r] > room}
+        if rests_out or rests_in:
+            self.carry(b"", rests_out, rests_in, lambda _: None)
+        for r in self.peers:
+            self._fit((purpose, self.rank, r), len(payloads[r]))
+            self._fit((purpose, r, self.rank), lengths[r])
+        sent = self._carried(bodies, HEADER.size) + self._carried(rests_out)
+        traffic = Traffic(
+            sent_bytes=sent,
+            egress_bytes=sent,
+            received_bytes=self._carried(frames, HEADER.size) + self._carried(rests_in),
+            num_messages=2 if rests_out or rests_in else 1,
+            wait_s=time.perf_counter() - start_s,
+        )
+        self.meter.add(purpose, traffic)
+        return [
+            payloads[r]
+            if r == self.rank
+            else received[r][LENGTH_BYTES:][: lengths[r]] + (_bytes(rests_in[r]) if r in rests_in else b"")
+            for r in self._contributors(observing, headers)
+        ]
+
+    def _carried(self, messages: Mapping[int, Tensor], header_bytes: int = 0) -> int:
+        return sum(self.carried_bytes(header_bytes + message.numel()) for message in messages.values())
+
+    def _fit(self, link: tuple[str, int, int], length: int) -> None:
+        """Note the length of a payload from one replica to another, from which both find the room in the next frame.
+
+        It is the length where that has not changed, somewhat more than the longer of the last two where these lie close together,
+        else the shorter.
+        """
+        before = self._length_before.get(link, length)
+        self._length_before[link] = length
+        shorter, longer = sorted((before, length))
+        padding = longer // 256 if longer > shorter else 0
+        self._room[link] = longer + padding if longer - shorter <= longer // 64 else shorter
 
     @torch.no_grad()
     @override
@@ -311,10 +399,10 @@ class FrameTransport(Transport):
                 {self.rank: own, **headers}, purposes=self._purposes, about=about, settings=self.settings
             )
             for rank, header in sorted({self.rank: own, **headers}.items()):
-                if header.kind == GATHER and header.length > LARGEST_PAYLOAD_BYTES:
+                if header.kind in FREE_LENGTHS and header.length > LARGEST_PAYLOAD_BYTES:
                     raise ExchangeError(
-                        f"gather: the payload of replica {rank} has {header.length} bytes; at most {LARGEST_PAYLOAD_BYTES} are "
-                        "allowed"
+                        f"{header.name}: the payload of replica {rank} has {header.length} bytes; at most {LARGEST_PAYLOAD_BYTES} "
+                        "are allowed"
                     )
                 self.agreed |= header.flags & ~Flag.OBSERVES
 

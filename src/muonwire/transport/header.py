@@ -1,9 +1,10 @@
 """The sixteen bytes before every message, and the errors that follow where replicas are not in lockstep.
 
 Little-endian: magic "M", settings u8, version u8, kind (low 4 bits) and flags (high 4) u8, optimizer step u32, sequence number
-u8, check u16, length u40. The length is that of the payload of a gather, and of one part of a mean. The check is a checksum of
-what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes. settings is a checksum of the step's
-rates; one byte is enough, since it is sent again in every step. Step and sequence number wrap around.
+u8, check u16, length u40. The length is that of the payload of a gather, of the longest payload of an all-to-all, and of one part
+of a mean. The check is a checksum of what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes.
+settings is a checksum of the step's rates; one byte is enough, since it is sent again in every step. Step and sequence number
+wrap around.
 """
 
 import struct
@@ -17,8 +18,10 @@ from muonwire.transport.base import Flag
 HEADER = struct.Struct("<cBBBIBHIB")
 MAGIC = b"M"
 VERSION = 3
-GATHER, REDUCE, SPREAD = 1, 2, 3
-KIND_NAMES = {GATHER: "gather", REDUCE: "mean", SPREAD: "second half of a mean"}
+GATHER, REDUCE, SPREAD, ALL_TO_ALL = 1, 2, 3, 4
+# Their payloads may have any lengths; the headers of other operations agree in theirs.
+FREE_LENGTHS = (GATHER, ALL_TO_ALL)
+KIND_NAMES = {GATHER: "gather", REDUCE: "mean", SPREAD: "second half of a mean", ALL_TO_ALL: "all-to-all"}
 _FLAGS = int(Flag.STOP | Flag.DIVERGED | Flag.CHANGED | Flag.OBSERVES)
 LARGEST_LENGTH = (1 << 40) - 1
 
@@ -103,8 +106,7 @@ def check_lockstep(
     def differ(key: Callable[[Header], object]) -> bool:
         return len({key(header) for header in headers.values()}) > 1
 
-    # The payloads of a gather may have any lengths.
-    if not differ(lambda h: h._replace(flags=Flag.NONE, length=0 if h.kind == GATHER else h.length)):
+    if not differ(lambda h: h._replace(flags=Flag.NONE, length=0 if h.kind in FREE_LENGTHS else h.length)):
         return
     if differ(lambda h: (h.step, h.kind)):
         remedy = (
@@ -124,7 +126,7 @@ def check_lockstep(
             f"replicas step with different settings: {_places(headers, lambda h: f'settings {h.settings:02x}')}; this replica has "
             f"{settings}. Give all replicas the same rates and schedule, and none that follows a replica's own loss"
         )
-    if next(iter(headers.values())).kind != GATHER:
+    if next(iter(headers.values())).kind not in FREE_LENGTHS:
         if differ(lambda h: h.length):
             tensors = _places(headers, lambda h: f"{h.name}, in parts of {h.length} bytes")
         else:

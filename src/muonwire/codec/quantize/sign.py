@@ -19,6 +19,7 @@ from muonwire.errors import PayloadError
 
 Bytes = npt.NDArray[np.uint8]
 _DIGITS = struct.Struct("<HH")
+_ONE_SCALE = ("tensor", "shared")
 # The eight signs that each byte stands for, the first in its lowest bit.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _SIGNS = _BITS.astype(np.float32) * 2 - 1
@@ -35,6 +36,8 @@ class Sign(Quantize):
 
     Args:
         scale: what shares a scale: the whole "tensor"; each "row" (without a transform) or "chunk" (with one);
+            "shared": the tensor on all replicas, which an exchange then gives the mean of their mean magnitudes, so that the sum of
+            what they send is a whole number of scales (without transform and selection; alone it is as "tensor");
             "none": no scale is sent and values decode to ±1, as Psyche's DisTrO has it. Scales are bfloat16.
 
     Source: 1-bit SGD (Seide et al., 2014); scale by mean magnitude as in EF-signSGD (Karimireddy et al., 1901.09847).
@@ -44,7 +47,7 @@ class Sign(Quantize):
     scale: str = "tensor"
 
     def __post_init__(self) -> None:
-        self.check_choice("scale", ("none", *scales.SCALES))
+        self.check_choice("scale", ("none", "shared", *scales.SCALES))
 
     @property
     @override
@@ -53,10 +56,15 @@ class Sign(Quantize):
         return self.scale != "none"
 
     @override
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor | None]:
+    def encode(
+        self, values: Tensor, layout: Layout, *, seed: int, shared: Tensor | None = None
+    ) -> tuple[bytes, Tensor | None]:
         num_scales = self._num_scales(layout.num_blocks)
-        even = self.scale == "tensor" or layout.per_block is not None
-        if num_scales and even and values.numel():
+        even = self.scale in _ONE_SCALE or layout.per_block is not None
+        if shared is not None:
+            means = shared.reshape(1).to("cpu", torch.float32)
+            bits = np.packbits(values.numpy() >= 0, bitorder="little")
+        elif num_scales and even and values.numel():
             means, bits = _even_scales(values.view(num_scales, -1))
         else:
             means = _uneven_scales(values, layout) if num_scales and not even else torch.zeros(num_scales)
@@ -73,9 +81,9 @@ class Sign(Quantize):
                 f"payload: {len(data) - read} bytes of values; {count} values of {self} take {(count + 7) // 8}"
             )
         bits = np.frombuffer(data, dtype=np.uint8, offset=read)
-        if self.scale in ("none", "tensor"):
+        if self.scale == "none" or self.scale in _ONE_SCALE:
             # One scale: its table holds the values themselves.
-            table = _SIGNS * shared.numpy() if self.scale == "tensor" else _SIGNS
+            table = _SIGNS if self.scale == "none" else _SIGNS * shared.numpy()
             return torch.from_numpy(np.take(table, bits, axis=0).reshape(-1)[:count])
         if layout.per_block is None:
             signs = torch.from_numpy(np.take(_SIGNS, bits, axis=0).reshape(-1)[:count])
@@ -90,7 +98,7 @@ class Sign(Quantize):
         return size + (count + 7) // 8
 
     def _num_scales(self, num_blocks: int) -> int:
-        return {"none": 0, "tensor": 1}.get(self.scale, num_blocks)
+        return 0 if self.scale == "none" else 1 if self.scale in _ONE_SCALE else num_blocks
 
     def _pack_scales(self, narrow: Tensor) -> bytes:
         if self.scale != "chunk" or narrow.numel() < 2:

@@ -1,0 +1,41 @@
+"""Which replica sent what cannot be averaged."""
+
+from collections.abc import Sequence
+
+import torch
+
+from muonwire.codec.base import Codec
+from muonwire.codec.finite import all_finite
+from muonwire.codec.part import Shape
+from muonwire.errors import PayloadError
+
+
+def blame(
+    codec: Codec, bodies: Sequence[bytes], shape: Shape, *, dtype: torch.dtype, what: str
+) -> PayloadError:
+    """The error for the replica whose body does not decode, or else has the largest values.
+
+    Args:
+        codec: of the bodies.
+        bodies: of the replicas, in rank order; their mean is not finite, or one of them is damaged.
+        shape: of what they decode to.
+        dtype: in which it must be finite.
+        what: they are, for the message.
+    """
+    peaks = []
+    # Each body is decoded by itself only here.
+    for rank, body in enumerate(bodies):
+        try:
+            decoded = codec.decode_body(body, shape).to(dtype)
+        except PayloadError as error:
+            return PayloadError(f"from replica {rank}: {what}: {error}")
+        if not all_finite(decoded):
+            return PayloadError(
+                f"from replica {rank}: {what}: payload: a decoded value is not finite in {dtype}"
+            )
+        peaks.append(decoded.abs().max().item() if decoded.numel() else 0.0)
+    rank = peaks.index(max(peaks))
+    return PayloadError(
+        f"from replica {rank}: {what}: its values, up to {peaks[rank]:g}, are the largest in a sum over the replicas that is not "
+        f"finite in {dtype}"
+    )

@@ -1,0 +1,284 @@
+"""Means by owners: each part of a group's tensors has one replica that averages it for all.
+
+Of R replicas, replica j owns part j: all send it their payloads of that part, it averages them in rank order and sends all
+the mean. A replica so sends its update once and 1/R of the mean to R − 1 others, whatever R is, where a gather sends the update
+R − 1 times.
+"""
+
+import struct
+import zlib
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from muonwire.codec import parts, sums
+from muonwire.codec.base import Codec, Encoded
+from muonwire.codec.finite import all_finite
+from muonwire.codec.part import Shape
+from muonwire.codec.quantize import scales as bfloat16
+from muonwire.errors import PayloadError
+from muonwire.stages.base import Context, State, States
+from muonwire.stages.damage import blame
+from muonwire.stages.pieces import UNITS, Piece, assemble, cut
+from muonwire.stages.rounds import Reply, Request
+from muonwire.transport.base import Transport
+
+OWNER = "owner"
+_SEED = struct.Struct("<QQQ")
+
+
+def piece_seed(*, step: int, tensor: int, owner: int) -> int:
+    """32 bits for one piece of one tensor in one round, the same on all replicas."""
+    return zlib.crc32(_SEED.pack(step, tensor, owner))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owners:
+    """Sends pieces of tensors to their owners, and takes the means.
+
+    Args:
+        codec: of the pieces on their way to the owners.
+        mean_codec: of the means on their way back; none sends them without loss, as sums of signs.
+        over: see Exchange.
+        decay: of what the owner keeps of a mean from round to round, with a mean_codec.
+    """
+
+    codec: Codec
+    mean_codec: Codec | None
+    over: str
+    decay: float
+
+    def pieces(self, shapes: tuple[Shape, ...], owners: int) -> tuple[tuple[Piece, ...], ...]:
+        """By owner: its pieces, cut as finely as both codecs allow."""
+        units = [UNITS.index(c.unit) for c in (self.codec, self.mean_codec) if c is not None]
+        return cut(shapes, owners, UNITS[max(units)])
+
+    def total_bytes(self, shapes: tuple[Shape, ...], replicas: int) -> tuple[int, int]:
+        """Bytes of all parts that one replica makes, and of all owners' means."""
+        there = back = 0
+        for pieces in self.pieces(shapes, replicas):
+            there += parts.num_bytes([self.codec.estimate_body_bytes(piece.shape) for piece in pieces])
+            if self.mean_codec is not None:
+                back += parts.num_bytes(
+                    [self.mean_codec.estimate_body_bytes(piece.shape) for piece in pieces]
+                )
+            elif pieces:
+                back += parts.num_bytes([sums.estimate_bytes(sum(p.end - p.begin for p in pieces), replicas)])
+        return there, back
+
+    def estimate_bytes(self, shapes: tuple[Shape, ...], replicas: int) -> float:
+        """Bytes that a replica sends on average, each payload once however many get it: R − 1 parts of R, and 1/R of the means."""
+        there, back = self.total_bytes(shapes, replicas)
+        return ((replicas - 1) * there + back) / replicas
+
+    def encode(
+        self, signal: Tensor, pieces: Sequence[tuple[int, Piece]], *, step: int, state: State | None
+    ) -> list[tuple[Piece, Encoded]]:
+        """One tensor's pieces, each encoded by itself; ``pieces`` names the owner of each."""
+        return [
+            (
+                piece,
+                self.codec.encode_body(
+                    piece.of(signal),
+                    seed=piece_seed(step=step, tensor=piece.tensor, owner=owner),
+                    state=state,
+                ),
+            )
+            for owner, piece in pieces
+        ]
+
+    def rounds(
+        self,
+        bodies: Sequence[Sequence[bytes]],
+        shapes: tuple[Shape, ...],
+        scales: Tensor | None,
+        states: States,
+        context: Context,
+    ) -> Generator[Request, Reply, list[Tensor]]:
+        """The tensors' means, the same bits on all replicas.
+
+        Args:
+            bodies: by owner, of its pieces.
+            shapes: of the tensors.
+            scales: that the replicas share, one a tensor; none where the codec shares none.
+            states: of the tensors; what the owner keeps is under "owner".
+            context: of the round.
+
+        Raises:
+            PayloadError: a replica sent what does not decode; on all replicas, and it names that one.
+        """
+        transport = context.transport
+        cuts = self.pieces(shapes, transport.world_size)
+        sent = [
+            parts.pack(str(self.codec), [p.shape for p in pieces], of_owner)
+            for pieces, of_owner in zip(cuts, bodies, strict=True)
+        ]
+        round_of_parts = yield Request(parts=sent)
+        own = cuts[transport.rank]
+        try:
+            if not own:
+                mean = b""
+            elif self.mean_codec is None:
+                mean = self._count(round_of_parts.payloads, own, scales, context)
+            else:
+                mean = self._encode_mean(self.mean_codec, round_of_parts.payloads, own, states, context)
+        except PayloadError as error:
+            # The others cannot see what this replica was sent; all must stop for the same reason.
+            mean = parts.refuse(str(error))
+        round_of_means = yield Request(payload=mean, observers=True)
+        key = ("owners", str(self), shapes, tuple(round_of_means.payloads))
+        return transport.once(
+            key, lambda: self._decode(round_of_means.payloads, cuts, shapes, scales, transport)
+        )
+
+    @property
+    def _mean_text(self) -> str:
+        """What the checksum of a mean stands for."""
+        return f"mean by {self.mean_codec}" if self.mean_codec else f"sums of {self.codec}"
+
+    def _unpacked(self, received: Sequence[bytes], pieces: Sequence[Piece]) -> list[list[bytes]]:
+        """The bodies that each replica sent of the pieces."""
+        shapes, found = [piece.shape for piece in pieces], []
+        for rank, message in enumerate(received):
+            try:
+                found.append(parts.unpack(message, codec_text=str(self.codec), shapes=shapes))
+            except PayloadError as error:
+                raise PayloadError(f"from replica {rank}: {error}") from error
+        return found
+
+    def _count(
+        self, received: Sequence[bytes], pieces: Sequence[Piece], scales: Tensor | None, context: Context
+    ) -> bytes:
+        """The message that holds the sum of the signs of each entry of the pieces."""
+        agreed = _shared(scales, pieces)
+        counts = [np.zeros(piece.end - piece.begin, dtype=np.int64) for piece in pieces]
+        for rank, bodies in enumerate(self._unpacked(received, pieces)):
+            for piece, body, (scale, _), total in zip(pieces, bodies, agreed, counts, strict=True):
+                try:
+                    total += sums.positive(body, len(total), scale=scale)
+                except PayloadError as error:
+                    raise PayloadError(f"from replica {rank}: {_named(piece, context)}: {error}") from error
+        body = sums.pack(np.concatenate(counts), len(received))
+        return parts.pack(self._mean_text, [piece.shape for piece in pieces], [body])
+
+    def _encode_mean(
+        self,
+        mean_codec: Codec,
+        received: Sequence[bytes],
+        pieces: Sequence[Piece],
+        states: States,
+        context: Context,
+    ) -> bytes:
+        """The message that holds the mean of each piece, with what is kept of earlier means; keeps what is not sent."""
+        by_rank = self._unpacked(received, pieces)
+        sent = []
+        kept: dict[int, State] = {i: {} for i in range(len(states))}
+        for k, piece in enumerate(pieces):
+            bodies = [of_rank[k] for of_rank in by_rank]
+            mean = None
+            with suppress(PayloadError):
+                mean = self.codec.mean_bodies(bodies, piece.shape, over=self.over)
+            if mean is None or not all_finite(mean):
+                raise blame(self.codec, bodies, piece.shape, dtype=torch.float32, what=_named(piece, context))
+            residual = _residual(states[piece.tensor], piece)
+            signal = (
+                mean if residual is None else mean + self.decay * residual.to(mean.dtype).view(mean.shape)
+            )
+            encoded = mean_codec.encode_body(
+                signal,
+                seed=piece_seed(step=context.step, tensor=piece.tensor, owner=context.transport.rank),
+            )
+            kept[piece.tensor] = {
+                "residual": (signal - encoded.decoded).reshape(-1),
+                "begin": piece.begin,
+            }
+            sent.append(encoded.body)
+        for i, state in enumerate(states):
+            state[OWNER] = kept[i]
+        return parts.pack(self._mean_text, [piece.shape for piece in pieces], sent)
+
+    def _decode(
+        self,
+        received: Sequence[bytes],
+        cuts: Sequence[Sequence[Piece]],
+        shapes: tuple[Shape, ...],
+        scales: Tensor | None,
+        transport: Transport,
+    ) -> list[Tensor]:
+        """The means of all tensors, out of the owners' messages."""
+        found: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
+        replicas = 0
+        for owner, (message, pieces) in enumerate(zip(received, cuts, strict=True)):
+            try:
+                if self.mean_codec is not None:
+                    bodies = parts.unpack(
+                        message, codec_text=self._mean_text, shapes=[piece.shape for piece in pieces]
+                    )
+                    for piece, body in zip(pieces, bodies, strict=True):
+                        found[piece.tensor].append((piece, self.mean_codec.decode_body(body, piece.shape)))
+                else:
+                    replicas = self._decode_sums(message, pieces, scales, found, transport, replicas)
+            except PayloadError as error:
+                raise PayloadError(f"from replica {owner}, the owner of part {owner}: {error}") from error
+        dtypes = {values.dtype for of_tensor in found for _, values in of_tensor}
+        dtype = dtypes.pop() if dtypes else torch.float32
+        return [assemble(pieces, shape, dtype=dtype) for pieces, shape in zip(found, shapes, strict=True)]
+
+    def _decode_sums(
+        self,
+        message: bytes,
+        pieces: Sequence[Piece],
+        scales: Tensor | None,
+        found: list[list[tuple[Piece, Tensor]]],
+        transport: Transport,
+        replicas: int,
+    ) -> int:
+        """Decode one owner's sums into ``found``; returns how many replicas they are of, ``replicas`` if not 0."""
+        bodies = parts.unpack(
+            message,
+            codec_text=self._mean_text,
+            shapes=[piece.shape for piece in pieces],
+            bodies=min(1, len(pieces)),
+        )
+        if not bodies:
+            return replicas
+        total = sum(piece.end - piece.begin for piece in pieces)
+        counts, senders = sums.unpack(bodies[0], total, largest=transport.world_size)
+        if replicas not in (0, senders):
+            raise PayloadError(f"payload: sums of {senders} signs; those of other owners are of {replicas}")
+        position = 0
+        for piece, (_, scale) in zip(pieces, _shared(scales, pieces), strict=True):
+            size = piece.end - piece.begin
+            found[piece.tensor].append(
+                (piece, sums.mean(counts[position : position + size], senders, scale=scale))
+            )
+            position += size
+        return senders
+
+
+def _shared(scales: Tensor | None, pieces: Sequence[Piece]) -> list[tuple[bytes, float]]:
+    """Of each piece: the bytes of its tensor's scale in bfloat16, and the number; none and 1 where no scale is shared."""
+    if scales is None:
+        return [(b"", 1.0)] * len(pieces)
+    narrow = bfloat16.round_nearest(scales)
+    numbers = narrow.tolist()
+    return [(bfloat16.write(narrow[p.tensor : p.tensor + 1]), numbers[p.tensor]) for p in pieces]
+
+
+def _residual(state: State, piece: Piece) -> Tensor | None:
+    """What this replica keeps of earlier means of the piece; None where it did not own the same piece then."""
+    kept = state.get(OWNER, {})
+    residual: Tensor | None = kept.get("residual")
+    same = (
+        residual is not None and kept["begin"] == piece.begin and residual.numel() == piece.end - piece.begin
+    )
+    return residual if same else None
+
+
+def _named(piece: Piece, context: Context) -> str:
+    name = f" ({context.names[piece.tensor]})" if context.names else ""
+    return f"entries {piece.begin} to {piece.end} of tensor {piece.tensor}{name}"

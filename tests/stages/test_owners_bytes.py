@@ -1,0 +1,28 @@
+"""What a replica sends and receives in one synchronization, at four, sixteen and sixty-four replicas."""
+
+import pytest
+from benchmarks.owners import traffic
+
+# Bits a parameter, each way: a bit on the way to the owners, and the entropy of a sum of R signs (3.05 at 16, 4.05 at 64), or a bit
+# again, on the way back; with frames, scales, tables and padding.
+MOST_BITS = {
+    ("lossless", 16): 4.2,
+    ("lossless", 64): 5.3,
+    ("recompressed", 16): 2.2,
+    ("recompressed", 64): 2.2,
+}
+
+
+@pytest.mark.parametrize(("means", "replicas"), MOST_BITS)
+def test_a_synchronization_costs_about_the_same_however_many_replicas_there_are(means, replicas):
+    found = traffic(means, replicas)
+    assert found["parameters"] >= 450_000
+    assert found["egress_bits"] <= MOST_BITS[means, replicas]
+    assert found["received_bits"] <= MOST_BITS[means, replicas]
+    # Nothing is left out: each sends its part to all others, and each gets them.
+    assert found["egress_bits"] >= (1 - 1 / replicas) * (2 if means == "recompressed" else 4)
+
+
+def test_a_gather_costs_a_bit_for_each_peer():
+    found = traffic("gather", 16, size="pico")
+    assert 15 < found["egress_bits"] < 15.5
