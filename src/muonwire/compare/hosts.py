@@ -29,8 +29,6 @@ BURST_S = 0.002
 _PACKET_BYTES = 1600
 # What a port keeps before it drops packets.
 _QUEUE_MS = 400
-# Loss-based and on every kernel; measurements shall not depend on what a machine's owner prefers.
-_CONGESTION_CONTROL = "cubic"
 _NETEM_PACKETS = 100_000
 _RELAY = Path(__file__).with_name("relay.py")
 _RELAY_STARTS_S = 20.0
@@ -233,10 +231,6 @@ def _shape(host: Host, switch: str, port: str, link: Link, *, delay: bool) -> No
         _run(*up, "root", *_bucket(link.rate_mbit_s))
     down = ["tc", "-n", switch, "qdisc", "replace", "dev", port, "root"]
     _run(*down, *_bucket(link.received_mbit_s))
-    # Where the kernel lacks it, its own choice stays.
-    with suppress(OSError):
-        setting = "/proc/sys/net/ipv4/tcp_congestion_control"
-        _run("ip", "netns", "exec", host.namespace, "sh", "-c", f"echo {_CONGESTION_CONTROL} > {setting}")
 
 
 @contextmanager

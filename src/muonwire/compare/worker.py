@@ -10,14 +10,14 @@ from muonwire.train.recording import OTHERS_SAY_AFTER_S
 from muonwire.transport.waiting import SAID_AT_S, watching
 
 
-def worker(config: Comparison) -> None:
-    """All pending runs, one after the other, on one of the replicas."""
+def worker(config: Comparison, peers: bool = False) -> None:
+    """All pending runs of the recipes, or of the peers, one after the other, on one of the replicas."""
     task = config.task.make()
     first = os.environ.get("RANK", "0") == "0"
     first_s = SAID_AT_S[0] if first else OTHERS_SAY_AFTER_S
     with process_group() as make_transport, comparison_progress(config, enabled=first) as shown:
         set_threads(config.replicas, config.threads)
-        while runs := pending(config):
+        while runs := pending(config, peers=peers):
             for run in runs:
                 transport = make_transport()
                 trainer = prepare_run(config, run, task, transport)
