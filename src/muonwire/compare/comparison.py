@@ -73,8 +73,8 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
         )
     if config.peers:
         notes.append(
-            f"{', '.join(config.peers)}: bytes as the kernel counted them at each replica's interface, without the headers of Ethernet, "
-            "IP and TCP; messages as their algorithm has them; their exchange is part of their compute and optimizer time."
+            f"{', '.join(config.peers)}: bytes as the kernel counted them at each replica's interface, without the headers of "
+            "Ethernet, IP and TCP; messages as their algorithm has them; their exchange is part of their compute and optimizer time."
         )
     notes += _notes_on_links(config, summary)
     planned = sum(len(config.seeds_of(recipe)) for recipe in config.recipes)
@@ -110,7 +110,9 @@ def _notes_on_links(config: Comparison, summary: list[dict[str, Any]]) -> list[s
         return []
     emulated = [found for found in entries if found["emulated"]]
     if not emulated:
-        return [f"Times at {', '.join(config.emulate)} are modelled: {lacking() or 'the runs on them are not done'}."]
+        return [
+            f"Times at {', '.join(config.emulate)} are modelled: {lacking() or 'the runs on them are not done'}."
+        ]
     notes = []
     ratios = [found["kernel_over_meter"] for found in emulated if found["kernel_over_meter"] is not None]
     if ratios:
@@ -125,7 +127,9 @@ def _notes_on_links(config: Comparison, summary: list[dict[str, Any]]) -> list[s
         if not changed
         else f"In {changed} of {len(emulated)} runs on emulated links the losses differ from those without one."
     )
-    notes.append(f"TCP's congestion control: {', '.join(sorted({e['congestion_control'] for e in emulated}))}.")
+    notes.append(
+        f"TCP's congestion control: {', '.join(sorted({e['congestion_control'] for e in emulated}))}."
+    )
     return notes
 
 
@@ -149,8 +153,8 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
     lacks = lacking() if config.emulate or config.peers else ""
     if lacks and config.peers:
         raise UsageError(
-            f"compare: the bytes of peers are counted at network interfaces of their own, which cannot be made here: {lacks}; leave "
-            "out --peers, or run as root on Linux"
+            f"compare: the bytes of peers are counted at network interfaces of their own, which cannot be made here: {lacks}; "
+            "leave out --peers, or run as root on Linux"
         )
     try:
         if pending(config, peers=False):

@@ -171,8 +171,8 @@ class CompareConfig:
         link: rate and latency for the modelled time, such as 10mbit/50ms, or 20mbit:200mbit/40ms for rates up and down apart.
             Default: the first of --emulate, or the preset's.
         emulate: links of that form; on each, every recipe is trained again at its best rate, each replica on a host of its own in
-            network namespaces, until it reaches the loss at which the first recipe ended, and the time is measured. Where namespaces
-            are not allowed, a warning says so and the times at these links are modelled. See docs/emulate.md.
+            network namespaces, until it reaches the loss at which the first recipe ended, and the time is measured. Where
+            namespaces are not allowed, a warning says so and the times at these links are modelled. See docs/emulate.md.
         evaluate_every: steps between evaluations.
         out: folder of the comparison.
         threads: of each replica's arithmetic. Default: its share of the cores.

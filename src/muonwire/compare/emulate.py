@@ -21,16 +21,24 @@ from typing_extensions import override
 
 from muonwire.compare.config import Comparison
 from muonwire.compare.hosts import Host, hosts
-from muonwire.compare.measured import Measurement
+from muonwire.compare.measured import MEASURED, Measurement
 from muonwire.compare.peers.train import PeerTrainer, trained_egress_bytes, trained_received_bytes
-from muonwire.compare.runs import Run, best_lr, find_result, finish_run, prepare_run, run_folder, stopped
-from muonwire.errors import StoppedError
+from muonwire.compare.runs import (
+    Run,
+    best_lr,
+    find_result,
+    finish_run,
+    prepare_peer,
+    prepare_run,
+    run_folder,
+    stopped,
+)
 from muonwire.tasks import Task
 from muonwire.train.checkpoint import write_json
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, on_stop_signal, process_group, set_threads
 from muonwire.train.loop import RunResult, Trainer
-from muonwire.train.metrics import read_metrics
+from muonwire.train.metrics import read_lines, read_metrics
 from muonwire.train.progress import progress_bar
 from muonwire.transport import Link, Transport
 from muonwire.transport.waiting import watching
@@ -200,15 +208,12 @@ def _worker(config: Comparison, link: str, runs: Sequence[tuple[Run, int]]) -> N
         set_threads(config.replicas, config.threads)
         for run, stop_after in runs:
             transport = make_transport()
-            trainer = prepare_run(
-                config,
-                run,
-                task,
-                transport,
-                make=partial(MeasuredTrainer, stop_after=stop_after),
-                out=emulated_out(config, link),
-                stop_after=stop_after,
-            )
+            out, make = emulated_out(config, link), partial(MeasuredTrainer, stop_after=stop_after)
+            trainer: Trainer | PeerTrainer
+            if run.recipe in config.peers:
+                trainer = prepare_peer(config, run, task, transport, out=out, stop_after=stop_after)
+            else:
+                trainer = prepare_run(config, run, task, transport, make=make, out=out)
             with (
                 on_stop_signal(trainer.request_stop),
                 progress_bar(f"{link}: {run}", enabled=first, lines=False) as show,
@@ -222,7 +227,8 @@ def _worker(config: Comparison, link: str, runs: Sequence[tuple[Run, int]]) -> N
             if first:
                 write_json(trainer.folder / RESULT, record)
                 print(
-                    f"{link}: {run}: {result.steps} steps in {record['measured_s']:.1f} s of training", flush=True
+                    f"{link}: {run}: {result.steps} steps in {record['measured_s']:.1f} s of training",
+                    flush=True,
                 )
             finish_run(trainer, replace(result, finished=True))
 
@@ -251,15 +257,9 @@ def _record(trainer: "MeasuredTrainer | PeerTrainer", result: RunResult, link: s
 def emulated_metrics(config: Comparison, run: Run, link: str) -> list[dict[str, Any]]:
     """The evaluations of a run on a link: its metrics, with ``measured_s`` of training so far."""
     folder = emulated_folder(config, run, link)
-    from muonwire.compare.measured import MEASURED
-    from muonwire.train.metrics import read_lines
-
     measured = {line["step"]: line["measured_s"] for line in read_lines(folder / MEASURED)}
     return [
         {**record, "measured_s": measured[record["step"]]}
         for record in read_metrics(folder)
         if "eval_loss" in record and record["step"] in measured
     ]
-
-
-__all__ = ["StoppedError", "emulate", "emulated_metrics", "emulated_runs", "on_hosts", "read_emulated"]

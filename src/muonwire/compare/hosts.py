@@ -51,7 +51,15 @@ def _run(*words: str) -> None:
 def _bucket(rate_mbit_s: float) -> list[str]:
     """A token bucket of this rate, in the words of ``tc``."""
     burst_bytes = max(int(rate_mbit_s * 1e6 / 8 * BURST_S), _PACKET_BYTES)
-    return ["tbf", "rate", f"{rate_mbit_s * 1e3:.0f}kbit", "burst", f"{burst_bytes}b", "latency", f"{_QUEUE_MS}ms"]
+    return [
+        "tbf",
+        "rate",
+        f"{rate_mbit_s * 1e3:.0f}kbit",
+        "burst",
+        f"{burst_bytes}b",
+        "latency",
+        f"{_QUEUE_MS}ms",
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,9 @@ def _metrics(config: Comparison, run: Run, link: str, record: Result | None) -> 
     return [{**metrics, "measured_s": None} for metrics in plain if "eval_loss" in metrics]
 
 
-def link_summary(config: Comparison, target: Target | None, curves: pl.DataFrame) -> dict[Run, dict[str, Any]]:
+def link_summary(
+    config: Comparison, target: Target | None, curves: pl.DataFrame
+) -> dict[Run, dict[str, Any]]:
     """By run, what summary.json says of it on each link; see docs/emulate.md."""
     found: dict[Run, dict[str, Any]] = {}
     for link in config.emulate:

@@ -62,7 +62,9 @@ class Counters:
 
 def _retransmitted() -> int:
     names, values = (
-        line.split() for line in Path("/proc/self/net/snmp").read_text().splitlines() if line.startswith("Tcp:")
+        line.split()
+        for line in Path("/proc/self/net/snmp").read_text().splitlines()
+        if line.startswith("Tcp:")
     )
     return int(values[names.index("RetransSegs")])
 
@@ -139,7 +141,12 @@ class Measurement:
         assert gathered
         # What was sent before has arrived everywhere by now.
         if self._at is not None:
-            counted, total, control = (now - before for now, before in zip(self._now(), self._at, strict=True))  # type: ignore[operator]
+            (counters, totals, controls), (counters_before, totals_before, controls_before) = (
+                self._now(),
+                self._at,
+            )
+            counted, total = counters - counters_before, totals - totals_before
+            control = controls - controls_before
             self._spent = replace(
                 self._spent,
                 kernel=self._spent.kernel + counted,

@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
@@ -37,10 +38,8 @@ def open_tap(name: str) -> int:
 
 def put(fd: int, frame: bytes) -> None:
     """Write a frame; one that the interface does not take, as while it is down, is lost as on a cable."""
-    try:
+    with suppress(OSError):
         os.write(fd, frame)
-    except OSError:
-        pass
 
 
 def relay(delay_s: float, cables: list[tuple[int, int]]) -> None:
@@ -74,6 +73,7 @@ def relay(delay_s: float, cables: list[tuple[int, int]]) -> None:
 
 
 def main() -> None:
+    """Make the cables that the command line names, and carry frames."""
     delay_s, *cables = sys.argv[1:]
     opened = [(open_tap(host), open_tap(switch)) for host, _, switch in (c.partition(":") for c in cables)]
     try:

@@ -197,26 +197,20 @@ def prepare_run(
     *,
     make: Callable[[TrainConfig, Task, Transport, Path], Trainer] = Trainer,
     out: Path | None = None,
-    stop_after: int | None = None,
-) -> Trainer | PeerTrainer:
-    """The trainer of one run on one of the replicas, where it was cut off or at the start; peers start anew.
+) -> Trainer:
+    """The trainer of one run of a recipe on one of the replicas, where it was cut off or at the start.
 
     Args:
         config: the comparison.
         run: of it.
         task: data and model.
         transport: a fresh one.
-        make: makes the trainer of a recipe.
+        make: makes the trainer.
         out: where the run's folder goes. Default: the comparison's.
-        stop_after: for a peer, a step after which it ends. Default: the last one.
     """
     settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
+    assert isinstance(settings, TrainConfig)
     folder = run_folder(out or config.out, *run)
-    if isinstance(settings, PeerConfig):
-        made = PeerTrainer(settings, task, transport, folder, stop_after=stop_after)
-        if transport.rank == 0:
-            write_json(folder / CONFIG, settings.identity())
-        return made
     trainer = make(settings, task, transport, folder)
     try:
         trainer.resume()
@@ -231,6 +225,30 @@ def prepare_run(
             end="",
             flush=True,
         )
+        write_json(folder / CONFIG, settings.identity())
+    return trainer
+
+
+def prepare_peer(
+    config: Comparison,
+    run: Run,
+    task: Task,
+    transport: Transport,
+    *,
+    out: Path | None = None,
+    stop_after: int | None = None,
+) -> PeerTrainer:
+    """The trainer of one run of a peer, from its start.
+
+    Args:
+        config, run, task, transport, out: as in ``prepare_run``.
+        stop_after: a step after which it ends. Default: the last one.
+    """
+    settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
+    assert isinstance(settings, PeerConfig)
+    folder = run_folder(out or config.out, *run)
+    trainer = PeerTrainer(settings, task, transport, folder, stop_after=stop_after)
+    if transport.rank == 0:
         write_json(folder / CONFIG, settings.identity())
     return trainer
 

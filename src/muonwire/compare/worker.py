@@ -4,7 +4,7 @@ import os
 
 from muonwire.compare.config import Comparison
 from muonwire.compare.progress import comparison_progress
-from muonwire.compare.runs import finish_run, pending, prepare_run, stopped
+from muonwire.compare.runs import finish_run, pending, prepare_peer, prepare_run, stopped
 from muonwire.train.launch import on_stop_signal, process_group, set_threads
 from muonwire.train.recording import OTHERS_SAY_AFTER_S
 from muonwire.transport.waiting import SAID_AT_S, watching
@@ -20,7 +20,7 @@ def worker(config: Comparison, peers: bool = False) -> None:
         while runs := pending(config, peers=peers):
             for run in runs:
                 transport = make_transport()
-                trainer = prepare_run(config, run, task, transport)
+                trainer = (prepare_peer if peers else prepare_run)(config, run, task, transport)
                 shown.at(run, trainer.step)
                 with on_stop_signal(trainer.request_stop), watching(transport.waits, first_s=first_s):
                     result = trainer.run(lambda progress, run=run: shown.at(run, progress.step))  # type: ignore[misc]

@@ -69,9 +69,7 @@ class DDPSettings(PeerSettings):
 
     def __post_init__(self) -> None:
         if self.hook not in HOOKS:
-            raise UsageError(
-                f"peer {self.name}: hook is {self.hook!r}; allowed are {', '.join(HOOKS)}"
-            )
+            raise UsageError(f"peer {self.name}: hook is {self.hook!r}; allowed are {', '.join(HOOKS)}")
         if self.rank < 1:
             raise UsageError(f"peer {self.name}: rank is {self.rank}; it must be at least 1")
 
@@ -91,7 +89,9 @@ class DDPAdamW(DDPSettings):
     @override
     def start(self, replica: Replica) -> Peer:
         groups = decayed(trainable(replica.model))
-        return DDP(replica, [torch.optim.AdamW(groups, lr=replica.lr, betas=BETAS)], hook=self.hook, rank=self.rank)
+        return DDP(
+            replica, [torch.optim.AdamW(groups, lr=replica.lr, betas=BETAS)], hook=self.hook, rank=self.rank
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

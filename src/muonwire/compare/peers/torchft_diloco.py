@@ -43,7 +43,9 @@ class TorchftDiLoCo(PeerSettings):
     """
 
     name: ClassVar[str] = "torchft_diloco"
-    summary: ClassVar[str] = "torchft.local_sgd.DiLoCo: torch.optim.AdamW inside, Nesterov SGD outside, over torchft's gloo group"
+    summary: ClassVar[str] = (
+        "torchft.local_sgd.DiLoCo: torch.optim.AdamW inside, Nesterov SGD outside, over torchft's gloo group"
+    )
     interval: int = 20
     outer_lr: float = 0.7
     outer_momentum: float = 0.9

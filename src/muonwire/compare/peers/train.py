@@ -195,7 +195,7 @@ class PeerTrainer:
         return sums[0] / sums[1], sums[2] / sums[3] if sums[3] else None
 
     def _totals(self) -> dict[str, float]:
-        """What was spent so far: times of this replica, bytes as means over the replicas, all as the trainer of recipes has them."""
+        """What was spent so far, named as the trainer of recipes does: times of this replica, bytes as means over the replicas."""
         replicas = self.measurement.replicas
         egress = fmean(map(trained_egress_bytes, replicas))
         return {

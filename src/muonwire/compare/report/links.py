@@ -1,6 +1,5 @@
 """The section on the links of --emulate: loss against time on each, and the time to the target, measured beside modelled."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +46,9 @@ def on_link(results: Results, link: str) -> Results:
         for name, kind in CURVE_COLUMNS.items()
         if name != "best"
     ]
-    return replace(results, curves=frame.select(*given, pl.lit(value=True).alias("best")).select(*CURVE_COLUMNS))
+    return replace(
+        results, curves=frame.select(*given, pl.lit(value=True).alias("best")).select(*CURVE_COLUMNS)
+    )
 
 
 def links_of(results: Results) -> list[str]:
@@ -95,9 +96,7 @@ def link_tile(results: Results, target: Target | None) -> Tile | None:
     recipe = results.find(least.recipe)
     assert recipe is not None
     label = f"Least time to {loss_text(target.loss)} at {links[0]}, measured"
-    return Tile(
-        label=label, value=seconds_text(least.measured_s), detail=least.recipe, swatch=swatch(recipe)
-    )
+    return Tile(label=label, value=seconds_text(least.measured_s), detail=least.recipe, swatch=swatch(recipe))
 
 
 def _chart(there: Results, link: str, *, measured: bool) -> Chart | None:
@@ -110,9 +109,7 @@ def _chart(there: Results, link: str, *, measured: bool) -> Chart | None:
     )
     return draw_curves(
         there,
-        axis=time_axis(
-            there, column="measured_s" if measured else "link_s", title=f"time at {link}, {how}"
-        ),
+        axis=time_axis(there, column="measured_s" if measured else "link_s", title=f"time at {link}, {how}"),
         name=f"loss_at_{slug}",
         title=f"Loss by time at {link} ({how})",
         how_to_read=f"Further left is sooner. {read}",
@@ -147,7 +144,10 @@ def _table(
     least = min((_time(r, measured=measured) for r in reached.values()), default=0.0)
     order = sorted(
         there.ordered,
-        key=lambda r: (r.recipe not in reached, _time(reached[r.recipe], measured=measured) if r.recipe in reached else 0),
+        key=lambda r: (
+            r.recipe not in reached,
+            _time(reached[r.recipe], measured=measured) if r.recipe in reached else 0,
+        ),
     )
     rows = []
     for recipe in order:
@@ -157,21 +157,23 @@ def _table(
             rows.append((name, *[Cell(text="–")] * (5 if measured else 3)))
             continue
         seconds = _time(at, measured=measured)
-        slower = Cell(text=ratio_text(seconds / least) if least > 0 else "–")
-        modelled = Cell(text=seconds_text(at.link_s), best=not measured and seconds == least)
+        times = Cell(text=ratio_text(seconds / least) if least > 0 else "–")
+        model = Cell(text=seconds_text(at.link_s), best=not measured and seconds == least)
         steps = Cell(text=f"{at.step}")
         if measured:
-            off = at.link_s / at.measured_s - 1 if at.measured_s > 0 else 0.0
+            differs = at.link_s / at.measured_s - 1 if at.measured_s > 0 else 0.0
             taken = Cell(text=seconds_text(at.measured_s), best=seconds == least)
-            rows.append((name, steps, taken, slower, modelled, Cell(text=f"{100 * off:+.0f} %")))
+            rows.append((name, steps, taken, times, model, Cell(text=f"{100 * differs:+.0f} %")))
         else:
-            rows.append((name, steps, modelled, slower))
+            rows.append((name, steps, model, times))
     to = f"to {loss_text(target.loss)}"
-    columns: Sequence[Column | str] = (
-        ("Recipe", Column(label="Steps", unit=to), Column(label="Measured", unit=to), Column(label="Of the fastest", unit="times"))
-        + (Column(label="Modelled", unit=to), Column(label="Model", unit="against measured"))
-        if measured
-        else ("Recipe", Column(label="Steps", unit=to), Column(label="Modelled", unit=to), Column(label="Of the fastest", unit="times"))
-    )
-    notes = [f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe never reached it."]
+    steps_column, slower = Column(label="Steps", unit=to), Column(label="Of the fastest", unit="times")
+    modelled = Column(label="Modelled", unit=to)
+    columns: tuple[Column | str, ...] = ("Recipe", steps_column, modelled, slower)
+    if measured:
+        off = Column(label="Model", unit="against measured")
+        columns = ("Recipe", steps_column, Column(label="Measured", unit=to), slower, modelled, off)
+    notes = [
+        f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe never reached it."
+    ]
     return text_table(f"Time to the target at {link}, fastest first", columns, rows, notes=notes)
