@@ -74,7 +74,7 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
     if config.peers:
         notes.append(
             f"{', '.join(config.peers)}: bytes as the kernel counted them at each replica's interface, without the headers of "
-            "Ethernet, IP and TCP; messages as their algorithm has them; their exchange is part of their compute and optimizer time."
+            "Ethernet, IP and TCP; messages as their algorithms have them; their exchange is part of compute and optimizer."
         )
     notes += _notes_on_links(config, summary)
     planned = sum(len(config.seeds_of(recipe)) for recipe in config.recipes)

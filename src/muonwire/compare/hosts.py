@@ -252,6 +252,7 @@ def _group() -> Iterator[str]:
         _remove_stale()
         lock = path.open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
+        print(os.getpid(), file=lock, flush=True)
     try:
         yield name
     finally:
@@ -262,7 +263,7 @@ def _group() -> Iterator[str]:
 def _remove_stale() -> None:
     """Remove the hosts of processes that have ended without doing it, and what still runs on those hosts."""
     for path in _LOCKS.glob("mw*.lock"):
-        with path.open("w") as lock:
+        with path.open() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

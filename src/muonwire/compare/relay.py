@@ -26,6 +26,8 @@ _OFFLOAD = 0x01 | 0x02 | 0x04 | 0x08
 _FRAME = 1 << 17
 # Frames that are taken from one end before the others are looked at.
 _BURST = 64
+# Between two looks, so that a look finds several frames: the cores are for the replicas.
+_PAUSE_S = 0.0004
 
 
 def open_tap(name: str) -> int:
@@ -56,7 +58,8 @@ def relay(delay_s: float, cables: list[tuple[int, int]]) -> None:
                 if not os.read(0, 4096):
                     return
                 continue
-            due_s = time.monotonic() + delay_s
+            # On its way it waits for half a pause three times: to be read, to be put, and to be read from the switch again.
+            due_s = time.monotonic() + delay_s - 1.5 * _PAUSE_S
             for _ in range(_BURST):
                 try:
                     frame = os.read(fd, _FRAME)
@@ -70,6 +73,7 @@ def relay(delay_s: float, cables: list[tuple[int, int]]) -> None:
         for fd, queue in held.items():
             while queue and queue[0][0] <= now_s:
                 put(other[fd], queue.popleft()[1])
+        time.sleep(_PAUSE_S)
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ def links_section(results: Results, *, setting: ReportSetting, target: Target | 
         chart = _chart(there, link, measured=measured)
         blocks += [chart] if chart else []
         if target:
-            reached = reached_by(there, target.loss)
+            reached = _reached(there, target, measured=measured)
             found = _finding(link, reached, target, measured=measured)
             blocks += [Points(items=(found,))] if found else []
             blocks.append(_table(there, link, reached, target, measured=measured))
@@ -84,12 +84,18 @@ def links_section(results: Results, *, setting: ReportSetting, target: Target | 
     return Section(title="Emulated links", anchor="links", lead=lead, blocks=tuple(blocks))
 
 
+def _reached(there: Results, target: Target, *, measured: bool) -> dict[str, Reached]:
+    """By recipe, what it had spent on the link when it reached the target; without those that were not measured there yet."""
+    reached = reached_by(there, target.loss)
+    return {recipe: r for recipe, r in reached.items() if r.measured_s > 0 or not measured}
+
+
 def link_tile(results: Results, target: Target | None) -> Tile | None:
     """The least measured time to the target on the first link; ``None`` where none was measured."""
     links = [link for link in links_of(results) if is_measured(results, link)]
     if not links or target is None:
         return None
-    reached = [r for r in reached_by(on_link(results, links[0]), target.loss).values() if r.measured_s > 0]
+    reached = list(_reached(on_link(results, links[0]), target, measured=True).values())
     if not reached:
         return None
     least = min(reached, key=lambda r: r.measured_s)
@@ -174,6 +180,7 @@ def _table(
         off = Column(label="Model", unit="against measured")
         columns = ("Recipe", steps_column, Column(label="Measured", unit=to), slower, modelled, off)
     notes = [
-        f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe never reached it."
+        f"{loss_text(target.loss)} is where {target.reference} ended; a dash means that a recipe never "
+        + ("reached it, or is still to be trained on this link." if measured else "reached it.")
     ]
     return text_table(f"Time to the target at {link}, fastest first", columns, rows, notes=notes)
