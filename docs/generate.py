@@ -28,6 +28,7 @@ FRONTIER = ROOT / "evidence" / "frontier.json"
 POLAR = ROOT / "evidence" / "polar"
 LINKS = ROOT / "evidence" / "links"
 SOAK = ROOT / "evidence" / "soak"
+EMULATE = ROOT / "evidence" / "emulate"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -50,6 +51,7 @@ TABLED = tuple(
         "docs/spectra.md",
         "docs/elastic.md",
         "docs/links.md",
+        "docs/emulate.md",
     )
 )
 REPLICAS = 4
@@ -570,6 +572,47 @@ def links_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def emulated_hosts_table() -> str:
+    """What emulated links carry, a row each."""
+    record = json.loads((EMULATE / "hosts.json").read_text())
+    lines = [
+        "| link | reached, each host | round trip | gather of 1 kB | relay, of a core |",
+        "|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        rates, trip = row["mbit_s"], row["round_trip_ms"]
+        lines.append(
+            f"| `{row['link']}` | {min(rates):g} to {max(rates):g} Mbit/s | {trip['median']:g} ms | {row['gather_of_1_kb_ms']:g} ms | "
+            f"{100 * row['relay_share_of_a_core']:.0f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def race_table() -> str:
+    """By link and family, the best of its settings against the best of ours, and whether the ratio is what it must be."""
+    record = json.loads((EMULATE / "race.json").read_text())
+    lines = [
+        "| link | against | its best | took | ours | took | times faster | must be |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def seconds(value: float | None) -> str:
+        return "never got there" if value is None else f"{value:,.1f} s"
+
+    for v in record["verdicts"]:
+        wanted = (
+            "—"
+            if v["wanted"] is None
+            else f"{v['wanted']:g}: {'holds' if v['holds'] else '**does not hold**'}"
+        )
+        ratio = "—" if v["times_faster"] is None else f"{v['times_faster']:.1f}"
+        lines.append(
+            f"| {v['link']} | {v['family']} | `{v['best']}` | {seconds(v['best_s'])} | `{v['ours']}` | {seconds(v['ours_s'])} | {ratio} | "
+            f"{wanted} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def soak_table() -> str:
     """What became of each recipe's run under faults, a column each."""
     files = [SOAK / f"{name}.json" for name in ("one_bit_muon", "muon")]
@@ -630,6 +673,8 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("small polar table", POLAR / "amx_small.json", small_table),
         ("links table", LINKS, links_table),
         ("soak table", SOAK, soak_table),
+        ("emulated hosts table", EMULATE / "hosts.json", emulated_hosts_table),
+        ("race table", EMULATE / "race.json", race_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

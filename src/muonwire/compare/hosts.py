@@ -214,7 +214,7 @@ def _start_relay(switch: str, made: Sequence[Host], delay_s: float) -> "subproce
         relay.kill()
         raise UsageError(
             f"hosts: a delay needs netem, which this kernel lacks, or /dev/net/tun, which does not work here: "
-            f"{relay.stderr.read().decode(errors='replace')[-200:]}; leave the latency out of the link"
+            f"{relay.stderr.read().decode(errors='replace').strip()[-200:]}; leave the latency out of the link"
         )
     for i, host in enumerate(made):
         ip("-n", switch, "link", "set", f"c{i}", "netns", host.namespace, "name", INTERFACE)

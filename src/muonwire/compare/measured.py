@@ -38,8 +38,8 @@ class Counters:
 
     @classmethod
     def read(cls, interface: str = INTERFACE) -> Self:
-        """Those of this process's network now; zeros where it has no such interface."""
-        for line in Path("/proc/self/net/dev").read_text().splitlines():
+        """Those of this thread's network now; zeros where it has no such interface."""
+        for line in Path("/proc/thread-self/net/dev").read_text().splitlines():
             name, colon, rest = line.partition(":")
             if colon and name.strip() == interface:
                 received, received_packets, *_ = map(int, rest.split())
@@ -63,7 +63,7 @@ class Counters:
 def _retransmitted() -> int:
     names, values = (
         line.split()
-        for line in Path("/proc/self/net/snmp").read_text().splitlines()
+        for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
         if line.startswith("Tcp:")
     )
     return int(values[names.index("RetransSegs")])
