@@ -130,7 +130,7 @@ def measure(link: Link, seconds: float) -> dict[str, Any]:
         used_s = relay_s() - before_s
         place = {"MASTER_ADDR": made[0].address, "MASTER_PORT": "29400", "WORLD_SIZE": "2"}
         replicas = [start(made[rank], GATHER, RANK=str(rank), **place) for rank in range(2)]
-        gathers = [lines(replica) for replica in replicas][0]
+        gathers, _ = (lines(replica) for replica in replicas)
     return {
         "link": str(link),
         "mbit_s": [round(rate, 2) for rate in rates],

@@ -581,10 +581,16 @@ def emulated_hosts_table() -> str:
     ]
     for row in record["rows"]:
         rates, trip = row["mbit_s"], row["round_trip_ms"]
-        lines.append(
-            f"| `{row['link']}` | {min(rates):g} to {max(rates):g} Mbit/s | {trip['median']:g} ms | {row['gather_of_1_kb_ms']:g} ms | "
-            f"{100 * row['relay_share_of_a_core']:.0f} % |"
+        share = f"{100 * row['relay_share_of_a_core']:.0f} %"
+        reached = f"{min(rates):g} to {max(rates):g} Mbit/s"
+        cells = (
+            f"`{row['link']}`",
+            reached,
+            f"{trip['median']:g} ms",
+            f"{row['gather_of_1_kb_ms']:g} ms",
+            share,
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -606,10 +612,8 @@ def race_table() -> str:
             else f"{v['wanted']:g}: {'holds' if v['holds'] else '**does not hold**'}"
         )
         ratio = "—" if v["times_faster"] is None else f"{v['times_faster']:.1f}"
-        lines.append(
-            f"| {v['link']} | {v['family']} | `{v['best']}` | {seconds(v['best_s'])} | `{v['ours']}` | {seconds(v['ours_s'])} | {ratio} | "
-            f"{wanted} |"
-        )
+        best, ours = (f"`{v[who]}` | {seconds(v[f'{who}_s'])}" for who in ("best", "ours"))
+        lines.append(f"| {v['link']} | {v['family']} | {best} | {ours} | {ratio} | {wanted} |")
     return "\n".join(lines) + "\n"
 
 
