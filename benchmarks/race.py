@@ -3,8 +3,9 @@
     sudo .venv/bin/python -m benchmarks.race --out runs/race --record evidence/emulate/race.json
 
 Two calls of `muonwire compare`: the first seeks the recipes' learning rates with virtual replicas, the second the peers', and
-trains each at its best rate on each link. All get the same grid. The record has every time, and whether one_bit_muon was as many times
-faster as it must be: 50 times than the best dense training, 5 times than DeMo, 3 times than torchft's DiLoCo, 2 times than MuLoCo.
+trains each at its best rate on each link. All get the same grid. The record has every time, and whether one_bit_muon was
+as many times faster as it must be: 50 times than the best dense training, 5 times than DeMo, 3 times than torchft's DiLoCo,
+2 times than MuLoCo.
 On two cores it takes about 80 minutes. It may be cut off: the same command goes on.
 """
 

@@ -179,12 +179,10 @@ def test_finished_runs_are_kept_and_a_lost_one_is_done_again(finished, tmp_path)
 @needs_namespaces
 def test_a_comparison_that_is_told_to_stop_leaves_no_hosts(finished, tmp_path):
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
-    link = "200kbit/5ms"
+    link = "2mbit/5ms"
     command = [*words(tmp_path), "--emulate", link]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    folder = emulated_folder(
-        settings(tmp_path).resolve(), Run("adamw", 0.004, 0), link.replace("200k", "0.2m")
-    )
+    folder = emulated_folder(settings(tmp_path).resolve(), Run("adamw", 0.004, 0), link)
     deadline = time.monotonic() + 120
     while not read_metrics(folder)[1:]:
         assert time.monotonic() < deadline

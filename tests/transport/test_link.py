@@ -44,9 +44,11 @@ def test_rates_up_and_down_may_differ(text, written, up, down):
     assert Link.parse(str(link)) == link
 
 
-@pytest.mark.parametrize("text", ["20mbit:/40ms", ":20mbit", "20:200mbit", "20mbit:0mbit", "1mbit:2mbit:3mbit"])
+@pytest.mark.parametrize(
+    "text", ["20mbit:/40ms", ":20mbit", "20:200mbit", "20mbit:0mbit", "1mbit:2mbit:3mbit"]
+)
 def test_bad_pairs_of_rates_are_refused(text):
-    with pytest.raises(UsageError, match="link: .*"):
+    with pytest.raises(UsageError, match="link: "):
         Link.parse(text)
 
 

@@ -143,7 +143,8 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
         command: how to call this again, for the report.
 
     Raises:
-        UsageError: bad settings or data, or peers where network namespaces are not allowed; before anything is trained.
+        UsageError: bad settings or data, peers where network namespaces are not allowed, or hosts where there is a GPU;
+            before anything is trained.
         ReplicaLostError, ExchangeError: a replica was lost; the report shows what was finished before.
         StoppedError: SIGTERM or Ctrl-C; likewise.
     """
@@ -155,6 +156,11 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
         raise UsageError(
             f"compare: the bytes of peers are counted at network interfaces of their own, which cannot be made here: {lacks}; "
             "leave out --peers, or run as root on Linux"
+        )
+    if (config.emulate or config.peers) and torch.cuda.is_available():
+        raise UsageError(
+            "compare: replicas on hosts of their own talk through gloo, on the CPU, and this machine has a GPU; hide it with "
+            "CUDA_VISIBLE_DEVICES= before the command"
         )
     try:
         if pending(config, peers=False):

@@ -1,5 +1,6 @@
 """torchft's own DiLoCo, streaming where it has several fragments: its Manager, its lighthouse, its gloo group."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from muonwire.compare.peers.base import (
 )
 from muonwire.errors import UsageError
 
-LIGHTHOUSE_PORT = 29510
+# The ports of one run's lighthouse after the other's; all replicas begin the same runs in the same order.
+_ports = itertools.count(29510)
 # A replica on a slow link is no lost one.
 _TIMEOUT = timedelta(seconds=600)
 
@@ -115,14 +117,15 @@ class DiLoCo(Peer):
             )
             for fragment in fragments
         ]
-        self._lighthouse: Any = None
+        port, self._lighthouse = next(_ports), None
         if replica.rank == 0:
             self._lighthouse = LighthouseServer(
-                bind=f"[::]:{LIGHTHOUSE_PORT}", min_replicas=replica.world_size, join_timeout_ms=10_000
+                bind=f"[::]:{port}", min_replicas=replica.world_size, join_timeout_ms=10_000
             )
         self._store = TCPStore(replica.address, 0, is_master=True, wait_for_workers=False, timeout=_TIMEOUT)
+        self._group = ProcessGroupGloo(timeout=_TIMEOUT)
         self._manager = Manager(
-            pg=ProcessGroupGloo(timeout=_TIMEOUT),
+            pg=self._group,
             load_state_dict=self._take,
             state_dict=self._give,
             min_replica_size=replica.world_size,
@@ -134,7 +137,7 @@ class DiLoCo(Peer):
             world_size=1,
             store_addr=replica.address,
             store_port=self._store.port,
-            lighthouse_addr=f"http://{replica.master}:{LIGHTHOUSE_PORT}",
+            lighthouse_addr=f"http://{replica.master}:{port}",
             replica_id=f"replica_{replica.rank}",
             hostname=replica.address,
             # All begin with the same weights.
@@ -180,6 +183,7 @@ class DiLoCo(Peer):
     def close(self) -> None:
         self._diloco.__exit__(None, None, None)
         self._manager.shutdown(wait=False)
+        self._group.shutdown()
         if self._lighthouse is not None:
             self._lighthouse.shutdown()
 
