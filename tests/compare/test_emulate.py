@@ -267,6 +267,12 @@ def test_peers_have_the_whole_grid_and_options_of_their_own():
     assert find_peer("ddp_adamw").rounds_per_step(4) == ring_rounds(4) == 6
 
 
+def test_a_peer_that_is_not_installed_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"torchft is not installed; pip install 'muonwire\[elastic\]'"):
+        settings(tmp_path).resolve()
+
+
 def test_fragments_cover_the_model_once_and_are_about_as_large():
     model = TextSettings(model_size="pico").make().build_model(seed=0)
     total = sum(p.numel() for p in model.parameters())

@@ -95,15 +95,11 @@ class PeerSettings(ABC):
         return cls(**options)
 
     def check(self, *, steps: int) -> None:  # noqa: B027 - most take any
-        """Raise UsageError where a run of ``steps`` is not possible."""
+        """Raise UsageError where a run of ``steps`` is not possible, or what the peer needs is not installed."""
 
     @abstractmethod
     def start(self, replica: Replica) -> Peer:
-        """Begin on a replica; all call it together.
-
-        Raises:
-            UsageError: what the peer needs is not installed.
-        """
+        """Begin on a replica; all call it together."""
 
     @abstractmethod
     def rounds_per_step(self, world_size: int) -> float:

@@ -1,5 +1,6 @@
 """torchft's own DiLoCo, streaming where it has several fragments: its Manager, its lighthouse, its gloo group."""
 
+import importlib.util
 import itertools
 import logging
 import os
@@ -69,6 +70,8 @@ class TorchftDiLoCo(PeerSettings):
 
     @override
     def check(self, *, steps: int) -> None:
+        if importlib.util.find_spec("torchft") is None:
+            raise UsageError("peer torchft_diloco: torchft is not installed; pip install 'muonwire[elastic]'")
         if steps % self.interval:
             raise UsageError(
                 f"peer torchft_diloco: {steps} steps are no multiple of the interval, {self.interval}, so that the last ones would "
@@ -83,12 +86,6 @@ class TorchftDiLoCo(PeerSettings):
     @override
     def start(self, replica: Replica) -> Peer:
         os.environ.setdefault("RUST_LOG", "error")
-        try:
-            import torchft  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"peer torchft_diloco: torchft is needed ({error}); pip install 'muonwire[elastic]'"
-            ) from error
         for logger in ("torchft", "torchft_quorums", "torchft_commits", "torchft_errors"):
             logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
         return DiLoCo(replica, self)
