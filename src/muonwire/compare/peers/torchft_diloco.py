@@ -186,39 +186,45 @@ class DiLoCo(Peer):
 
 
 def cut(model: nn.Module, count: int) -> list[nn.Module]:
-    """The model's parts in order, of about as many parameters each, as torchft takes fragments.
+    """The model's parameters in order, in parts of about the same size, as torchft takes fragments.
+
+    A parameter that several modules share is in the first one's part.
 
     Raises:
-        UsageError: the model has fewer modules with parameters than that, or two of them share one.
+        UsageError: the model has fewer modules with parameters than that.
     """
-    owners = [m for m in model.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
     if count == 1:
         return [model]
-    if len(owners) < count or len({id(p) for m in owners for p in m.parameters(recurse=False)}) != sum(
-        1 for m in owners for _ in m.parameters(recurse=False)
-    ):
+    owners: list[_Own] = []
+    taken: set[int] = set()
+    for module in model.modules():
+        own = {
+            n: p for n, p in module.named_parameters(recurse=False) if p.requires_grad and id(p) not in taken
+        }
+        taken |= {id(p) for p in own.values()}
+        owners += [_Own(own)] if own else []
+    if len(owners) < count:
         raise UsageError(
-            f"peer torchft_diloco: a model of {len(owners)} modules with parameters, none shared, is needed to make {count} "
-            "fragments; use fewer"
+            f"peer torchft_diloco: a model of {len(owners)} modules with parameters cannot be cut into {count} fragments; use fewer"
         )
-    total = sum(p.numel() for m in owners for p in m.parameters(recurse=False))
-    parts: list[nn.ModuleList] = [nn.ModuleList() for _ in range(count)]
+    total = sum(owner.size for owner in owners)
+    parts = [nn.ModuleList() for _ in range(count)]
     done, last = 0, -1
     for place, owner in enumerate(owners):
-        size = sum(p.numel() for p in owner.parameters(recurse=False))
-        wanted = min(int((done + size / 2) * count / total), count - 1, last + 1)
+        wanted = min(int((done + owner.size / 2) * count / total), count - 1, last + 1)
         # Every part gets a module.
         last = max(wanted, last, count - (len(owners) - place))
-        parts[last].append(_Own(owner))
-        done += size
+        parts[last].append(owner)
+        done += owner.size
     assert all(len(part) for part in parts)
     return list(parts)
 
 
 class _Own(nn.Module):
-    """The parameters of a module without those of the modules in it."""
+    """Parameters of a module without those of the modules in it."""
 
-    def __init__(self, owner: nn.Module) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         super().__init__()
-        for name, parameter in owner.named_parameters(recurse=False):
+        for name, parameter in parameters.items():
             self.register_parameter(name, parameter)
+        self.size = sum(p.numel() for p in parameters.values())
