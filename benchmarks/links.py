@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.hosts import Host, hosts
 
+from muonwire.compare.hosts import Host, hosts
 from muonwire.train.status import read_status
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"

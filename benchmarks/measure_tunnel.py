@@ -105,8 +105,9 @@ def main() -> None:
         num_bytes, rounds, secret = arguments.worker
         work(num_bytes, rounds, bool(secret))
         return
-    from tests.hosts import hosts
     from tests.tunnels import missing_for_tunnels, tunnel
+
+    from muonwire.compare.hosts import hosts
 
     missing = missing_for_tunnels()
     ways = [way for way in arguments.ways if not ("tunnel" in way and missing)]

@@ -29,6 +29,7 @@ POLAR = ROOT / "evidence" / "polar"
 LINKS = ROOT / "evidence" / "links"
 SOAK = ROOT / "evidence" / "soak"
 OWNERS = ROOT / "evidence" / "owners"
+EMULATE = ROOT / "evidence" / "emulate"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -52,6 +53,7 @@ TABLED = tuple(
         "docs/elastic.md",
         "docs/links.md",
         "docs/owners.md",
+        "docs/emulate.md",
     )
 )
 REPLICAS = 4
@@ -572,6 +574,51 @@ def links_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def emulated_hosts_table() -> str:
+    """What emulated links carry, a row each."""
+    record = json.loads((EMULATE / "hosts.json").read_text())
+    lines = [
+        "| link | reached, each host | round trip | gather of 1 kB | relay, of a core |",
+        "|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        rates, trip = row["mbit_s"], row["round_trip_ms"]
+        share = f"{100 * row['relay_share_of_a_core']:.0f} %"
+        reached = f"{min(rates):g} to {max(rates):g} Mbit/s"
+        cells = (
+            f"`{row['link']}`",
+            reached,
+            f"{trip['median']:g} ms",
+            f"{row['gather_of_1_kb_ms']:g} ms",
+            share,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def race_table() -> str:
+    """By link and family, the best of its settings against the best of ours, and whether the ratio is what it must be."""
+    record = json.loads((EMULATE / "race.json").read_text())
+    lines = [
+        "| link | against | its best | took | ours | took | times faster | must be |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def seconds(value: float | None) -> str:
+        return "never got there" if value is None else f"{value:,.1f} s"
+
+    for v in record["verdicts"]:
+        wanted = (
+            "—"
+            if v["wanted"] is None
+            else f"{v['wanted']:g}: {'holds' if v['holds'] else '**does not hold**'}"
+        )
+        ratio = "—" if v["times_faster"] is None else f"{v['times_faster']:.1f}"
+        best, ours = (f"`{v[who]}` | {seconds(v[f'{who}_s'])}" for who in ("best", "ours"))
+        lines.append(f"| {v['link']} | {v['family']} | {best} | {ours} | {ratio} | {wanted} |")
+    return "\n".join(lines) + "\n"
+
+
 def soak_table() -> str:
     """What became of each recipe's run under faults, a column each."""
     files = [SOAK / f"{name}.json" for name in ("one_bit_muon", "muon")]
@@ -684,6 +731,8 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("owners bytes", OWNERS / "bytes.json", owners_bytes_table),
         ("owners counters", OWNERS / "counters.json", owners_counters_table),
         ("owners loss", OWNERS / "loss.json", owners_loss_table),
+        ("emulated hosts table", EMULATE / "hosts.json", emulated_hosts_table),
+        ("race table", EMULATE / "race.json", race_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

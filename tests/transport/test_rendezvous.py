@@ -10,6 +10,7 @@ import time
 import pytest
 from torch.distributed import HashStore
 
+from muonwire.compare.hosts import hosts, namespaces_allowed
 from muonwire.errors import ExchangeError, UsageError
 from muonwire.train.status import read_status
 from muonwire.transport.interfaces import Interface, interface_to
@@ -20,7 +21,6 @@ from muonwire.transport.rendezvous import (
     chosen_interface,
 )
 from muonwire.transport.secret import Secret
-from tests.hosts import hosts, namespaces_allowed
 
 TRAIN = (
     "--recipe",

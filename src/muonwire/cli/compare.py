@@ -13,11 +13,13 @@ EXAMPLES = (
     "muonwire compare --recipes muon 'one_bit_muon(interval=20)' --lr-grid 0.006 0.012 --seeds 0 1 2",
     "muonwire compare --preset frontier --virtual --compile --out runs/frontier",
     "muonwire compare --text book1.txt book2.txt --link 100mbit/20ms --replicas 2 --steps 500",
+    "sudo muonwire compare --recipes adamw one_bit_muon --peers ddp_adamw --emulate 10mbit/40ms 20mbit:200mbit/40ms",
 )
 HEADINGS = (
     ("", "", "", "", "bit per", "kB", "s", "s on"),
     ("recipe", "seed", "lr", "loss", "param", "sent", "here", "link"),
 )
+LINK_HEADINGS = ("recipe", "seed", "steps", "s measured", "s modelled")
 COLUMN_GAP = "  "
 
 
@@ -50,6 +52,10 @@ def _print_table(summary: Sequence[dict[str, Any]]) -> None:
         "per replica and optimizer step; on link: measured compute and optimizer time, and measured bytes at the stated link",
         style="dim",
     )
+    for link in comparison_links(summary):
+        console.print(f"\nto the loss at which {summary[0]['recipe']} ended, over {link}\n", style="italic")
+        lines = "\n".join(link_lines(summary, link))
+        console.print(lines + "\n", highlight=False, markup=False, soft_wrap=True)
     if any(entry["lr_at_grid_edge"] for entry in summary):
         console.print("* the best rate is at the edge of the grid: a wider --lr-grid may find a better one")
 
@@ -94,6 +100,33 @@ def _cells(entry: dict[str, Any]) -> tuple[str, ...]:
         f"{here_s:.3f}",
         f"{here_s - entry['exchange_s_per_step'] + entry['link_s_per_step']:.3f}",
     )
+
+
+def comparison_links(summary: Sequence[dict[str, Any]]) -> list[str]:
+    """The links of --emulate."""
+    return list(dict.fromkeys(link for entry in summary for link in entry.get("links", {})))
+
+
+def link_lines(summary: Sequence[dict[str, Any]], link: str) -> list[str]:
+    """The table of one link: steps and seconds of training that each run took to the target, the fastest first."""
+    rows = []
+    for entry in summary:
+        found = entry["links"].get(link, {})
+        measured, modelled = (found.get(f"{how}_s_to_target") for how in ("measured", "modelled"))
+        steps = found.get("steps_to_target")
+        texts = ("–" if seconds is None else f"{seconds:,.1f}" for seconds in (measured, modelled))
+        row = (entry["recipe"], str(entry["seed"]), "–" if steps is None else str(steps), *texts)
+        seconds = measured if measured is not None else modelled
+        rows.append((seconds is None, seconds or 0.0, row))
+    cells = [LINK_HEADINGS, *(row for _, _, row in sorted(rows, key=lambda r: r[:2]))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        COLUMN_GAP.join(
+            cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    ]
+    return [lines[0], "─" * len(lines[0]), *lines[1:]]
 
 
 def wrap_recipe(recipe: str, width: int) -> list[str]:

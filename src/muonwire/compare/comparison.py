@@ -1,6 +1,7 @@
 """`muonwire compare`: many recipes, the same work for each, and one report."""
 
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,20 @@ import torch
 
 from muonwire import __version__
 from muonwire.compare.config import CompareConfig, Comparison
+from muonwire.compare.emulate import emulate, on_hosts
+from muonwire.compare.hosts import lacking
+from muonwire.compare.links import link_curves, link_summary, stops_of, target_of
 from muonwire.compare.report import ReportSetting, write_compare_report
-from muonwire.compare.runs import pending
+from muonwire.compare.runs import Run, pending
 from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.compare.worker import worker
-from muonwire.errors import ExchangeError, StoppedError
+from muonwire.errors import ExchangeError, StoppedError, UsageError
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import launch
 
 RESULTS = "results.parquet"
+LINKS = "links.parquet"
 SUMMARY = "summary.json"
 
 
@@ -39,12 +44,20 @@ def machine() -> str:
 def write_tables(config: Comparison, *, command: str) -> list[dict[str, Any]]:
     """Write summary.json, results.parquet, the charts and report.html of what is finished; return the summary."""
     summary, frame = summarize(config), curves(config)
+    links = None
     config.out.mkdir(parents=True, exist_ok=True)
+    if config.emulate:
+        target = target_of(config, summary, frame)
+        links = link_curves(config, target)
+        found = link_summary(config, target, links)
+        for entry in summary:
+            entry["links"] = found.get(Run(entry["recipe"], entry["lr"], entry["seed"]), {})
+        links.write_parquet(config.out / LINKS)
     write_json(config.out / SUMMARY, summary)
     frame.write_parquet(config.out / RESULTS)
     if summary:
         write_compare_report(
-            config.out, setting=_setting(config, command, summary), summary=summary, curves=frame
+            config.out, setting=_setting(config, command, summary), summary=summary, curves=frame, links=links
         )
     return summary
 
@@ -58,6 +71,12 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
             "The replicas of a run took turns on one core (--virtual): times here add up over the replicas; bytes, "
             "losses and times at the link are those of replicas of their own."
         )
+    if config.peers:
+        notes.append(
+            f"{', '.join(config.peers)}: bytes as the kernel counted them at each replica's interface, without the headers of "
+            "Ethernet, IP and TCP; messages as their algorithms have them; their exchange is part of compute and optimizer."
+        )
+    notes += _notes_on_links(config, summary)
     planned = sum(len(config.seeds_of(recipe)) for recipe in config.recipes)
     if len(summary) < planned:
         notes.append(
@@ -84,6 +103,36 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
     )
 
 
+def _notes_on_links(config: Comparison, summary: list[dict[str, Any]]) -> list[str]:
+    """Whether the links were emulated, and how the kernel's counters agree with the meter."""
+    entries = [found for entry in summary for found in entry.get("links", {}).values()]
+    if not entries:
+        return []
+    emulated = [found for found in entries if found["emulated"]]
+    if not emulated:
+        return [
+            f"Times at {', '.join(config.emulate)} are modelled: {lacking() or 'the runs on them are not done'}."
+        ]
+    notes = []
+    ratios = [found["kernel_over_meter"] for found in emulated if found["kernel_over_meter"] is not None]
+    if ratios:
+        low, high = (100 * (pick(ratios) - 1) for pick in (min, max))
+        notes.append(
+            "What the kernel counted as sent on the emulated links, without the headers of Ethernet, IP and TCP, is "
+            f"{low:+.2f} % to {high:+.2f} % of what the transport's meter counted."
+        )
+    changed = sum(not found["same_losses"] for found in emulated)
+    notes.append(
+        "The losses on the emulated links are those without one, to the last bit."
+        if not changed
+        else f"In {changed} of {len(emulated)} runs on emulated links the losses differ from those without one."
+    )
+    notes.append(
+        f"TCP's congestion control: {', '.join(sorted({e['congestion_control'] for e in emulated}))}."
+    )
+    return notes
+
+
 def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
     """Do what is not done yet, then write the tables and the report; return the summary.
 
@@ -94,21 +143,42 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
         command: how to call this again, for the report.
 
     Raises:
-        UsageError: bad settings or data, before anything is trained.
+        UsageError: bad settings or data, peers where network namespaces are not allowed, or hosts where there is a GPU;
+            before anything is trained.
         ReplicaLostError, ExchangeError: a replica was lost; the report shows what was finished before.
         StoppedError: SIGTERM or Ctrl-C; likewise.
     """
     config = settings.resolve()
     config.task.make()
     config.out.mkdir(parents=True, exist_ok=True)
+    lacks = lacking() if config.emulate or config.peers else ""
+    if lacks and config.peers:
+        raise UsageError(
+            f"compare: the bytes of peers are counted at network interfaces of their own, which cannot be made here: {lacks}; "
+            "leave out --peers, or run as root on Linux"
+        )
+    if (config.emulate or config.peers) and torch.cuda.is_available():
+        raise UsageError(
+            "compare: replicas on hosts of their own talk through gloo, on the CPU, and this machine has a GPU; hide it with "
+            "CUDA_VISIBLE_DEVICES= before the command"
+        )
     try:
-        if pending(config):
+        if pending(config, peers=False):
             if config.virtual:
                 run_virtual(config)
             elif config.replicas == 1:
                 worker(config)
             else:
                 launch(worker, (config,), replicas=config.replicas, port=config.port)
+        if pending(config, peers=True):
+            on_hosts(worker, (config, True), config, link=None)
+        if lacks:
+            print(
+                f"warning: the links cannot be emulated here: {lacks}; times at {', '.join(config.emulate)} are modelled",
+                file=sys.stderr,
+            )
+        elif config.emulate:
+            emulate(config, stops_of(target_of(config, summarize(config), curves(config))))
     except (ExchangeError, StoppedError):
         write_tables(config, command=command)
         raise

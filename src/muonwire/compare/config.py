@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
+from muonwire.compare.peers import parse_peer
+from muonwire.compare.peers.train import PeerConfig
 from muonwire.errors import UsageError
-from muonwire.recipes import parse_call
+from muonwire.recipes import parse_call, parse_recipe
 from muonwire.tasks import TaskSettings, TextSettings, settings_type
 from muonwire.tasks.text import BYTES
 from muonwire.train.config import TrainConfig
@@ -163,7 +166,13 @@ class CompareConfig:
             neighbours. Longer runs want lower rates: finalists then run it and the two next lower ones in full, and the best of
             them with all seeds; other recipes run the next lower one. Default: the whole grid is run in full.
         seeds: of start and data; the first also tunes.
-        link: rate and latency for the modelled time, such as 10mbit/50ms.
+        peers: other libraries' own training beside the recipes, with the same learning rates: ddp_adamw, ddp_muon or
+            torchft_diloco, or name(option=value, ...). Their bytes are counted by the kernel, which takes network namespaces.
+        link: rate and latency for the modelled time, such as 10mbit/50ms, or 20mbit:200mbit/40ms for rates up and down apart.
+            Default: the first of --emulate, or the preset's.
+        emulate: links of that form; on each, every recipe is trained again at its best rate, each replica on a host of its own in
+            network namespaces, until it reaches the loss at which the first recipe ended, and the time is measured. Where
+            namespaces are not allowed, a warning says so and the times at these links are modelled. See docs/emulate.md.
         evaluate_every: steps between evaluations.
         out: folder of the comparison.
         threads: of each replica's arithmetic. Default: its share of the cores.
@@ -191,7 +200,9 @@ class CompareConfig:
     lr_grid: tuple[float, ...] | None = None
     tune_steps: int | None = None
     seeds: tuple[int, ...] | None = None
+    peers: tuple[str, ...] = ()
     link: str | None = None
+    emulate: tuple[str, ...] = ()
     evaluate_every: int | None = None
     out: Path = Path("runs/compare")
     threads: int | None = None
@@ -233,7 +244,10 @@ class CompareConfig:
         if self.recipes is not None:
             # The preset's finalists belong to its own recipes.
             given["finalists"] = self.finalists
+        if self.emulate and self.link is None:
+            given["link"] = self.emulate[0]
         chosen = {**vars(preset), **given, "task": self._task_settings(), "known_rates": {}}
+        chosen["recipes"] = (*chosen["recipes"], *self.peers)
         comparison = Comparison(**chosen)
         as_searched = self.lr_grid is None and all(
             getattr(comparison, name) == getattr(preset, name) for name in DECIDES_RATES
@@ -259,12 +273,16 @@ class Comparison(Preset):
     virtual: bool
     jobs: int | None = None
     compile: bool
+    # Those of the recipes that are peers.
+    peers: tuple[str, ...] = ()
+    emulate: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("recipes", "lr_grid", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"compare: {name} is {values}; give at least one, each once")
+        self._check_links()
         unknown = [r for r in self.finalists or () if r not in self.recipes]
         if unknown:
             raise UsageError(
@@ -278,10 +296,25 @@ class Comparison(Preset):
             )
         if self.jobs is not None and self.jobs < 1:
             raise UsageError(f"compare: jobs is {self.jobs}; at least 1 is needed")
-        Link.parse(self.link)
         for recipe in self.recipes:
             for lr in self.lr_grid:
                 self.run_config(recipe, lr, self.seeds[0])
+                self.run_config(recipe, lr, self.seeds[0], tuning=True)
+
+    def _check_links(self) -> None:
+        Link.parse(self.link)
+        links = tuple(str(Link.parse(text)) for text in self.emulate)
+        if len(set(links)) < len(links):
+            raise UsageError(f"compare: emulate is {self.emulate}; give each link once")
+        object.__setattr__(self, "emulate", links)
+        if links and self.virtual:
+            raise UsageError(
+                "compare: --virtual makes the replicas threads of one process, which --emulate cannot put on hosts of their own; "
+                "leave one of them out (what a first call with --virtual has finished in --out is kept by one with --emulate)"
+            )
+        for option in ("peers", "emulate"):
+            if getattr(self, option) and self.replicas < 2:
+                raise UsageError(f"compare: {option} needs replicas that talk; replicas is {self.replicas}")
 
     def seeds_of(self, recipe: str) -> tuple[int, ...]:
         """The seeds that ``recipe`` is run with at its best rate."""
@@ -306,9 +339,26 @@ class Comparison(Preset):
         """The steps of a run, which may be one of those that only try a rate."""
         return self.tune_steps if tuning and self.tune_steps else self.steps
 
-    def run_config(self, recipe: str, lr: float, seed: int, *, tuning: bool = False) -> TrainConfig:
-        """The settings of one run, which may be one of those that only try a rate."""
+    def options_of(self, recipe: str) -> dict[str, Any]:
+        """The options in the text of a recipe or a peer."""
+        return (parse_peer if recipe in self.peers else parse_recipe)(recipe)[1]
+
+    def run_config(
+        self, recipe: str, lr: float, seed: int, *, tuning: bool = False
+    ) -> TrainConfig | PeerConfig:
+        """The settings of one run, of a recipe or a peer, which may be one of those that only try a rate."""
         steps = self.steps_of(tuning=tuning)
+        if recipe in self.peers:
+            return PeerConfig(
+                peer=recipe,
+                lr=lr,
+                seed=seed,
+                steps=steps,
+                warmup_steps=max(steps // 20, 1),
+                evaluate_every=self.evaluate_every,
+                compile=self.compile,
+                task=self.task,
+            )
         return TrainConfig(
             recipe=recipe,
             lr=lr,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from muonwire.compare.config import Comparison
+from muonwire.compare.peers.train import PeerConfig, PeerTrainer
 from muonwire.errors import StoppedError, UsageError
 from muonwire.tasks import Task
 from muonwire.train.checkpoint import write_json
@@ -46,7 +47,7 @@ def run_folder(out: Path, recipe: str, lr: float, seed: int, tuning: bool = Fals
     return out / ("tuning" if tuning else "runs") / slug / f"lr={lr:g},seed={seed}"
 
 
-def read_result(folder: Path, config: TrainConfig, *, replicas: int) -> Result | None:
+def read_result(folder: Path, config: TrainConfig | PeerConfig, *, replicas: int) -> Result | None:
     """The result of a finished run with exactly these settings, or None."""
     try:
         result: Result = json.loads((folder / RESULT).read_text())
@@ -139,11 +140,18 @@ def find_result(config: Comparison) -> Find:
     return find
 
 
-def pending(config: Comparison) -> list[Run]:
-    """What is left to run, recipe by recipe: the rates, shortly or in full, then the best one with the other seeds."""
+def pending(config: Comparison, *, peers: bool | None = None) -> list[Run]:
+    """What is left to run, recipe by recipe: the rates, shortly or in full, then the best one with the other seeds.
+
+    Args:
+        config: the comparison.
+        peers: of the peers only, or of the recipes only. Default: of both.
+    """
     find = find_result(config)
     left: list[Run] = []
     for recipe in config.recipes:
+        if peers is not None and peers != (recipe in config.peers):
+            continue
         missing = [run for run in short_runs(config, recipe, find) if find(run) is None]
         if not missing:
             tried = [Run(recipe, lr, config.seeds[0]) for lr in candidates(config, recipe, find)]
@@ -181,16 +189,34 @@ def plan(config: Comparison) -> tuple[list[int], list[int]]:
     return done, left
 
 
-def prepare_run(config: Comparison, run: Run, task: Task, transport: Transport) -> Trainer:
-    """The trainer of one run on one of the replicas, where it was cut off or at the start."""
+def prepare_run(
+    config: Comparison,
+    run: Run,
+    task: Task,
+    transport: Transport,
+    *,
+    make: Callable[[TrainConfig, Task, Transport, Path], Trainer] = Trainer,
+    out: Path | None = None,
+) -> Trainer:
+    """The trainer of one run of a recipe on one of the replicas, where it was cut off or at the start.
+
+    Args:
+        config: the comparison.
+        run: of it.
+        task: data and model.
+        transport: a fresh one.
+        make: makes the trainer.
+        out: where the run's folder goes. Default: the comparison's.
+    """
     settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
-    folder = run_folder(config.out, *run)
-    trainer = Trainer(settings, task, transport, folder)
+    assert isinstance(settings, TrainConfig)
+    folder = run_folder(out or config.out, *run)
+    trainer = make(settings, task, transport, folder)
     try:
         trainer.resume()
     except UsageError:
         # A checkpoint of other settings in this place: the run starts afresh and replaces it.
-        trainer = Trainer(settings, task, transport, folder)
+        trainer = make(settings, task, transport, folder)
     transport.gather(b"looked", purpose="control")
     if transport.rank == 0:
         print(
@@ -203,7 +229,31 @@ def prepare_run(config: Comparison, run: Run, task: Task, transport: Transport) 
     return trainer
 
 
-def finish_run(trainer: Trainer, result: RunResult) -> None:
+def prepare_peer(
+    config: Comparison,
+    run: Run,
+    task: Task,
+    transport: Transport,
+    *,
+    out: Path | None = None,
+    stop_after: int | None = None,
+) -> PeerTrainer:
+    """The trainer of one run of a peer, from its start.
+
+    Args:
+        config, run, task, transport, out: as in ``prepare_run``.
+        stop_after: a step after which it ends. Default: the last one.
+    """
+    settings = config.run_config(run.recipe, run.lr, run.seed, tuning=run.tuning)
+    assert isinstance(settings, PeerConfig)
+    folder = run_folder(out or config.out, *run)
+    trainer = PeerTrainer(settings, task, transport, folder, stop_after=stop_after)
+    if transport.rank == 0:
+        write_json(folder / CONFIG, settings.identity())
+    return trainer
+
+
+def finish_run(trainer: Trainer | PeerTrainer, result: RunResult) -> None:
     """What the first replica does after the last step: drop the checkpoints."""
     if result.finished and trainer.transport.rank == 0:
         shutil.rmtree(trainer.folder / "checkpoints", ignore_errors=True)

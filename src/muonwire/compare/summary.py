@@ -8,7 +8,6 @@ import polars as pl
 from muonwire.compare.config import Comparison
 from muonwire.compare.report.results import CURVE_COLUMNS, SeedResult
 from muonwire.compare.runs import Result, Run, best_lr, candidates, find_result, run_folder, tuning_losses
-from muonwire.recipes import parse_recipe
 from muonwire.train.metrics import read_metrics
 from muonwire.transport import Link
 
@@ -45,7 +44,7 @@ def _entry(
             received_bytes=result["bytes_received_per_step"],
             num_messages=result["messages_per_step"],
         ),
-        "options": parse_recipe(recipe)[1],
+        "options": config.options_of(recipe),
         "lr_at_grid_edge": config.at_edge(recipe, lr),
         "chain": result["optimizer"],
         "weights_digest": result["weights_digest"],

@@ -85,7 +85,7 @@ def run_virtual(config: Comparison) -> None:
             begun = {run for run, _ in running.values()}
             free = set(range(jobs)) - {place for _, place in running.values()}
             for run, place in zip(
-                (run for run in pending(config) if run not in begun), sorted(free), strict=False
+                (run for run in pending(config, peers=False) if run not in begun), sorted(free), strict=False
             ):
                 steps[place] = NOT_BEGUN
                 running[pool.submit(_one_run, config, run, place)] = (run, place)

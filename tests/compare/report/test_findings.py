@@ -25,7 +25,7 @@ def sentences(
     """Headline and findings as plain text, with ordinary spaces."""
     results = read_results(*make_results(recipes, seeds=seeds, replicas=replicas, spread=spread))
     setting = make_setting(subject=subject, reference=reference)
-    found = findings(results, setting=setting, target=find_target(results, setting=setting))
+    found = findings(results, setting=setting, target=find_target(results, reference=setting.reference))
     return [str(text.striptags()).replace("\u00a0", " ") for text in (headline(results), *found)]
 
 
@@ -58,7 +58,7 @@ def test_subject_loses():
 
 def test_the_ratio_to_the_target_is_the_curves_own():
     results = read_results(*make_results(FOUR, spread=0.0))
-    target = find_target(results, setting=make_setting(reference="adamw"))
+    target = find_target(results, reference="adamw")
     assert target is not None
     assert target.loss == 3.62
     curve = results.mean_curves()

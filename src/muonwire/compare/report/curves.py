@@ -47,7 +47,7 @@ class _Axis:
 
 def loss_by_steps(results: Results, _: ReportSetting) -> Chart | None:
     """Loss against optimizer steps, or ``None`` without a finite loss."""
-    return _curves(
+    return draw_curves(
         results,
         axis=_Axis(column="step", title="optimizer steps", log=False, text=digits_text),
         name="loss_by_steps",
@@ -59,7 +59,7 @@ def loss_by_steps(results: Results, _: ReportSetting) -> Chart | None:
 
 def loss_by_bytes(results: Results, _: ReportSetting) -> Chart | None:
     """Loss against bytes sent per replica, or ``None`` if no recipe sent any."""
-    return _curves(
+    return draw_curves(
         results,
         axis=_Axis(
             column="bytes_sent",
@@ -78,9 +78,9 @@ def loss_by_bytes(results: Results, _: ReportSetting) -> Chart | None:
 def loss_by_link_time(results: Results, setting: ReportSetting) -> Chart | None:
     """Loss against the modelled time at the link, or ``None`` without a finite loss."""
     link = setting.link
-    return _curves(
+    return draw_curves(
         results,
-        axis=_time_axis(results, column="link_s", title=f"time at {link}, modelled"),
+        axis=time_axis(results, column="link_s", title=f"time at {link}, modelled"),
         name="loss_by_link_time",
         title=f"Loss by time at {link} (modelled)",
         how_to_read="Further left is sooner. This time is modelled, not measured: the measured computation plus the time the "
@@ -90,9 +90,9 @@ def loss_by_link_time(results: Results, setting: ReportSetting) -> Chart | None:
 
 def loss_by_measured_time(results: Results, _: ReportSetting) -> Chart | None:
     """Loss against wall-clock time of this machine, or ``None`` without a finite loss."""
-    return _curves(
+    return draw_curves(
         results,
-        axis=_time_axis(results, column="measured_s", title="measured wall-clock time"),
+        axis=time_axis(results, column="measured_s", title="measured wall-clock time"),
         name="loss_by_measured_time",
         title="Loss by time on this machine (measured)",
         how_to_read="The wall-clock time of the same runs on this machine, where replicas talk over its own fast loopback: "
@@ -100,7 +100,8 @@ def loss_by_measured_time(results: Results, _: ReportSetting) -> Chart | None:
     )
 
 
-def _time_axis(results: Results, *, column: str, title: str) -> _Axis:
+def time_axis(results: Results, *, column: str, title: str) -> _Axis:
+    """The axis of a column of seconds, in the unit that fits, logarithmic where the recipes lie far apart."""
     # The last value of each recipe.
     frame = results.best_curves().group_by("recipe").agg(pl.col(column).max().cast(pl.Float64))
     ends = frame[column].drop_nulls().to_list()
@@ -110,7 +111,8 @@ def _time_axis(results: Results, *, column: str, title: str) -> _Axis:
     return _Axis(column=column, title=title, log=log, text=seconds_text, per=per)
 
 
-def _curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read: str) -> Chart | None:
+def draw_curves(results: Results, *, axis: _Axis, name: str, title: str, how_to_read: str) -> Chart | None:
+    """Loss against the cost of an axis, or ``None`` without a finite loss."""
     runs = _with_cost(results.best_curves().filter(pl.col("eval_loss").is_not_null()), axis=axis)
     ranked = [r.recipe for r in results.ranking]
     means = _with_cost(results.mean_curves().filter(pl.col("recipe").is_in(ranked)), axis=axis)

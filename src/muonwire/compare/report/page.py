@@ -10,6 +10,8 @@ import polars as pl
 from muonwire.compare.report import table
 from muonwire.compare.report.base import PageChart
 from muonwire.compare.report.findings import findings, headline
+from muonwire.compare.report.links import DEFINITIONS as LINK_DEFINITIONS
+from muonwire.compare.report.links import links_section
 from muonwire.compare.report.marks import swatch
 from muonwire.compare.report.results import RecipeResult, Results, read_results
 from muonwire.compare.report.setting import ReportSetting
@@ -37,6 +39,7 @@ def write_compare_report(
     setting: ReportSetting,
     summary: Sequence[Mapping[str, Any]],
     curves: pl.DataFrame,
+    links: pl.DataFrame | None = None,
 ) -> list[Path]:
     """Write ``report.html`` and a PNG of each chart into ``folder``; the same bytes for the same input.
 
@@ -45,6 +48,7 @@ def write_compare_report(
         setting: what was compared.
         summary: one row per recipe and seed at the recipe's chosen rate, as ``read_results`` takes it.
         curves: one row per evaluation point and run of all rates and seeds, as ``read_results`` takes it.
+        links: likewise for each link of ``--emulate``. Default: none.
 
     Returns:
         The paths written, the page first.
@@ -52,7 +56,7 @@ def write_compare_report(
     Raises:
         UsageError: for results that lack a field or a column, or name a recipe and seed twice.
     """
-    page = compare_page(setting=setting, results=read_results(summary, curves))
+    page = compare_page(setting=setting, results=read_results(summary, curves, links))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PAGE_NAME
     path.write_text(render_page(page), encoding="utf-8")
@@ -61,17 +65,19 @@ def write_compare_report(
 
 def compare_page(*, setting: ReportSetting, results: Results) -> Page:
     """The page of a comparison; a chart without anything to show is left out."""
-    target = find_target(results, setting=setting)
+    target = find_target(results, reference=setting.reference)
     tiles = headline_tiles(results, setting=setting, target=target)
     found = findings(results, setting=setting, target=target)
     ranked = results_table(results, setting=setting, target=target)
     explained = why_section(results)
+    linked = links_section(results, setting=setting, target=target)
     sections = [
         Section(
             title="Findings",
             anchor="findings",
             blocks=(*([tiles] if tiles else []), *([Points(items=found)] if found else []), ranked),
         ),
+        *([linked] if linked else []),
         *_section("Loss", "loss", *_charts("loss", results, setting)),
         *([explained] if explained else []),
         *_section("Time", "time", *_charts("time", results, setting), costs_table(results)),
@@ -86,7 +92,7 @@ def compare_page(*, setting: ReportSetting, results: Results) -> Page:
         Section(
             title="Definitions",
             anchor="definitions",
-            blocks=(_definitions(setting, measures=explained is not None),),
+            blocks=(_definitions(setting, measures=explained is not None, links=linked is not None),),
         ),
     ]
     replicas = "1 replica" if setting.replicas == 1 else f"{setting.replicas} replicas"
@@ -173,7 +179,7 @@ def _rates(rates: Sequence[float]) -> str:
     return ", ".join(lr_text(rate) for rate in rates)
 
 
-def _definitions(setting: ReportSetting, *, measures: bool) -> Terms:
+def _definitions(setting: ReportSetting, *, measures: bool, links: bool) -> Terms:
     return Terms(
         items=(
             (
@@ -206,6 +212,7 @@ def _definitions(setting: ReportSetting, *, measures: bool) -> Terms:
                 "Seeds",
                 "A difference counts as borne out if every seed of one recipe ended below every seed of another.",
             ),
+            *(LINK_DEFINITIONS if links else ()),
             *(DEFINITIONS if measures else ()),
         )
     )

@@ -116,6 +116,8 @@ class Results:
 
     recipes: tuple[RecipeResult, ...]
     curves: pl.DataFrame
+    # Likewise by link, where links were asked for; see ``report.links.LINK_COLUMNS``.
+    links: pl.DataFrame | None = None
 
     @property
     def ranking(self) -> tuple[RecipeResult, ...]:
@@ -171,7 +173,9 @@ def is_below(lower: RecipeResult, higher: RecipeResult) -> bool | None:
     return max(lower.losses) < min(higher.losses)
 
 
-def read_results(summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame) -> Results:
+def read_results(
+    summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame, links: pl.DataFrame | None = None
+) -> Results:
     """Check ``summary`` and ``curves``, and join them.
 
     A run counts as diverged when its row says so, or when its final loss is missing or not finite.
@@ -180,6 +184,7 @@ def read_results(summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame) -> 
         summary: one row per recipe and seed at the recipe's chosen rate, with the fields of ``SeedResult``.
         curves: one row per evaluation point and run, with ``CURVE_COLUMNS``; bytes and seconds are
             cumulative, and ``link_s`` is measured computation plus the modelled link.
+        links: likewise for each link of ``--emulate``. Default: none.
 
     Raises:
         UsageError: for an empty summary, a missing field or column, or a recipe and seed named twice.
@@ -203,7 +208,11 @@ def read_results(summary: Sequence[Mapping[str, Any]], curves: pl.DataFrame) -> 
         RecipeResult(recipe=recipe, index=index, seeds=tuple(seeds))
         for index, (recipe, seeds) in enumerate(by_recipe.items())
     )
-    return Results(recipes=recipes, curves=_clean(curves, recipes=list(by_recipe)))
+    return Results(
+        recipes=recipes,
+        curves=_clean(curves, recipes=list(by_recipe)),
+        links=None if links is None or links.is_empty() else links,
+    )
 
 
 def _seed_result(row: Mapping[str, Any]) -> SeedResult:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
+from muonwire.compare.report.links import link_tile
 from muonwire.compare.report.marks import swatch
 from muonwire.compare.report.results import RecipeResult, Results
 from muonwire.compare.report.setting import ReportSetting
@@ -47,6 +48,8 @@ def headline_tiles(results: Results, *, setting: ReportSetting, target: Target |
             least = min(reached, key=lambda r: r.link_s)
             label = f"Least time to {to} at {setting.link}, modelled"
             tiles.append(_tile(results, label, seconds_text(least.link_s), least.recipe))
+    measured = link_tile(results, target)
+    tiles += [measured] if measured else []
     return Tiles(tiles=tuple(tiles))
 
 

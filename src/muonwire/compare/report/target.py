@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import polars as pl
 
 from muonwire.compare.report.results import Results
-from muonwire.compare.report.setting import ReportSetting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class Target:
     reached: dict[str, Reached]
 
 
-def find_target(results: Results, *, setting: ReportSetting) -> Target | None:
-    """The final loss of the setting's reference if it finished, or else the highest one of those that did.
+def find_target(results: Results, *, reference: str | None) -> Target | None:
+    """The final loss of the reference if it finished, or else the highest one of those that did.
 
     Only recipes whose every seed finished take part, by the mean of their seeds; ``None`` for fewer than two.
     """
@@ -51,10 +50,18 @@ def find_target(results: Results, *, setting: ReportSetting) -> Target | None:
     }
     if len(ends) < 2:
         return None
-    named = setting.reference is not None and setting.reference in ends
-    reference = setting.reference if named else max(ends, key=lambda recipe: ends[recipe])
+    named = reference in ends
+    if reference not in ends:
+        reference = max(ends, key=lambda recipe: ends[recipe])
     assert reference is not None
     loss = ends[reference]
+    return Target(loss=loss, reference=reference, named=named, reached=reached_by(results, loss))
+
+
+def reached_by(results: Results, loss: float) -> dict[str, Reached]:
+    """What each ranked recipe had spent at its first evaluation at or below ``loss``, as means over its seeds."""
+    ranked = [r.recipe for r in results.ranking]
+    means = results.mean_curves().filter(pl.col("recipe").is_in(ranked))
     reached: dict[str, Reached] = {}
     for row in means.filter(pl.col("eval_loss") <= loss).iter_rows(named=True):
         # The rows of a recipe are in the order of its steps, so the first one is where it reached the target.
@@ -68,4 +75,4 @@ def find_target(results: Results, *, setting: ReportSetting) -> Target | None:
                 measured_s=row["measured_s"] or 0.0,
             ),
         )
-    return Target(loss=loss, reference=reference, named=named, reached=reached)
+    return reached

@@ -1,0 +1,119 @@
+"""torch's DistributedDataParallel with torch's own optimizers."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from typing_extensions import override
+
+from muonwire.compare.peers.base import (
+    BETAS,
+    WEIGHT_DECAY,
+    Peer,
+    PeerSettings,
+    Replica,
+    decayed,
+    ring_rounds,
+    trainable,
+)
+from muonwire.errors import UsageError
+from muonwire.optim.routing import route
+
+HOOKS = ("none", "bf16", "powersgd")
+
+
+class DDP(Peer):
+    """Gradients are averaged by gloo while the backward pass goes on, in the buckets that DDP makes.
+
+    Args:
+        replica: this one.
+        optimizers: of the model's parameters.
+        hook: how gradients are compressed, one of ``HOOKS``.
+    """
+
+    def __init__(
+        self, replica: Replica, optimizers: list[torch.optim.Optimizer], *, hook: str, rank: int
+    ) -> None:
+        super().__init__(replica)
+        self.optimizers = optimizers
+        wrapped = DistributedDataParallel(replica.forward)
+        if hook == "bf16":
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        elif hook == "powersgd":
+            from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+            state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
+            wrapped.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        self.compute = wrapped
+
+    @override
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPSettings(PeerSettings):
+    """Options of both kinds.
+
+    Args:
+        hook: DDP's communication hook: "none"; "bf16", gradients in 16 bits; "powersgd", low rank with feedback.
+        rank: of powersgd.
+    """
+
+    hook: str = "none"
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        if self.hook not in HOOKS:
+            raise UsageError(f"peer {self.name}: hook is {self.hook!r}; allowed are {', '.join(HOOKS)}")
+        if self.rank < 1:
+            raise UsageError(f"peer {self.name}: rank is {self.rank}; it must be at least 1")
+
+    @override
+    def rounds_per_step(self, world_size: int) -> float:
+        # PowerSGD averages its two factors one after the other.
+        return ring_rounds(world_size) * (2 if self.hook == "powersgd" else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPAdamW(DDPSettings):
+    """Options of ddp_adamw; see DDPSettings."""
+
+    name: ClassVar[str] = "ddp_adamw"
+    summary: ClassVar[str] = "torch's DistributedDataParallel over gloo → torch.optim.AdamW"
+
+    @override
+    def start(self, replica: Replica) -> Peer:
+        groups = decayed(trainable(replica.model))
+        return DDP(
+            replica, [torch.optim.AdamW(groups, lr=replica.lr, betas=BETAS)], hook=self.hook, rank=self.rank
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMuon(DDPSettings):
+    """Options of ddp_muon; see DDPSettings."""
+
+    name: ClassVar[str] = "ddp_muon"
+    summary: ClassVar[str] = (
+        "torch's DistributedDataParallel over gloo → torch.optim.Muon on hidden matrices, torch.optim.AdamW on the rest"
+    )
+
+    @override
+    def start(self, replica: Replica) -> Peer:
+        routing = route(replica.model)
+        muon = torch.optim.Muon(
+            [r.param for r in routing.polar],
+            lr=replica.lr,
+            weight_decay=WEIGHT_DECAY,
+            momentum=0.95,
+            # One rate serves both, as in the recipe.
+            adjust_lr_fn="match_rms_adamw",
+        )
+        rest = decayed([(r.name, r.param) for r in routing.adam])
+        optimizers: list[torch.optim.Optimizer] = [muon, torch.optim.AdamW(rest, lr=replica.lr, betas=BETAS)]
+        return DDP(replica, optimizers, hook=self.hook, rank=self.rank)
