@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import arg
 
@@ -34,18 +35,26 @@ from muonwire.tasks import TaskSettings, TextSettings, settings_type
 from muonwire.train.launch import process_group, set_threads, under_launcher
 from muonwire.transport.base import Transport
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 EXAMPLES = (
     "muonwire plan --up 20mbit --down 200mbit --latency 40ms --replicas 8 --parameters 124e6 --step-s 0.8",
     "muonwire plan --up 10mbit --down 10mbit --replicas 4 --parameters gpt2 --step-s 1.2 --steps 20000 --price-per-gb 0.08",
     "muonwire plan --up 10mbit --down 10mbit --replicas 4 --text book.txt --model-size micro --measure",
-    "muonwire plan --up 1gbit --down 1gbit --replicas 16 --parameters 1e9 --step-s 2 --recipes muon 'one_bit_muon(interval=5)' --json",
+    "muonwire plan --up 1gbit --down 1gbit --replicas 16 --parameters 1e9 --step-s 2 --recipes muon one_bit_muon --json",
     "torchrun --nnodes 4 --node-rank 0 --master-addr 10.0.0.1 --nproc-per-node 1 -m muonwire plan --measure --text book.txt",
 )
 NOT_FITTING, EXTRAPOLATED = "*", "†"
-RECIPE_WIDTH = 26
+RECIPE_WIDTH = 21
+COLUMN_GAP = "  "
+HEADINGS = [
+    ["", "recipe"],
+    ["", "H"],
+    ["each way:", "sync, all"],
+    ["wait", "a step"],
+    ["", "share"],
+    ["loss beside", "dense Muon"],
+    ["", "time"],
+    ["", "money"],
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +244,7 @@ def _show(options: PlanCommand, planned: Planned) -> None:
 
     console = Console()
     console.print(*(Text(text) for text in heading(planned)), sep="\n")
-    console.print(table(planned))
+    console.print(Text("\n".join(table_lines(planned))), soft_wrap=True)
     console.print(*(Text(text) for text in notes(planned)), sep="\n", soft_wrap=True)
 
 
@@ -256,44 +265,52 @@ def heading(planned: Planned) -> list[str]:
     ]
 
 
-def table(planned: Planned) -> "Table":
-    """The recipes, a row each."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
+def table_lines(planned: Planned) -> list[str]:
+    """The table: two rows of figures for each recipe, whose name may take more."""
+    blocks = [HEADINGS, *([cell.split("\n") for cell in _cells(line)] for line in planned.lines)]
+    if planned.setting.price_per_gb is None:
+        blocks = [block[:-1] for block in blocks]
+    widths = [max(len(row) for cell in column for row in cell) for column in zip(*blocks, strict=True)]
+    lines = []
+    for block in blocks:
+        for row in zip_longest(*block, fillvalue=""):
+            first, *others = (
+                text.rjust(w) if i else text.ljust(w)
+                for i, (text, w) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append(COLUMN_GAP.join((first, *others)).rstrip())
+        if block is blocks[0]:
+            lines.append("─" * (sum(widths) + len(COLUMN_GAP) * (len(widths) - 1)))
+    return lines
 
-    has_price = planned.setting.price_per_gb is not None
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    shown.add_column("recipe", no_wrap=True)
-    headings = ["steps a\nsync", "up, down\na sync", "wait\na step", "share", "loss beside\ndense Muon"]
-    headings += ["time", "up, down\nin all"] + (["money"] if has_price else [])
-    for name in headings:
-        shown.add_column(name, justify="right")
-    for line in planned.lines:
-        cells = [
-            digits_text(line.spacing),
-            f"{bytes_text(line.up_bytes)}\n{bytes_text(line.down_bytes)}",
-            seconds_text(line.wait_s),
-            percent_text(line.share) + ("" if line.fits else NOT_FITTING),
-            "not known" if line.cost is None else cost_text(line.cost),
-            seconds_text(line.total_s),
-            f"{bytes_text(line.total_up_bytes)}\n{bytes_text(line.total_down_bytes)}",
-        ]
-        if line.money is not None:
-            cells.append(f"{line.money:,.2f}")
-        recipe = Text("\n".join(wrap_recipe(line.recipe, RECIPE_WIDTH)))
-        shown.add_row(recipe, *map(Text, cells), style=None if line.fits else "dim")
-    return shown
+
+def _cells(line: Line) -> list[str]:
+    return [
+        "\n".join(wrap_recipe(line.recipe, RECIPE_WIDTH)),
+        digits_text(line.spacing),
+        f"{_each_way(line.up_bytes, line.down_bytes)}\n{_each_way(line.total_up_bytes, line.total_down_bytes)}",
+        seconds_text(line.wait_s),
+        percent_text(line.share) + ("" if line.fits else NOT_FITTING),
+        "not known" if line.cost is None else cost_text(line.cost),
+        seconds_text(line.total_s),
+        "" if line.money is None else f"{line.money:,.2f}",
+    ]
+
+
+def _each_way(up_bytes: float, down_bytes: float) -> str:
+    """One number where both are the same."""
+    up, down = bytes_text(up_bytes), bytes_text(down_bytes)
+    return up if up == down else f"{up} up, {down} down"
 
 
 def cost_text(cost: Cost) -> str:
     """Percents: the expected cost, and its range.
 
     >>> cost_text(Cost(expected=0.028, low=0.01, high=0.046, lr=0.014, sources=(), extrapolated=("replicas",)))
-    '+2.8 %†\\n+1.0 to +4.6'
+    '+2.8 %†\\n1.0 to 4.6'
     """
     mark = EXTRAPOLATED if cost.extrapolated else ""
-    return f"{100 * cost.expected:+.1f} %{mark}\n{100 * cost.low:+.1f} to {100 * cost.high:+.1f}"
+    return f"{100 * cost.expected:+.1f} %{mark}\n{100 * cost.low:.1f} to {100 * cost.high:.1f}"
 
 
 def notes(planned: Planned) -> list[str]:

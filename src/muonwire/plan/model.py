@@ -14,17 +14,17 @@ from muonwire.tasks.base import Task
 
 # A number alone is taken as about so many square matrices, whose sides are powers of two within these bounds.
 STAND_IN_MATRICES = 64
-SMALLEST_SIDE, LARGEST_SIDE = 16, 8192
+SMALLEST_SIDE, LARGEST_SIDE = 16, 1 << 14
 BYTE_VOCABULARY = 256
 LARGEST_NUMBER = 1e14
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedModel:
-    """A model on the meta device.
+    """A model, of which shapes and dtypes are read alone; on the meta device where nothing trains it.
 
     Args:
-        module: its parameters have shapes and dtypes, and no values.
+        module: its parameters.
         about: what it is, in words.
         preset: of `muonwire train --model-size`, if it is one. Default: none.
     """
@@ -75,8 +75,8 @@ def read_model(text: str) -> PlannedModel:
 
 
 def of_task(task: Task) -> PlannedModel:
-    """The model of a task, for its shapes."""
-    return PlannedModel(module=task.build_model(seed=0).to("meta"), about=task.about.model)
+    """The model of a task, with values."""
+    return PlannedModel(module=task.build_model(seed=0), about=task.about.model)
 
 
 def _number(text: str) -> int | None:

@@ -1,0 +1,115 @@
+"""What is measured: the processor's part of an exchange, steps of a task, and the link between real processes."""
+
+import time
+
+import pytest
+import torch
+
+from muonwire import codec
+from muonwire.plan.exchanges import exchanged
+from muonwire.plan.machine import FIRST_BYTES, as_told, measure_rates, measured
+from muonwire.plan.model import read_model
+from muonwire.plan.processor import cost_of
+from muonwire.stages import EF14, Exchange
+from muonwire.tasks import TextSettings
+from muonwire.transport import ProcessGroupTransport, SingleReplica
+from tests.replicas import run_replicas
+
+RECIPES = ("muon", "one_bit_muon(interval=5)", "demo")
+
+
+class Slow(codec.Codec):
+    """A codec that takes 20 ms to encode a large tensor, and as long to decode each replica's."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __str__(self):
+        return str(self.inner)
+
+    def encode_body(self, tensor, **rest):
+        time.sleep(0.02 if tensor.numel() > 1000 else 0.0)
+        return self.inner.encode_body(tensor, **rest)
+
+    def decode_body(self, body, shape):
+        return self.inner.decode_body(body, shape)
+
+    def mean_bodies(self, bodies, shape, **rest):
+        time.sleep(0.02 * len(bodies) if shape[0] > 100 else 0.0)
+        return self.inner.mean_bodies(bodies, shape, **rest)
+
+    def estimate_body_bytes(self, shape):
+        return self.inner.estimate_body_bytes(shape)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_encoding_and_every_replica_s_decoding_count(replicas):
+    stage = Exchange(codec=Slow(codec.parse("sign(scale=tensor)")), feedback=EF14())
+    cost = cost_of(stage, replicas=replicas, largest_numel=256 * 256)
+    assert 0.02 * (1 + replicas) <= cost.per_entry_s * 256 * 256 + cost.per_tensor_s < 0.02 * (2 + replicas)
+
+
+def test_a_told_step_has_the_optimizer_in_it():
+    what = exchanged("one_bit_muon", read_model("pico").module)
+    machine = as_told(0.25, [what], replicas=3)
+    assert machine.step_s(what) == 0.25
+    assert 0 < machine.exchange_s(what) < 5.0
+
+
+def measure():
+    torch.manual_seed(0)
+    task = TextSettings(model_size="pico", batch=2).make()
+    what = [exchanged(recipe, read_model("pico").module) for recipe in RECIPES]
+    transport = ProcessGroupTransport()
+    machine = measured(task, what, transport, replicas=transport.world_size)
+    return machine, transport.meter.training.num_messages
+
+
+def test_replicas_measure_together_and_agree():
+    (machine, trained), (other, _) = run_replicas(measure, 2)
+    assert machine == other
+    assert trained == 0
+    assert machine.rates.up_mbit_s > 1
+    assert machine.rates.goodput
+    assert 0 < machine.rates.latency_s < 0.5
+    assert machine.compute_s > 0
+    assert sorted(machine.optimizer_s) == ["plain", "polar"]
+    assert machine.optimizer_s["polar"] > machine.optimizer_s["plain"] > 0
+
+
+class Limited(ProcessGroupTransport):
+    """What a replica sends leaves it at a rate of its own, all peers together; replica 1's is half."""
+
+    def carry(self, header, outgoing, incoming, accept):
+        super().carry(header, outgoing, incoming, accept)
+        if not header and incoming:
+            # The rate at which the slowest of the senders feeds this replica.
+            share = {0: 1.0, 1: 0.5, 2: 1.0}
+            everyone = len(outgoing) > 0 or len(incoming) == 1
+            copies = (self.world_size - 1) if everyone else 1
+            seconds = [copies * buffer.numel() / (4e6 * share[peer]) for peer, buffer in incoming.items()]
+            time.sleep(max(seconds))
+
+
+def limited_rates():
+    return measure_rates(Limited())
+
+
+def test_the_slowest_replica_s_rate_is_found():
+    rates = run_replicas(limited_rates, 3)
+    assert rates[0] == rates[1] == rates[2]
+    # 2 MB/s are 16 Mbit/s; receiving at once from two, one of which sends 2 MB/s, is as fast as twice that.
+    assert rates[0].up_mbit_s == pytest.approx(16, rel=0.15)
+    assert rates[0].down_mbit_s == pytest.approx(32, rel=0.15)
+    assert FIRST_BYTES < 1 << 20
+
+
+def test_one_replica_alone_measures_its_steps_and_no_link():
+    task = TextSettings(model_size="pico", batch=2).make()
+    what = exchanged("adamw", read_model("pico").module)
+    machine = measured(task, [what], SingleReplica(), replicas=4)
+    assert machine.rates is None
+    assert machine.step_s(what) > machine.compute_s > 0
