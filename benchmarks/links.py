@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.hosts import Host, hosts
+from muonwire.compare.hosts import Host, hosts
 
 from muonwire.train.status import read_status
 

@@ -105,7 +105,7 @@ def main() -> None:
         num_bytes, rounds, secret = arguments.worker
         work(num_bytes, rounds, bool(secret))
         return
-    from tests.hosts import hosts
+    from muonwire.compare.hosts import hosts
     from tests.tunnels import missing_for_tunnels, tunnel
 
     missing = missing_for_tunnels()

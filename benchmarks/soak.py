@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.hosts import Host, hosts, namespaces_allowed
+from muonwire.compare.hosts import Host, hosts, namespaces_allowed
 
 from muonwire.train.elastic import DIGESTS
 from muonwire.train.metrics import read_lines

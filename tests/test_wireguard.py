@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from muonwire.transport.secret import write_secret
-from tests.hosts import hosts, namespaces_allowed
+from muonwire.compare.hosts import hosts, namespaces_allowed
 from tests.transport.test_rendezvous import JOIN, TRAIN, end, start
 from tests.tunnels import SCRIPT, make_files, missing_for_tunnels, tunnel
 

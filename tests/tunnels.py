@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.hosts import Host, namespaces_allowed
+from muonwire.compare.hosts import Host, namespaces_allowed
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "wireguard" / "make_tunnel.py"

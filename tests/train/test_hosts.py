@@ -16,7 +16,7 @@ import torch
 from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer, checkpoint
 from muonwire.train.metrics import read_metrics
-from tests.hosts import hosts
+from muonwire.compare.hosts import hosts
 from tests.lockstep import lockstep
 from tests.train.test_replicated import children_of, wait_for_step
 

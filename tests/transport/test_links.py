@@ -4,7 +4,7 @@ import re
 import signal
 import time
 
-from tests.hosts import hosts, namespaces_allowed
+from muonwire.compare.hosts import hosts, namespaces_allowed
 from tests.transport.test_rendezvous import end, start
 
 # Gathers until its time is over, with a watcher that speaks early, and says at the end how much was exchanged.

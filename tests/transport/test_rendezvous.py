@@ -20,7 +20,7 @@ from muonwire.transport.rendezvous import (
     chosen_interface,
 )
 from muonwire.transport.secret import Secret
-from tests.hosts import hosts, namespaces_allowed
+from muonwire.compare.hosts import hosts, namespaces_allowed
 
 TRAIN = (
     "--recipe",
