@@ -30,7 +30,9 @@ def test_bytes_and_messages_are_those_of_a_run(entry):
     count = what.synchronizations(entry["steps"])
     traffic = what.traffic(entry["replicas"])
     # Digests, and the first message of a kind whose length is told apart, are not planned.
-    assert count * traffic.egress_bytes == pytest.approx(entry["bytes_egress_per_step"] * entry["steps"], rel=0.02)
+    assert count * traffic.egress_bytes == pytest.approx(
+        entry["bytes_egress_per_step"] * entry["steps"], rel=0.02
+    )
     assert count * traffic.received_bytes == pytest.approx(
         entry["bytes_received_per_step"] * entry["steps"], rel=0.02
     )

@@ -5,12 +5,11 @@ import time
 import pytest
 import torch
 
-from muonwire import codec
+from muonwire.codec import Pipeline
 from muonwire.plan.exchanges import exchanged
 from muonwire.plan.machine import FIRST_BYTES, as_told, measure_rates, measured
 from muonwire.plan.model import read_model
 from muonwire.plan.processor import cost_of
-from muonwire.stages import EF14, Exchange
 from muonwire.tasks import TextSettings
 from muonwire.transport import ProcessGroupTransport, SingleReplica
 from tests.replicas import run_replicas
@@ -18,38 +17,37 @@ from tests.replicas import run_replicas
 RECIPES = ("muon", "one_bit_muon(interval=5)", "demo")
 
 
-class Slow(codec.Codec):
-    """A codec that takes 20 ms to encode a large tensor, and as long to decode each replica's."""
+@pytest.fixture
+def slow_codecs(monkeypatch):
+    """A large tensor takes 20 ms to encode, and as long to decode for each replica."""
+    encode, decode = Pipeline.encode_body, Pipeline.mean_bodies
 
-    def __init__(self, inner):
-        self.inner = inner
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def __str__(self):
-        return str(self.inner)
-
-    def encode_body(self, tensor, **rest):
+    def slow_encode(self, tensor, **rest):
         time.sleep(0.02 if tensor.numel() > 1000 else 0.0)
-        return self.inner.encode_body(tensor, **rest)
+        return encode(self, tensor, **rest)
 
-    def decode_body(self, body, shape):
-        return self.inner.decode_body(body, shape)
-
-    def mean_bodies(self, bodies, shape, **rest):
+    def slow_decode(self, bodies, shape, **rest):
         time.sleep(0.02 * len(bodies) if shape[0] > 100 else 0.0)
-        return self.inner.mean_bodies(bodies, shape, **rest)
+        return decode(self, bodies, shape, **rest)
 
-    def estimate_body_bytes(self, shape):
-        return self.inner.estimate_body_bytes(shape)
+    monkeypatch.setattr(Pipeline, "encode_body", slow_encode)
+    monkeypatch.setattr(Pipeline, "mean_bodies", slow_decode)
 
 
+@pytest.mark.parametrize("recipe", ["one_bit_muon", "distro"])
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_encoding_and_every_replica_s_decoding_count(replicas):
-    stage = Exchange(codec=Slow(codec.parse("sign(scale=tensor)")), feedback=EF14())
-    cost = cost_of(stage, replicas=replicas, largest_numel=256 * 256)
-    assert 0.02 * (1 + replicas) <= cost.per_entry_s * 256 * 256 + cost.per_tensor_s < 0.02 * (2 + replicas)
+def test_encoding_and_every_replica_s_decoding_count(slow_codecs, replicas, recipe):
+    what = exchanged(recipe, read_model("1e6").module)
+    cost = cost_of(what, replicas=replicas, largest_numel=128 * 128)
+    found_s = cost.seconds([torch.empty(128, 128)])
+    assert 0.02 * (1 + replicas) <= found_s < 0.02 * (2.5 + replicas)
+    # Two tensors of half the entries each have a second part that does not depend on their size.
+    assert cost.seconds([torch.empty(64, 128)] * 2) >= found_s
+
+
+def test_a_dense_mean_takes_no_time_of_the_processor():
+    cost = cost_of(exchanged("muon", read_model("pico").module), replicas=4, largest_numel=1000)
+    assert cost.seconds([torch.empty(9, 9)]) == 0.0
 
 
 def test_a_told_step_has_the_optimizer_in_it():

@@ -16,20 +16,19 @@ FAST = Rates(up_mbit_s=1e6, down_mbit_s=1e6)
 
 def machine(candidates, *, step_s=0.5, per_entry_s=0.0):
     costs = {
-        str(talk.stage): ProcessorCost(per_entry_s=per_entry_s, per_tensor_s=0.0)
+        exchanged(c.at(1.0, steps=1000), MODEL.module).key: ProcessorCost(
+            per_entry_s=per_entry_s, per_tensor_s=0.0
+        )
         for c in candidates
-        for talk in exchanged(c.at(1.0, steps=1000), MODEL.module).talks
     }
-    return Machine(
-        compute_s=step_s - 0.1, optimizer_s={"polar": 0.1, "adam": 0.1, "plain": 0.1}, costs=costs
-    )
+    return Machine(compute_s=step_s - 0.1, optimizer_s={"polar": 0.1, "adam": 0.1, "plain": 0.1}, costs=costs)
 
 
 def planned(candidates=CANDIDATES, *, rates=SLOW, per_entry_s=1e-9, **given):
     setting = Setting(**{"replicas": 4, "steps": 1000, "share": 0.05, **given})
-    return Planner(
-        setting, MODEL, rates, machine(candidates, per_entry_s=per_entry_s), in_python
-    ).lines(candidates)
+    return Planner(setting, MODEL, rates, machine(candidates, per_entry_s=per_entry_s), in_python).lines(
+        candidates
+    )
 
 
 def options_of(line):
@@ -71,7 +70,9 @@ def test_what_fits_comes_first_and_then_what_costs_the_least_loss():
 
 
 def test_the_recommended_recipe_has_lines_at_half_and_twice_its_h():
-    lines = [line for line in planned() if line.recipe.startswith("one_bit_muon") and "growth" not in line.recipe]
+    lines = [
+        line for line in planned() if line.recipe.startswith("one_bit_muon") and "growth" not in line.recipe
+    ]
     assert [line.fits for line in lines].count(False) == 1
     half, once, twice = sorted(options_of(line)["interval"] for line in lines)
     assert 2 * once == twice

@@ -11,6 +11,7 @@ from muonwire.plan.rates import FIRST_WINDOW_BYTES, PACKET_SHARE, Rates
     [
         ({"up": "0mbit"}, "up is '0mbit'; give a positive rate"),
         ({"up": "20mbit/40ms"}, "up is '20mbit/40ms'"),
+        ({"up": "20mbit:200mbit"}, "up is '20mbit:200mbit'"),
         ({"down": "fast"}, "down is 'fast'"),
         ({"down": "-1mbit"}, "down is '-1mbit'"),
         ({"latency": "4"}, "latency is '4'; give the delay one way in us, ms or s"),
@@ -31,7 +32,9 @@ def test_the_slower_way_decides_and_packets_count_where_the_rate_is_theirs():
     rates = Rates(up_mbit_s=20, down_mbit_s=200)
     one = rates.seconds(egress_bytes=1e6, received_bytes=1e6, num_messages=1, peers=4)
     assert one == pytest.approx(8e6 / 20e6 * PACKET_SHARE)
-    assert rates.seconds(egress_bytes=0, received_bytes=1e6, num_messages=1, peers=4) == pytest.approx(one / 10)
+    assert rates.seconds(egress_bytes=0, received_bytes=1e6, num_messages=1, peers=4) == pytest.approx(
+        one / 10
+    )
 
 
 def test_after_a_rest_tcp_begins_with_ten_segments_a_peer():

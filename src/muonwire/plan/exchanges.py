@@ -100,6 +100,17 @@ class Exchanged:
     local: LocalSteps | None
     inner: str
 
+    @property
+    def key(self) -> str:
+        """What the processor's part of a synchronization depends on, beside the tensors."""
+        stages = sorted({str(talk.stage) for talk in self.talks})
+        return f"{'outer' if self.local is not None else self.inner}: {'; '.join(stages)}"
+
+    @property
+    def params(self) -> list[Tensor]:
+        """All tensors that are exchanged."""
+        return [p for talk in self.talks for p in talk.params]
+
     def traffic(self, replicas: int) -> Traffic:
         """Of one synchronization: the tensors of each way travel together, those of each dtype apart in a mean."""
         total = Traffic()

@@ -59,6 +59,11 @@ class _Line:
         nearest = min(self.points, key=lambda p: abs(p[0] - x))
         return nearest[1] + self.slope(x) * (x - nearest[0])
 
+    def around(self, x: float) -> tuple[float, float]:
+        """The heights of the points on both sides of x, which lies between the ends."""
+        i = min(max(bisect.bisect_right([p[0] for p in self.points], x), 1), len(self.points) - 1)
+        return self.points[i - 1][1], self.points[min(i, len(self.points) - 1)][1]
+
     def is_outside(self, x: float) -> bool:
         """Whether x lies beyond the ends."""
         return not self.points[0][0] - 1e-6 <= x <= self.points[-1][0] + 1e-6
@@ -93,33 +98,43 @@ def expected_cost(
     nearest = min(own, key=spacing_apart)
     # Rates depend on the length of a run first.
     as_long = min(own, key=lambda row: (abs(math.log(steps / row.steps)), spacing_apart(row)))
-    is_local = local_of(recipe) is not None
-    extrapolated = []
     if family == REFERENCE:
-        expected, open_h, open_r = 0.0, 0.0, 0.0
-    else:
-        expected, open_h, noted = _over_spacing(points, at, family, known, base)
-        extrapolated += noted
-        moved, open_r, noted = _over_replicas(known, base, replicas, is_local=is_local)
-        expected += moved
-        extrapolated += noted
-    text = _text_spread(known, base)
-    sizes = [row.num_parameters for row in known if row.family == family]
+        # What others are held against: only its seeds leave something open.
+        return _cost(0.0, _seeds_spread(nearest, known, base), 0.0, 0.0, own, as_long, [])
+    is_local = local_of(recipe) is not None
+    unscaled = math.log(steps / synchronizations(local_of(recipe), steps))
+    expected, below, above, extrapolated = _over_spacing(points, at, unscaled, family, known, base)
+    moved, open_r, noted = _over_replicas(known, base, replicas, is_local=is_local)
+    extrapolated += noted
+    sizes = [row.num_parameters for row in own]
+    lengths = [row.steps for row in own]
     beyond = max(min(sizes) / num_parameters, num_parameters / max(sizes), 1.0)
-    longest = max(row.steps for row in own)
-    longer = max(steps / longest, 1.0)
-    if family != REFERENCE and beyond > 1:
+    longer = max(steps / max(lengths), 1.0)
+    if beyond > 1:
         extrapolated.append(f"{num_parameters:,} parameters ({_between(sizes)} measured)")
-    if family != REFERENCE and longer > 1:
-        extrapolated.append(f"{steps:,} steps (up to {longest:,} measured)")
-    # Each tenfold beyond what was measured leaves as much open as another text does; dense Muon is what others are held against.
-    open_n, open_t = (0.0 if family == REFERENCE else text * math.log10(times) for times in (beyond, longer))
-    of_texts = 0.0 if family == REFERENCE else text
-    width = math.hypot(_seeds_spread(nearest, known, base), of_texts, open_h, open_r, open_n, open_t)
+    if not min(lengths) <= steps <= max(lengths):
+        extrapolated.append(f"{steps:,} steps ({_between(lengths)} measured)")
+    # Each tenfold beyond what was measured leaves as much open as another text does.
+    text = _text_spread(known, base)
+    tenfolds = [text * math.log10(times) for times in (beyond, longer)]
+    width = math.hypot(_seeds_spread(nearest, known, base), text, open_r, *tenfolds)
+    return _cost(expected + moved, width, below, above, own, as_long, extrapolated)
+
+
+def _cost(
+    expected: float,
+    width: float,
+    below: float,
+    above: float,
+    own: Sequence[Row],
+    as_long: Row,
+    extrapolated: Sequence[str],
+) -> Cost:
+    """The cost with its range: ``width`` to both sides, ``below`` and ``above`` to one each."""
     return Cost(
         expected=expected,
-        low=expected - width,
-        high=expected + width,
+        low=expected - math.hypot(width, below),
+        high=expected + math.hypot(width, above),
         lr=as_long.lr,
         sources=tuple(str(row) for row in own),
         extrapolated=tuple(extrapolated),
@@ -169,9 +184,12 @@ def _line(found: Sequence[Row], base_steps: int) -> _Line:
 
 
 def _over_spacing(
-    points: _Line, at: float, family: str, known: Sequence[Row], base: Row
-) -> tuple[float, float, list[str]]:
-    """The cost at ln h = ``at``, what the distance leaves open, and what is extrapolated."""
+    points: _Line, at: float, unscaled: float, family: str, known: Sequence[Row], base: Row
+) -> tuple[float, float, float, list[str]]:
+    """The cost at ln h = ``at``, what is open below and above it, and what is extrapolated.
+
+    ``unscaled`` is ln of the steps that do lie between two synchronizations, fewer than h in a short run.
+    """
     line, noted = points, []
     if len(points.points) < 2:
         lender = BORROWED.get(family, BORROWED_BY_OTHERS)
@@ -180,15 +198,24 @@ def _over_spacing(
         slope = (last[1] - first[1]) / (last[0] - first[0])
         (x, y) = points.points[0]
         line = _Line(points=[(x, y), (x + 1, y + slope)])
-    distance = points.distance(at)
     if points.is_outside(at):
-        ends = sorted({round(math.exp(p[0]), 1) for p in points.points})
+        ends = [float(f"{math.exp(x):.3g}") for x, _ in points.points]
         noted = [f"{float(f'{math.exp(at):.3g}'):,g} steps a synchronization ({_between(ends)} measured)"]
-    if at < points.points[0][0]:
+    off = abs(line.slope(at)) * points.distance(at)
+    first_cost = points.points[0][1]
+    if at < points.points[0][0] and noted:
         # Rarer synchronizations cost more; oftener ones may save what they cost here, and no more.
-        nearest = points.points[0][1]
-        return nearest, min(abs(line.slope(at)) * distance, abs(nearest)), noted
-    return line.at(at), abs(line.slope(at)) * distance * (1.0 if noted else 0.5), noted
+        return first_cost, min(off, abs(first_cost)), min(off, abs(first_cost)), noted
+    expected = line.at(at)
+    if noted:
+        below = above = off
+    else:
+        around = points.around(at)
+        below = max(min(2 * off, expected - min(around)), 0.0)
+        above = max(min(2 * off, max(around) - expected), 0.0)
+    # In a short run a local step may cost as it does in a long one.
+    as_long = first_cost if unscaled < points.points[0][0] else line.at(min(unscaled, at))
+    return expected, max(below, expected - as_long), above, noted
 
 
 def _over_replicas(

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from muonwire.transport.frames import FrameTransport
 
 # The recipe whose step stands for what replicas compute in the optimizer besides exchanges.
 INNER = {"polar": "muon", "adam": "adamw", "plain": "sgd"}
-# Steps are timed until there are so many, or for so long.
-MOST_STEPS, STEPS_S = 12, 15.0
+# Steps are timed for so long, and at least so many; the first one makes states and buffers, and does not count.
+STEPS_S, LEAST_STEPS = 4.0, 3
 # Messages grow until they take so long, or are so large.
 FIRST_BYTES, LARGEST_BYTES, LONG_ENOUGH_S = 1 << 14, 1 << 26, 0.5
 PINGS = 21
@@ -33,7 +33,7 @@ class Machine:
     Args:
         compute_s: forward and backward of a step.
         optimizer_s: the optimizer of a step without exchanges, by what it computes (``Exchanged.inner``).
-        costs: the processor's part of an exchange, by the stage's text.
+        costs: the processor's part of a synchronization, by ``Exchanged.key``.
         rates: of the link, where they were measured. Default: they were not.
     """
 
@@ -48,19 +48,14 @@ class Machine:
 
     def exchange_s(self, what: Exchanged) -> float:
         """The processor's part of one synchronization."""
-        return sum(self.costs[str(talk.stage)].seconds(talk) for talk in what.talks)
+        return self.costs[what.key].seconds(what.params)
 
 
 def calibrated(plans: Sequence[Exchanged], *, replicas: int) -> dict[str, ProcessorCost]:
     """The processor's part of the exchanges of some recipes, on this machine."""
-    stages = {str(talk.stage): (talk.stage, 0) for what in plans for talk in what.talks}
-    for what in plans:
-        for talk in what.talks:
-            stage, largest = stages[str(talk.stage)]
-            stages[str(talk.stage)] = stage, max(largest, *(p.numel() for p in talk.params))
     return {
-        text: cost_of(stage, replicas=replicas, largest_numel=largest)
-        for text, (stage, largest) in stages.items()
+        key: cost_of(what, replicas=replicas, largest_numel=max(p.numel() for p in what.params))
+        for key, what in {what.key: what for what in plans}.items()
     }
 
 
@@ -116,7 +111,7 @@ def _measure_steps(task: Task, inners: Sequence[str], transport: Transport) -> t
         transport.gather(b"", purpose="control")
         times: list[tuple[float, float]] = []
         began_s = time.perf_counter()
-        while len(times) < MOST_STEPS + 1 and (len(times) < 3 or time.perf_counter() - began_s < STEPS_S):
+        while len(times) <= LEAST_STEPS or time.perf_counter() - began_s < STEPS_S:
             step = len(times) + 1
             start_s = time.perf_counter()
             batch = task.batch(seed=0, step=step, rank=transport.rank, world_size=transport.world_size)
@@ -127,10 +122,10 @@ def _measure_steps(task: Task, inners: Sequence[str], transport: Transport) -> t
             optimizer.step()
             optimizer.zero_grad()
             times.append((computed_s - start_s, time.perf_counter() - computed_s))
-        # The first step makes states and buffers.
+        # Means, since a run takes all of its steps; a stall is part of them.
         compute_s += [computed for computed, _ in times[1:]]
-        optimizer_s[inner] = median(stepped for _, stepped in times[1:])
-    return median(compute_s), optimizer_s
+        optimizer_s[inner] = fmean(stepped for _, stepped in times[1:])
+    return fmean(compute_s), optimizer_s
 
 
 def measure_rates(transport: FrameTransport) -> Rates:

@@ -106,7 +106,10 @@ class Rates:
 
 def _rate(name: str, text: str) -> float:
     try:
-        return Link.parse(text).rate_mbit_s if "/" not in text else _refuse()
+        link = Link.parse(text)
+        if {"/", ":"} & set(text):
+            raise UsageError("a rate alone has no delay, and is one")
+        return link.rate_mbit_s
     except UsageError as error:
         raise UsageError(
             f"plan: {name} is {text!r}; give a positive rate in kbit, mbit or gbit per second, such as 20mbit"
@@ -120,7 +123,3 @@ def _latency(text: str) -> float:
         raise UsageError(
             f"plan: latency is {text!r}; give the delay one way in us, ms or s, such as 40ms"
         ) from error
-
-
-def _refuse() -> float:
-    raise UsageError("a rate alone has no delay")
