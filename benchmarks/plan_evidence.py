@@ -5,6 +5,7 @@
 A row is one recipe in one comparison, at its best rate. Its cost is its mean loss over dense Muon's of the same work, less one.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -70,9 +71,12 @@ def collect() -> list[dict[str, Any]]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=OUT)
+    out: Path = parser.parse_args().out
     made = "benchmarks/plan_evidence.py, from the files that the rows name"
     rows = ",\n".join(f"  {json.dumps(row)}" for row in collect())
-    OUT.write_text(f'{{"made_by": {json.dumps(made)}, "reference": "{REFERENCE}", "rows": [\n{rows}\n]}}\n')
+    out.write_text(f'{{"made_by": {json.dumps(made)}, "reference": "{REFERENCE}", "rows": [\n{rows}\n]}}\n')
     return 0
 
 

@@ -28,6 +28,7 @@ FRONTIER = ROOT / "evidence" / "frontier.json"
 POLAR = ROOT / "evidence" / "polar"
 LINKS = ROOT / "evidence" / "links"
 SOAK = ROOT / "evidence" / "soak"
+PLAN = ROOT / "evidence" / "plan"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -50,6 +51,7 @@ TABLED = tuple(
         "docs/spectra.md",
         "docs/elastic.md",
         "docs/links.md",
+        "docs/plan.md",
     )
 )
 REPLICAS = 4
@@ -614,6 +616,33 @@ def soak_table() -> str:
     return "\n".join([lines[0], "|---" * (len(records) + 1) + "|", *lines[1:]]) + "\n"
 
 
+def plan_table() -> str:
+    """What was predicted for each setting, and what came of it."""
+    head = "| recipe | link | replicas | parameters | steps | time predicted, measured, s | loss predicted | measured | bytes |"
+    lines = [head, "|---" * 9 + "|"]
+    for path in sorted(PLAN.glob("*.json")):
+        if path.name.endswith(".prediction.json"):
+            continue
+        record = json.loads(path.read_text())
+        setting, line = record["setting"], record["prediction"]["line"]
+        cost = line["cost"]
+        low, expected, high = (f"{100 * cost[key]:+.1f}" for key in ("low", "expected", "high"))
+        time_fails, loss_fails = ("" if record[key] else " (**no**)" for key in ("time_holds", "loss_holds"))
+        cells = [
+            f"`{line['recipe']}`",
+            setting["link"],
+            setting["replicas"],
+            f"{record['prediction']['model']['num_parameters']:,}",
+            f"{setting['steps']:,}",
+            f"{line['total_s']:.1f}, {record['measured']['steps_s']:.1f}: {record['time_ratio']:.2f}{time_fails}",
+            f"{expected} % ({low} to {high})",
+            f"{100 * record['cost']:+.1f} %{loss_fails}",
+            f"{record['bytes_ratio']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:
     """Of each marked table: its name, the file that it is made of, and what makes it."""
     return [
@@ -630,6 +659,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("small polar table", POLAR / "amx_small.json", small_table),
         ("links table", LINKS, links_table),
         ("soak table", SOAK, soak_table),
+        ("plan table", PLAN, plan_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

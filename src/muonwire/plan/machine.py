@@ -1,10 +1,11 @@
 """What a plan must know of the machines: the time of a step, and of the processor's part of each exchange."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from muonwire.transport.frames import FrameTransport
 
 # The recipe whose step stands for what replicas compute in the optimizer besides exchanges.
 INNER = {"polar": "muon", "adam": "adamw", "plain": "sgd"}
-# Steps are timed for so long, and at least so many; the first one makes states and buffers, and does not count.
-STEPS_S, LEAST_STEPS = 4.0, 3
+# Steps are timed for so long, or until their mean is known to that share of it (one standard error) and there are so many. The
+# first one makes states and buffers, and does not count.
+STEPS_S, KNOWN_TO, LEAST_STEPS = 4.0, 0.02, 8
 # Messages grow until they take so long, or are so large.
 FIRST_BYTES, LARGEST_BYTES, LONG_ENOUGH_S = 1 << 14, 1 << 26, 0.5
 PINGS = 21
@@ -111,7 +113,7 @@ def _measure_steps(task: Task, inners: Sequence[str], transport: Transport) -> t
         transport.gather(b"", purpose="control")
         times: list[tuple[float, float]] = []
         began_s = time.perf_counter()
-        while len(times) <= LEAST_STEPS or time.perf_counter() - began_s < STEPS_S:
+        while not _known(times, time.perf_counter() - began_s):
             step = len(times) + 1
             start_s = time.perf_counter()
             batch = task.batch(seed=0, step=step, rank=transport.rank, world_size=transport.world_size)
@@ -126,6 +128,14 @@ def _measure_steps(task: Task, inners: Sequence[str], transport: Transport) -> t
         compute_s += [computed for computed, _ in times[1:]]
         optimizer_s[inner] = fmean(stepped for _, stepped in times[1:])
     return fmean(compute_s), optimizer_s
+
+
+def _known(times: Sequence[tuple[float, float]], spent_s: float) -> bool:
+    """Whether steps were timed for long enough."""
+    sums = [computed + stepped for computed, stepped in times[1:]]
+    if len(sums) < 2 or (len(sums) < LEAST_STEPS and spent_s < STEPS_S):
+        return False
+    return spent_s >= STEPS_S or stdev(sums) / math.sqrt(len(sums)) < KNOWN_TO * fmean(sums)
 
 
 def measure_rates(transport: FrameTransport) -> Rates:
