@@ -57,7 +57,8 @@ def test_json_has_all_figures_and_money(capsys):
 
 
 def test_a_preset_gets_the_command_that_trains_it(capsys):
-    args = (*LINK, "--replicas", "3", "--step-s", "0.1", "--steps", "900", "--recipes", "muloco(interval=30)")
+    link = ("--up", "1gbit", "--down", "1gbit", "--replicas", "3")
+    args = (*link, "--step-s", "0.1", "--steps", "900", "--share", "0.9", "--recipes", "muloco(interval=30)")
     code, out, _ = call(capsys, *args, "--parameters", "micro")
     assert code == 0
     command = out.strip().splitlines()[-1]

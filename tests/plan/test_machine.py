@@ -1,13 +1,15 @@
 """What is measured: the processor's part of an exchange, steps of a task, and the link between real processes."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from muonwire.codec import Pipeline
+from muonwire.plan import machine as machine_room
 from muonwire.plan.exchanges import exchanged
-from muonwire.plan.machine import FIRST_BYTES, as_told, measure_rates, measured
+from muonwire.plan.machine import as_told, measure_rates, measured
 from muonwire.plan.model import read_model
 from muonwire.plan.processor import cost_of
 from muonwire.tasks import TextSettings
@@ -78,31 +80,37 @@ def test_replicas_measure_together_and_agree():
     assert machine.optimizer_s["polar"] > machine.optimizer_s["plain"] > 0
 
 
-class Limited(ProcessGroupTransport):
-    """What a replica sends leaves it at a rate of its own, all peers together; replica 1's is half."""
+@pytest.mark.parametrize(
+    ("up", "down", "together", "found"),
+    [
+        # The slowest replica's rate counts, each way.
+        ((16, 8, 16), (40, 30, 40), 8, (8, 24)),
+        # All at once are slower than each alone: they share something.
+        ((16, 16, 16), (20, 20, 20), 10, (10, 20)),
+        ((50, 50, 50), (10, 12, 14), 6, (50, 6)),
+    ],
+)
+def test_rates_are_those_of_the_slowest_replica_and_of_all_at_once(monkeypatch, up, down, together, found):
+    """Replica 0 of three, whose link answers by these rates; what a hub receives comes through the others' rates up."""
+    peers, latency_s = [1, 2], 0.05
 
-    def carry(self, header, outgoing, incoming, accept):
-        super().carry(header, outgoing, incoming, accept)
-        if not header and incoming:
-            # The rate at which the slowest of the senders feeds this replica.
-            share = {0: 1.0, 1: 0.5, 2: 1.0}
-            everyone = len(outgoing) > 0 or len(incoming) == 1
-            copies = (self.world_size - 1) if everyone else 1
-            seconds = [copies * buffer.numel() / (4e6 * share[peer]) for peer, buffer in incoming.items()]
-            time.sleep(max(seconds))
+    def timed(transport, receivers, senders, num_bytes):
+        if receivers and senders:
+            rate = together
+        elif receivers == peers or len(senders) == 1:
+            hub = 0 if receivers else senders[0]
+            rate = up[hub]
+        else:
+            hub = 0 if senders else receivers[0]
+            rate = min(down[hub], 2 * 1.5 * min(up))
+        return latency_s + 8e-6 * num_bytes * len(peers) / rate
 
-
-def limited_rates():
-    return measure_rates(Limited())
-
-
-def test_the_slowest_replica_s_rate_is_found():
-    rates = run_replicas(limited_rates, 3)
-    assert rates[0] == rates[1] == rates[2]
-    # 2 MB/s are 16 Mbit/s; receiving at once from two, one of which sends 2 MB/s, is as fast as twice that.
-    assert rates[0].up_mbit_s == pytest.approx(16, rel=0.15)
-    assert rates[0].down_mbit_s == pytest.approx(32, rel=0.15)
-    assert FIRST_BYTES < 1 << 20
+    monkeypatch.setattr(machine_room, "_timed", timed)
+    monkeypatch.setattr(machine_room, "_ping", lambda transport: latency_s)
+    rates = measure_rates(SimpleNamespace(rank=0, world_size=3, peers=peers))
+    assert (rates.up_mbit_s, rates.down_mbit_s) == pytest.approx(found)
+    assert rates.latency_s == latency_s
+    assert rates.goodput
 
 
 def test_one_replica_alone_measures_its_steps_and_no_link():

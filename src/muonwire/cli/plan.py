@@ -186,6 +186,6 @@ def _show(options: PlanCommand, planned: Planned) -> None:
     from rich.text import Text
 
     console = Console()
-    console.print(*(Text(text) for text in heading(planned)), sep="\n")
+    console.print(*(Text(text) for text in heading(planned)), sep="\n", soft_wrap=True)
     console.print(Text("\n".join(table_lines(planned))), soft_wrap=True)
     console.print(*(Text(text) for text in notes(planned)), sep="\n", soft_wrap=True)
