@@ -624,6 +624,8 @@ def plan_table() -> str:
         if path.name.endswith(".prediction.json"):
             continue
         record = json.loads(path.read_text())
+        if "cost" not in record:
+            continue
         setting, line = record["setting"], record["prediction"]["line"]
         cost = line["cost"]
         low, expected, high = (f"{100 * cost[key]:+.1f}" for key in ("low", "expected", "high"))
