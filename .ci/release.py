@@ -65,6 +65,7 @@ TRIES = {
     ],
     "all": [
         "muonwire compare --recipes muon --model-size pico --batch 2 --replicas 2 --lr-grid 0.01 --seeds 0 --steps 4 --out compare",
+        "muonwire plan --up 10mbit --down 10mbit --replicas 4 --parameters 1e6 --step-s 0.5",
         "muonwire bench codec --help",
     ],
     "elastic": [f"python {HERE / 'release_elastic.py'}"],
@@ -74,6 +75,7 @@ TRIES = {
 WITHOUT_EXTRAS = {
     "train": "train",
     "compare": "train,report",
+    "plan": "train,report",
     "lab list": "lab",
     "spectra show run": "lab",
     "bench codec": "train,report",

@@ -30,6 +30,7 @@ LINKS = ROOT / "evidence" / "links"
 SOAK = ROOT / "evidence" / "soak"
 OWNERS = ROOT / "evidence" / "owners"
 EMULATE = ROOT / "evidence" / "emulate"
+PLAN = ROOT / "evidence" / "plan"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -54,6 +55,7 @@ TABLED = tuple(
         "docs/links.md",
         "docs/owners.md",
         "docs/emulate.md",
+        "docs/plan.md",
     )
 )
 REPLICAS = 4
@@ -709,6 +711,32 @@ def owners_loss_table() -> str:
         lines.append(
             f"| `{recipe}` | {fmean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} | {sent:.2f}, {received:.2f} |"
         )
+def plan_table() -> str:
+    """What was predicted for each setting, and what came of it."""
+    head = "| recipe | link | replicas | parameters | steps | time predicted, measured, s | loss predicted | measured | bytes |"
+    lines = [head, "|---" * 9 + "|"]
+    for path in sorted(PLAN.glob("*.json")):
+        if path.name.endswith(".prediction.json"):
+            continue
+        record = json.loads(path.read_text())
+        if "cost" not in record:
+            continue
+        setting, line = record["setting"], record["prediction"]["line"]
+        cost = line["cost"]
+        low, expected, high = (f"{100 * cost[key]:+.1f}" for key in ("low", "expected", "high"))
+        time_fails, loss_fails = ("" if record[key] else " (**no**)" for key in ("time_holds", "loss_holds"))
+        cells = [
+            f"`{line['recipe']}`",
+            setting["link"],
+            setting["replicas"],
+            f"{record['prediction']['model']['num_parameters']:,}",
+            f"{setting['steps']:,}",
+            f"{line['total_s']:.1f}, {record['measured']['steps_s']:.1f}: {record['time_ratio']:.2f}{time_fails}",
+            f"{expected} % ({low} to {high})",
+            f"{100 * record['cost']:+.1f} %{loss_fails}",
+            f"{record['bytes_ratio']:.3f}",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -733,6 +761,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("owners loss", OWNERS / "loss.json", owners_loss_table),
         ("emulated hosts table", EMULATE / "hosts.json", emulated_hosts_table),
         ("race table", EMULATE / "race.json", race_table),
+        ("plan table", PLAN, plan_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

@@ -70,3 +70,29 @@ def test_a_recipe_is_shown_as_a_call_of_all_its_options(generate, name):
     assert shown | {"weight_decay"} | shared == {f.name for f in fields(recipe.options)}
     assert not shown & shared
     assert "the chain" in section
+
+
+def test_predictions_that_did_not_hold_are_said(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "PLAN", tmp_path)
+    line = {
+        "recipe": "muloco(interval=12)",
+        "total_s": 100.0,
+        "cost": {"low": 0.01, "expected": 0.02, "high": 0.03},
+    }
+    record = {
+        "setting": {"link": "1mbit/20ms", "replicas": 2, "steps": 800},
+        "prediction": {"line": line, "model": {"num_parameters": 123_200}},
+        "measured": {"steps_s": 150.0},
+        "time_ratio": 100 / 150,
+        "bytes_ratio": 0.994,
+        "time_holds": False,
+        "cost": 0.025,
+        "loss_holds": True,
+    }
+    (tmp_path / "a.json").write_text(json.dumps(record))
+    (tmp_path / "a.prediction.json").write_text(json.dumps(record["prediction"]))
+    (tmp_path / "b.json").write_text(json.dumps({key: record[key] for key in list(record)[:-2]}))
+    _, _, *rows = generate.plan_table().splitlines()
+    (cells,) = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert cells[:5] == ["`muloco(interval=12)`", "1mbit/20ms", "2", "123,200", "800"]
+    assert cells[5:] == ["100.0, 150.0: 0.67 (**no**)", "+2.0 % (+1.0 to +3.0)", "+2.5 %", "0.994"]

@@ -179,3 +179,22 @@ def test_means_by_owners_are_measured(run, tmp_path):
         "recompressed",
     ]
     assert all(line["final_eval_loss"] > 0 for line in lines)
+
+
+def test_the_evidence_of_plans_is_collected(run, tmp_path):
+    with pytest.raises(SystemExit):
+        run("plan_evidence.py", "--out", tmp_path / "evidence.json")
+    committed = ROOT / "src" / "muonwire" / "plan" / "evidence.json"
+    assert (tmp_path / "evidence.json").read_text() == committed.read_text()
+
+
+def test_plans_are_held_against_runs(run, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        run("plan_check.py", "--small", "--only", "small_muon", "--out", tmp_path)
+    record = json.loads((tmp_path / "small_muon.json").read_text())
+    assert ended.value.code == (0 if record["time_holds"] and record["loss_holds"] else 1)
+    assert json.loads((tmp_path / "small_muon.prediction.json").read_text()) == record["prediction"]
+    # Messages of a few seconds at most besides: what is sent is what was planned.
+    assert record["bytes_ratio"] == pytest.approx(1, rel=0.02)
+    assert record["prediction"]["line"]["synchronizations"] == 12
+    assert record["cost"] == 0

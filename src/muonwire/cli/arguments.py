@@ -1,5 +1,6 @@
 """Command lines out of frozen dataclasses."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -38,6 +39,14 @@ def parse(
         default=settings() if default is None else default,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands),
     )
+
+
+def task_name(args: Sequence[str]) -> str:
+    """The value of --task, which decides what other options there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    # A missing value is left to tyro, whose message names the option.
+    parser.add_argument("--task", default="text", nargs="?", const="text")
+    return str(parser.parse_known_args(list(args))[0].task)
 
 
 def command(

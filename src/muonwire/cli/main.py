@@ -19,6 +19,7 @@ COMMANDS = {
         "muonwire.cli.compare",
         "train several recipes on the same work and report loss against steps, bytes, time",
     ),
+    "plan": ("muonwire.cli.plan", "choose a recipe for a link and a model, before the run"),
     "status": ("muonwire.cli.status", "show who is in a run, since when, and who waits for whom"),
     "lab": ("muonwire.cli.lab", "measure the claims of the five notes and write the page of their verdicts"),
     "spectra": (
@@ -34,6 +35,7 @@ COMMANDS = {
 EXTRAS = {
     "train": "train",
     "compare": "train,report",
+    "plan": "train,report",
     "status": "train,report",
     "lab": "lab",
     "spectra": "lab",

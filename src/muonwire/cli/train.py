@@ -1,11 +1,10 @@
 """`muonwire train`."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from muonwire.cli.arguments import parse
+from muonwire.cli.arguments import parse, task_name
 from muonwire.errors import UsageError
 from muonwire.tasks import settings_type
 from muonwire.train import TrainConfig, train
@@ -78,18 +77,10 @@ class TrainCommand:
     allow_public: bool = False
 
 
-def _task_name(args: Sequence[str]) -> str:
-    """The value of --task, which decides what other options there are."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    # A missing value is left to tyro, whose message names the option.
-    parser.add_argument("--task", default="text", nargs="?", const="text")
-    return str(parser.parse_known_args(list(args))[0].task)
-
-
 def main(args: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     about = "Train one recipe on one replica or many, with checkpoints, metrics and every byte counted."
-    task = settings_type(_task_name(args))
+    task = settings_type(task_name(args))
     default = TrainCommand(config=TrainConfig(task=task()))
     command = parse(TrainCommand, args, command="train", about=about, examples=EXAMPLES, default=default)
     if command.elastic:

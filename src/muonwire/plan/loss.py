@@ -1,0 +1,278 @@
+"""What a recipe costs in loss beside dense Muon of the same work, out of the rows of evidence, with its range.
+
+The formula is in docs/plan.md. In short: the cost is a line through a recipe's rows over ln h, where h is how many steps of a run
+of 1500 lie between two synchronizations, moved by what more or fewer replicas cost local steps. The range is the root of the sum of
+squares of what seeds, texts and distances from the rows leave open.
+"""
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muonwire.optim.settings import LocalSteps
+from muonwire.plan.evidence import Row, family_of, local_of, rows
+from muonwire.plan.exchanges import synchronizations
+
+REFERENCE = "muon"
+# Whose slope over ln h a recipe takes where it has one row alone.
+BORROWED = {"demo": "distro", "psyche": "distro"}
+BORROWED_BY_OTHERS = "one_bit_muon"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Expected loss over dense Muon's, less one.
+
+    Args:
+        expected: best guess.
+        low, high: its range.
+        lr: the rate of the row whose run was about as long.
+        sources: the rows that it comes from: file, places in it, and recipe.
+        extrapolated: in what it lies outside of the rows, in words; empty where it does not.
+    """
+
+    expected: float
+    low: float
+    high: float
+    lr: float
+    sources: tuple[str, ...]
+    extrapolated: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Line:
+    """Straight pieces between points; beyond the ends they go on."""
+
+    points: Sequence[tuple[float, float]]
+
+    def slope(self, x: float) -> float:
+        """Of the piece at x, or of the nearest one; 0 with one point."""
+        if len(self.points) < 2:
+            return 0.0
+        i = min(max(bisect.bisect_right([p[0] for p in self.points], x), 1), len(self.points) - 1)
+        (x0, y0), (x1, y1) = self.points[i - 1], self.points[i]
+        return (y1 - y0) / (x1 - x0)
+
+    def at(self, x: float) -> float:
+        """The height at x."""
+        nearest = min(self.points, key=lambda p: abs(p[0] - x))
+        return nearest[1] + self.slope(x) * (x - nearest[0])
+
+    def around(self, x: float) -> tuple[float, float]:
+        """The heights of the points on both sides of x, which lies between the ends."""
+        i = min(max(bisect.bisect_right([p[0] for p in self.points], x), 1), len(self.points) - 1)
+        return self.points[i - 1][1], self.points[min(i, len(self.points) - 1)][1]
+
+    def is_outside(self, x: float) -> bool:
+        """Whether x lies beyond the ends."""
+        return not self.points[0][0] - 1e-6 <= x <= self.points[-1][0] + 1e-6
+
+    def distance(self, x: float) -> float:
+        """To the nearest point."""
+        return min(abs(p[0] - x) for p in self.points)
+
+
+def expected_cost(
+    recipe: str, *, replicas: int, steps: int, num_parameters: int, known: Sequence[Row] | None = None
+) -> Cost | None:
+    """What a recipe costs in loss, where there is a row of its family; None where there is none.
+
+    Args:
+        recipe: in textual form.
+        replicas, steps, num_parameters: of the run.
+        known: the evidence. Default: what the package carries.
+    """
+    known = rows() if known is None else known
+    family = family_of(recipe)
+    base = _base(known)
+    own = _best([row for row in known if row.family == family and _is_like(row, base)])
+    if not own:
+        return None
+    at = math.log(_spacing(local_of(recipe), steps, base.steps))
+    points = _line(own, base.steps)
+
+    def spacing_apart(row: Row) -> float:
+        return abs(math.log(_spacing(local_of(row.recipe), row.steps, base.steps)) - at)
+
+    nearest = min(own, key=spacing_apart)
+    # Rates depend on the length of a run first.
+    as_long = min(own, key=lambda row: (abs(math.log(steps / row.steps)), spacing_apart(row)))
+    if family == REFERENCE:
+        # What others are held against: only its seeds leave something open.
+        return _cost(0.0, _seeds_spread(nearest, known, base), 0.0, 0.0, own, as_long, [])
+    is_local = local_of(recipe) is not None
+    unscaled = math.log(steps / synchronizations(local_of(recipe), steps))
+    expected, below, above, extrapolated = _over_spacing(points, at, unscaled, family, known, base)
+    moved, open_r, noted = _over_replicas(known, base, replicas, is_local=is_local)
+    extrapolated += noted
+    sizes = [row.num_parameters for row in own]
+    lengths = [row.steps for row in own]
+    beyond = max(min(sizes) / num_parameters, num_parameters / max(sizes), 1.0)
+    longer = max(steps / max(lengths), 1.0)
+    if beyond > 1:
+        extrapolated.append(f"{num_parameters:,} parameters ({_between(sizes)} measured)")
+    if not min(lengths) <= steps <= max(lengths):
+        extrapolated.append(f"{steps:,} steps ({_between(lengths)} measured)")
+    # Each tenfold beyond what was measured leaves as much open as another text does.
+    text = _text_spread(known, base)
+    tenfolds = [text * math.log10(times) for times in (beyond, longer)]
+    width = math.hypot(_seeds_spread(nearest, known, base), text, open_r, *tenfolds)
+    return _cost(expected + moved, width, below, above, own, as_long, extrapolated)
+
+
+def _cost(
+    expected: float,
+    width: float,
+    below: float,
+    above: float,
+    own: Sequence[Row],
+    as_long: Row,
+    extrapolated: Sequence[str],
+) -> Cost:
+    """The cost with its range: ``width`` to both sides, ``below`` and ``above`` to one each."""
+    return Cost(
+        expected=expected,
+        low=expected - math.hypot(width, below),
+        high=expected + math.hypot(width, above),
+        lr=as_long.lr,
+        sources=tuple(str(row) for row in own),
+        extrapolated=tuple(extrapolated),
+    )
+
+
+def _base(known: Sequence[Row]) -> Row:
+    """Dense Muon where most recipes were compared: the setting that the others are seen from."""
+    dense = [row for row in known if row.recipe == REFERENCE]
+    return max(dense, key=lambda row: sum(_same_setting(row, other) for other in known))
+
+
+def _same_setting(row: Row, other: Row) -> bool:
+    return (row.task, row.replicas, row.steps, row.num_parameters) == (
+        other.task,
+        other.replicas,
+        other.steps,
+        other.num_parameters,
+    )
+
+
+def _is_like(row: Row, base: Row) -> bool:
+    return row.task == base.task and row.replicas == base.replicas
+
+
+def _best(found: Sequence[Row]) -> list[Row]:
+    """Of rows of one recipe and setting, which differ in how rates were sought, that of the lower cost."""
+    best: dict[tuple[str, int, int], Row] = {}
+    for row in found:
+        key = (row.recipe, row.steps, row.num_parameters)
+        if key not in best or row.cost < best[key].cost:
+            best[key] = row
+    return list(best.values())
+
+
+def _spacing(local: LocalSteps | None, steps: int, base_steps: int) -> float:
+    """h: steps between two synchronizations, of a run that a shorter one stands for as a whole."""
+    return max(steps, base_steps) / synchronizations(local, steps)
+
+
+def _line(found: Sequence[Row], base_steps: int) -> _Line:
+    return _Line(
+        points=sorted(
+            (math.log(_spacing(local_of(row.recipe), row.steps, base_steps)), row.cost) for row in found
+        )
+    )
+
+
+def _over_spacing(
+    points: _Line, at: float, unscaled: float, family: str, known: Sequence[Row], base: Row
+) -> tuple[float, float, float, list[str]]:
+    """The cost at ln h = ``at``, what is open below and above it, and what is extrapolated.
+
+    ``unscaled`` is ln of the steps that do lie between two synchronizations, fewer than h in a short run.
+    """
+    line, noted = points, []
+    if len(points.points) < 2:
+        lender = BORROWED.get(family, BORROWED_BY_OTHERS)
+        theirs = _line(_best([r for r in known if r.family == lender and _is_like(r, base)]), base.steps)
+        (first, *_, last) = theirs.points
+        slope = (last[1] - first[1]) / (last[0] - first[0])
+        (x, y) = points.points[0]
+        line = _Line(points=[(x, y), (x + 1, y + slope)])
+    if points.is_outside(at):
+        ends = [float(f"{math.exp(x):.3g}") for x, _ in points.points]
+        noted = [f"{float(f'{math.exp(at):.3g}'):,g} steps a synchronization ({_between(ends)} measured)"]
+    off = abs(line.slope(at)) * points.distance(at)
+    first_cost = points.points[0][1]
+    if at < points.points[0][0] and noted:
+        # Rarer synchronizations cost more; oftener ones may save what they cost here, and no more.
+        return first_cost, min(off, abs(first_cost)), min(off, abs(first_cost)), noted
+    expected = line.at(at)
+    if noted:
+        below = above = off
+    else:
+        around = points.around(at)
+        below = max(min(2 * off, expected - min(around)), 0.0)
+        above = max(min(2 * off, max(around) - expected), 0.0)
+    # In a short run a local step may cost as it does in a long one.
+    as_long = first_cost if unscaled < points.points[0][0] else line.at(min(unscaled, at))
+    return expected, max(below, expected - as_long), above, noted
+
+
+def _over_replicas(
+    known: Sequence[Row], base: Row, replicas: int, *, is_local: bool
+) -> tuple[float, float, list[str]]:
+    """What other numbers of replicas add to the cost of local steps, what is left open, and what is extrapolated.
+
+    It is known of one recipe alone, and taken for all local ones; for recipes that synchronize in each step all of it is left open.
+    """
+    same = [
+        row
+        for row in known
+        if row.task == base.task and row.steps == base.steps and row.num_parameters == base.num_parameters
+    ]
+    by_recipe: dict[str, list[Row]] = {}
+    for row in same:
+        if row.recipe != REFERENCE:
+            by_recipe.setdefault(row.recipe, []).append(row)
+    told = max(by_recipe.values(), key=lambda found: len({row.replicas for row in found}))
+    here = next(row.cost for row in told if row.replicas == base.replicas)
+    line = _Line(points=sorted((math.log(row.replicas), row.cost - here) for row in told))
+    at = math.log(replicas)
+    outside = line.is_outside(at)
+    open_r = abs(line.slope(at)) * line.distance(at) * (1.0 if outside else 0.5)
+    measured = sorted({row.replicas for row in told})
+    if is_local:
+        return (
+            line.at(at),
+            open_r,
+            [f"{replicas} replicas ({_between(measured)} measured)"] if outside else [],
+        )
+    if replicas == base.replicas:
+        return 0.0, 0.0, []
+    return 0.0, math.hypot(line.at(at), open_r), [f"{replicas} replicas ({base.replicas} measured)"]
+
+
+def _text_spread(known: Sequence[Row], base: Row) -> float:
+    """How far a recipe's cost on another text lies from that on the base's, at most."""
+    apart = [
+        abs(row.cost - other.cost)
+        for row in known
+        for other in known
+        if row.task == base.task != other.task
+        and row.recipe == other.recipe
+        and (row.replicas, row.steps, row.num_parameters)
+        == (other.replicas, other.steps, other.num_parameters)
+    ]
+    return max(apart, default=0.0)
+
+
+def _seeds_spread(row: Row, known: Sequence[Row], base: Row) -> float:
+    """Of the row and of dense Muon; with one seed, the widest that was measured."""
+    measured = [r.spread for r in known if r.spread is not None]
+    own = row.spread if row.spread is not None else max(measured, default=0.0)
+    return math.hypot(own, base.spread or 0.0)
+
+
+def _between(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:,.12g}" if low == high else f"{low:,.12g} to {high:,.12g}"
