@@ -134,7 +134,8 @@ class Elastic:
 
     def synchronize(self) -> None:
         """Bring those that are there to the same weights, as ``ChainOptimizer.synchronize``; after the last step, for instance."""
-        if self.optimizer.local is not None and self.optimizer.steps_alone:
+        # Fragments that are due come first, and by themselves.
+        while self.optimizer.local is not None and self.optimizer.steps_alone:
             self._meet(self.optimizer.synchronize)
 
     def finish(self, *, linger_s: float) -> None:
@@ -329,8 +330,9 @@ class Elastic:
     def _start_anew(self) -> None:
         """Go back to the last synchronization, with nothing of this replica's own."""
         load_shared(self.optimizer, shared_part(self.optimizer))
+        last = self.optimizer.last_synchronized
         for group in self.optimizer.param_groups:
-            group["step"] = group["synchronized_step"]
+            group["step"] = last
 
     def _observe(self) -> None:
         """Take part in the others' synchronization without bringing anything, then start with nothing of this replica's own."""

@@ -4,13 +4,17 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.errors import UsageError
 from muonwire.transport.meter import Meter
 from muonwire.transport.waiting import Waits
+
+if TYPE_CHECKING:
+    from muonwire.transport.channel import Channel
 
 Result = TypeVar("Result")
 
@@ -99,6 +103,17 @@ class Transport(ABC):
             ReplicaLostError: one of them does not.
         """
 
+    def channel(self) -> "Channel":
+        """A second way to the same replicas, with a sequence of its own; all of them call it together.
+
+        Raises:
+            UsageError: this transport cannot.
+        """
+        raise UsageError(
+            f"{type(self).__name__}: it has no second channel, on which messages travel while the replica goes on; use "
+            "ProcessGroupTransport or run_threads, or local steps with fragments=1 and delay=0"
+        )
+
     def __copy__(self) -> Self:
         return self
 
@@ -129,6 +144,12 @@ class SingleReplica(Transport):
         self.rank = 0
         self.world_size = 1
         self.meter = Meter()
+
+    @override
+    def channel(self) -> "Channel":
+        from muonwire.transport.channel import Channel
+
+        return Channel(self, at_once=True)
 
     @override
     def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
