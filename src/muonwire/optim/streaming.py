@@ -364,7 +364,9 @@ class Streaming:
         means: dict[str, Tensor] = {}
         for param in self.params(fragments):
             kept = optimizer.state[param][FRAGMENT]
-            self._move(param, kept["arrived"], since=kept["sent"])
+            if kept["arrived"].shape == param.shape:
+                # One that was added to the fragment since has sent nothing.
+                self._move(param, kept["arrived"], since=kept["sent"])
             means |= kept.get("buffers", {})
             optimizer.state[param][FRAGMENT] = empty_fragment(param, index=kept["index"])
         self._move_buffers(means)
