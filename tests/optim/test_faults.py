@@ -30,6 +30,10 @@ RECIPES = {
     "one_bit_muon": {"interval": INTERVAL},
     "diloco": {"interval": INTERVAL},
 }
+STREAMING = {
+    "one_bit_muon": {"interval": INTERVAL, "fragments": 2, "delay": 1},
+    "diloco": {"interval": INTERVAL, "delay": 2},
+}
 LOCAL = ("one_bit_muon", "diloco")
 ERRORS = (ExchangeError, DivergedReplicasError, NonFiniteUpdateError, ReplicaLostError)
 

@@ -274,7 +274,7 @@ class Streaming:
             state[FRAGMENT]["sent"] = optimizer.moved_weight(param).to(state[SHARED].dtype, copy=True)
 
         def act() -> _Arrived:
-            transport.step, transport.settings = number, ""
+            transport.step, transport.settings, transport.series = number, "", f" {fragments}"
             transport.requested, transport.agreed = flags, Flag.NONE
             try:
                 return _exchange(passes, transport, handshake, buffers, problem)
@@ -455,7 +455,8 @@ class Streaming:
             yield main
             return
         other = channel.transport
-        other.step, other.settings, other.requested, other.agreed = main.step, "", main.requested, Flag.NONE
+        other.step, other.settings, other.series = main.step, "", ""
+        other.requested, other.agreed = main.requested, Flag.NONE
         meter, before_s = other.meter, channel.waited_s()
         before = dict(meter.by_purpose)
         try:

@@ -41,6 +41,8 @@ class Transport(ABC):
     ``settings`` is a text that must be the same on all replicas in this step, such as the learning rates; its checksum of one byte
     travels with every message.
 
+    ``series`` names messages whose lengths follow from one another; frames are made for the length of the last one of their series.
+
     A replica that ``observes`` takes part in operations of the purpose "update" without counting in them: it sends no payload,
     means are over the others, and ``gather`` returns the others' payloads alone.
 
@@ -56,6 +58,7 @@ class Transport(ABC):
     agreed: Flag = Flag.NONE
     step: int = 0
     settings: str = ""
+    series: str = ""
     observes: bool = False
 
     @cached_property
