@@ -101,7 +101,17 @@ class Replica:
 
 def training(args: argparse.Namespace, *, seed: int) -> list[str]:
     """The command of a replica, without what says where it is."""
-    sizes = ["--model-size", "pico", "--batch", str(args.batch), "--sequence", "32", "--threads", "1", "--no-page"]
+    sizes = [
+        "--model-size",
+        "pico",
+        "--batch",
+        str(args.batch),
+        "--sequence",
+        "32",
+        "--threads",
+        "1",
+        "--no-page",
+    ]
     return [
         *(sys.executable, "-m", "muonwire", "train", "--recipe", args.recipe, "--lr", str(args.lr)),
         *("--steps", str(args.steps), "--seed", str(seed), *sizes, "--evaluate-every", "1000"),

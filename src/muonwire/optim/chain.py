@@ -12,13 +12,14 @@ from muonwire.errors import NonFiniteUpdateError
 from muonwire.optim import groups, saved
 from muonwire.optim.agreement import (
     Agreement,
-    Handshake,
     begin,
     buffer_means,
     ensure_agreement,
     floating_buffers,
 )
 from muonwire.optim.describe import describe
+from muonwire.optim.exchanging import exchange, exchange_changes, shake_hands
+from muonwire.optim.fragments import FRAGMENTS, first_counts
 from muonwire.optim.gradients import GradientCount, find_problem, not_finite, unscale
 from muonwire.optim.groups import AROUND, OUTER
 from muonwire.optim.kept import (
@@ -31,16 +32,15 @@ from muonwire.optim.kept import (
     unsent,
     wide_dtype,
 )
-from muonwire.optim.passes import Pass, estimate_bytes, inner_passes, outer_passes, restored_on_error
+from muonwire.optim.passes import estimate_bytes, inner_passes
 from muonwire.optim.settings import Lifecycle, LocalSteps
-from muonwire.optim.streaming import FRAGMENTS, Streaming, first_counts
+from muonwire.optim.streaming import Streaming
 from muonwire.polar import Processor, find_processor
 from muonwire.polar.processor import named_processor
 from muonwire.stages.base import Stage, State, Watch
 from muonwire.stages.chain import Chain
 from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, SingleReplica, Transport
-from muonwire.transport.digest import check_replicas, digest
 
 
 class ChainOptimizer(torch.optim.Optimizer):
@@ -336,7 +336,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             self.transport.requested |= Flag.DIVERGED
         self.transport.settings = groups.rates(self.param_groups)
         self.before_exchange()
-        self._exchange(inner_passes(self, zeros=problem is not None), problem)
+        exchange(self, inner_passes(self, zeros=problem is not None), problem)
         self._show_weights()
         self._count(step=1)
         self.record_weights()
@@ -359,7 +359,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             )
         self.transport.settings = ""
         due = self.synchronizes and self.streaming is None and self.is_due(ahead=1)
-        differing = self._shake_hands() if due else []
+        differing = shake_hands(self) if due else []
         if problem is not None:
             self._count(skipped_steps=1)
         elif self.around is not None:
@@ -372,16 +372,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._count(step=1)
         self.record_weights()
         if due:
-            self._exchange_changes(differing)
+            exchange_changes(self, differing)
         elif self.streaming is not None and self.synchronizes:
             self.streaming.advance()
-
-    def _exchange(self, passes: Sequence[Pass], problem: str | None) -> None:
-        """Run all passes with shared messages, one for each exchange along the longest chain; then move the weights."""
-        with restored_on_error(passes):
-            updates = drive([p.rounds() for p in passes], self.transport, lambda: self._settle(problem))
-        for p, moved in zip(passes, updates, strict=True):
-            p.move(moved)
 
     def _show_weights(self) -> None:
         """Copy what the chains have moved into the parameters, where that is a copy of them."""
@@ -393,23 +386,6 @@ class ChainOptimizer(torch.optim.Optimizer):
                     if param.requires_grad:
                         lead = unsent(self.state[param], self.look_ahead).sign().to(param.dtype)
                         param.sub_(lead, alpha=float(group["lr"]))
-
-    def _settle(self, problem: str | None) -> None:
-        self.transport.settle()
-        self._raise_if_flagged(problem)
-
-    def _raise_if_flagged(self, problem: str | None) -> None:
-        """Act on the flags in the headers of the last messages; all replicas do the same."""
-        transport, agreed = self.transport, self.transport.agreed
-        ours = Flag.DIVERGED | Flag.CHANGED
-        transport.requested &= ~ours
-        transport.agreed &= ~ours
-        if Flag.CHANGED in agreed:
-            check_replicas(self.shared(), transport)
-        if Flag.DIVERGED in agreed:
-            raise self._not_finite(
-                problem or "a loss, a gradient or an update is not finite on at least one replica"
-            )
 
     def _not_finite(self, problem: str) -> NonFiniteUpdateError:
         self._failure = None
@@ -440,9 +416,9 @@ class ChainOptimizer(torch.optim.Optimizer):
             # Where replicas come and go, those that are due; see Elastic.
             self.streaming.synchronize(only_due=not self.synchronizes)
             return
-        differing = self._shake_hands()
+        differing = shake_hands(self)
         if self.local is not None and self.steps_alone:
-            self._exchange_changes(differing)
+            exchange_changes(self, differing)
         else:
             for buffer, mean in buffer_means(self.buffers(), differing, self.transport):
                 buffer.copy_(mean)
@@ -450,38 +426,6 @@ class ChainOptimizer(torch.optim.Optimizer):
     def buffers(self) -> list[tuple[str, Tensor]]:
         """The model's floating buffers that are averaged over the replicas."""
         return floating_buffers(self._model, exclude=self.lifecycle.exclude_buffers)
-
-    def _shake_hands(self) -> list[int]:
-        """Check that all replicas can synchronize, before anything changes; returns the indices of buffers that differ."""
-        if self.transport.world_size == 1:
-            return []
-        handshake = Handshake(
-            alone=self.steps_alone,
-            edits=self.agreement.edits,
-            buffers=[digest(buffer) for _, buffer in self.buffers()],
-        )
-        differing = handshake.exchange(self.transport)
-        self.agreement.forget_edits()
-        self._raise_if_flagged(self._failure)
-        return differing
-
-    def _exchange_changes(self, differing: Sequence[int]) -> None:
-        """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a."""
-        self.before_exchange()
-        means = buffer_means(self.buffers(), differing, self.transport)
-        self._exchange(outer_passes(self), None)
-        params = self.trained()
-        copy_out(params, self.state, SHARED)
-        for state in (self.state[p] for p in params):
-            if MASTER in state:
-                state[MASTER].copy_(state[SHARED])
-        for buffer, mean in means:
-            buffer.copy_(mean)
-        for group in self.param_groups:
-            group["synchronized_step"] = group["step"]
-        self._count(synchronizations=1)
-        self.record_weights()
-        self.after_exchange()
 
     def estimate_bytes(self, *, replicas: int) -> float | None:
         """Bytes that each replica sends per step, on average, by the stages' formulas.

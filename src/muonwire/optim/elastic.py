@@ -36,6 +36,7 @@ from muonwire.errors import (
 )
 from muonwire.optim.agreement import ensure_agreement
 from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim.exchanging import exchange
 from muonwire.optim.groups import description as describe_groups
 from muonwire.optim.groups import rates
 from muonwire.optim.passes import inner_passes
@@ -409,7 +410,7 @@ def _observe_step(optimizer: ChainOptimizer) -> None:
     transport.step = optimizer._gradients.count
     ensure_agreement(optimizer, optimizer.trained())
     transport.settings = rates(optimizer.param_groups)
-    optimizer._exchange(inner_passes(optimizer, zeros=True), None)
+    exchange(optimizer, inner_passes(optimizer, zeros=True), None)
     optimizer._show_weights()
     optimizer._count(step=1)
     optimizer.record_weights()

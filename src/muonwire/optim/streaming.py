@@ -15,20 +15,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from muonwire.errors import ExchangeError, UsageError
-from muonwire.optim.agreement import Handshake, buffer_means
-from muonwire.optim.gradients import not_finite
+from muonwire.errors import ExchangeError
+from muonwire.optim.agreement import Handshake
+from muonwire.optim.flights import Arrived, Flight, awaited, exchange, split
+from muonwire.optim.fragments import FRAGMENTS, cut, empty_fragment, first_counts
 from muonwire.optim.kept import FRAGMENT, MASTER, SHARED
-from muonwire.optim.passes import Pass, outer_passes, restored_on_error
-from muonwire.optim.settings import LocalSteps
+from muonwire.optim.passes import Pass, outer_passes
 from muonwire.stages.base import State
-from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, Transport
 from muonwire.transport.channel import Channel, Work
 from muonwire.transport.digest import digest
@@ -37,86 +35,8 @@ from muonwire.transport.meter import Traffic
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
 
-FRAGMENTS = "fragments"
 # In "merge": in flight, and the replicas have not agreed yet when it is merged.
 _OPEN = -1
-
-
-@dataclass(frozen=True)
-class _Arrived:
-    """What an exchange came to: an update for each parameter, and means of buffers by name."""
-
-    updates: list[tuple[Tensor, Tensor]]
-    buffers: dict[str, Tensor]
-
-
-@dataclass
-class _Flight:
-    """Fragments on their way.
-
-    Args:
-        fragments: that were sent together.
-        sent_before: the steps in which each was sent before.
-        last: the last step in which they can be merged.
-        merge_at: the step in which they are; 0: not agreed yet.
-        announced: where replicas agree on that step: the one that this replica has proposed. 0: none yet.
-        agreed: flags of the replicas' messages.
-    """
-
-    fragments: list[int]
-    sent_before: list[int]
-    last: int
-    merge_at: int = 0
-    announced: int = 0
-    agreed: Flag = Flag.NONE
-    work: Work[_Arrived] | None = None
-    landed: bool = False
-    error: Exception | None = None
-
-
-def empty_fragment(param: Tensor, *, index: int) -> State:
-    """A parameter's state under "fragment" where nothing is in flight."""
-    nothing = torch.empty(0, dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
-    return {"index": index, "sent": nothing, "arrived": nothing.clone()}
-
-
-def first_counts(local: LocalSteps, *, step: int = 0) -> dict[str, list[int]]:
-    """The fragments' numbers when all have just been synchronized, in ``step``: the first is sent H/F steps later, and so on.
-
-    >>> first_counts(LocalSteps(interval=11, fragments=4))["sent"]
-    [-8, -5, -2, 0]
-    """
-    count, interval = local.fragments, local.interval
-    return {
-        "sent": [step + -(-interval * (f + 1) // count) - interval for f in range(count)],
-        "synchronized": [step] * count,
-        "merge": [0] * count,
-        "rounds": [0] * count,
-    }
-
-
-def cut(sizes: Sequence[int], count: int) -> list[int]:
-    """The fragment of each of a row of parameters: consecutive ones of about equal size together, each fragment with one at least.
-
-    >>> cut([4, 4, 1, 1, 6, 8], 3)
-    [0, 0, 1, 1, 1, 2]
-
-    Args:
-        sizes: numbers of entries.
-        count: of fragments, at most as many as parameters.
-    """
-    found: list[int] = []
-    index, within, left = 0, 0, sum(sizes)
-    target = left / count
-    for i, size in enumerate(sizes):
-        must = len(sizes) - i <= count - 1 - index
-        # To the next fragment where this one comes closer to its share without the parameter than with it.
-        if within and index < count - 1 and (must or within + size / 2 > target):
-            index, left = index + 1, left - within
-            within, target = 0, left / (count - index)
-        found.append(index)
-        within += size
-    return found
 
 
 class Streaming:
@@ -135,7 +55,7 @@ class Streaming:
         self._optimizer = optimizer
         self._local = optimizer.local
         self.channel: Channel | None = None
-        self._flights: list[_Flight] = []
+        self._flights: list[Flight] = []
         self._assigned = False
         # Guards the step that this replica has reached, and what it has announced.
         self._lock = threading.Lock()
@@ -151,34 +71,10 @@ class Streaming:
         self.channel, self._flights = None, []
         self._lock, self._reached = threading.Lock(), 0
 
-    # Which parameter belongs to which fragment
-
-    def assign(self) -> None:
-        """Give every trained parameter its fragment, by the model's order where there is a model, else by that of the groups.
-
-        Raises:
-            UsageError: there are fewer parameters than fragments.
-        """
-        optimizer = self._optimizer
-        trained = dict.fromkeys(p for _, p in optimizer.named_parameters())
-        if len(trained) < self._local.fragments:
-            raise UsageError(
-                f"local steps: fragments is {self._local.fragments}, and there are {len(trained)} trained tensors; a fragment "
-                "holds at least one"
-            )
-        model = optimizer._model
-        known: list[Tensor] = [] if model is None else list(model.parameters())
-        in_order = {**dict.fromkeys(p for p in known if p in trained), **trained}
-        for param, index in zip(
-            in_order, cut([p.numel() for p in in_order], self._local.fragments), strict=True
-        ):
-            optimizer.state[param][FRAGMENT] = empty_fragment(param, index=index)
-        self._assigned = True
-
-    def fresh(self, param: Tensor) -> State:
-        """The state of a parameter that comes later: it belongs to the smallest fragment."""
-        sizes = [sum(p.numel() for p in self.params([f])) for f in self.fragments]
-        return empty_fragment(param, index=sizes.index(min(sizes)) if self._assigned else 0)
+    @property
+    def fragments(self) -> range:
+        """The fragments."""
+        return range(self._local.fragments)
 
     def params(self, fragments: Sequence[int]) -> list[Tensor]:
         """The trained parameters of these fragments, in the groups' order."""
@@ -189,10 +85,25 @@ class Streaming:
             if FRAGMENT in states[p] and states[p][FRAGMENT]["index"] in fragments
         ]
 
-    @property
-    def fragments(self) -> range:
-        """The fragments."""
-        return range(self._local.fragments)
+    def assign(self) -> None:
+        """Give every trained parameter its fragment, by the model's order where there is a model, else by that of the groups.
+
+        Raises:
+            UsageError: there are fewer parameters than fragments.
+        """
+        optimizer = self._optimizer
+        trained = dict.fromkeys(p for _, p in optimizer.named_parameters())
+        known: list[Tensor] = [] if optimizer._model is None else list(optimizer._model.parameters())
+        in_order = {**dict.fromkeys(p for p in known if p in trained), **trained}
+        indices = cut([p.numel() for p in in_order], self._local.fragments)
+        for param, index in zip(in_order, indices, strict=True):
+            optimizer.state[param][FRAGMENT] = empty_fragment(param, index=index)
+        self._assigned = True
+
+    def fresh(self, param: Tensor) -> State:
+        """The state of a parameter that comes later: it belongs to the smallest fragment."""
+        sizes = [sum(p.numel() for p in self.params([f])) for f in self.fragments]
+        return empty_fragment(param, index=sizes.index(min(sizes)) if self._assigned else 0)
 
     # When a fragment is due
 
@@ -257,7 +168,7 @@ class Streaming:
         self.open()
         assert self.channel is not None
         transport, counts = self.channel.transport, self.counts
-        flight = _Flight(
+        flight = Flight(
             fragments=fragments,
             sent_before=[counts["sent"][f] for f in fragments],
             last=step + (local.interval - 1 if local.merge == "arrival" else local.delay),
@@ -273,11 +184,11 @@ class Streaming:
             state = optimizer.state[param]
             state[FRAGMENT]["sent"] = optimizer.moved_weight(param).to(state[SHARED].dtype, copy=True)
 
-        def act() -> _Arrived:
+        def act() -> Arrived:
             transport.step, transport.settings, transport.series = number, "", f" {fragments}"
             transport.requested, transport.agreed = flags, Flag.NONE
             try:
-                return _exchange(passes, transport, handshake, buffers, problem)
+                return exchange(passes, transport, handshake, buffers, problem)
             finally:
                 flight.agreed = transport.agreed
                 # Where the exchange has failed by itself, all raise in the same step; where the transport has, it raises again.
@@ -288,7 +199,7 @@ class Streaming:
         flight.work = self.channel.start(act)
         self._flights.append(flight)
 
-    def _agree_on_merge(self, flight: _Flight, transport: Transport) -> None:
+    def _agree_on_merge(self, flight: Flight, transport: Transport) -> None:
         """Where results are merged as soon as they are there: the first step that none of the replicas has left behind."""
         if flight.merge_at:
             return
@@ -346,7 +257,7 @@ class Streaming:
         ready = [f for f, at in enumerate(self.counts["merge"]) if 0 < at <= step]
         self._end(ended, ready, announced=announced)
 
-    def _end(self, ended: Sequence[_Flight], ready: Sequence[int], *, announced: bool = False) -> None:
+    def _end(self, ended: Sequence[Flight], ready: Sequence[int], *, announced: bool = False) -> None:
         """Merge the fragments that are there, and raise the error of those that failed."""
         for flight in ended:
             self._optimizer.transport.agreed |= flight.agreed & Flag.STOP
@@ -426,7 +337,7 @@ class Streaming:
             transport.requested |= flags
             if fragments:
                 optimizer.before_exchange()
-            arrived = _exchange(self._passes(fragments, transport), transport, handshake, buffers, problem)
+            arrived = exchange(self._passes(fragments, transport), transport, handshake, buffers, problem)
         for param, update in arrived.updates:
             self._move(param, update)
         self._move_buffers(arrived.buffers)
@@ -460,7 +371,7 @@ class Streaming:
         meter, before_s = other.meter, channel.waited_s()
         before = dict(meter.by_purpose)
         try:
-            with main.waits.on(lambda: _awaited(other)):
+            with main.waits.on(lambda: awaited(other)):
                 yield other
         finally:
             main.agreed |= other.agreed
@@ -488,7 +399,7 @@ class Streaming:
             self._optimizer.state[param][FRAGMENT] = empty_fragment(param, index=kept["index"])
         self._set(dropped, merge=0)
 
-    def _land(self, flight: _Flight) -> None:
+    def _land(self, flight: Flight) -> None:
         if flight.landed:
             return
         assert flight.work is not None
@@ -509,7 +420,7 @@ class Streaming:
                 states[param][FRAGMENT]["buffers"] = arrived.buffers
         self._set(flight.fragments, merge=flight.merge_at)
 
-    def _wait(self, work: Work[_Arrived]) -> None:
+    def _wait(self, work: Work[Arrived]) -> None:
         """Wait for work of the channel, and count what of its time was waiting and what overlapped with this replica's own."""
         assert self.channel is not None
         main, channel = self._optimizer.transport, self.channel
@@ -517,7 +428,7 @@ class Streaming:
         since_s = time.perf_counter()
         if not work.done:
             before = channel.waited_s()
-            with main.waits.on(lambda: _awaited(channel.transport)):
+            with main.waits.on(lambda: awaited(channel.transport)):
                 work.wait()
             waited = {name: s - before.get(name, 0.0) for name, s in channel.waited_s().items()}
         wait_s = time.perf_counter() - since_s
@@ -528,58 +439,8 @@ class Streaming:
         for purpose, traffic in work.traffic.items():
             waiting = min(traffic.wait_s, wait_s)
             wait_s -= waiting
-            main.meter.add(purpose, _split(traffic, waiting))
+            main.meter.add(purpose, split(traffic, waiting))
         for name, seconds in waited.items():
             main.meter.waited(name, seconds)
         for name, seconds in work.peer_s.items():
             main.meter.overlapped(name, max(seconds - waited.get(name, 0.0), 0.0))
-
-
-@torch.no_grad()
-def _exchange(
-    passes: Sequence[Pass],
-    transport: Transport,
-    handshake: Handshake | None,
-    buffers: Sequence[tuple[str, Tensor]],
-    problem: str | None,
-) -> _Arrived:
-    """Shake hands and send the passes through their chains; where anything is raised, the states are what they were."""
-
-    def check() -> None:
-        agreed, transport.agreed = transport.agreed, transport.agreed & ~Flag.DIVERGED
-        transport.requested &= ~Flag.DIVERGED
-        if Flag.DIVERGED in agreed:
-            raise not_finite(
-                problem or "a loss, a gradient or an update is not finite on at least one replica",
-                step=transport.step,
-                rank=transport.rank,
-            )
-
-    def settle() -> None:
-        transport.settle()
-        check()
-
-    differing = [] if handshake is None else handshake.exchange(transport)
-    if handshake is not None:
-        check()
-    means = buffer_means(buffers, differing, transport)
-    with restored_on_error(passes):
-        updates = drive([p.rounds() for p in passes], transport, settle)
-    return _Arrived(
-        updates=[
-            (param, update)
-            for p, of_pass in zip(passes, updates, strict=True)
-            for param, update in zip(p.params, of_pass, strict=True)
-        ],
-        buffers={buffers[i][0]: mean for i, (_, mean) in zip(differing, means, strict=True)},
-    )
-
-
-def _split(traffic: Traffic, wait_s: float) -> Traffic:
-    """The traffic with so much of its seconds as waiting, and the rest as overlap."""
-    return replace(traffic, wait_s=wait_s, overlap_s=traffic.wait_s - wait_s)
-
-
-def _awaited(transport: Transport) -> str:
-    wait = transport.waits.current
-    return "a fragment's result" if wait is None else wait.text()

@@ -410,7 +410,9 @@ class ElasticTransport(ProcessGroupTransport):
         Raises:
             UsageError: always.
         """
-        raise UsageError("ElasticTransport: replicas that come and go have no second channel; step with Elastic")
+        raise UsageError(
+            "ElasticTransport: replicas that come and go have no second channel; step with Elastic"
+        )
 
     @override
     def settle(self) -> None:

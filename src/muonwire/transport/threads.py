@@ -27,7 +27,9 @@ class _Hub:
 
     def __init__(self) -> None:
         self.turn = threading.Condition()
-        self.messages: defaultdict[tuple[Hashable, int, int], deque[tuple[bytes, Tensor]]] = defaultdict(deque)
+        self.messages: defaultdict[tuple[Hashable, int, int], deque[tuple[bytes, Tensor]]] = defaultdict(
+            deque
+        )
         # By key: the result, the seconds that it took, and how many replicas still need it.
         self.shared: dict[Hashable, tuple[Any, float, int]] = {}
         self.failures: dict[int, BaseException] = {}
