@@ -103,7 +103,7 @@ def test_sending_and_merging_are_the_stated_formulas(fragments, delay, mix):
                 momentum[i] = beta * momentum[i] + shared[i] - sent[i]
                 shared[i] -= outer_lr * momentum[i]
                 own[i] = shared[i] + mix * (own[i] - sent[i])
-        for p, wanted, (_, at) in zip(params, own, optimizer.shared(), strict=True):
+        for p, wanted in zip(params, own, strict=True):
             # The change travels in float32.
             assert torch.allclose(p, torch.full_like(p, wanted), atol=1e-6)
         assert [float(at[0]) for _, at in optimizer.shared()] == pytest.approx(shared, abs=1e-6)
@@ -460,7 +460,7 @@ def test_a_transport_without_a_second_channel_says_what_to_use():
 
     model = SmallNet()
     optimizer = built(model, Alone(), delay=1)
-    with pytest.raises(UsageError, match="has no second channel.*fragments=1 and delay=0"):
+    with pytest.raises(UsageError, match=r"has no second channel.*fragments=1 and delay=0"):
         train(model, optimizer, 1)
 
 
