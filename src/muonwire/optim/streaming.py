@@ -186,7 +186,10 @@ class Streaming:
 
         def act() -> Arrived:
             transport.step, transport.settings, transport.series = number, "", f" {fragments}"
-            transport.requested, transport.agreed = flags, Flag.NONE
+            if transport is optimizer.transport:
+                transport.requested |= flags
+            else:
+                transport.requested, transport.agreed = flags, Flag.NONE
             try:
                 return exchange(passes, transport, handshake, buffers, problem)
             finally:

@@ -31,7 +31,7 @@ class Work(Generic[Result]):
     """
 
     def __init__(self, act: Callable[[], Result]) -> None:
-        self._act = act
+        self._act: Callable[[], Result] | None = act
         self._done = threading.Event()
         self._result: Result | None = None
         self._error: BaseException | None = None
@@ -40,6 +40,7 @@ class Work(Generic[Result]):
 
     def run(self, transport: Transport) -> None:
         """Do it; what it raises is kept for ``result``."""
+        assert self._act is not None
         meter = transport.meter
         before, peers_before = dict(meter.by_purpose), dict(meter.wait_s)
         try:
@@ -49,6 +50,8 @@ class Work(Generic[Result]):
         finally:
             self.traffic = {p: t - before.get(p, Traffic()) for p, t in meter.by_purpose.items()}
             self.peer_s = {name: s - peers_before.get(name, 0.0) for name, s in meter.wait_s.items()}
+            # What it holds, such as the changes that were sent, is not needed any more.
+            self._act = None
             self._done.set()
 
     @property
