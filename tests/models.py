@@ -28,6 +28,11 @@ VARIANTS = [
     ("ef14_muon", {"means": "recompressed"}),
     ("muonfast", {"preconditioner": "before", "polar_at_least": 8, "keep_norm": True}),
     ("muonfast", {"preconditioner": "after", "rest": "adam"}),
+    # At the fourth step nothing is in flight, one of two fragments is, and the whole model is.
+    ("one_bit_muon", {"interval": 3, "fragments": 2, "delay": 1}),
+    ("diloco", {"interval": 3, "fragments": 2, "delay": 2, "mix": 0.5}),
+    ("one_bit_muon", {"interval": 4, "delay": 3}),
+    ("local_muon", {"interval": 4, "merge": "arrival"}),
     *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),
 ]
 

@@ -32,6 +32,8 @@ os.environ.setdefault("RUST_LOG", "error")
 ONE_AT_A_TIME = threading.Lock()
 LATE_MS, HEARTBEAT_MS = 700, 400
 LOCAL = "one_bit_muon(interval=3)"
+# Where replicas come and go, a fragment is merged in the step in which it is due; one of them is in every second step.
+FRAGMENTS = "one_bit_muon(interval=6, fragments=3, delay=2)"
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ def agree(*replicas):
             assert known == line["digest"], (replica.name, line)
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
 def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse):
     replicas = together(Replica(n, lighthouse, recipe, min_replicas=3) for n in ("a", "b", "c"))
     end(*replicas)
@@ -238,6 +240,7 @@ def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse
     def fixed(rank, exchange):
         model = model_of()
         name, options = recipes.parse_recipe(recipe)
+        options.pop("delay", None)
         optimizer = recipes.build(name, model, lr=0.02, transport=exchange(), **options)
         for step in range(1, 13):
             set_rates(optimizer, step)
@@ -253,7 +256,7 @@ def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse
     assert all(n == 3 for r in replicas for n in r.counted)
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
 def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchronization(recipe, lighthouse):
     enough = threading.Event()
 
@@ -282,7 +285,7 @@ def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchron
     assert third.counted[0] == 2
     assert third.counted[1] == 3
     assert all(not r.any() for r in residuals_after_joining)
-    assert bool(residuals_after_joining) == (recipe == LOCAL)
+    assert bool(residuals_after_joining) == (recipe != "muon")
     assert "took over the weights" in third.said[0]
     # The learning rate and the data follow from the step and the rank that it took over.
     assert third.optimizer.num_steps == 40
@@ -341,7 +344,7 @@ def test_a_state_that_was_altered_on_its_way_is_not_taken(lighthouse):
         transport.close()
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
 def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lighthouse):
     def go(replica, step):
         if replica.name == "b" and step == 8:
@@ -361,7 +364,7 @@ def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lightho
 
 
 @pytest.mark.parametrize("operation", [1, 2, 3, 4])
-@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
 def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(recipe, operation, lighthouse):
     """Whatever message it dies in: the others repeat the synchronization with those that are there."""
 
@@ -391,7 +394,7 @@ def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(rec
     assert [line["step"] for line in stayed[0].log] == list(range(13))
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
 def test_one_that_fell_behind_brings_nothing_though_the_first_attempt_fails(recipe, lighthouse):
     """It has taken over the others' state when they must meet again: its own gradient was of other weights."""
     dropped = []

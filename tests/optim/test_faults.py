@@ -29,8 +29,13 @@ RECIPES = {
     "approach_b": {"server": True, "owners": "all"},
     "one_bit_muon": {"interval": INTERVAL},
     "diloco": {"interval": INTERVAL},
+    # The first word is the recipe's name.
+    "one_bit_muon in fragments": {"interval": INTERVAL, "fragments": 2, "delay": 1},
+    "diloco late": {"interval": INTERVAL, "delay": 2},
 }
-LOCAL = ("one_bit_muon", "diloco")
+LOCAL = ("one_bit_muon", "diloco", "one_bit_muon in fragments", "diloco late")
+# Of what is sent: the steps, of the first interval and all later ones, and how much later it is merged.
+SENDS = {"one_bit_muon in fragments": ((2, 3), 1), "diloco late": ((3,), 2)}
 ERRORS = (ExchangeError, DivergedReplicasError, NonFiniteUpdateError, ReplicaLostError)
 
 
@@ -51,7 +56,7 @@ def _train(transport, fault, at, name, options):
     """A user's loop; returns the step of each NonFiniteUpdateError, and the digest of the weights."""
     rank = transport.rank
     model, name, options = _start(fault, rank, name, options)
-    optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
+    optimizer = recipes.build(name.split()[0], model, lr=0.01, transport=transport, **options)
     odd, raised = rank == 1, []
     for step in range(STEPS):
         here = step == at and (odd or fault.startswith("both"))
@@ -149,7 +154,12 @@ def test_what_is_not_finite_is_raised_on_both_and_the_loop_goes_on_without_that_
         one, other = first[fault, at][0], second[fault, at][0]
         assert one == other
         raised, digest = one
-        if name in LOCAL:
+        if name in SENDS:
+            # In the step that merges what is sent next.
+            sends, delay = SENDS[name]
+            sent = next(s for i in range(STEPS) for s in (n + i * INTERVAL for n in sends) if s > at)
+            assert raised == [sent + delay - 1]
+        elif name in LOCAL:
             # In the step that synchronizes next.
             assert raised == [at + (INTERVAL - 1 - at) % INTERVAL]
         else:
@@ -194,7 +204,7 @@ def _dies(name, options, at):
 
 
 @pytest.mark.parametrize("at", AT)
-@pytest.mark.parametrize("name", ["muon", "distro", "one_bit_muon"])
+@pytest.mark.parametrize("name", ["muon", "distro", "one_bit_muon", "one_bit_muon in fragments"])
 def test_a_replica_that_dies_is_named_to_the_others(name, at):
     lost, seconds = run_replicas(_dies, 2, name, RECIPES[name], at, expect_lost=(1,))[0]
     assert lost == 1

@@ -58,3 +58,16 @@ def test_without_a_terminal_waits_are_lines_on_standard_error(enabled, capsys):
     said = capsys.readouterr()
     assert said.err == f"{WAIT}\n{ANSWER}\n"
     assert said.out == ""
+
+
+def test_the_bar_has_the_share_of_waiting(terminal):
+    waited = Progress(step=3, steps=9, train_loss=2.5, eval_loss=2.25, wait_share=0.0123)
+    with progress_bar("muon") as show:
+        show(waited)
+    assert "loss 2.500, evaluation 2.250, waits 1.2 % of the time" in terminal.getvalue()
+
+
+def test_without_a_terminal_the_line_of_an_evaluation_has_the_share_of_waiting(capsys):
+    with progress_bar("muon") as show:
+        show(Progress(step=3, steps=9, train_loss=2.5, eval_loss=2.25, wait_share=0.5))
+    assert capsys.readouterr().out == "muon: step 3/9, evaluation loss 2.2500, waits 50.0 % of the time\n"

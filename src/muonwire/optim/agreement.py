@@ -4,6 +4,7 @@ import re
 import struct
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,7 @@ def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
     buffers = {} if model is None else dict(model.named_buffers())
     if lifecycle.start == "broadcast":
         params = optimizer.trained()
-        agree_on_groups(optimizer, params)
+        agree_on_groups(optimizer, params, transport)
         for tensor in (*params, *buffers.values()):
             own = tensor.detach().cpu().contiguous()
             payload = own.reshape(-1).view(torch.uint8).numpy().tobytes() if transport.rank == 0 else b""
@@ -179,10 +180,15 @@ def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
 
 def ensure_agreement(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
     """Bring the kept copies up to the weights, and before the first exchange compare groups and weights with all replicas."""
+    streaming = optimizer.streaming
     if optimizer.changes.converted(params):
+        if streaming is not None:
+            streaming.land()
         for param in params:
             saved.convert(optimizer.state[param], param, keeps_master=optimizer.keeps_master(param))
     if optimizer.changes.edited(params, optimizer.state):
+        if streaming is not None:
+            streaming.abandon()
         copy_in(params, optimizer.state)
         optimizer.record_weights()
         optimizer.agreement.at_build = None
@@ -193,11 +199,15 @@ def ensure_agreement(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> N
                 optimizer.agreement.add_edits(optimizer.shared())
     if optimizer.agreement.reached:
         return
-    agree_on_groups(optimizer, params)
-    optimizer.agreement.check(optimizer.shared(), optimizer.transport)
+    with nullcontext(optimizer.transport) if streaming is None else streaming.direct() as transport:
+        agree_on_groups(optimizer, params, transport)
+        optimizer.agreement.check(optimizer.shared(), transport)
+    if streaming is not None:
+        # Once it is known that the others have such a channel, too.
+        streaming.open()
 
 
-def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
+def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor], transport: Transport) -> None:
     """Compare the groups with all replicas, and let polar factors follow the slowest of their processors.
 
     Raises:
@@ -208,7 +218,7 @@ def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> No
     key = "processor" if optimizer.local is None else "outer_processor"
     settings = f"{optimizer.local} {optimizer.look_ahead} step {optimizer.num_steps}"
     agreed = optimizer.agreement.reach(
-        optimizer.transport,
+        transport,
         description=f"{settings}: {describe_groups(optimizer.param_groups)}",
         processor=next((g[key] for g in optimizer.param_groups if g[key] is not None), own.name),
         orthogonalizes=any(members.orthogonalizes for members in talking),

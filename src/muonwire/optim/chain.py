@@ -12,25 +12,35 @@ from muonwire.errors import NonFiniteUpdateError
 from muonwire.optim import groups, saved
 from muonwire.optim.agreement import (
     Agreement,
-    Handshake,
     begin,
     buffer_means,
     ensure_agreement,
     floating_buffers,
 )
 from muonwire.optim.describe import describe
-from muonwire.optim.gradients import GradientCount, find_problem, unscale
+from muonwire.optim.exchanging import exchange, exchange_changes, shake_hands
+from muonwire.optim.fragments import FRAGMENTS, first_counts
+from muonwire.optim.gradients import GradientCount, find_problem, not_finite, unscale
 from muonwire.optim.groups import AROUND, OUTER
-from muonwire.optim.kept import MASTER, SHARED, ChangeDetector, copy_out, holding_shared, unsent, wide_dtype
-from muonwire.optim.passes import Pass, estimate_bytes, inner_passes, outer_passes, restored_on_error
+from muonwire.optim.kept import (
+    FRAGMENT,
+    MASTER,
+    SHARED,
+    ChangeDetector,
+    copy_out,
+    holding_shared,
+    unsent,
+    wide_dtype,
+)
+from muonwire.optim.passes import estimate_bytes, inner_passes
 from muonwire.optim.settings import Lifecycle, LocalSteps
+from muonwire.optim.streaming import Streaming
 from muonwire.polar import Processor, find_processor
 from muonwire.polar.processor import named_processor
 from muonwire.stages.base import Stage, State, Watch
 from muonwire.stages.chain import Chain
 from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, SingleReplica, Transport
-from muonwire.transport.digest import check_replicas, digest
 
 
 class ChainOptimizer(torch.optim.Optimizer):
@@ -45,7 +55,8 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     ``state[param]`` holds the chain's states under its members' names and, where they are kept, "master" (the float32 copy of a
     16-bit weight), "shared" (the weight that all replicas agree on), "outer" (the outer chain's states), "around" (the state of a
-    wrapped optimizer) and "held" (samples of the weight, by which changes from outside are noticed).
+    wrapped optimizer), "fragment" (which one it belongs to, and what is in flight) and "held" (samples of the weight, by which
+    changes from outside are noticed).
 
     Args:
         params: parameters, or group dicts as in torch.optim. A group may hold, besides ``lr`` and ``weight_decay``: ``chain``
@@ -112,12 +123,16 @@ class ChainOptimizer(torch.optim.Optimizer):
         self.changes = ChangeDetector()
         self.agreement = Agreement()
         self._failure: str | None = None
+        # Sends and merges fragments, where they synchronize at different times or travel while the replica goes on.
+        self.streaming = Streaming(self) if local is not None and local.streams else None
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         if around is not None:
             # Schedulers and the wrapped optimizer see the same groups.
             for theirs, mine in zip(around.param_groups, self.param_groups, strict=True):
                 theirs.update(mine)
             self.param_groups = around.param_groups
+        if self.streaming is not None:
+            self.streaming.assign()
         begin(self, model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -141,6 +156,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         if self.local is not None:
             outer = groups.outer_chains(given, index=index, count=len(params))
             group |= {"outer_chains": [str(c) for c in outer], "outer_processor": None}
+            if self.streaming is not None:
+                group[FRAGMENTS] = first.get(FRAGMENTS) or first_counts(self.local)
         groups.check(
             group, chains=[members, *outer], keeps_copies=self.local is not None or bool(self.look_ahead)
         )
@@ -165,6 +182,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             state[SHARED] = wide.clone()
         if self.local is not None:
             state[OUTER] = self.outer[param].init(wide)
+            if self.streaming is not None:
+                state[FRAGMENT] = self.streaming.fresh(param)
         if self.look_ahead:
             unsent(state, self.look_ahead)
         return state
@@ -234,11 +253,19 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     @property
     def steps_alone(self) -> int:
-        """How many local steps this replica has taken since the last synchronization."""
+        """How many local steps this replica has taken since the last synchronization, of the fragment that waits for longest."""
         return int(self.param_groups[0]["step"] - self.param_groups[0]["synchronized_step"])
 
+    @property
+    def last_synchronized(self) -> int:
+        """The step of the last synchronization, of any fragment."""
+        last = self.param_groups[0]["synchronized_step"] if self.streaming is None else self.streaming.last
+        return int(last)
+
     def is_due(self, *, ahead: int = 0) -> bool:
-        """Whether replicas with local steps synchronize after ``ahead`` more of them."""
+        """Whether replicas with local steps synchronize after ``ahead`` more of them, or send a fragment."""
+        if self.streaming is not None:
+            return bool(self.streaming.due(ahead=ahead))
         steps, alone = self.num_steps + ahead, self.steps_alone + ahead
         return self.local is not None and self.local.due(local_step=steps, alone=alone)
 
@@ -309,7 +336,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             self.transport.requested |= Flag.DIVERGED
         self.transport.settings = groups.rates(self.param_groups)
         self.before_exchange()
-        self._exchange(inner_passes(self, zeros=problem is not None), problem)
+        exchange(self, inner_passes(self, zeros=problem is not None), problem)
         self._show_weights()
         self._count(step=1)
         self.record_weights()
@@ -331,8 +358,8 @@ class ChainOptimizer(torch.optim.Optimizer):
                 stacklevel=4,
             )
         self.transport.settings = ""
-        due = self.synchronizes and self.is_due(ahead=1)
-        differing = self._shake_hands() if due else []
+        due = self.synchronizes and self.streaming is None and self.is_due(ahead=1)
+        differing = shake_hands(self) if due else []
         if problem is not None:
             self._count(skipped_steps=1)
         elif self.around is not None:
@@ -345,14 +372,9 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._count(step=1)
         self.record_weights()
         if due:
-            self._exchange_changes(differing)
-
-    def _exchange(self, passes: Sequence[Pass], problem: str | None) -> None:
-        """Run all passes with shared messages, one for each exchange along the longest chain; then move the weights."""
-        with restored_on_error(passes):
-            updates = drive([p.rounds() for p in passes], self.transport, lambda: self._settle(problem))
-        for p, moved in zip(passes, updates, strict=True):
-            p.move(moved)
+            exchange_changes(self, differing)
+        elif self.streaming is not None and self.synchronizes:
+            self.streaming.advance()
 
     def _show_weights(self) -> None:
         """Copy what the chains have moved into the parameters, where that is a copy of them."""
@@ -365,31 +387,10 @@ class ChainOptimizer(torch.optim.Optimizer):
                         lead = unsent(self.state[param], self.look_ahead).sign().to(param.dtype)
                         param.sub_(lead, alpha=float(group["lr"]))
 
-    def _settle(self, problem: str | None) -> None:
-        self.transport.settle()
-        self._raise_if_flagged(problem)
-
-    def _raise_if_flagged(self, problem: str | None) -> None:
-        """Act on the flags in the headers of the last messages; all replicas do the same."""
-        transport, agreed = self.transport, self.transport.agreed
-        ours = Flag.DIVERGED | Flag.CHANGED
-        transport.requested &= ~ours
-        transport.agreed &= ~ours
-        if Flag.CHANGED in agreed:
-            check_replicas(self.shared(), transport)
-        if Flag.DIVERGED in agreed:
-            raise self._not_finite(
-                problem or "a loss, a gradient or an update is not finite on at least one replica"
-            )
-
     def _not_finite(self, problem: str) -> NonFiniteUpdateError:
         self._failure = None
         self.transport.requested &= ~Flag.DIVERGED
-        return NonFiniteUpdateError(
-            f"ChainOptimizer: {problem} (step {self._gradients.count}, rank {self.transport.rank}); no weight and no state has "
-            'changed. Continue with the next batch, lower the learning rate, or resume from the last checkpoint; nonfinite="skip" '
-            "leaves such steps out"
-        )
+        return not_finite(problem, step=self._gradients.count, rank=self.transport.rank)
 
     @property
     def synchronized(self) -> bool:
@@ -400,9 +401,9 @@ class ChainOptimizer(torch.optim.Optimizer):
     def synchronize(self) -> None:
         """Bring all replicas to the same weights and floating buffers; all call it together.
 
-        With local steps the changes of the weights since the last synchronization are exchanged, however few. Without, the weights
-        are the same already, and only buffers such as BatchNorm's are averaged. If it raises, nothing shared has changed, and
-        this replica's own local steps stand.
+        With local steps the changes of the weights since the last synchronization are exchanged, however few, of all fragments;
+        what is in flight is merged before. Without, the weights are the same already, and only buffers such as BatchNorm's are
+        averaged. If it raises, nothing shared has changed, and this replica's own local steps stand.
 
         Raises:
             ExchangeError, DivergedReplicasError, ReplicaLostError, PayloadError: as ``step`` does.
@@ -411,9 +412,13 @@ class ChainOptimizer(torch.optim.Optimizer):
             return
         self.transport.step = self._gradients.count
         ensure_agreement(self, self.trained())
-        differing = self._shake_hands()
+        if self.streaming is not None:
+            # Where replicas come and go, those that are due; see Elastic.
+            self.streaming.synchronize(only_due=not self.synchronizes)
+            return
+        differing = shake_hands(self)
         if self.local is not None and self.steps_alone:
-            self._exchange_changes(differing)
+            exchange_changes(self, differing)
         else:
             for buffer, mean in buffer_means(self.buffers(), differing, self.transport):
                 buffer.copy_(mean)
@@ -421,38 +426,6 @@ class ChainOptimizer(torch.optim.Optimizer):
     def buffers(self) -> list[tuple[str, Tensor]]:
         """The model's floating buffers that are averaged over the replicas."""
         return floating_buffers(self._model, exclude=self.lifecycle.exclude_buffers)
-
-    def _shake_hands(self) -> list[int]:
-        """Check that all replicas can synchronize, before anything changes; returns the indices of buffers that differ."""
-        if self.transport.world_size == 1:
-            return []
-        handshake = Handshake(
-            alone=self.steps_alone,
-            edits=self.agreement.edits,
-            buffers=[digest(buffer) for _, buffer in self.buffers()],
-        )
-        differing = handshake.exchange(self.transport)
-        self.agreement.forget_edits()
-        self._raise_if_flagged(self._failure)
-        return differing
-
-    def _exchange_changes(self, differing: Sequence[int]) -> None:
-        """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a."""
-        self.before_exchange()
-        means = buffer_means(self.buffers(), differing, self.transport)
-        self._exchange(outer_passes(self), None)
-        params = self.trained()
-        copy_out(params, self.state, SHARED)
-        for state in (self.state[p] for p in params):
-            if MASTER in state:
-                state[MASTER].copy_(state[SHARED])
-        for buffer, mean in means:
-            buffer.copy_(mean)
-        for group in self.param_groups:
-            group["synchronized_step"] = group["step"]
-        self._count(synchronizations=1)
-        self.record_weights()
-        self.after_exchange()
 
     def estimate_bytes(self, *, replicas: int) -> float | None:
         """Bytes that each replica sends per step, on average, by the stages' formulas.
@@ -479,6 +452,12 @@ class ChainOptimizer(torch.optim.Optimizer):
         """Remember what the parameters hold now; later changes by others are noticed."""
         self.changes.record(self.trained(), self.state)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch.optim; what is in flight is waited for, and its result is part of the state until it is merged."""
+        if self.streaming is not None:
+            self.streaming.land()
+        return super().state_dict()
+
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` gave, matching parameters by name and shape; states get this optimizer's dtypes.
@@ -486,10 +465,14 @@ class ChainOptimizer(torch.optim.Optimizer):
         Raises:
             UsageError: the state belongs to other parameters, shapes, chains or another kind of optimizer; nothing has changed.
         """
+        if self.streaming is not None:
+            self.streaming.land()
         saved.load(self, super().load_state_dict, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = "transport local lifecycle look_ahead around outer changes agreement"
+        if self.streaming is not None:
+            self.streaming.land()
+        own = "transport local lifecycle look_ahead around outer changes agreement streaming"
         private = "_model _default_chain _chains _gradients _failure"
         return {
             **super().__getstate__(),

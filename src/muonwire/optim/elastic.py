@@ -36,6 +36,7 @@ from muonwire.errors import (
 )
 from muonwire.optim.agreement import ensure_agreement
 from muonwire.optim.chain import ChainOptimizer
+from muonwire.optim.exchanging import exchange
 from muonwire.optim.groups import description as describe_groups
 from muonwire.optim.groups import rates
 from muonwire.optim.passes import inner_passes
@@ -134,7 +135,8 @@ class Elastic:
 
     def synchronize(self) -> None:
         """Bring those that are there to the same weights, as ``ChainOptimizer.synchronize``; after the last step, for instance."""
-        if self.optimizer.local is not None and self.optimizer.steps_alone:
+        # Fragments that are due come first, and by themselves.
+        while self.optimizer.local is not None and self.optimizer.steps_alone:
             self._meet(self.optimizer.synchronize)
 
     def finish(self, *, linger_s: float) -> None:
@@ -329,8 +331,9 @@ class Elastic:
     def _start_anew(self) -> None:
         """Go back to the last synchronization, with nothing of this replica's own."""
         load_shared(self.optimizer, shared_part(self.optimizer))
+        last = self.optimizer.last_synchronized
         for group in self.optimizer.param_groups:
-            group["step"] = group["synchronized_step"]
+            group["step"] = last
 
     def _observe(self) -> None:
         """Take part in the others' synchronization without bringing anything, then start with nothing of this replica's own."""
@@ -407,7 +410,7 @@ def _observe_step(optimizer: ChainOptimizer) -> None:
     transport.step = optimizer._gradients.count
     ensure_agreement(optimizer, optimizer.trained())
     transport.settings = rates(optimizer.param_groups)
-    optimizer._exchange(inner_passes(optimizer, zeros=True), None)
+    exchange(optimizer, inner_passes(optimizer, zeros=True), None)
     optimizer._show_weights()
     optimizer._count(step=1)
     optimizer.record_weights()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonwire.errors import NonFiniteUpdateError
 from muonwire.optim.kept import wide_dtype
 
 # Squares of larger norms, which Adam takes, overflow float32.
@@ -81,6 +82,14 @@ def find_problem(named_parameters: Iterable[tuple[str, Tensor]]) -> str | None:
             norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float32))
             return f"the gradient of {name} is not finite (its norm is {norm:g})"
     return f"the gradients' norm is above {LARGEST_NORM:g}, where squares are not finite in float32"
+
+
+def not_finite(problem: str, *, step: int, rank: int) -> NonFiniteUpdateError:
+    """The error that all replicas raise where something of one is not finite."""
+    return NonFiniteUpdateError(
+        f"ChainOptimizer: {problem} (step {step}, rank {rank}); no weight and no state has changed. Continue with the next batch, "
+        'lower the learning rate, or resume from the last checkpoint; nonfinite="skip" leaves such steps out'
+    )
 
 
 def unscale(params: Iterable[Tensor], scale: Tensor | None, found_inf: Tensor | None) -> bool:

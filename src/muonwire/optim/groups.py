@@ -6,14 +6,14 @@ from typing import Any
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.optim.kept import HELD, MASTER, SHARED
+from muonwire.optim.kept import FRAGMENT, HELD, MASTER, SHARED
 from muonwire.stages.base import Stage
 from muonwire.stages.chain import Chain, chain
 from muonwire.stages.layout import MatrixLayout
 
 # Further names in a parameter's state: the outer chain's states, and the state of a wrapped optimizer.
 OUTER, AROUND = "outer", "around"
-RESERVED = (MASTER, SHARED, HELD, OUTER, AROUND)
+RESERVED = (MASTER, SHARED, HELD, OUTER, AROUND, FRAGMENT)
 # Numbers that all groups of an optimizer hold alike.
 COUNTERS = ("step", "synchronized_step", "synchronizations", "skipped_steps")
 

@@ -14,6 +14,8 @@ from muonwire.stages.base import State
 # Names in a parameter's state: the float32 copy of a 16-bit weight, the weight that all replicas agree on, and samples of what the
 # parameter held after the optimizer's last step.
 MASTER, SHARED, HELD = "master", "shared", "held"
+# Where fragments synchronize at different times: which one the parameter belongs to, and what of it is in flight.
+FRAGMENT = "fragment"
 SAMPLES = 256
 StatesByParam = Mapping[Tensor, State]
 

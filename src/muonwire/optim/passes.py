@@ -15,7 +15,7 @@ from muonwire.stages.base import Context, State, total_bytes
 from muonwire.stages.chain import Chain
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
-from muonwire.transport.base import SingleReplica
+from muonwire.transport.base import SingleReplica, Transport
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -32,6 +32,7 @@ class Pass:
         states: of the chain's members, one for each weight.
         context: see Context.
         weight_decay: decoupled, times the learning rate.
+        params: whose shared weights these are, with local steps.
     """
 
     chain: Chain
@@ -40,6 +41,7 @@ class Pass:
     states: Sequence[State]
     context: Context
     weight_decay: float = 0.0
+    params: Sequence[Tensor] = ()
 
     def rounds(self) -> Rounds:
         """The chain's rounds; see Stage.rounds."""
@@ -98,15 +100,30 @@ def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pa
     return passes
 
 
-def outer_passes(optimizer: "ChainOptimizer") -> list[Pass]:
-    """The weight changes Δ = a − w: one pass for all parameters with the same outer chain, in the groups' order."""
+def outer_passes(
+    optimizer: "ChainOptimizer",
+    *,
+    params: Sequence[Tensor] | None = None,
+    transport: Transport | None = None,
+    step: int | None = None,
+) -> list[Pass]:
+    """The weight changes Δ = a − w: one pass for all parameters with the same outer chain, in the groups' order.
+
+    Args:
+        optimizer: with local steps.
+        params: of which parameters. Default: of all that are trained.
+        transport: the way to the other replicas. Default: the optimizer's.
+        step: how many synchronizations there were, this one included. Default: as the groups have it.
+    """
     assert optimizer.local is not None
+    chosen = None if params is None else set(params)
+    step = optimizer.param_groups[0]["synchronizations"] + 1 if step is None else step
     alike: dict[str, list[tuple[Tensor, str, str]]] = {}
     for group in optimizer.param_groups:
         for param, layout, name, text in zip(
             group["params"], group["layouts"], group["names"], group["outer_chains"], strict=True
         ):
-            if param.requires_grad:
+            if param.requires_grad and (chosen is None or param in chosen):
                 alike.setdefault(text, []).append((param, layout, name))
     return [
         Pass(
@@ -116,14 +133,15 @@ def outer_passes(optimizer: "ChainOptimizer") -> list[Pass]:
             states=[optimizer.state[p][OUTER] for p, _, _ in members],
             context=Context(
                 lr=optimizer.local.outer_lr,
-                step=optimizer.param_groups[0]["synchronizations"] + 1,
-                transport=optimizer.transport,
+                step=step,
+                transport=transport or optimizer.transport,
                 layouts=[MatrixLayout.parse(layout) for _, layout, _ in members],
                 names=[name for _, _, name in members],
                 dtypes=[p.dtype for p, _, _ in members],
                 watch=optimizer.watch,
                 processor=optimizer.processor_of("outer_processor"),
             ),
+            params=[p for p, _, _ in members],
         )
         for members in alike.values()
     ]
@@ -147,8 +165,11 @@ def estimate_bytes(optimizer: "ChainOptimizer", *, replicas: int) -> float | Non
 def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], list[MatrixLayout]]]:
     """The chains that exchange, with the parameters and layouts that go through each."""
     if optimizer.local is not None:
-        for p in outer_passes(optimizer):
-            yield p.chain, list(p.weights), list(p.context.layouts)
+        streaming = optimizer.streaming
+        parts = [None] if streaming is None else [streaming.params([f]) for f in streaming.fragments]
+        for part in parts:
+            for p in outer_passes(optimizer, params=part):
+                yield p.chain, list(p.weights), list(p.context.layouts)
         return
     for group, chain in zip(optimizer.param_groups, optimizer.chains, strict=True):
         trained = [

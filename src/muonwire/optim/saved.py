@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.optim.groups import AROUND
-from muonwire.optim.kept import HELD, MASTER, wide_dtype
+from muonwire.optim.kept import FRAGMENT, HELD, MASTER, wide_dtype
 from muonwire.optim.passes import copied
 from muonwire.stages.base import State
 
@@ -40,6 +40,8 @@ def load(
     def adopt(_: torch.optim.Optimizer) -> None:
         """Put in the states before torch's cast, which rounds states wider than the parameters; runs before users' hooks."""
         optimizer.state.update(fresh)
+        if optimizer.streaming is not None:
+            optimizer.streaming.forget()
         if optimizer.around is not None:
             optimizer.param_groups = load_wrapped(optimizer.around, optimizer.param_groups, optimizer.state)
         optimizer.agreement.reached = False
@@ -90,6 +92,12 @@ def matched(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> di
                     f"load_state_dict: the saved state of {theirs.get('name')!r} belongs to the chain {saved_text!r}, this "
                     f"optimizer has {own_text!r}; build it with the recipe and options it was saved with"
                 )
+        saved_count, own_count = (_num_fragments(group) for group in (theirs, mine))
+        if saved_count != own_count:
+            raise UsageError(
+                f"load_state_dict: the saved state of {theirs.get('name')!r} has {saved_count} fragment(s), this optimizer "
+                f"{own_count}; build it with the options it was saved with"
+            )
         order = _order(mine, theirs)
         result.append(
             {
@@ -140,6 +148,10 @@ def _chain_text(value: Any) -> Any:
     return " and ".join(sorted(set(value))) if isinstance(value, list | tuple) else value
 
 
+def _num_fragments(group: Mapping[str, Any]) -> int:
+    return len(group["fragments"]["sent"]) if "fragments" in group else 1
+
+
 def _are_numbered(names: Sequence[str]) -> bool:
     """Whether these are the default names of parameters without names of their own."""
     return all(re.fullmatch(r".*\[\d+\]", name) for name in names)
@@ -171,7 +183,9 @@ def restored(
                 value, mine if isinstance(mine, dict) else {}, weight, name=name, path=here
             )
         elif isinstance(value, Tensor):
-            if isinstance(mine, Tensor) and mine.shape != value.shape:
+            # What can be in flight is empty where it is not.
+            in_flight = path == FRAGMENT and 0 in (value.numel(), value.numel() - weight.numel())
+            if isinstance(mine, Tensor) and mine.shape != value.shape and not in_flight:
                 raise UsageError(
                     f"load_state_dict: {here} of {name} has shape {tuple(value.shape)}, {tuple(mine.shape)} is wanted; the state "
                     "belongs to another parameter or other options"

@@ -8,6 +8,7 @@ from muonwire.errors import UsageError
 
 STARTS = ("check", "broadcast")
 NONFINITE = ("raise", "skip")
+MERGES = ("fixed", "arrival")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +59,29 @@ class LocalSteps:
         interval: H, local steps a synchronization, at least 1.
         growth: steps by which H grows with every local step, at least 0: after t steps H is interval + growth · t. Default: 0.
         outer_lr: rate of the outer step, positive. Default: 1.
+        fragments: F, parts of about equal size into which the model is cut, from 1 to H; each synchronizes every H steps, H/F steps
+            after the one before it. Default: 1.
+        delay: local steps that replicas go on taking while what a fragment has sent travels, from 0 to H − 1; its result is merged
+            after so many, and waited for where it is not there. Default: 0.
+        mix: what a replica keeps of its own steps meanwhile, in [0, 1]: with aₜ its weights when they were sent, a ← s + mix · (a −
+            aₜ), s being the new shared weights. Default: 1.
+        merge: "fixed" merges after ``delay`` steps, which is reproducible; "arrival" in the first step that begins on all replicas
+            after the result is there, which is not: the step follows from the speed of the link. Default: "fixed".
 
     Raises:
         UsageError: a value that is not allowed.
 
-    Source: Douillard et al., "DiLoCo", arXiv 2311.08105, algorithm 1; Stich, "Local SGD", arXiv 1805.09767.
+    Source: Douillard et al., "DiLoCo", arXiv 2311.08105, algorithm 1; Stich, "Local SGD", arXiv 1805.09767; of fragments and delay:
+    Douillard et al., "Streaming DiLoCo with overlapping communication", arXiv 2501.18512.
     """
 
     interval: int
     growth: float = 0.0
     outer_lr: float = 1.0
+    fragments: int = 1
+    delay: int = 0
+    mix: float = 1.0
+    merge: str = "fixed"
 
     def __post_init__(self) -> None:
         if self.interval < 1:
@@ -80,6 +94,32 @@ class LocalSteps:
             )
         if not self.outer_lr > 0:
             raise UsageError(f"local steps: outer_lr is {self.outer_lr}; it must be positive")
+        if not 1 <= self.fragments <= self.interval:
+            raise UsageError(
+                f"local steps: fragments is {self.fragments}; with an interval (H) of {self.interval} it must be from 1 to "
+                f"{self.interval}, so that one is sent in a step at most"
+            )
+        if not 0 <= self.delay < self.interval:
+            raise UsageError(
+                f"local steps: delay is {self.delay}; with an interval (H) of {self.interval} it must be from 0 to "
+                f"{self.interval - 1}, so that a result is merged before its fragment is sent again"
+            )
+        if not 0 <= self.mix <= 1:
+            raise UsageError(f"local steps: mix is {self.mix}; it must be in [0, 1]")
+        if self.merge not in MERGES:
+            raise UsageError(
+                f"local steps: merge is {self.merge!r}; allowed are {' and '.join(map(repr, MERGES))}"
+            )
+        if self.merge == "arrival" and self.delay:
+            raise UsageError(
+                f"local steps: delay is {self.delay} with merge='arrival', which merges whenever a result is there; leave delay "
+                "out, or use merge='fixed'"
+            )
+
+    @property
+    def streams(self) -> bool:
+        """Whether fragments synchronize at different times, or replicas go on while messages travel."""
+        return self.fragments > 1 or self.delay > 0 or self.merge != "fixed"
 
     def due(self, *, local_step: int, alone: int) -> bool:
         """Whether replicas that have taken ``local_step`` steps, ``alone`` of them since the last synchronization, synchronize."""
@@ -87,4 +127,8 @@ class LocalSteps:
 
     def __str__(self) -> str:
         growth = f", growing by {self.growth:g} a step" if self.growth else ""
-        return f"local steps, synchronized every {self.interval}{growth}"
+        text = f"local steps, synchronized every {self.interval}{growth}"
+        if not self.streams:
+            return text
+        when = f"{self.delay} later" if self.merge == "fixed" else "on arrival"
+        return f"{text} in {self.fragments} fragment{'s' * (self.fragments != 1)}, merged {when}, mix={self.mix:g}"

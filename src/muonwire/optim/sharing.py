@@ -13,6 +13,8 @@ which follows from the chains: ``Stage.returns_alike`` and ``Stage.shared_state`
 | of stages behind an exchange: momentum, Adam | all | |
 | with local steps: the inner chain's, a wrapped optimizer's | | all, and the weights between synchronizations |
 | with local steps: the outer chain's | as above, by its stages | as above |
+| of a fragment: ``index``, ``arrived`` | all | |
+| of a fragment: ``sent`` | | all |
 | the shared weights; masters without local steps | all | |
 | counters and settings of the groups | all | with local steps: skipped steps, the processor of the local steps |
 """
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from muonwire.optim.groups import AROUND, OUTER, RESERVED
-from muonwire.optim.kept import MASTER, SHARED, copy_out
+from muonwire.optim.kept import FRAGMENT, MASTER, SHARED, copy_out
 from muonwire.stages.base import State
 from muonwire.stages.chain import Chain
 
@@ -88,6 +90,9 @@ def completed(optimizer: "ChainOptimizer", shared: Mapping[str, Any]) -> dict[st
         # A replica that has taken no step alone stands at the shared weights.
         if MASTER in state and SHARED in state:
             state[MASTER] = state[SHARED].detach().clone()
+        if FRAGMENT in state and state[FRAGMENT]["arrived"].numel():
+            # What it keeps of its own steps is counted from there.
+            state[FRAGMENT]["sent"] = state[SHARED].detach().clone()
     return {"state": states, "param_groups": [dict(group) for group in shared["param_groups"]]}
 
 
@@ -127,6 +132,8 @@ def _shared_state(optimizer: "ChainOptimizer", param: Tensor, members: Chain, st
         if MASTER in state:
             kept[MASTER] = state[MASTER]
         return kept | members.shared_state(state, alike=False)
+    if FRAGMENT in state:
+        kept[FRAGMENT] = {key: value for key, value in state[FRAGMENT].items() if key != "sent"}
     outer = optimizer.outer[param].shared_state(state.get(OUTER, {}), alike=False)
     return kept | ({OUTER: outer} if outer else {})
 

@@ -34,6 +34,10 @@ class OuterSettings(MeansSettings):
         outer_lr: rate of the outer step. Default: 1.
         outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.
         outer_nesterov: look ahead in the outer momentum. Default: True.
+        fragments: F, parts of the model that synchronize at different times, every H steps each. Default: 1.
+        delay: local steps that go on while what a fragment has sent travels. Default: 0.
+        mix: what replicas keep of those steps, in [0, 1]. Default: 1.
+        merge: "fixed" merges after ``delay`` steps, "arrival" as soon as a result is there. Default: "fixed".
     """
 
     interval: int = 5
@@ -46,6 +50,10 @@ class OuterSettings(MeansSettings):
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     outer_nesterov: bool = True
+    fragments: int = 1
+    delay: int = 0
+    mix: float = 1.0
+    merge: Literal["fixed", "arrival"] = "fixed"
 
     @override
     def idle(self) -> Mapping[str, str]:
@@ -54,6 +62,8 @@ class OuterSettings(MeansSettings):
             idle["feedback_decay"] = "with feedback=True"
         if not self.outer_momentum:
             idle["outer_nesterov"] = "with an outer_momentum"
+        if not self.delay and self.merge == "fixed":
+            idle["mix"] = "with a delay"
         return idle
 
     def matrix_codec(self) -> Codec:
@@ -72,7 +82,15 @@ class OuterSettings(MeansSettings):
     @checked
     def local_steps(self) -> LocalSteps:
         """How many steps replicas take alone."""
-        return LocalSteps(interval=self.interval, growth=self.growth, outer_lr=self.outer_lr)
+        return LocalSteps(
+            interval=self.interval,
+            growth=self.growth,
+            outer_lr=self.outer_lr,
+            fragments=self.fragments,
+            delay=self.delay,
+            mix=self.mix,
+            merge=self.merge,
+        )
 
     def with_outer_chains(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups, each parameter with its outer chain."""

@@ -4,7 +4,8 @@ Both lie in the folder of every host. ``events.jsonl`` has one JSON object a lin
 
     start, resume   "steps" wanted, "members" (names by rank), "rank", "host", "pid"
     members         who is in changed: "members", "joined", "left", "epoch", "seconds" that the change took
-    synchronized    "count" of synchronizations since the last such line, "sent_bytes", "received_bytes", "seconds" in them
+    synchronized    "count" of synchronizations since the last such line, "sent_bytes", "received_bytes", "seconds" of waiting in
+                    them, "overlap_s" of them in which the replica went on, "up_mbit_s" and "down_mbit_s" over both together
     waited          for "peer", "seconds"
     checkpoint      written
     rejected        "kinds" of messages that were refused since the last such line, with their numbers
@@ -207,6 +208,7 @@ class Events:
                 sent_bytes=self._pending.egress_bytes,
                 received_bytes=self._pending.received_bytes,
                 seconds=round(self._pending.wait_s, 6),
+                **self._rates(),
             )
             self._pending, self._pending_count = Traffic(), 0
         long = self.transport.waits.long
@@ -220,6 +222,15 @@ class Events:
             kinds = {kind: count for kind, count in new.items() if count}
             self.add("rejected", step=self._step, kinds=kinds)
         self._rejected = rejected
+
+    def _rates(self) -> dict[str, float]:
+        pending = self._pending
+        seconds = pending.wait_s + pending.overlap_s
+        rates = {"overlap_s": round(pending.overlap_s, 6)}
+        if seconds > 0:
+            rates["up_mbit_s"] = round(8e-6 * pending.egress_bytes / seconds, 3)
+            rates["down_mbit_s"] = round(8e-6 * pending.received_bytes / seconds, 3)
+        return rates
 
     def _write_status(self, now_s: float) -> None:
         if not self.enabled:
@@ -239,6 +250,7 @@ class Events:
                 "sent_bytes": total.egress_bytes,
                 "received_bytes": total.received_bytes,
                 "wait_s": wait_s,
+                "overlap_s": dict(meter.overlap_s),
                 "rejected": dict(meter.rejected),
             }
             path = self.folder / STATUS

@@ -20,6 +20,7 @@ from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.events import Events
+from muonwire.train.figures import SynchronizationFigures
 from muonwire.train.folders import Together
 from muonwire.train.lengths import LENGTHS, STEPS, Length
 from muonwire.train.metrics import finite_or_none, metrics_writer
@@ -74,12 +75,16 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What a progress display may want to know after a step."""
+    """What a progress display may want to know after a step.
+
+    ``wait_share`` is the share of the time since the start in which this replica stood still for others; None where it is alone.
+    """
 
     step: int
     steps: int
     train_loss: float
     eval_loss: float | None
+    wait_share: float | None = None
 
 
 @dataclass
@@ -89,6 +94,7 @@ class _Totals:
     compute_s: float = 0.0
     optimizer_s: float = 0.0
     exchange_s: float = 0.0
+    overlap_s: float = 0.0
     sent_bytes: int = 0
     egress_bytes: int = 0
     received_bytes: int = 0
@@ -99,6 +105,7 @@ class _Totals:
         self.compute_s += compute_s
         self.optimizer_s += optimizer_s
         self.exchange_s += traffic.wait_s
+        self.overlap_s += traffic.overlap_s
         self.sent_bytes += traffic.sent_bytes
         self.egress_bytes += traffic.egress_bytes
         self.received_bytes += traffic.received_bytes
@@ -199,6 +206,8 @@ class Trainer:
         """Train to the last step, or until all replicas were asked to stop; write and return the result."""
         config, diverged = self.config, False
         eval_loss: float | None = None
+        figures = SynchronizationFigures(self.transport)
+        began_s, waited_s = time.perf_counter(), self._totals.exchange_s
         with metrics_writer(
             self.folder,
             after_step=self.step,
@@ -217,6 +226,7 @@ class Trainer:
                     break
                 if self.events is not None:
                     self.events.stepped(self.step)
+                figures.stepped()
                 last = self.step >= config.steps
                 eval_loss, train_loss = None, None
                 on_time = self.step % config.evaluate_every == 0
@@ -234,10 +244,18 @@ class Trainer:
                     **asdict(self._totals),
                     **({} if eval_loss is None else {"eval_loss": eval_loss, "train_loss": train_loss}),
                     **self.diagnostics.measure(),
+                    **figures.take(due=last or on_time),
                 )
                 if on_progress is not None:
+                    share = (self._totals.exchange_s - waited_s) / (time.perf_counter() - began_s)
                     on_progress(
-                        Progress(step=self.step, steps=config.steps, train_loss=loss, eval_loss=eval_loss)
+                        Progress(
+                            step=self.step,
+                            steps=config.steps,
+                            train_loss=loss,
+                            eval_loss=eval_loss,
+                            wait_share=share if self.transport.world_size > 1 else None,
+                        )
                     )
                 if diverged:
                     break
@@ -279,9 +297,13 @@ class Trainer:
             self.together = Together.find(self.folder, self.keepers)
         with self.optimizer.shared_weights():
             shared = {name: tensor.detach().clone() for name, tensor in self.named_tensors()}
+        traffic = self.transport.meter.training
+        optimizer = self.optimizer.state_dict()
+        # What was in flight has arrived.
+        self._totals.add(self.transport.meter.training - traffic, compute_s=0.0, optimizer_s=0.0)
         state = {
             "weights": dict(self.named_tensors()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "random": checkpoint.random_state(),
             "totals": asdict(self._totals),
             "recent_losses": self._recent_losses,

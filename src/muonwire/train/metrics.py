@@ -49,8 +49,8 @@ def metrics_writer(
         after_step: steps that are done already; 0 starts afresh.
         tensorboard: write events too.
         enabled: False on all replicas but the first.
-        transport: of whose replicas the events tell too: how many are in, the seconds of waiting for each, and as texts who joined
-            and left; once a second and with each evaluation. Default: none.
+        transport: of whose replicas the events tell too: how many are in, the seconds of waiting for each and those that overlapped
+            with this one's own work, and as texts who joined and left; once a second and with each evaluation. Default: none.
     """
     if not enabled:
         yield lambda step, **values: None
@@ -84,6 +84,8 @@ def metrics_writer(
             events.add_scalar("replicas/received_bytes", meter.total.received_bytes, step)
             for name, seconds in meter.wait_s.items():
                 events.add_scalar(f"wait_s/{name}", seconds, step)
+            for name, seconds in meter.overlap_s.items():
+                events.add_scalar(f"overlap_s/{name}", seconds, step)
             if changes:
                 events.add_text("replicas/changes", "; ".join(changes), step)
             members, told_s = now, time.monotonic()

@@ -143,7 +143,8 @@ def _tiles(status: RunStatus, loss: float | None) -> "Tiles":
     from muonwire.pages import Tile, Tiles
     from muonwire.pages.units import bytes_text, count_text, loss_text, seconds_text
 
-    waited = sum(status.wait_s.values())
+    waited, overlapped = sum(status.wait_s.values()), sum(status.overlap_s.values())
+    meanwhile = f"; for {seconds_text(overlapped)} it went on while messages travelled" if overlapped else ""
     lasted_s = max(status.written_s - status.started_s, 1e-9)
     tiles = [
         Tile(
@@ -165,7 +166,7 @@ def _tiles(status: RunStatus, loss: float | None) -> "Tiles":
         Tile(
             label="waited",
             value=seconds_text(waited),
-            detail=f"{100 * waited / lasted_s:.0f} % of {seconds_text(lasted_s)}",
+            detail=f"{100 * waited / lasted_s:.0f} % of {seconds_text(lasted_s)}{meanwhile}",
         ),
     ]
     if loss is not None:
@@ -189,13 +190,14 @@ def _table(status: RunStatus) -> "Table":
             f"{name} (this one)" if number == status.rank and name in status.members else name,
             _moment(status.members[name]) if name in status.members else "left",
             seconds_text(status.wait_s[name]) if name in status.wait_s else "–",
+            *([seconds_text(status.overlap_s.get(name, 0.0))] if status.overlap_s else []),
         )
         for number, name in enumerate(names)
     ]
     refused = [f"Refused messages: {count:,} {kind}." for kind, count in status.rejected.items()]
     return text_table(
         "Replicas, as this host saw them since its last start",
-        ["replica", "in since (UTC)", "waited for"],
+        ["replica", "in since (UTC)", "waited for", *(["meanwhile under way"] if status.overlap_s else [])],
         rows,
         names=2,
         notes=[

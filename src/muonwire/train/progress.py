@@ -36,6 +36,8 @@ class Display:
 def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Iterator[Display]:
     """A bar with the loss on standard error; where that is not a terminal, a line an evaluation (unless ``lines`` is False).
 
+    Both have the share of the time in which the replica has waited for others, where there are any.
+
     In a wait the bar says for whom and how long; without a bar, lines on standard error do.
     """
     if not enabled:
@@ -51,7 +53,8 @@ def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Ite
         def print_line(progress: Progress) -> None:
             if lines and progress.eval_loss is not None:
                 print(
-                    f"{label}: step {progress.step}/{progress.steps}, evaluation loss {progress.eval_loss:.4f}",
+                    f"{label}: step {progress.step}/{progress.steps}, evaluation loss {progress.eval_loss:.4f}"
+                    f"{_waiting(progress)}",
                     flush=True,
                 )
 
@@ -66,7 +69,7 @@ def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Ite
             nonlocal evaluated, losses
             if progress.eval_loss is not None:
                 evaluated = f", evaluation {progress.eval_loss:.3f}"
-            losses = f"loss {progress.train_loss:.3f}{evaluated}"
+            losses = f"loss {progress.train_loss:.3f}{evaluated}{_waiting(progress)}"
             bars.update(bar, completed=progress.step, total=progress.steps, losses=losses)
 
         def wait(text: str) -> None:
@@ -78,3 +81,7 @@ def progress_bar(label: str, *, enabled: bool = True, lines: bool = True) -> Ite
                 console.print(line, highlight=False)
 
         yield Display(update, say=say, wait=wait)
+
+
+def _waiting(progress: Progress) -> str:
+    return "" if progress.wait_share is None else f", waits {100 * progress.wait_share:.1f} % of the time"

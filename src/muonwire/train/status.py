@@ -34,6 +34,7 @@ class RunStatus:
         synchronizations: how many there were.
         sent_bytes, received_bytes: that left and reached this replica.
         wait_s: seconds of waiting for each replica.
+        overlap_s: seconds for which messages of each replica travelled while this one went on.
         rejected: refused messages, by kind.
         joins, leaves: of replicas, in all of the folder's events.
         checkpoint_step: the newest checkpoint; None without one.
@@ -58,6 +59,7 @@ class RunStatus:
     sent_bytes: int
     received_bytes: int
     wait_s: dict[str, float]
+    overlap_s: dict[str, float]
     rejected: dict[str, int]
     joins: int
     leaves: int
@@ -94,6 +96,8 @@ def read_status(folder: Path) -> RunStatus:
             joins=sum(len(change.get("joined", ())) for change in changes),
             leaves=sum(len(change.get("left", ())) for change in changes),
             checkpoint_step=max(checkpoints, default=None),
+            # A run that began before this was counted has none.
+            overlap_s=record.get("overlap_s", {}),
             **{key: record[key] for key in _COPIED},
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:

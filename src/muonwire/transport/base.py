@@ -4,7 +4,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from torch import Tensor
 from typing_extensions import override
@@ -12,6 +12,9 @@ from typing_extensions import override
 from muonwire.errors import UsageError
 from muonwire.transport.meter import Meter
 from muonwire.transport.waiting import Waits
+
+if TYPE_CHECKING:
+    from muonwire.transport.channel import Channel
 
 Result = TypeVar("Result")
 
@@ -38,6 +41,8 @@ class Transport(ABC):
     ``settings`` is a text that must be the same on all replicas in this step, such as the learning rates; its checksum of one byte
     travels with every message.
 
+    ``series`` names messages whose lengths follow from one another; frames are made for the length of the last one of their series.
+
     A replica that ``observes`` takes part in operations of the purpose "update" without counting in them: it sends no payload,
     means are over the others, and ``gather`` and ``all_to_all`` return the others' payloads alone.
 
@@ -53,6 +58,7 @@ class Transport(ABC):
     agreed: Flag = Flag.NONE
     step: int = 0
     settings: str = ""
+    series: str = ""
     observes: bool = False
 
     @cached_property
@@ -120,6 +126,17 @@ class Transport(ABC):
             ReplicaLostError: one of them does not.
         """
 
+    def channel(self) -> "Channel":
+        """A second way to the same replicas, with a sequence of its own; all of them call it together.
+
+        Raises:
+            UsageError: this transport cannot.
+        """
+        raise UsageError(
+            f"{type(self).__name__}: it has no second channel, on which messages travel while the replica goes on; use "
+            "ProcessGroupTransport or run_threads, or local steps with fragments=1 and delay=0"
+        )
+
     def __copy__(self) -> Self:
         return self
 
@@ -158,6 +175,12 @@ class SingleReplica(Transport):
         self.rank = 0
         self.world_size = 1
         self.meter = Meter()
+
+    @override
+    def channel(self) -> "Channel":
+        from muonwire.transport.channel import Channel
+
+        return Channel(self, at_once=True)
 
     @override
     def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:

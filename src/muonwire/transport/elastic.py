@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
 from muonwire.transport.base import Flag
+from muonwire.transport.channel import Channel
 from muonwire.transport.interfaces import Interface, interface_to
 from muonwire.transport.process_group import ProcessGroupTransport, _Message
 from muonwire.transport.rendezvous import chosen_interface
@@ -416,6 +417,17 @@ class ElasticTransport(ProcessGroupTransport):
         result = operate()
         self._kept.append((result, self.agreed))
         return result
+
+    @override
+    def channel(self) -> Channel:
+        """Raise: who is there is found out at each synchronization.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "ElasticTransport: replicas that come and go have no second channel; step with Elastic"
+        )
 
     @override
     def settle(self) -> None:

@@ -110,7 +110,8 @@ class FrameTransport(Transport):
         start_s = time.perf_counter()
         observing = self._observing(purpose) and not observers
         payload = b"" if observing else payload
-        inline = self._inline_bytes.get(purpose, 0)
+        series = purpose + self.series
+        inline = self._inline_bytes.get(series, 0)
         check = checksum(purpose)
         self._purposes[check] = purpose
         frames = {r: self._empty(inline) for r in self.peers}
@@ -134,7 +135,7 @@ class FrameTransport(Transport):
             for r in self._contributors(observing, headers)
         ]
         all_lengths = [len(payload), *lengths.values()]
-        self._inline_bytes[purpose] = self._fitting(purpose, all_lengths)
+        self._inline_bytes[series] = self._fitting(series, all_lengths)
         first = self.carried_bytes(HEADER.size + inline)
         one_copy = first + (self.carried_bytes(len(rest)) if rest else 0)
         traffic = Traffic(
@@ -165,14 +166,14 @@ class FrameTransport(Transport):
             )
         return ranks
 
-    def _fitting(self, purpose: str, lengths: Sequence[int]) -> int:
-        """Bytes of payload in the next frame of this purpose; all replicas find the same number.
+    def _fitting(self, series: str, lengths: Sequence[int]) -> int:
+        """Bytes of payload in the next frame of this series; all replicas find the same number.
 
         It is the longest of this round where all lengths of this round and the last lie close together; else the shortest, since
         a frame that is longer than its payload carries padding.
         """
-        before = self._last_lengths.get(purpose, (min(lengths), max(lengths)))
-        self._last_lengths[purpose] = now = (min(lengths), max(lengths))
+        before = self._last_lengths.get(series, (min(lengths), max(lengths)))
+        self._last_lengths[series] = now = (min(lengths), max(lengths))
         longest, shortest = max(before[1], now[1]), min(before[0], now[0])
         return now[1] + now[1] // 256 if longest - shortest <= longest // 64 else shortest
 

@@ -14,6 +14,7 @@ class Traffic:
         received_bytes: bytes that arrived from the peers, frame headers and lengths included.
         num_messages: exchanges this replica took part in, each at least one latency of the link.
         wait_s: seconds spent in them.
+        overlap_s: seconds that a channel spent in them while the replica went on.
     """
 
     sent_bytes: int = 0
@@ -21,6 +22,7 @@ class Traffic:
     received_bytes: int = 0
     num_messages: int = 0
     wait_s: float = 0.0
+    overlap_s: float = 0.0
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -37,11 +39,13 @@ class Meter:
         by_purpose: the traffic.
         wait_s: seconds of waiting for each replica, by its name (``Transport.members``). Replicas are waited for one after the
             other, so a replica has the seconds that it adds to those before it, and all together are what was waited for.
+        overlap_s: seconds that a channel waited for each replica while this one went on.
         rejected: messages that were refused, by kind.
     """
 
     by_purpose: dict[str, Traffic] = field(default_factory=dict)
     wait_s: dict[str, float] = field(default_factory=dict)
+    overlap_s: dict[str, float] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
 
     def add(self, purpose: str, traffic: Traffic) -> None:
@@ -51,6 +55,10 @@ class Meter:
     def waited(self, peer: str, seconds: float) -> None:
         """Count seconds of waiting for the replica of that name."""
         self.wait_s[peer] = self.wait_s.get(peer, 0.0) + seconds
+
+    def overlapped(self, peer: str, seconds: float) -> None:
+        """Count seconds that a channel waited for the replica of that name while this one went on."""
+        self.overlap_s[peer] = self.overlap_s.get(peer, 0.0) + seconds
 
     def reject(self, kind: str) -> None:
         """Count a message that was refused, such as "altered" or "replayed"."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, UsageError
+from muonwire.transport.channel import Channel
 from muonwire.transport.frames import Accept, FrameTransport
 from muonwire.transport.message import Refusal
 from muonwire.transport.meter import Traffic
@@ -43,6 +44,8 @@ _AT_ONCE = timedelta(milliseconds=1)
 _log = logging.getLogger(__name__)
 # The links of each sealed group: all its transports share them, since a stream goes on from one to the next.
 _sealed: "WeakKeyDictionary[dist.ProcessGroup, SealedLinks]" = WeakKeyDictionary()
+# The transports of the channels beside each group.
+_channels: "WeakKeyDictionary[dist.ProcessGroup, list[ProcessGroupTransport]]" = WeakKeyDictionary()
 
 
 class _Message(NamedTuple):
@@ -136,8 +139,11 @@ class ProcessGroupTransport(FrameTransport):
     def refused(self) -> dict[int, Counter[str]]:
         """How many messages were refused, by the rank that they came as, and why; all zero without a secret."""
         found = self._links.refused() if self._links else {}
+        beside = [channel.refused for channel in self._beside]
         return {
-            peer: Counter({kind.value: n for kind, n in found.get(peer, {}).items()}) for peer in self.peers
+            peer: Counter({kind.value: n for kind, n in found.get(peer, {}).items()})
+            + sum((refused[peer] for refused in beside), Counter())
+            for peer in self.peers
         }
 
     @property
@@ -174,9 +180,45 @@ class ProcessGroupTransport(FrameTransport):
 
         Call it after the last operation, and before the process group is destroyed.
         """
+        for channel in self._beside:
+            channel.close()
         if self._links is not None:
             self._links.close()
             self._count_extra(self._links)
+
+    @override
+    def channel(self) -> Channel:
+        """A channel over a gloo group of its own between the same replicas, sealed where this transport is.
+
+        Raises:
+            ReplicaLostError: another replica does not make its end.
+        """
+        if self.world_size == 1:
+            return Channel(self, at_once=True)
+        ranks = dist.get_process_group_ranks(self._group)
+        limit = timedelta(seconds=self._timeout_s)
+        if self.device.type == "cpu" and self._links is None:
+            # A replica is waited for as long as in this group.
+            limit = self._group._get_backend(self.device).options._timeout
+        alone = len(ranks) < dist.get_world_size()
+        try:
+            group = dist.new_group(ranks, backend="gloo", timeout=limit, use_local_synchronization=alone)
+        except RuntimeError as error:
+            raise self._lost(None, error) from error
+        secret, run = (None, "") if self._links is None else (self._links.secret, self._links.run)
+        number = len(self._beside) + 1
+        made = ProcessGroupTransport(
+            group, secret=secret, run=f"{run}/channel {number}", timeout_s=self._timeout_s
+        )
+        made.waits.limit_s = self.waits.limit_s
+        _channels.setdefault(self._group, []).append(made)
+        return Channel(made)
+
+    @property
+    def _beside(self) -> "list[ProcessGroupTransport]":
+        """The transports of the channels beside this one's group."""
+        group = dist.group.WORLD if self.group is None else self.group
+        return [] if group is None else _channels.get(group, [])
 
     @override
     def carried_bytes(self, num_bytes: int) -> int:

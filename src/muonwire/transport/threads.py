@@ -15,6 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ReplicaLostError, UsageError
+from muonwire.transport.channel import Channel
 from muonwire.transport.frames import Accept, FrameTransport
 from muonwire.transport.meter import Traffic
 
@@ -26,7 +27,9 @@ class _Hub:
 
     def __init__(self) -> None:
         self.turn = threading.Condition()
-        self.messages: defaultdict[tuple[int, int, int], deque[tuple[bytes, Tensor]]] = defaultdict(deque)
+        self.messages: defaultdict[tuple[Hashable, int, int], deque[tuple[bytes, Tensor]]] = defaultdict(
+            deque
+        )
         # By key: the result, the seconds that it took, and how many replicas still need it.
         self.shared: dict[Hashable, tuple[Any, float, int]] = {}
         self.failures: dict[int, BaseException] = {}
@@ -42,10 +45,11 @@ class ThreadTransport(FrameTransport):
         number: of this transport among those of its replica; it keeps the messages of two transports apart.
     """
 
-    def __init__(self, *, rank: int, world_size: int, hub: _Hub, number: int) -> None:
+    def __init__(self, *, rank: int, world_size: int, hub: _Hub, number: Hashable) -> None:
         super().__init__(rank=rank, world_size=world_size, device=torch.device("cpu"))
         self._hub = hub
         self._number = number
+        self._num_channels = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Raise: the other replicas are threads of this process.
@@ -56,6 +60,16 @@ class ThreadTransport(FrameTransport):
         raise UsageError(
             "ThreadTransport: a transport between threads cannot be pickled, since the other replicas are in this process; save "
             "the optimizer's state_dict(), and make the optimizer anew inside run_threads before loading it"
+        )
+
+    @override
+    def channel(self) -> Channel:
+        """A channel that does everything at once: replicas that take turns have nothing to go on with."""
+        self._num_channels += 1
+        number = (self._number, self._num_channels)
+        return Channel(
+            ThreadTransport(rank=self.rank, world_size=self.world_size, hub=self._hub, number=number),
+            at_once=True,
         )
 
     @override

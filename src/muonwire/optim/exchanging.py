@@ -1,0 +1,75 @@
+"""The exchange that all replicas take part in at once: flags, the handshake before it, and the weights moving after it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from muonwire.optim.agreement import Handshake, buffer_means
+from muonwire.optim.kept import MASTER, SHARED, copy_out
+from muonwire.optim.passes import Pass, outer_passes, restored_on_error
+from muonwire.stages.rounds import drive
+from muonwire.transport.base import Flag
+from muonwire.transport.digest import check_replicas, digest
+
+if TYPE_CHECKING:
+    from muonwire.optim.chain import ChainOptimizer
+
+
+def exchange(optimizer: "ChainOptimizer", passes: Sequence[Pass], problem: str | None) -> None:
+    """Run all passes with shared messages, one for each exchange along the longest chain; then move the weights."""
+
+    def settle() -> None:
+        optimizer.transport.settle()
+        raise_if_flagged(optimizer, problem)
+
+    with restored_on_error(passes):
+        updates = drive([p.rounds() for p in passes], optimizer.transport, settle)
+    for p, moved in zip(passes, updates, strict=True):
+        p.move(moved)
+
+
+def raise_if_flagged(optimizer: "ChainOptimizer", problem: str | None) -> None:
+    """Act on the flags in the headers of the last messages; all replicas do the same."""
+    transport, agreed = optimizer.transport, optimizer.transport.agreed
+    ours = Flag.DIVERGED | Flag.CHANGED
+    transport.requested &= ~ours
+    transport.agreed &= ~ours
+    if Flag.CHANGED in agreed:
+        check_replicas(optimizer.shared(), transport)
+    if Flag.DIVERGED in agreed:
+        raise optimizer._not_finite(
+            problem or "a loss, a gradient or an update is not finite on at least one replica"
+        )
+
+
+def shake_hands(optimizer: "ChainOptimizer") -> list[int]:
+    """Check that all replicas can synchronize, before anything changes; returns the indices of buffers that differ."""
+    if optimizer.transport.world_size == 1:
+        return []
+    handshake = Handshake(
+        alone=optimizer.steps_alone,
+        edits=optimizer.agreement.edits,
+        buffers=[digest(buffer) for _, buffer in optimizer.buffers()],
+    )
+    differing = handshake.exchange(optimizer.transport)
+    optimizer.agreement.forget_edits()
+    raise_if_flagged(optimizer, optimizer._failure)
+    return differing
+
+
+def exchange_changes(optimizer: "ChainOptimizer", differing: Sequence[int]) -> None:
+    """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a."""
+    optimizer.before_exchange()
+    means = buffer_means(optimizer.buffers(), differing, optimizer.transport)
+    exchange(optimizer, outer_passes(optimizer), None)
+    params = optimizer.trained()
+    copy_out(params, optimizer.state, SHARED)
+    for state in (optimizer.state[p] for p in params):
+        if MASTER in state:
+            state[MASTER].copy_(state[SHARED])
+    for buffer, mean in means:
+        buffer.copy_(mean)
+    for group in optimizer.param_groups:
+        group["synchronized_step"] = group["step"]
+    optimizer._count(synchronizations=1)
+    optimizer.record_weights()
+    optimizer.after_exchange()
