@@ -711,6 +711,8 @@ def owners_loss_table() -> str:
         lines.append(
             f"| `{recipe}` | {fmean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} | {sent:.2f}, {received:.2f} |"
         )
+
+
 def plan_table() -> str:
     """What was predicted for each setting, and what came of it."""
     head = "| recipe | link | replicas | parameters | steps | time predicted, measured, s | loss predicted | measured | bytes |"

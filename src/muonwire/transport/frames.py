@@ -59,7 +59,7 @@ class FrameTransport(Transport):
         self._failure: ExchangeError | None = None
         self._inline_bytes: dict[str, int] = {}
         self._last_lengths: dict[str, tuple[int, int]] = {}
-        # Of messages from one replica to another alone: by purpose, sender and receiver.
+        # Of messages from one replica to another alone: by series, sender and receiver.
         self._room: dict[tuple[str, int, int], int] = {}
         self._length_before: dict[tuple[str, int, int], int] = {}
 
@@ -197,8 +197,9 @@ class FrameTransport(Transport):
         payloads = [b""] * self.world_size if observing else payloads
         check = checksum(purpose)
         self._purposes[check] = purpose
-        room_out = {r: self._room.get((purpose, self.rank, r), 0) for r in self.peers}
-        room_in = {r: self._room.get((purpose, r, self.rank), 0) for r in self.peers}
+        series = purpose + self.series
+        room_out = {r: self._room.get((series, self.rank, r), 0) for r in self.peers}
+        room_in = {r: self._room.get((series, r, self.rank), 0) for r in self.peers}
         frames = {r: self._empty(LENGTH_BYTES + room) for r, room in room_in.items()}
         bodies = {
             r: self._to_wire(
@@ -225,8 +226,8 @@ class FrameTransport(Transport):
         if rests_out or rests_in:
             self.carry(b"", rests_out, rests_in, lambda _: None)
         for r in self.peers:
-            self._fit((purpose, self.rank, r), len(payloads[r]))
-            self._fit((purpose, r, self.rank), lengths[r])
+            self._fit((series, self.rank, r), len(payloads[r]))
+            self._fit((series, r, self.rank), lengths[r])
         sent = self._carried(bodies, HEADER.size) + self._carried(rests_out)
         traffic = Traffic(
             sent_bytes=sent,
