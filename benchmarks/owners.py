@@ -148,7 +148,7 @@ def replica(form: str, size: str, synchronizations: int) -> None:
 
 def counted(form: str, replicas: int, *, size: str, synchronizations: int) -> list[dict[str, Any]]:
     """What each replica's kernel and meter counted."""
-    from tests.hosts import hosts, namespaces_allowed
+    from muonwire.compare.hosts import hosts, namespaces_allowed
 
     if not namespaces_allowed():
         raise UsageError("owners: counters needs network namespaces: run it as root, with iproute2")

@@ -711,6 +711,7 @@ def owners_loss_table() -> str:
         lines.append(
             f"| `{recipe}` | {fmean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} | {sent:.2f}, {received:.2f} |"
         )
+    return "\n".join(lines) + "\n"
 
 
 def plan_table() -> str:

@@ -63,6 +63,10 @@ def way_of(stage: Stage) -> str:
     Raises:
         UsageError: it is not known of this stage.
     """
+    if isinstance(stage, Exchange) and stage.means != "gather":
+        raise UsageError(
+            f"plan: {stage} takes its means by owners, whose bytes plan does not know yet; leave means out (or means=gather)"
+        )
     for kind, way in ((Mean, "mean"), (Exchange, "gather")):
         if isinstance(stage, kind):
             return way

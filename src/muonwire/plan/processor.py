@@ -30,9 +30,14 @@ class Echo(Transport):
         self.meter = Meter()
 
     @override
-    def gather(self, payload: bytes, *, purpose: str = "update") -> list[bytes]:
+    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
         self.agreed |= self.requested
         return [payload] * self.world_size
+
+    @override
+    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
+        self.agreed |= self.requested
+        return [payloads[self.rank]] * self.world_size
 
     @override
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
