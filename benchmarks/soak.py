@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -267,21 +267,24 @@ class Soak:
 def judge(soak: Soak) -> dict[str, Any]:
     """What the lines that the replicas wrote say."""
     by_step: defaultdict[int, set[str]] = defaultdict(set)
-    times: list[tuple[float, int, str]] = []
+    times: list[tuple[float, int, int, str]] = []
     for replica in soak.replicas:
         for line in replica.lines:
             by_step[line["step"]].add(line["digest"])
-            times.append((line["time_s"], line["step"], replica.name))
+            times.append((line["time_s"], line["step"], line["epoch"], line["digest"]))
     times.sort()
-    # A committed step is lost where replicas synchronize again at a step before it, later than it takes them to hear of it.
+    # A committed step is lost where replicas synchronize again at a step before it, later than it takes them to hear of it. One
+    # that was frozen writes late of a synchronization that the others have told of.
     lost, highest = 0, 0
+    told: set[tuple[int, int, str]] = set()
     done: list[tuple[float, int]] = []
-    for time_s, step, _ in times:
+    for time_s, step, epoch, digest in times:
         while done and done[0][0] < time_s - 1.0:
             highest = max(highest, done.pop(0)[1])
-        lost += step < highest
+        lost += step < highest and (step, epoch, digest) not in told
+        told.add((step, epoch, digest))
         done.append((time_s, step))
-    moments = [t for t, _, _ in times]
+    moments = [time_s for time_s, *_ in times]
     stalls = [b - a for a, b in itertools.pairwise(moments)]
     return {
         "synchronizations": len(by_step),
@@ -391,6 +394,11 @@ def main() -> int:
         soak = Soak(args, machines, folder)
         soak.run()
         took_s = soak.now()
+    lines = sorted(
+        ({"replica": r.name, **line} for r in soak.replicas for line in r.lines), key=lambda x: x["time_s"]
+    )
+    (folder / "synchronizations.json").write_text(json.dumps(lines) + "\n")
+    (folder / "faults.json").write_text(json.dumps([asdict(f) for f in soak.faults]) + "\n")
     judged = judge(soak)
     results = [json.loads((r.folder / "result.json").read_text()) for r in soak.replicas if r.finished]
     # Detection by heartbeat, one time limit for a message and one to connect anew, the wait for a late one, and for one that joins.

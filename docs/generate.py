@@ -657,10 +657,6 @@ def soak_table() -> str:
         ("replicas present, on average", lambda r: f"{r['replicas_present']:.2f}"),
         ("evaluation loss at the end", lambda r: f"{r['final_eval_loss']:.4f}"),
         ("the same of all replicas, undisturbed, 3 seeds", partial(spread, key="undisturbed_eval_loss")),
-        (
-            "the same of as many as were present, rounded down",
-            partial(spread, key="undisturbed_eval_loss_of_fewer"),
-        ),
     ]
     lines = [f"| {name} | {' | '.join(cell(record) for record in records)} |" for name, cell in rows]
     return "\n".join([lines[0], "|---" * (len(records) + 1) + "|", *lines[1:]]) + "\n"

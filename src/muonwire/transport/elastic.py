@@ -198,7 +198,11 @@ class ElasticTransport(ProcessGroupTransport):
             lighthouse_addr=f"http://{_in_url(host)}:{port}",
             replica_id=self.name,
             hostname=_in_url(address),
-            checkpoint_transport=StateTransport(timeout=limit, address=_in_url(address)),
+            checkpoint_transport=StateTransport(
+                timeout=limit,
+                longest=timedelta(seconds=max(self.how.timeout_s, self.how.join_s)),
+                address=_in_url(address),
+            ),
             init_sync=False,
             # The lighthouse may be away for a while; for how long replicas wait is decided in ``form``.
             quorum_retries=_RETRIES,

@@ -4,12 +4,15 @@ import urllib.request
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from pickle import UnpicklingError
 from typing import Any
 
 from torchft.checkpointing import HTTPTransport
 from torchft.checkpointing._serialization import _streaming_load
 from torchft.process_group import ProcessGroupGloo
 from typing_extensions import override
+
+from muonwire.errors import ExchangeError
 
 
 class Connections(ProcessGroupGloo):  # type: ignore[misc]
@@ -69,16 +72,20 @@ class StateTransport(HTTPTransport[dict[str, Any]]):  # type: ignore[misc]
     """torchft's HTTPTransport, reached by an address rather than by the machine's name, and read without pickled code.
 
     Args:
-        timeout: after which a transfer that brings nothing ends; as long as it goes on, it may take any time.
+        timeout: after which a transfer that brings nothing ends.
+        longest: for which a transfer may go on in all.
         address: of this machine as the others reach it, in the form that a URL has.
     """
 
-    def __init__(self, *, timeout: timedelta, address: str) -> None:
+    def __init__(self, *, timeout: timedelta, longest: timedelta, address: str) -> None:
         self._host = address
         self._silence = timeout
         super().__init__(timeout=timeout, num_chunks=0)
+        handler = self._server.RequestHandlerClass
         # A line on standard error for every request would tear the progress bar.
-        self._server.RequestHandlerClass.log_message = lambda *_: None
+        handler.log_message = lambda *_: None
+        # A socket's time limit is that of all bytes of a tensor together, however steadily they leave.
+        handler.timeout = longest.total_seconds()
 
     @override
     def disallow_checkpoint(self) -> None:
@@ -105,5 +112,12 @@ class StateTransport(HTTPTransport[dict[str, Any]]):  # type: ignore[misc]
             urllib.request.urlopen(address, timeout=timeout.total_seconds()) as file,
             warnings.catch_warnings(action="ignore", category=UserWarning),
         ):
-            # Another machine's bytes: tensors, numbers and texts only.
-            return _streaming_load(file, weights_only=True)
+            try:
+                # Another machine's bytes: tensors, numbers and texts only.
+                return _streaming_load(file, weights_only=True)
+            except (RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
+                # torchft does not say how long the state is: what is missing is noticed where it is read.
+                why = str(error).partition("\n")[0] or type(error).__name__
+                raise ExchangeError(
+                    f"the state broke off while it was fetched, or is damaged ({why})"
+                ) from error
