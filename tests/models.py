@@ -30,7 +30,7 @@ VARIANTS = [
     ("muonfast", {"preconditioner": "after", "rest": "adam"}),
     # At the fourth step nothing is in flight, one of two fragments is, and the whole model is.
     ("one_bit_muon", {"interval": 3, "fragments": 2, "delay": 1}),
-    ("diloco", {"interval": 3, "fragments": 2, "delay": 2, "mix": 0.5}),
+    ("diloco", {"interval": 3, "fragments": 2, "delay": 2, "mix": 1.0}),
     ("one_bit_muon", {"interval": 4, "delay": 3}),
     ("local_muon", {"interval": 4, "merge": "arrival"}),
     *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),

@@ -33,7 +33,7 @@ def config(**options):
     return TrainConfig(**{**defaults, "tensorboard": False, **options})
 
 
-@pytest.mark.parametrize("recipe", list(recipes.RECIPES))
+@pytest.mark.parametrize("recipe", [*recipes.RECIPES, "one_bit_muon(interval=4, fragments=2, delay=3)"])
 def test_a_run_that_was_cut_off_continues_with_bit_identical_losses(recipe, task, tmp_path):
     settings = config(recipe=recipe, steps=9, checkpoint_every=4)
     whole = Trainer(settings, task, SingleReplica(), tmp_path / "whole").run()

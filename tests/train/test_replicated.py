@@ -77,6 +77,18 @@ def undisturbed(tmp_path_factory):
     return out, done
 
 
+# Two fragments are in flight at every checkpoint.
+STREAMED = "one_bit_muon(interval=4, fragments=2, delay=3)"
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("streamed")
+    done = run(command(out, recipe=STREAMED))
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
 def outcome(out):
     result = json.loads((out / "result.json").read_text())
     losses = [(r["step"], r.get("local_loss"), r.get("eval_loss")) for r in read_metrics(out)]
@@ -111,6 +123,25 @@ def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weigh
     resumed = run(command(tmp_path, "--resume"))
     assert resumed.returncode == 0, resumed.stderr
     assert outcome(tmp_path) == outcome(undisturbed[0])
+
+
+def test_with_fragments_in_flight_a_killed_run_resumes_to_the_same_weights(streamed, tmp_path):
+    assert "synchronized every 4 in 2 fragments, merged 3 later" in streamed[1].stdout
+    assert "% of the time" in streamed[1].stdout
+    process = subprocess.Popen(
+        command(tmp_path, recipe=STREAMED), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_step(tmp_path, 23)
+    start_s = time.monotonic()
+    os.kill(replicas_of(process)[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - start_s < 30
+    assert process.returncode == 1
+    assert "SIGKILL" in errors
+    assert "Traceback" not in errors
+    resumed = run(command(tmp_path, "--resume", recipe=STREAMED))
+    assert resumed.returncode == 0, resumed.stderr
+    assert outcome(tmp_path) == outcome(streamed[0])
 
 
 def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_alike(undisturbed, tmp_path):

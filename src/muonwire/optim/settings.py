@@ -64,7 +64,7 @@ class LocalSteps:
         delay: local steps that replicas go on taking while what a fragment has sent travels, from 0 to H − 1; its result is merged
             after so many, and waited for where it is not there. Default: 0.
         mix: what a replica keeps of its own steps meanwhile, in [0, 1]: with aₜ its weights when they were sent, a ← s + mix · (a −
-            aₜ), s being the new shared weights. Default: 1.
+            aₜ), s being the new shared weights. Default: 0.5, which cost less than 1 (docs/experiments.md).
         merge: "fixed" merges after ``delay`` steps, which is reproducible; "arrival" in the first step that begins on all replicas
             after the result is there, which is not: the step follows from the speed of the link. Default: "fixed".
 
@@ -80,7 +80,7 @@ class LocalSteps:
     outer_lr: float = 1.0
     fragments: int = 1
     delay: int = 0
-    mix: float = 1.0
+    mix: float = 0.5
     merge: str = "fixed"
 
     def __post_init__(self) -> None:

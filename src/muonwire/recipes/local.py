@@ -36,7 +36,7 @@ class OuterSettings(MeansSettings):
         outer_nesterov: look ahead in the outer momentum. Default: True.
         fragments: F, parts of the model that synchronize at different times, every H steps each. Default: 1.
         delay: local steps that go on while what a fragment has sent travels. Default: 0.
-        mix: what replicas keep of those steps, in [0, 1]. Default: 1.
+        mix: what replicas keep of those steps, in [0, 1]. Default: 0.5.
         merge: "fixed" merges after ``delay`` steps, "arrival" as soon as a result is there. Default: "fixed".
     """
 
@@ -52,7 +52,7 @@ class OuterSettings(MeansSettings):
     outer_nesterov: bool = True
     fragments: int = 1
     delay: int = 0
-    mix: float = 1.0
+    mix: float = 0.5
     merge: Literal["fixed", "arrival"] = "fixed"
 
     @override

@@ -76,6 +76,8 @@ class ProcessGroupTransport(FrameTransport):
             sealed with another one.
     """
 
+    group: dist.ProcessGroup | None = None
+
     def __init__(
         self,
         group: dist.ProcessGroup | None = None,
@@ -197,8 +199,7 @@ class ProcessGroupTransport(FrameTransport):
             return Channel(self, at_once=True)
         ranks = dist.get_process_group_ranks(self._group)
         limit = timedelta(seconds=self._timeout_s)
-        if self.device.type == "cpu" and self._links is None:
-            # A replica is waited for as long as in this group.
+        if self.device.type == "cpu" and self._links is None:  # as long as in this group
             limit = self._group._get_backend(self.device).options._timeout
         alone = len(ranks) < dist.get_world_size()
         try:
@@ -206,9 +207,8 @@ class ProcessGroupTransport(FrameTransport):
         except RuntimeError as error:
             raise self._lost(None, error) from error
         secret, run = (None, "") if self._links is None else (self._links.secret, self._links.run)
-        number = len(self._beside) + 1
         made = ProcessGroupTransport(
-            group, secret=secret, run=f"{run}/channel {number}", timeout_s=self._timeout_s
+            group, secret=secret, run=f"{run}/channel {len(self._beside) + 1}", timeout_s=self._timeout_s
         )
         made.waits.limit_s = self.waits.limit_s
         _channels.setdefault(self._group, []).append(made)
@@ -217,7 +217,7 @@ class ProcessGroupTransport(FrameTransport):
     @property
     def _beside(self) -> "list[ProcessGroupTransport]":
         """The transports of the channels beside this one's group."""
-        group = dist.group.WORLD if self.group is None else self.group
+        group = self.group or dist.group.WORLD
         return [] if group is None else _channels.get(group, [])
 
     @override
