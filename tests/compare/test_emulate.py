@@ -106,8 +106,7 @@ def test_the_kernel_and_the_meter_agree(finished):
     summary = json.loads((finished[0] / "summary.json").read_text())
     dense, local, *peers = (entry["links"][LINK] for entry in summary)
     assert dense["kernel_over_meter"] == pytest.approx(1, abs=0.02)
-    # gloo announces each message; of small ones that is a larger share.
-    assert 1 <= local["kernel_over_meter"] < 1.2
+    assert local["kernel_over_meter"] == pytest.approx(1, abs=0.02)
     assert all(found["kernel_over_meter"] is None for found in peers)
 
 
