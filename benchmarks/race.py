@@ -140,10 +140,13 @@ def main() -> int:
             if v["wanted"] is None
             else f", wanted {v['wanted']:g}: {'holds' if v['holds'] else 'does not hold'}"
         )
-        times = (
-            "never reached the loss" if v["times_faster"] is None else f"{v['times_faster']:.1f} times slower"
-        )
-        print(f"{v['link']}: {v['family']} (best: {v['best']}) {times} than {v['ours']}{wanted}")
+        if v["ours"] is None:
+            outcome = "one_bit_muon never reached the loss"
+        elif v["times_faster"] is None:
+            outcome = f"never reached the loss; {v['ours']} did in {v['ours_s']:.1f} s"
+        else:
+            outcome = f"{v['times_faster']:.1f} times slower (best: {v['best']}) than {v['ours']}, {v['ours_s']:.1f} s"
+        print(f"{v['link']}: {v['family']}: {outcome}{wanted}")
     return 0 if found and all(v["holds"] is not False for v in found) else 1
 
 

@@ -119,7 +119,7 @@ def _notes_on_links(config: Comparison, summary: list[dict[str, Any]]) -> list[s
         low, high = (100 * (pick(ratios) - 1) for pick in (min, max))
         notes.append(
             "What the kernel counted as sent on the emulated links, without the headers of Ethernet, IP and TCP, is "
-            f"{low:+.2f} % to {high:+.2f} % of what the transport's meter counted."
+            f"{low:+.2f} % to {high:+.2f} % off what the transport's meter counted with gloo's headers."
         )
     changed = sum(not found["same_losses"] for found in emulated)
     notes.append(

@@ -238,7 +238,7 @@ def _record(trainer: "MeasuredTrainer | PeerTrainer", result: RunResult, link: s
     measurement = trainer.measurement
     steps, replicas = max(result.steps, 1), measurement.replicas
     is_peer = isinstance(trainer, PeerTrainer)
-    metered = sum(s.metered_egress_bytes for s in replicas)
+    metered = sum(s.on_the_wire(peers=len(replicas) - 1) for s in replicas)
     return {
         **asdict(result),
         "link": link,
