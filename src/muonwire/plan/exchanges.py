@@ -63,14 +63,13 @@ def way_of(stage: Stage) -> str:
     Raises:
         UsageError: it is not known of this stage.
     """
-    if isinstance(stage, Exchange) and stage.means != "gather":
-        raise UsageError(
-            f"plan: {stage} takes its means by owners, whose bytes plan does not know yet; leave means out (or means=gather)"
-        )
-    for kind, way in ((Mean, "mean"), (Exchange, "gather")):
-        if isinstance(stage, kind):
-            return way
-    raise UsageError(f"plan: how {stage} exchanges is not known; plan knows recipes of mean and exchange")
+    # An exchange says who averages where there is a choice.
+    way = "mean" if isinstance(stage, Mean) else getattr(stage, "means", "gather")
+    if isinstance(stage, Mean | Exchange) and way in WAYS:
+        return str(way)
+    raise UsageError(
+        f"plan: how {stage} exchanges is not known; plan knows recipes of mean and exchange, that travel as {' or '.join(WAYS)}"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
