@@ -52,7 +52,9 @@ def test_the_shared_part_is_the_same_on_all_replicas_and_what_is_own_differs(nam
         assert claimed_own or entry not in own, path
         # Counts of steps, and the state of a stage that one replica computes for all, may be equal and yet the replica's own.
         if claimed_own and isinstance(value, torch.Tensor) and entry != "master" and value.count_nonzero():
-            assert not same(value, other_leaves[path]), path
+            # What an owner keeps is of its part, and the other owns other parts: perhaps none of this tensor.
+            assert entry.endswith("owner.residual") or path in other_leaves, path
+            assert path not in other_leaves or not same(value, other_leaves[path]), path
 
 
 @every_recipe
