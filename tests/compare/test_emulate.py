@@ -28,6 +28,8 @@ from muonwire.transport import Link
 
 needs_namespaces = pytest.mark.skipif(not namespaces_allowed(), reason=f"hosts need namespaces: {lacking()}")
 
+# Half a dozen launches of two replicas take minutes where the machine is busy.
+pytestmark = pytest.mark.timeout(600)
 RECIPES = ("adamw", "local_muon(interval=2)")
 PEERS_RUN = ("ddp_adamw", "torchft_diloco(interval=4, fragments=2, delay=1)")
 LINK = "20mbit:40mbit/5ms"
@@ -74,7 +76,7 @@ def words(out, *more):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("emulate")
-    done = subprocess.run(words(out), capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(words(out), capture_output=True, text=True, timeout=560, check=False)
     assert done.returncode == 0, done.stderr
     return out, done
 
