@@ -637,7 +637,10 @@ def soak_table() -> str:
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("", lambda r: f"`{r['recipe']}`"),
         ("replicas, steps", lambda r: f"{r['replicas']}, {r['steps']:,}"),
-        ("tokens a replica and step, rate of each link", lambda r: f"{32 * r.get('batch', 2)}, {r.get('rate', '10mbit')}"),
+        (
+            "tokens a replica and step, rate of each link",
+            lambda r: f"{32 * r.get('batch', 2)}, {r.get('rate', '10mbit')}",
+        ),
         ("faults", lambda r: f"{r['faults']} in {r['took_s'] / 60:.0f} min"),
         ("synchronizations", lambda r: f"{r['synchronizations']:,}"),
         ("of these with digests that differ", lambda r: str(r["digests_that_differ"])),
