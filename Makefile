@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/muonwire compare --preset quick --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 fuzz: setup
 	$(BIN)/python -m fuzz.codec --cases 200000 --out runs/fuzz

@@ -26,7 +26,8 @@ ROOM_EXTRAS = {
     "transport": {"elastic"},
     "pages": {"report"},
     "bench": {"train", "report"},
-    "compare": {"train", "report"},
+    # With torchft's DiLoCo beside the recipes.
+    "compare": {"train", "report", "elastic"},
     "spectra": {"lab"},
     "plan": {"train", "report"},
     "lab": {"lab"},

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from muonwire.compare.hosts import lacking
 from muonwire.transport.message import Refusal
 from tests.spectra.conftest import write_gguf
 
@@ -34,8 +35,8 @@ def run(monkeypatch, capsys):
 def test_every_script_is_run_here_and_says_which_command_runs_it():
     tests = Path(__file__).read_text()
     for script in SCRIPTS:
-        # tests/transport/test_links.py tries links in small.
-        assert f'run("{script}"' in tests or script == "links.py"
+        # tests/transport/test_links.py tries links in small, and tests/compare/test_emulate.py comparisons on links.
+        assert f'run("{script}"' in tests or script in ("links.py", "race.py")
         module = f"benchmarks.{script.removesuffix('.py')}"
         text = (ROOT / "benchmarks" / script).read_text()
         assert f"benchmarks/{script}" in text or f"-m {module}" in text
@@ -147,6 +148,27 @@ def test_replicas_outlive_faults(run, tmp_path):
     assert report["synchronizations"] >= 80
     assert report["finished"] == 3
     assert len(report["weights"]) == 1
+
+
+def test_fragments_and_delays_are_compared(run, tmp_path):
+    out = tmp_path / "streaming.json"
+    few = ["--replicas", 2, "--steps", 6, "--interval", 2, "--batch", 1, "--seeds", 0]
+    run("streaming.py", "--out", out, *few, "--fragments", 1, 2, "--delays", 1, "--mixes", 0.5)
+    record = json.loads(out.read_text())
+    assert len({r["recipe"] for r in record["runs"]}) == len(record["runs"]) == len(record["summary"])
+    assert record["summary"][0]["percent_over_baseline"] == 0
+    assert {"one_bit_muon(interval=2)", "one_bit_muon(interval=2, fragments=2, delay=1, mix=0.5)"} <= {
+        r["recipe"] for r in record["runs"]
+    }
+
+
+@pytest.mark.skipif(
+    bool(lacking()), reason="links are emulated between network namespaces, which are not allowed here"
+)
+def test_emulated_links_are_measured(run, tmp_path):
+    out = tmp_path / "hosts.json"
+    run("measure_hosts.py", "--links", "10mbit/20ms", "--seconds", 1, "--out", out)
+    assert "10mbit/20ms" in out.read_text()
 
 
 def test_means_by_owners_are_measured(run, tmp_path):

@@ -104,7 +104,9 @@ def settings(out: Path, *, quick: bool) -> CompareConfig:
 def identity(quick: bool) -> dict[str, Any]:
     """What the comparison is made with, as JSON has it."""
     made_with = asdict(settings(Path(), quick=quick))
-    del made_with["out"]
+    # Where it lies, and what has no part in these runs.
+    for name in ("out", "peers", "emulate"):
+        del made_with[name]
     return plain(made_with)
 
 
