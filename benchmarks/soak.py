@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from muonwire.train.elastic import DIGESTS
 from muonwire.train.metrics import read_lines
 
 PORT = 29510
+# In --keep: what all replicas wrote of their synchronizations, by time.
+SEEN = "synchronizations.json"
 # Seconds: a replica without a heartbeat counts as dead, and a late one is waited for by the lighthouse.
 HEARTBEAT_S, LATE_S = 1.0, 4.0
 KINDS = ("kill", "lose", "freeze", "cut", "restart")
@@ -264,35 +266,29 @@ class Soak:
         replica.look()
 
 
-def judge(soak: Soak) -> dict[str, Any]:
-    """What the lines that the replicas wrote say."""
+def judge(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the lines that the replicas wrote say, in the order of their times."""
     by_step: defaultdict[int, set[str]] = defaultdict(set)
-    times: list[tuple[float, int, int, str]] = []
-    for replica in soak.replicas:
-        for line in replica.lines:
-            by_step[line["step"]].add(line["digest"])
-            times.append((line["time_s"], line["step"], line["epoch"], line["digest"]))
-    times.sort()
     # A committed step is lost where replicas synchronize again at a step before it, later than it takes them to hear of it. One
-    # that was frozen writes late of a synchronization that the others have told of.
+    # that was frozen writes late of a step whose weights the others have told.
     lost, highest = 0, 0
-    told: set[tuple[int, int, str]] = set()
     done: list[tuple[float, int]] = []
-    for time_s, step, epoch, digest in times:
+    for line in lines:
+        time_s, step, digest = line["time_s"], line["step"], line["digest"]
         while done and done[0][0] < time_s - 1.0:
             highest = max(highest, done.pop(0)[1])
-        lost += step < highest and (step, epoch, digest) not in told
-        told.add((step, epoch, digest))
+        lost += step < highest and digest not in by_step[step]
+        by_step[step].add(digest)
         done.append((time_s, step))
-    moments = [time_s for time_s, *_ in times]
+    moments = [line["time_s"] for line in lines]
     stalls = [b - a for a, b in itertools.pairwise(moments)]
     return {
         "synchronizations": len(by_step),
         "digests_that_differ": sum(len(digests) > 1 for digests in by_step.values()),
         "committed_steps_lost": lost,
         "longest_stall_s": round(max(stalls), 2),
-        "replicas_present": round(len(times) / len(by_step), 2),
-        "members": dict(Counter(len(line["members"]) for r in soak.replicas for line in r.lines)),
+        "replicas_present": round(len(lines) / len(by_step), 2),
+        "members": dict(Counter(str(len(line["members"])) for line in lines)),
     }
 
 
@@ -382,14 +378,19 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the undisturbed runs")
     parser.add_argument("--out", type=Path, help="the report, as JSON")
     parser.add_argument("--keep", type=Path, help="folder for what the replicas write")
-    parser.add_argument("--again", type=Path, help="a report, whose loss is compared anew; nothing is soaked")
+    parser.add_argument(
+        "--again", type=Path, help="a report that is judged anew, by what --keep holds; nothing is soaked"
+    )
     args = parser.parse_args()
     # Whoever ends the soak ends its replicas, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("soak: ended by SIGTERM"))
     folder = args.keep or Path(tempfile.mkdtemp(prefix="muonwire-soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     if args.again:
-        return finish(json.loads(args.again.read_text()), args, folder)
+        report = json.loads(args.again.read_text())
+        seen = folder / SEEN
+        anew = judge(json.loads(seen.read_text())) if seen.exists() else {}
+        return finish(report | anew, args, folder)
     with hosts(args.replicas + 1, rate=args.rate) as machines:
         soak = Soak(args, machines, folder)
         soak.run()
@@ -397,9 +398,9 @@ def main() -> int:
     lines = sorted(
         ({"replica": r.name, **line} for r in soak.replicas for line in r.lines), key=lambda x: x["time_s"]
     )
-    (folder / "synchronizations.json").write_text(json.dumps(lines) + "\n")
+    (folder / SEEN).write_text(json.dumps(lines) + "\n")
     (folder / "faults.json").write_text(json.dumps([asdict(f) for f in soak.faults]) + "\n")
-    judged = judge(soak)
+    judged = judge(lines)
     results = [json.loads((r.folder / "result.json").read_text()) for r in soak.replicas if r.finished]
     # Detection by heartbeat, one time limit for a message and one to connect anew, the wait for a late one, and for one that joins.
     limit_s = HEARTBEAT_S + 2 * args.timeout_s + LATE_S + args.join_s

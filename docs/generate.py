@@ -639,7 +639,7 @@ def soak_table() -> str:
         ("replicas, steps", lambda r: f"{r['replicas']}, {r['steps']:,}"),
         (
             "tokens a replica and step, rate of each link",
-            lambda r: f"{32 * r.get('batch', 2)}, {r.get('rate', '10mbit')}",
+            lambda r: f"{32 * r['batch']}, {r['rate']}",
         ),
         ("faults", lambda r: f"{r['faults']} in {r['took_s'] / 60:.0f} min"),
         ("synchronizations", lambda r: f"{r['synchronizations']:,}"),
