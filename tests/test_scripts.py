@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.soak import judge
 from safetensors.torch import load_file
 
 from muonwire.compare.hosts import lacking
@@ -148,6 +149,19 @@ def test_replicas_outlive_faults(run, tmp_path):
     assert report["synchronizations"] >= 80
     assert report["finished"] == 3
     assert len(report["weights"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("late", "lost"),
+    # Told late by one that was frozen; done again with other weights; a step that nobody told of before it was passed.
+    [((5, "five"), 0), ((5, "other"), 1), ((7, "seven"), 1)],
+)
+def test_a_soak_counts_a_step_as_lost_where_its_weights_are_others(late, lost):
+    told = [(0.0, 5, "five"), (1.0, 10, "ten"), (2.0, 15, "fifteen"), (4.0, *late), (4.1, 20, "twenty")]
+    lines = [{"time_s": t, "step": step, "digest": d, "members": ["a", "b"]} for t, step, d in told]
+    judged = judge(lines)
+    assert judged["committed_steps_lost"] == lost
+    assert judged["digests_that_differ"] == (late == (5, "other"))
 
 
 def test_fragments_and_delays_are_compared(run, tmp_path):

@@ -6,18 +6,14 @@ import time
 
 import pytest
 
-from muonwire import recipes
 from muonwire.stages.pieces import cut
-from muonwire.transport import digest_all, run_threads
 from tests.optim.test_elastic import (
     GoneError,
     Replica,
     agree,
     end,
-    gradient_step,
+    fixed_digest,
     lighthouse,  # noqa: F401 - a fixture
-    model_of,
-    set_rates,
     together,
 )
 
@@ -41,19 +37,7 @@ def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse
     end(*replicas)
     assert [r.error for r in replicas] == [None] * 3
 
-    def fixed(rank, exchange):
-        model = model_of()
-        name, options = recipes.parse_recipe(recipe)
-        optimizer = recipes.build(name, model, lr=0.02, transport=exchange(), **options)
-        for step in range(1, 10):
-            set_rates(optimizer, step)
-            gradient_step(model, step=step, rank=rank, world_size=3)
-            optimizer.step()
-            optimizer.zero_grad()
-        optimizer.synchronize()
-        return digest_all(optimizer.shared()).hex()
-
-    (wanted,) = set(run_threads(fixed, replicas=3))
+    wanted = fixed_digest(recipe, steps=9)
     assert {r.log[-1]["digest"] for r in replicas} == {wanted}
     assert {n for r in replicas for n in r.counted} == {3}
 
