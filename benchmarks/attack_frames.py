@@ -33,8 +33,9 @@ from muonwire.tasks import settings_type
 from muonwire.train import TrainConfig
 from muonwire.train.single import train_here
 from muonwire.transport import ProcessGroupTransport
+from muonwire.transport.ahead import InFlight
 from muonwire.transport.message import Mark, Message, Place, Refusal
-from muonwire.transport.process_group import _SEALED_TAG, _Message
+from muonwire.transport.process_group import _SEALED_TAG
 from muonwire.transport.secret import Secret
 
 SECRET = Secret(bytes(range(100, 132)))
@@ -58,11 +59,11 @@ class Attacked(ProcessGroupTransport):
         self._left_frames, self._at_once = frames, at_once
         self._chance = random.Random(seed)
         self._delivered: list[bytearray] = []
-        self._kept: list[_Message] = []
+        self._kept: list[InFlight] = []
         super().__init__(**options)
 
     @override
-    def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
+    def _start(self, sends: bool, peer: int, buffer: Tensor, tag: int) -> InFlight:
         if sends and tag == _SEALED_TAG and not int(buffer[3]) & (Mark.HELLO | Mark.BYE):
             genuine = bytearray(buffer.numpy().tobytes())
             for _ in range(min(self._at_once, self._left_frames)):
@@ -77,12 +78,10 @@ class Attacked(ProcessGroupTransport):
             else:
                 self._delivered.append(genuine)
                 self._delivered = self._delivered[-50:]
-        super()._start(left, sends, peer, buffer, tag)
+        return super()._start(sends, peer, buffer, tag)
 
-    def _put(self, peer: int, made: bytes | bytearray, tag: int) -> _Message:
-        started: list[_Message] = []
-        super()._start(started, True, peer, torch.frombuffer(bytearray(made), dtype=torch.uint8), tag)
-        return started[0]
+    def _put(self, peer: int, made: bytes | bytearray, tag: int) -> InFlight:
+        return super()._start(True, peer, torch.frombuffer(bytearray(made), dtype=torch.uint8), tag)
 
     def _count(self, kind: str) -> None:
         self.made[kind] += 1

@@ -18,7 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-OURS = ("one_bit_muon", "one_bit_muon(interval=28, growth=0.045, outer_momentum=0.5)")
+OURS = (
+    "one_bit_muon",
+    "one_bit_muon(interval=28, growth=0.045, outer_momentum=0.5)",
+    "one_bit_muon(fragments=4, delay=3)",
+    "one_bit_muon(interval=28, growth=0.045, outer_momentum=0.5, fragments=4, delay=4)",
+)
 # How many times faster than the best of each family the best of ours must be; None: shown only.
 FAMILIES: Mapping[str, tuple[float | None, tuple[str, ...]]] = {
     "dense": (50, ("adamw", "muon", "ddp_adamw", "ddp_muon")),

@@ -541,7 +541,8 @@ def test_one_that_is_late_is_waited_for_no_longer_than_stated_and_follows(lighth
     assert max(b - a for a, b in itertools.pairwise(steps)) > 3
 
 
-def test_a_stranger_leaves_with_an_error_and_the_others_go_on(lighthouse):
+@pytest.mark.parametrize("secret", [None, Secret(bytes(range(32)))], ids=["open", "sealed"])
+def test_a_stranger_leaves_with_an_error_and_the_others_go_on(lighthouse, secret):
     enough = threading.Event()
 
     def call(replica, step):
@@ -549,8 +550,10 @@ def test_a_stranger_leaves_with_an_error_and_the_others_go_on(lighthouse):
             enough.set()
         time.sleep(0.05)
 
-    replicas = together(Replica(n, lighthouse, steps=40, before=call) for n in ("a", "b"))
-    stranger = Replica("c", lighthouse, "one_bit_muon(interval=4)", steps=40, begin_at=enough).start()
+    replicas = together(Replica(n, lighthouse, steps=40, before=call, secret=secret) for n in ("a", "b"))
+    stranger = Replica(
+        "c", lighthouse, "one_bit_muon(interval=4)", steps=40, begin_at=enough, secret=secret
+    ).start()
     end(*replicas, stranger)
     assert isinstance(stranger.error, UsageError)
     assert "trains something else" in str(stranger.error)

@@ -5,6 +5,7 @@ import signal
 import time
 
 from muonwire.compare.hosts import hosts, namespaces_allowed
+from muonwire.transport import Link
 from tests.transport.test_rendezvous import end, start
 
 # Gathers until its time is over, with a watcher that speaks early, and says at the end how much was exchanged.
@@ -165,3 +166,42 @@ def test_a_rate_that_changes_changes_nothing_else(tmp_path, free_port):
         # 100 kB take 4 s at 0.2 Mbit/s.
         assert "waiting for replica 1 (10.77.0.2) for 1 s (at most 60 s)" in pair.said(0), pair.said(0)
         assert "replica 1 (10.77.0.2) answered after" in pair.said(0)
+
+
+# Gathers at the same moments on both hosts, and says how long the shortest took.
+REST_AND_GATHER = """
+import time
+from muonwire.transport import ProcessGroupTransport
+from muonwire.transport.rendezvous import join
+join(backend="gloo", timeout_s=60.0)
+transport, others = ProcessGroupTransport(), ProcessGroupTransport()
+seconds = []
+for i in range(7):
+    # Transports of one group take turns.
+    used = (transport, others)[i % 2]
+    time.sleep(0.5 - time.time() % 0.5)
+    began = time.perf_counter()
+    assert used.gather(bytes([transport.rank, i])) == [bytes([0, i]), bytes([1, i])]
+    seconds.append(time.perf_counter() - began)
+print(f"shortest: {min(seconds[1:])} s", flush=True)
+"""
+
+
+def test_a_message_after_a_rest_takes_one_delay_of_the_link_and_not_two(tmp_path, free_port):
+    delay_s = 0.1 if namespaces_allowed() else 0.0
+    if not delay_s:
+        print("no namespaces: the link has no delay")
+    link = Link(rate_mbit_s=100, latency_s=delay_s)
+    with hosts(2, link=link if delay_s else None) as machines:
+        folders = [tmp_path / f"host{rank}" for rank in range(2)]
+        processes = []
+        for rank, host in enumerate(machines):
+            folders[rank].mkdir()
+            place = {"master": machines[0].address, "port": free_port, "folder": folders[rank]}
+            processes.append(start(host, ["-c", REST_AND_GATHER], rank=rank, world_size=2, **place))
+        assert end(processes, 60) == [0, 0]
+    for rank in range(2):
+        said = (folders[rank] / f"replica{rank}.log").read_text()
+        shortest_s = float(re.search(r"^shortest: (\S+) s$", said, re.M)[1])
+        assert delay_s <= shortest_s + 0.05
+        assert shortest_s < 1.5 * max(delay_s, 0.1)

@@ -24,10 +24,11 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
+from muonwire.transport.ahead import InFlight
 from muonwire.transport.base import Flag
 from muonwire.transport.channel import Channel
 from muonwire.transport.interfaces import Interface, interface_to
-from muonwire.transport.process_group import ProcessGroupTransport, _Message
+from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.rendezvous import chosen_interface
 from muonwire.transport.secret import Secret
 
@@ -209,6 +210,7 @@ class ElasticTransport(ProcessGroupTransport):
         )
         manager._client = quorums = Quorums(manager._client)
         connections.mark = lambda: quorums.commits
+        connections.let_go = self._let_go
         return store, connections, manager, quorums
 
     @property
@@ -222,7 +224,8 @@ class ElasticTransport(ProcessGroupTransport):
 
     @override
     def called(self, rank: int) -> str:
-        return f"replica {self.members[rank]}"
+        # A message of an earlier quorum may be of a rank that this one lacks.
+        return f"replica {self.members[rank] if rank < len(self.members) else rank}"
 
     @property
     def commits(self) -> int:
@@ -433,6 +436,11 @@ class ElasticTransport(ProcessGroupTransport):
             "ElasticTransport: replicas that come and go have no second channel; step with Elastic"
         )
 
+    def _let_go(self) -> None:
+        """Hold nothing of the last quorum's messages."""
+        self._left = []
+        self._ahead = self._none_ahead()
+
     @override
     def settle(self) -> None:
         if self._replayed is None:
@@ -440,16 +448,16 @@ class ElasticTransport(ProcessGroupTransport):
             super().gather(b"", purpose="settle")
 
     @override
-    def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
+    def _start(self, sends: bool, peer: int, buffer: Tensor, tag: int) -> InFlight:
         try:
             group = self._connections.parent
             work = group.send([buffer], peer, tag) if sends else group.recv([buffer], peer, tag)
         except (RuntimeError, AssertionError) as error:
             raise self._lost(peer, RuntimeError(str(error) or "the connections are closed")) from error
-        left.append(_Message(peer, buffer, work))
+        return InFlight(peer, buffer, work)
 
     @override
-    def _also_lost(self, message: _Message) -> str:
+    def _also_lost(self, message: InFlight) -> str:
         # Looking ends all connections, and the others may still finish the exchange without this replica.
         return ""
 
@@ -457,6 +465,7 @@ class ElasticTransport(ProcessGroupTransport):
         """Leave: the others go on without this replica from their next synchronization on."""
         if self._links is not None:
             self._links.stop()
+        self._let_go()
         self._connections.abort()
         self._manager.shutdown(wait=False)
         self._asker.shutdown(wait=False, cancel_futures=True)

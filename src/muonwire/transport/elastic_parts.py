@@ -25,10 +25,14 @@ class Connections(ProcessGroupGloo):  # type: ignore[misc]
     epoch = -1
     # What all replicas of a quorum know of it besides its number, with which a lighthouse that is started again begins anew.
     mark: Callable[[], int] = staticmethod(lambda: 0)
+    # Is called before the connections of the last quorum end. They stay open as long as a message on its way is held, and where
+    # they do, those at the other end wait.
+    let_go: Callable[[], None] = staticmethod(lambda: None)
 
     @override
     def configure(self, store_addr: str, *args: Any, **options: Any) -> None:
         """Connect the replicas of a quorum; see torchft's ProcessGroup.configure."""
+        self.let_go()
         self.epoch = int(options.get("quorum_id", args[3] if len(args) > 3 else self.epoch + 1))
         super().configure(f"{store_addr}/{self.mark()}", *args, **options)
 

@@ -1,9 +1,10 @@
 """Transport over a torch.distributed process group.
 
 gloo ends the process where a message is longer than its receiver's buffer, and a replica that is out of step may send a message of
-any length. So with gloo a frame of up to ``FIRST_BYTES`` travels under tag 0, into a buffer of that size. Of a longer frame only
-the header travels that way, and the body at the same time under a tag that follows from its length: a body of another length
-finds no buffer with its tag, and waits. Other backends have no tags: there headers travel first, and bodies once the headers agree.
+any length. So with gloo a frame of up to ``FIRST_BYTES`` travels under a tag of its own, into a buffer of that size that waits for
+it already (``ahead.py``). Of a longer frame only the header travels that way, and the body at the same time under a tag that
+follows from its length: a body of another length finds no buffer with its tag, and waits. Other backends have no tags: there
+headers travel first, and bodies once the headers agree.
 
 With a secret, messages travel as streams under tags that only its holders can make (``sealed.py``).
 """
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from itertools import dropwhile
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, UsageError
+from muonwire.transport.ahead import Ahead, InFlight
 from muonwire.transport.channel import Channel
 from muonwire.transport.frames import Accept, FrameTransport
 from muonwire.transport.message import Refusal
@@ -36,24 +38,17 @@ from muonwire.transport.stream import sealed_bytes
 from muonwire.transport.waiting import Text, Wait
 
 FIRST_BYTES = 1 << 20
-_FIRST_TAG = 0
 _TAGS = (1 << 31) - 1
-_SEALED_TAG = _TAGS
+_SEALED_TAG, _FIRST_TAG = _TAGS, _TAGS - 1
 _AT_ONCE = timedelta(milliseconds=1)
 
 _log = logging.getLogger(__name__)
 # The links of each sealed group: all its transports share them, since a stream goes on from one to the next.
 _sealed: "WeakKeyDictionary[dist.ProcessGroup, SealedLinks]" = WeakKeyDictionary()
+# What waits for the next messages of each group's replicas: whichever of its transports is next takes them.
+_ahead: "WeakKeyDictionary[dist.ProcessGroup, Ahead]" = WeakKeyDictionary()
 # The transports of the channels beside each group.
 _channels: "WeakKeyDictionary[dist.ProcessGroup, list[ProcessGroupTransport]]" = WeakKeyDictionary()
-
-
-class _Message(NamedTuple):
-    """A message on its way, and the buffer that must outlive it."""
-
-    peer: int
-    buffer: Tensor
-    work: dist.Work
 
 
 class ProcessGroupTransport(FrameTransport):
@@ -95,6 +90,7 @@ class ProcessGroupTransport(FrameTransport):
         self.group = group
         on_gpu = dist.get_backend(group) == "nccl"
         self._links: SealedLinks | None
+        self._ahead: Ahead
         self._prepare(
             rank=dist.get_rank(group),
             world_size=dist.get_world_size(group),
@@ -102,6 +98,7 @@ class ProcessGroupTransport(FrameTransport):
         )
         self._timeout_s = timeout_s
         self._links = _sealed.get(self._group)
+        self._ahead = _ahead.setdefault(self._group, self._ahead)
         if secret is not None:
             self._seal(secret, run)
 
@@ -109,9 +106,10 @@ class ProcessGroupTransport(FrameTransport):
         """Begin with the first message between these replicas."""
         super().__init__(rank=rank, world_size=world_size, device=device)
         self._has_tags = self.device.type == "cpu"
-        self._firsts: dict[int, Tensor] = {}
+        self._ahead = self._none_ahead()
+        self._senders: tuple[int, ...] = ()
         # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.
-        self._left: list[_Message] = []
+        self._left: list[InFlight] = []
         self._began_s = 0.0
         self._links = None
         self._refused_before: Counter[str] = Counter()
@@ -172,7 +170,7 @@ class ProcessGroupTransport(FrameTransport):
             self._count_extra(self._links)
         self.rank, self.world_size = rank, world_size
         self._begin_anew()
-        self._firsts.clear()
+        self._ahead = self._none_ahead()
         self._left = []
         if self._links is not None:
             self._links = self._make_links(self._links.secret, self._links.run, epoch=epoch)
@@ -239,24 +237,23 @@ class ProcessGroupTransport(FrameTransport):
         self, header: bytes, outgoing: Mapping[int, Tensor], incoming: Mapping[int, Tensor], accept: Accept
     ) -> None:
         room = FIRST_BYTES - len(header) if header else 0
-        firsts_in = {peer: self._first_buffer(peer) for peer in incoming} if header else {}
         firsts_out = self._firsts_of(header, outgoing, room) if header else {}
         alone_in = {peer: body for peer, body in incoming.items() if body.numel() > room}
         alone_out = {peer: body for peer, body in outgoing.items() if body.numel() > room}
-        left: list[_Message] = []
+        left: list[InFlight] = []
         self._left = left
         self._began_s = time.perf_counter()
-        for peer, first in firsts_in.items():
-            # No header starts with zero: what is still zero has not come.
-            first.numpy()[0] = 0
-            self._start(left, False, peer, first, _FIRST_TAG)
+        self._senders = tuple(incoming) if header else ()
+        for peer in self._senders:
+            left.append(self._ahead.take(peer, self._receive_first))
+        firsts_in = {message.peer: message.buffer for message in left}
         for peer, first in firsts_out.items():
-            self._start(left, True, peer, first, _FIRST_TAG)
+            left.append(self._start(True, peer, first, _FIRST_TAG))
         num_firsts = len(left)
         for peer, body in alone_in.items():
-            self._start(left, False, peer, body, _tag(body))
+            left.append(self._start(False, peer, body, _tag(body)))
         for peer, body in alone_out.items():
-            self._start(left, True, peer, body, _tag(body))
+            left.append(self._start(True, peer, body, _tag(body)))
         # Wait for the sends too: this replica's header must have left before it may raise and end.
         for message in left[:num_firsts]:
             self._wait(message)
@@ -268,6 +265,7 @@ class ProcessGroupTransport(FrameTransport):
         for message in left[num_firsts:]:
             self._wait(message)
         self._left = []
+        self._ahead.post(self._senders, self._receive_first)
 
     @property
     def _group(self) -> dist.ProcessGroup:
@@ -291,10 +289,8 @@ class ProcessGroupTransport(FrameTransport):
     def _make_links(self, secret: Secret, run: str, *, epoch: int) -> SealedLinks:
         """Links to the replicas of this group, on top of ``_start`` and ``_wait``."""
 
-        def start(sends: bool, peer: int, buffer: Tensor) -> _Message:
-            started: list[_Message] = []
-            self._start(started, sends, peer, buffer, _SEALED_TAG)
-            return started[0]
+        def start(sends: bool, peer: int, buffer: Tensor) -> InFlight:
+            return self._start(sends, peer, buffer, _SEALED_TAG)
 
         def notice(peer: int, kind: Refusal, count: int) -> None:
             # The first, the tenth, the hundredth and so on: a flood must not fill the disk.
@@ -370,10 +366,11 @@ class ProcessGroupTransport(FrameTransport):
             )
         self.meter.rejected = dict(self.refused_in_all)
 
-    def _first_buffer(self, peer: int) -> Tensor:
-        if peer not in self._firsts:
-            self._firsts[peer] = self._empty(FIRST_BYTES)
-        return self._firsts[peer]
+    def _none_ahead(self) -> Ahead:
+        return Ahead(partial(self._empty, FIRST_BYTES))
+
+    def _receive_first(self, peer: int, buffer: Tensor) -> InFlight:
+        return self._start(False, peer, buffer, _FIRST_TAG)
 
     def _firsts_of(self, header: bytes, outgoing: Mapping[int, Tensor], room: int) -> dict[int, Tensor]:
         # A body that goes to several peers is one tensor, and so is the message.
@@ -416,7 +413,7 @@ class ProcessGroupTransport(FrameTransport):
             except RuntimeError as error:
                 raise self._lost(peers[i] if len(works) == len(ops) else None, error) from error
 
-    def _start(self, left: list[_Message], sends: bool, peer: int, buffer: Tensor, tag: int) -> None:
+    def _start(self, sends: bool, peer: int, buffer: Tensor, tag: int) -> InFlight:
         try:
             if sends:
                 work = dist.isend(buffer, group=self.group, group_dst=peer, tag=tag)
@@ -425,9 +422,9 @@ class ProcessGroupTransport(FrameTransport):
         except RuntimeError as error:
             raise self._lost(peer, error) from error
         assert work is not None
-        left.append(_Message(peer, buffer, work))
+        return InFlight(peer, buffer, work)
 
-    def _wait(self, message: _Message, within: timedelta | None = None) -> None:
+    def _wait(self, message: InFlight, within: timedelta | None = None) -> None:
         peer = message.peer
         try:
             if within is None:
@@ -444,7 +441,7 @@ class ProcessGroupTransport(FrameTransport):
                 lost = ReplicaLostError(f"{lost}; and to {others}", rank=peer)
             raise lost from error
 
-    def _also_lost(self, message: _Message) -> str:
+    def _also_lost(self, message: InFlight) -> str:
         """The replicas of later messages whose connections have failed by now, too."""
         lost: dict[int, str] = {}
         for other in dropwhile(lambda m: m is not message, self._left):
@@ -467,8 +464,8 @@ class ProcessGroupTransport(FrameTransport):
 
     def _missing(self, peer: int) -> str:
         """Whose messages have not come: that of ``peer``, and of others where it can be seen."""
-        missing = [other for other, first in self._firsts.items() if other == peer or first[0] == 0]
-        return " and ".join(map(self.called, missing or [peer]))
+        missing = [other for other in self._ahead.missing(self._senders) if other != peer]
+        return " and ".join(map(self.called, sorted([peer, *missing])))
 
     def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:
         who = "a replica" if rank is None else self.called(rank)
@@ -497,4 +494,4 @@ def _is_timeout(error: RuntimeError) -> bool:
 
 def _tag(body: Tensor) -> int:
     """The tag of a body that travels alone; bodies up to 2 GiB with different lengths have different tags."""
-    return 1 + body.numel() % (_TAGS - 1)
+    return 1 + body.numel() % (_TAGS - 2)
