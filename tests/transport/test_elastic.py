@@ -1,6 +1,7 @@
 """ElasticTransport before it meets anybody: what it refuses."""
 
 import socket
+import threading
 
 import pytest
 
@@ -36,7 +37,20 @@ def test_a_lighthouse_that_does_not_answer_is_named(free_port):
     with pytest.raises(
         ExchangeError, match=f"a cannot reach the lighthouse 127.0.0.1:{free_port} through lo"
     ):
+        ElasticTransport(ElasticSettings(lighthouse=f"127.0.0.1:{free_port}", name="a", timeout_s=1))
+
+
+def test_a_lighthouse_that_is_being_started_is_waited_for(free_port, monkeypatch):
+    public = Interface(name="wan", address="203.0.113.7")
+    monkeypatch.setattr("muonwire.transport.elastic.chosen_interface", lambda *_: public)
+    listeners = []
+    starts = threading.Timer(1.0, lambda: listeners.append(socket.create_server(("127.0.0.1", free_port))))
+    starts.start()
+    # It goes on to what comes behind: listening in public is refused.
+    with pytest.raises(ExchangeError, match="would listen on wan"):
         ElasticTransport(ElasticSettings(lighthouse=f"127.0.0.1:{free_port}", name="a"))
+    starts.join()
+    listeners[0].close()
 
 
 def test_without_a_secret_no_public_address_is_listened_on(monkeypatch):

@@ -43,6 +43,8 @@ Result = TypeVar("Result")
 ELASTIC_TIMEOUT_S = 60.0
 # How long one request for a quorum lasts before it is made again, and the pause between looks at what has come of it.
 _ASK_S = 60.0
+# For how long a lighthouse may refuse before it counts as absent.
+_LIGHTHOUSE_STARTS_S = 10.0
 _PAUSE_S = 0.2
 _RETRIES = 1_000_000
 
@@ -155,14 +157,20 @@ class ElasticTransport(ProcessGroupTransport):
     def _reach_lighthouse(self) -> Interface:
         host, port = self.how.place()
         interface = chosen_interface(host, port)
-        try:
-            socket.create_connection((host, port), timeout=min(30.0, self.how.timeout_s)).close()
-        except OSError as error:
-            raise ExchangeError(
-                f"elastic: {self.name} cannot reach the lighthouse {host}:{port} through {interface}: {error.strerror or error}; "
-                "check that `torchft_lighthouse` runs there, its address and port, and that no firewall lies between"
-            ) from error
-        return interface
+        # One that is being started at the same moment refuses at first.
+        until = time.monotonic() + min(_LIGHTHOUSE_STARTS_S, self.how.timeout_s)
+        while True:
+            try:
+                socket.create_connection((host, port), timeout=min(30.0, self.how.timeout_s)).close()
+                return interface
+            except OSError as error:
+                if not isinstance(error, ConnectionRefusedError) or time.monotonic() > until:
+                    raise ExchangeError(
+                        f"elastic: {self.name} cannot reach the lighthouse {host}:{port} through {interface}: "
+                        f"{error.strerror or error}; check that `torchft_lighthouse` runs there, its address and port, and that no "
+                        "firewall lies between"
+                    ) from error
+            time.sleep(_PAUSE_S)
 
     def _start_manager(self) -> "tuple[TCPStore, Any, Manager, Quorums]":
         # torchft's core writes each quorum to standard error unless it is told otherwise before it is loaded.
