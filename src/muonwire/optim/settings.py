@@ -4,6 +4,7 @@ import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from muonwire.errors import UsageError
 from muonwire.optim.auto_interval import AUTO, Interval, Record, as_record, read_record
@@ -130,12 +131,14 @@ class LocalSteps:
         if isinstance(given, str):
             if given != AUTO:
                 object.__setattr__(self, "interval", read_record(given))
-        elif isinstance(given, Sequence):
+        elif isinstance(given, list | tuple):
             object.__setattr__(self, "interval", as_record(given))
-        elif given < 1:
+        elif not isinstance(given, Integral) or given < 1:
             raise UsageError(
-                f"local steps: interval (H) is {given}; it must be at least 1 local step a synchronization"
+                f"local steps: interval (H) is {given}; it must be a whole number, at least 1 local step a synchronization"
             )
+        else:
+            object.__setattr__(self, "interval", int(given))
         if self.adapts and self.growth:
             raise UsageError(
                 f"local steps: growth is {self.growth} with interval={given!r}, which says H by itself; leave growth out, or give "
