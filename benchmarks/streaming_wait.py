@@ -33,6 +33,7 @@ RECIPES = (
     "one_bit_muon(fragments=4, delay=1, mix=1.0)",
     "one_bit_muon(fragments=4, delay=2, mix=1.0)",
     "one_bit_muon(interval='auto', share=0.02)",
+    "one_bit_muon(interval='auto', share=0.02, fragments=4, delay=2, mix=1.0)",
 )
 PARTS = ("compute_s", "optimizer_s", "exchange_s", "overlap_s")
 

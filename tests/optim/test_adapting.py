@@ -4,12 +4,15 @@ The clock is the test's: a step takes so many seconds, and a synchronization so 
 """
 
 import copy
+import json
 
 import pytest
+import torch
 
-from muonwire import recipes
+from muonwire import recipes, stages
+from muonwire.codec import parse
 from muonwire.errors import NonFiniteUpdateError, UsageError
-from muonwire.optim import LocalSteps
+from muonwire.optim import LocalSteps, local_steps
 from muonwire.optim.adapting import INTERVALS
 from muonwire.transport import SingleReplica, check_replicas
 from tests.lockstep import lockstep
@@ -166,6 +169,32 @@ def test_a_resumed_run_goes_on_with_the_interval_and_its_record_is_the_whole_run
         return go_on(model, optimizer, transport, STEPS), changes(optimizer)
 
     assert lockstep(again, 2) == [(digests, recorded)] * 2
+
+
+@pytest.mark.parametrize("options", [{}, {"fragments": 2, "delay": 1}])
+def test_around_any_optimizer(options):
+    """And what a saved state carries is plain data."""
+
+    def replica(transport, interval):
+        def wrapped(model):
+            inner = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+            local = LocalSteps(interval=interval, share=0.2, intervals=(4, 16), **options)
+            exchange = stages.Exchange(codec=parse("sign(scale=tensor)"), feedback=stages.EF14())
+            return local_steps(inner, outer_chain=exchange, local=local, transport=transport, model=model)
+
+        model = SmallNet()
+        optimizer = clocked(wrapped(model), wait_s=2.0)
+        go_on(model, optimizer, transport, 22)
+        state = optimizer.state_dict()
+        assert json.loads(json.dumps(state["param_groups"][0][INTERVALS])) == optimizer.adapting.state
+        again = wrapped(model)
+        again.load_state_dict(state)
+        return go_on(model, clocked(again, wait_s=2.0), transport, 30, start=22), changes(again)
+
+    one, other = lockstep(lambda t: replica(t, "auto"), 2)
+    assert one == other
+    assert [h for _, h in one[1]] == [4, 8, 16]
+    assert lockstep(lambda t: replica(t, one[1]), 2)[0] == one
 
 
 def test_a_copy_has_the_interval():

@@ -44,7 +44,7 @@ def train(out, recipe):
     words += ["--threads", "1", "--no-page", "--no-tensorboard", "--evaluate-every", "20"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def digest_of(out):
@@ -55,8 +55,9 @@ def test_the_interval_follows_the_link_and_the_record_gives_the_run_again(tmp_pa
     options = ", fragments=2, delay=1"
     # On the loopback a message takes a small part of a step, but more than a thousandth of a thousandth.
     auto = f"local_muon(interval='auto', share=0.000001, intervals=(3, 8){options})"
-    said = train(tmp_path / "auto", auto)
-    assert "waiting stays below 0.0001 % of the time (H from 3 to 8)" in said
+    done = train(tmp_path / "auto", auto)
+    assert "waiting stays below 0.0001 % of the time (H from 3 to 8)" in done.stdout
+    assert "H is 8 from step 26 on: replicas wait " in done.stderr
     record = json.loads((tmp_path / "auto" / "intervals.json").read_text())
     first, change = record["changes"]
     assert (record["format"], record["recipe"]) == (1, auto)
@@ -75,8 +76,8 @@ def test_the_interval_follows_the_link_and_the_record_gives_the_run_again(tmp_pa
     assert (told[0], told[-1]) == (5, 8)
     path = tmp_path / "auto" / "intervals.json"
     again = tmp_path / "again"
-    said = train(again, f"local_muon(interval='{path}'{options})")
-    assert "then by a record of 1 change" in said
+    done = train(again, f"local_muon(interval='{path}'{options})")
+    assert "then by a record of 1 change" in done.stdout
     assert digest_of(again) == digest_of(tmp_path / "auto")
     told = json.loads((again / "intervals.json").read_text())["changes"]
     assert [(c["step"], c["interval"]) for c in told] == [(0, 5), (change["step"], 8)]
