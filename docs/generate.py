@@ -30,6 +30,7 @@ LINKS = ROOT / "evidence" / "links"
 SOAK = ROOT / "evidence" / "soak"
 OWNERS = ROOT / "evidence" / "owners"
 EMULATE = ROOT / "evidence" / "emulate"
+STREAMING = ROOT / "evidence" / "streaming"
 PLAN = ROOT / "evidence" / "plan"
 # Kinds of faults in the soak, in words.
 FAULTS = {
@@ -56,6 +57,7 @@ TABLED = tuple(
         "docs/owners.md",
         "docs/emulate.md",
         "docs/plan.md",
+        "docs/streaming.md",
     )
 )
 REPLICAS = 4
@@ -713,6 +715,30 @@ def owners_loss_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def streaming_loss_table() -> str:
+    """What each setting of streaming costs in loss, in percent over the run of the same seed without it."""
+    from muonwire.recipes import parse_recipe
+
+    runs = json.loads((STREAMING / "text.json").read_text())["runs"]
+    seeds = sorted({r["seed"] for r in runs})
+    plain = {
+        r["seed"]: r["final_eval_loss"] for r in runs if set(parse_recipe(r["recipe"])[1]) == {"interval"}
+    }
+    settings: dict[tuple[Any, ...], dict[int, float]] = {}
+    for r in runs:
+        given = {"fragments": 1, "delay": 0, "mix": "", **parse_recipe(r["recipe"])[1]}
+        over = 100 * (r["final_eval_loss"] / plain[r["seed"]] - 1)
+        settings.setdefault((given["fragments"], given["delay"], given["mix"]), {})[r["seed"]] = over
+    lines = ["| F | d | mix | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean |"]
+    lines.append("|---" * (len(seeds) + 4) + "|")
+    for setting, over in sorted(settings.items(), key=lambda item: tuple(map(str, item[0]))):
+        if setting != (1, 0, ""):
+            cells = [f"{over[seed]:+.2f} %" if seed in over else "" for seed in seeds]
+            mean = f"{fmean(over.values()):+.2f} %" if len(over) > 1 else ""
+            lines.append(f"| {' | '.join(map(str, (*setting, *cells, mean)))} |")
+    return "\n".join(lines).replace("-", "−").replace("|−−−", "|---") + "\n"
+
+
 def plan_table() -> str:
     """What was predicted for each setting, and what came of it."""
     head = "| recipe | link | replicas | parameters | steps | time predicted, measured, s | loss predicted | measured | bytes |"
@@ -764,6 +790,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("emulated hosts table", EMULATE / "hosts.json", emulated_hosts_table),
         ("race table", EMULATE / "race.json", race_table),
         ("plan table", PLAN, plan_table),
+        ("streaming loss", STREAMING / "text.json", streaming_loss_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

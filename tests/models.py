@@ -33,6 +33,8 @@ VARIANTS = [
     ("diloco", {"interval": 3, "fragments": 2, "delay": 2, "mix": 1.0}),
     ("one_bit_muon", {"interval": 4, "delay": 3}),
     ("local_muon", {"interval": 4, "merge": "arrival"}),
+    ("one_bit_muon", {"interval": [(0, 3), (3, 2)]}),
+    ("one_bit_muon", {"interval": [(0, 3), (3, 4)], "fragments": 2, "delay": 1}),
     *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),
 ]
 

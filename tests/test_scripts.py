@@ -185,6 +185,38 @@ def test_emulated_links_are_measured(run, tmp_path):
     assert "10mbit/20ms" in out.read_text()
 
 
+@pytest.mark.skipif(
+    bool(lacking()), reason="links are emulated between network namespaces, which are not allowed here"
+)
+def test_waiting_on_an_emulated_link_is_measured_with_streaming_and_without(run, tmp_path):
+    out = tmp_path / "wait.json"
+    few = (
+        "--replicas",
+        2,
+        "--steps",
+        12,
+        "--skip",
+        4,
+        "--model-size",
+        "pico",
+        "--batch",
+        1,
+        "--link",
+        "10mbit/20ms",
+    )
+    recipes = ("one_bit_muon(interval=2)", "one_bit_muon(interval=3, delay=2)")
+    run("streaming_wait.py", "--out", out, *few, "--recipes", *recipes)
+    plain, streaming = json.loads(out.read_text())["runs"]
+    assert (plain["recipe"], streaming["recipe"]) == recipes
+    # Every second step waits for a message and the one before it, which take 20 ms each and more.
+    assert plain["exchange_s"] > 3 * 0.04
+    assert (plain["overlap_s"], streaming["overlap_s"] > 0) == (0, True)
+    for one in (plain, streaming):
+        parts = one["compute_s"] + one["optimizer_s"] + one["exchange_s"]
+        assert one["wait_share"] == pytest.approx(one["exchange_s"] / parts, abs=1e-3)
+    assert run("streaming_wait.py", "--out", out, *few, "--recipes", *recipes) == ""
+
+
 def test_means_by_owners_are_measured(run, tmp_path):
     out = tmp_path / "bytes.json"
     run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--synchronization", 1, "--out", out)

@@ -20,6 +20,7 @@ from muonwire.errors import (
     StoppedError,
     UsageError,
 )
+from muonwire.optim.adapting import Adapting
 from muonwire.optim.elastic import Elastic
 from muonwire.optim.present import Present
 from muonwire.transport import SingleReplica, digest_all, run_threads
@@ -34,6 +35,8 @@ LATE_MS, HEARTBEAT_MS = 700, 400
 LOCAL = "one_bit_muon(interval=3)"
 # Where replicas come and go, a fragment is merged in the step in which it is due; one of them is in every second step.
 FRAGMENTS = "one_bit_muon(interval=6, fragments=3, delay=2)"
+RECORD = "one_bit_muon(interval=[(0, 3), (3, 5), (13, 2)])"
+RECORD_OF_FRAGMENTS = "one_bit_muon(interval=[(0, 6), (6, 4)], fragments=3, delay=2)"
 
 
 @pytest.fixture
@@ -252,7 +255,7 @@ def fixed_digest(recipe, *, steps):
     return wanted
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
+@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS, RECORD, RECORD_OF_FRAGMENTS])
 def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse):
     replicas = together(Replica(n, lighthouse, recipe, min_replicas=3) for n in ("a", "b", "c"))
     end(*replicas)
@@ -302,6 +305,38 @@ def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchron
         tuple(g["first_lr"] * 0.6 for g in third.optimizer.param_groups)
     }
     assert third.log[-1]["digest"] == first[0].log[-1]["digest"]
+
+
+@pytest.mark.parametrize("options", ["", ", fragments=3"])
+def test_an_interval_that_follows_the_link_goes_on_with_one_that_joins(options, lighthouse, monkeypatch):
+    """A step takes a second, and a synchronization as long of waiting, by a clock that follows from what was done."""
+
+    def measure(adapting):
+        counts = adapting._optimizer.param_groups[0]
+        waited_s = float(counts["synchronizations"])
+        return counts["step"] + waited_s, waited_s
+
+    monkeypatch.setattr(Adapting, "_measure", measure)
+    enough = threading.Event()
+
+    def call_third(replica, step):
+        if step == 16:
+            enough.set()
+        if step > 16:
+            time.sleep(0.05)
+
+    recipe = f"one_bit_muon(interval='auto', share=0.5, intervals=(3, 6){options})"
+    first = together(Replica(n, lighthouse, recipe, steps=50, before=call_third) for n in ("a", "b"))
+    third = Replica("c", lighthouse, recipe, steps=50, seed=5, begin_at=enough).start()
+    end(*first, third)
+    assert [r.error for r in (*first, third)] == [None] * 3
+    agree(*first, third)
+    one, *others = [r.optimizer.param_groups[0]["intervals"] for r in (*first, third)]
+    assert others == [one, one]
+    # From 6, the bound that is nearest to 11. Of three fragments each is waited for.
+    assert one["intervals"] == ([6, 4] if options else [6, 4, 3])
+    assert third.log[0]["step"] < one["steps"][1]
+    assert third.counted[0] == 2
 
 
 def test_under_a_secret_a_replica_joins_and_another_dies(lighthouse):

@@ -30,13 +30,14 @@ def _sent():
         transport = ProcessGroupTransport()
         model = SmallNet(**SIZES)
         optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
-        steps = PERIODS.get(name, optimizer.local.interval if optimizer.local else 2)
+        steps = PERIODS.get(name, optimizer.local.initial if optimizer.local else 2)
+        formula = optimizer.estimate_bytes(replicas=2)
         train(model, optimizer, steps, rank=transport.rank, world_size=2)
         # What is in flight is counted once it has arrived.
         optimizer.state_dict()
         spent = transport.meter.by_purpose["update"]
         frames = spent.num_messages * FRAME_BYTES
-        found.append((optimizer.estimate_bytes(replicas=2), (spent.sent_bytes - frames) / steps))
+        found.append((formula, (spent.sent_bytes - frames) / steps))
     return found
 
 

@@ -83,3 +83,11 @@ def test_an_exchange_that_travels_otherwise_is_an_error_until_its_bytes_are_know
         return
     with pytest.raises(UsageError, match="travel as gather or mean"):
         way_of(stage)
+
+
+@pytest.mark.parametrize("interval", ["'auto'", "[(0, 3), (9, 4)]"])
+def test_an_interval_that_changes_in_the_run_is_not_planned(interval):
+    with pytest.raises(
+        UsageError, match=r"changes its interval while the run goes.*give interval=NUMBER, or leave it out"
+    ):
+        exchanged(f"one_bit_muon(interval={interval})", read_model("pico").module)

@@ -126,6 +126,7 @@ def test_a_name_with_dots_is_imported_and_a_recipe(name):
         ("muon", {"adam_lr_ratio": 0}, "must be positive"),
         ("local_muon", {"interval": 0}, "at least 1"),
         ("local_muon", {"interval": 2.5}, "a whole number"),
+        ("local_muon", {"interval": "often"}, "a number, 'auto', or the path"),
         ("local_muon", {"density": 0.0}, r"must lie in \(0, 1\]"),
         ("local_muon", {"density": 1.01}, r"must lie in \(0, 1\]"),
         ("local_muon", {"codec": "zip"}, "not a part"),

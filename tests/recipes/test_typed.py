@@ -204,7 +204,9 @@ def test_options_by_place_and_a_missing_rate_are_refused():
 def test_whole_numbers_may_be_written_with_a_point():
     assert recipes.local_muon(SmallNet(), lr=0.01, interval=4.0).local.interval == 4
     for value in (2.5, float("inf"), True):
-        with pytest.raises(UsageError, match="a whole number is wanted"):
+        with pytest.raises(
+            UsageError, match="a whole number or a text or a list of pairs of whole numbers is wanted"
+        ):
             recipes.local_muon(SmallNet(), lr=0.01, interval=value)
 
 
@@ -238,7 +240,7 @@ WRONG = {
     'recipes.muon(model, lr="much")': 'Argument "lr" to "muon" has incompatible type "str"; expected "float"',
     "recipes.muon(model, lr=0.1, transport=1)": 'expected "Transport | None"',
     "recipes.muon([model], lr=0.1)": "expected Module",
-    "recipes.one_bit_muon(model, lr=0.1, interval=2.5)": 'expected "int"',
+    "recipes.one_bit_muon(model, lr=0.1, interval=2.5)": 'expected "int | str |',
     "recipes.one_bit_muon(model, lr=0.1, density=0.1)": 'Unexpected keyword argument "density"',
     "recipes.adamw(model, lr=0.1).rate": 'has no attribute "rate"',
 }

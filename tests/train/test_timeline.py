@@ -16,6 +16,7 @@ from muonwire.train.timeline import (
     CHECKPOINT,
     ENDED,
     IN,
+    INTERVAL,
     JOINED,
     LEFT,
     MOST,
@@ -39,6 +40,7 @@ HISTORY = [
     event(20, "waited", 6, peer="b", seconds=8.0),
     event(21, "members", 6, members=["a"], joined=[], left=["b"]),
     event(25, "checkpoint", 10),
+    event(26, "interval", 10, interval=22, wait_us=5, step_us=6),
     event(30, "members", 12, members=["a", "b", "c"], joined=["b", "c"], left=[]),
     event(35, "rejected", 13, kinds={"altered": 2}),
     # Killed here, and started again.
@@ -66,6 +68,7 @@ def test_presence_waits_and_marks_are_where_they_were():
     assert marks(line, RUN) == [
         (0, BEGAN),
         (25, CHECKPOINT),
+        (26, INTERVAL),
         (35, REJECTED),
         (35, ENDED),
         (50, BEGAN),

@@ -50,20 +50,22 @@ class Handshake:
         alone: local steps since the last synchronization.
         edits: digest of the weights that were loaded or edited since then; zeros where none were.
         buffers: digests of the floating buffers, in the model's order.
+        spell: what this replica tells of the time that it waits; see Adapting. Default: nothing.
     """
 
     alone: int
     edits: bytes
     buffers: Sequence[bytes]
+    spell: bytes = b""
 
-    def exchange(self, transport: Transport) -> list[int]:
-        """Compare with the other replicas, and return which buffers differ.
+    def exchange(self, transport: Transport) -> "Shaken":
+        """Compare with the other replicas.
 
         Raises:
             DivergedReplicasError: weights were changed from outside, and not alike on all replicas.
             ExchangeError: the replicas are not equally far from their last synchronization, or have other buffers.
         """
-        own = _OWN.pack(self.alone, self.edits) + b"".join(self.buffers)
+        own = _OWN.pack(self.alone, self.edits) + self.spell + b"".join(self.buffers)
         messages = transport.gather(own, purpose="agreement")
         alone, edits = zip(*(_OWN.unpack_from(message) for message in messages), strict=True)
         if len(set(alone)) > 1 or len({len(message) for message in messages}) > 1:
@@ -78,11 +80,26 @@ class Handshake:
                 f"{', '.join(edited)} of {len(edits)}, and not alike on all; load the same weights on every replica, or build the "
                 'optimizer with start="broadcast" after loading'
             )
-        return [
+        begin = _OWN.size + len(self.spell)
+        differing = [
             i
             for i in range(len(self.buffers))
-            if len({m[_OWN.size + i * DIGEST_BYTES :][:DIGEST_BYTES] for m in messages}) > 1
+            if len({m[begin + i * DIGEST_BYTES :][:DIGEST_BYTES] for m in messages}) > 1
         ]
+        return Shaken(differing=differing, spells=[m[_OWN.size : begin] for m in messages])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shaken:
+    """What a handshake found.
+
+    Args:
+        differing: the indices of the buffers that differ.
+        spells: what each replica told of its waiting, in rank order.
+    """
+
+    differing: Sequence[int] = ()
+    spells: Sequence[bytes] = ()
 
 
 def buffer_means(

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from muonwire.errors import NonFiniteUpdateError
 from muonwire.optim import groups, saved
+from muonwire.optim.adapting import INTERVALS, Adapting, first_intervals
 from muonwire.optim.agreement import (
     Agreement,
+    Shaken,
     begin,
     buffer_means,
     ensure_agreement,
@@ -125,6 +127,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._failure: str | None = None
         # Sends and merges fragments, where they synchronize at different times or travel while the replica goes on.
         self.streaming = Streaming(self) if local is not None and local.streams else None
+        # Changes the interval, where that is no fixed number.
+        self.adapting = Adapting(self) if local is not None and local.adapts else None
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         if around is not None:
             # Schedulers and the wrapped optimizer see the same groups.
@@ -156,6 +160,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         if self.local is not None:
             outer = groups.outer_chains(given, index=index, count=len(params))
             group |= {"outer_chains": [str(c) for c in outer], "outer_processor": None}
+            if self.adapting is not None:
+                group[INTERVALS] = first.get(INTERVALS) or first_intervals(self.local)
             if self.streaming is not None:
                 group[FRAGMENTS] = first.get(FRAGMENTS) or first_counts(self.local)
         groups.check(
@@ -267,7 +273,8 @@ class ChainOptimizer(torch.optim.Optimizer):
         if self.streaming is not None:
             return bool(self.streaming.due(ahead=ahead))
         steps, alone = self.num_steps + ahead, self.steps_alone + ahead
-        return self.local is not None and self.local.due(local_step=steps, alone=alone)
+        interval = None if self.adapting is None else self.adapting.now
+        return self.local is not None and self.local.due(local_step=steps, alone=alone, interval=interval)
 
     def _count(self, **by: int) -> None:
         """Advance the counters, which are the same in all groups."""
@@ -359,7 +366,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             )
         self.transport.settings = ""
         due = self.synchronizes and self.streaming is None and self.is_due(ahead=1)
-        differing = shake_hands(self) if due else []
+        shaken = shake_hands(self) if due else Shaken()
         if problem is not None:
             self._count(skipped_steps=1)
         elif self.around is not None:
@@ -372,7 +379,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         self._count(step=1)
         self.record_weights()
         if due:
-            exchange_changes(self, differing)
+            exchange_changes(self, shaken)
         elif self.streaming is not None and self.synchronizes:
             self.streaming.advance()
 
@@ -416,11 +423,11 @@ class ChainOptimizer(torch.optim.Optimizer):
             # Where replicas come and go, those that are due; see Elastic.
             self.streaming.synchronize(only_due=not self.synchronizes)
             return
-        differing = shake_hands(self)
+        shaken = shake_hands(self)
         if self.local is not None and self.steps_alone:
-            exchange_changes(self, differing)
+            exchange_changes(self, shaken)
         else:
-            for buffer, mean in buffer_means(self.buffers(), differing, self.transport):
+            for buffer, mean in buffer_means(self.buffers(), shaken.differing, self.transport):
                 buffer.copy_(mean)
 
     def buffers(self) -> list[tuple[str, Tensor]]:
@@ -436,7 +443,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             replicas: how many would train together; one sends nothing.
 
         Returns:
-            Bytes, or None where a stage that talks has no formula, or the interval grows.
+            Bytes, or None where a stage that talks has no formula, or the interval grows. An interval that follows the link, or a
+            record, counts as what it is at present.
         """
         return estimate_bytes(self, replicas=replicas)
 
@@ -472,7 +480,7 @@ class ChainOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         if self.streaming is not None:
             self.streaming.land()
-        own = "transport local lifecycle look_ahead around outer changes agreement streaming"
+        own = "transport local lifecycle look_ahead around outer changes agreement streaming adapting"
         private = "_model _default_chain _chains _gradients _failure"
         return {
             **super().__getstate__(),

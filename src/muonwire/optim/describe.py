@@ -19,6 +19,8 @@ def describe(optimizer: "ChainOptimizer") -> str:
     outer = outer_passes(optimizer) if optimizer.local is not None else []
     if optimizer.local is not None:
         about.append(str(optimizer.local))
+    if optimizer.adapting is not None:
+        about.append(optimizer.adapting.text())
     if optimizer.look_ahead:
         about.append(f"looking ahead by {'.'.join(optimizer.look_ahead)}")
     if any(chain.orthogonalizes for chain in [*optimizer.chains, *(p.chain for p in outer)]):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from muonwire.optim.agreement import Handshake, buffer_means
+from muonwire.optim.agreement import Handshake, Shaken, buffer_means
 from muonwire.optim.kept import MASTER, SHARED, copy_out
 from muonwire.optim.passes import Pass, outer_passes, restored_on_error
 from muonwire.stages.rounds import drive
@@ -41,25 +41,26 @@ def raise_if_flagged(optimizer: "ChainOptimizer", problem: str | None) -> None:
         )
 
 
-def shake_hands(optimizer: "ChainOptimizer") -> list[int]:
-    """Check that all replicas can synchronize, before anything changes; returns the indices of buffers that differ."""
+def shake_hands(optimizer: "ChainOptimizer") -> Shaken:
+    """Check that all replicas can synchronize, before anything changes."""
     if optimizer.transport.world_size == 1:
-        return []
+        return Shaken()
     handshake = Handshake(
         alone=optimizer.steps_alone,
         edits=optimizer.agreement.edits,
         buffers=[digest(buffer) for _, buffer in optimizer.buffers()],
+        spell=b"" if optimizer.adapting is None else optimizer.adapting.spell(),
     )
-    differing = handshake.exchange(optimizer.transport)
+    shaken = handshake.exchange(optimizer.transport)
     optimizer.agreement.forget_edits()
     raise_if_flagged(optimizer, optimizer._failure)
-    return differing
+    return shaken
 
 
-def exchange_changes(optimizer: "ChainOptimizer", differing: Sequence[int]) -> None:
-    """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a."""
+def exchange_changes(optimizer: "ChainOptimizer", shaken: Shaken) -> None:
+    """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a; the next interval begins."""
     optimizer.before_exchange()
-    means = buffer_means(optimizer.buffers(), differing, optimizer.transport)
+    means = buffer_means(optimizer.buffers(), shaken.differing, optimizer.transport)
     exchange(optimizer, outer_passes(optimizer), None)
     params = optimizer.trained()
     copy_out(params, optimizer.state, SHARED)
@@ -71,5 +72,8 @@ def exchange_changes(optimizer: "ChainOptimizer", differing: Sequence[int]) -> N
     for group in optimizer.param_groups:
         group["synchronized_step"] = group["step"]
     optimizer._count(synchronizations=1)
+    if optimizer.adapting is not None:
+        optimizer.adapting.note(list(shaken.spells))
+        optimizer.adapting.begin()
     optimizer.record_weights()
     optimizer.after_exchange()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from muonwire.optim.agreement import Handshake, buffer_means
+from muonwire.optim.agreement import Handshake, Shaken, buffer_means
 from muonwire.optim.gradients import not_finite
 from muonwire.optim.passes import Pass, restored_on_error
 from muonwire.stages.rounds import drive
@@ -17,10 +17,11 @@ from muonwire.transport.meter import Traffic
 
 @dataclass(frozen=True)
 class Arrived:
-    """What an exchange came to: an update for each parameter, and means of buffers by name."""
+    """What an exchange came to: an update for each parameter, means of buffers by name, and what the replicas told of waiting."""
 
     updates: list[tuple[Tensor, Tensor]]
     buffers: dict[str, Tensor]
+    spells: list[bytes]
 
 
 @dataclass
@@ -71,10 +72,10 @@ def exchange(
         transport.settle()
         check()
 
-    differing = [] if handshake is None else handshake.exchange(transport)
+    shaken = Shaken() if handshake is None else handshake.exchange(transport)
     if handshake is not None:
         check()
-    means = buffer_means(buffers, differing, transport)
+    means = buffer_means(buffers, shaken.differing, transport)
     with restored_on_error(passes):
         updates = drive([p.rounds() for p in passes], transport, settle)
     return Arrived(
@@ -83,7 +84,8 @@ def exchange(
             for p, of_pass in zip(passes, updates, strict=True)
             for param, update in zip(p.params, of_pass, strict=True)
         ],
-        buffers={buffers[i][0]: mean for i, (_, mean) in zip(differing, means, strict=True)},
+        buffers={buffers[i][0]: mean for i, (_, mean) in zip(shaken.differing, means, strict=True)},
+        spells=list(shaken.spells),
     )
 
 

@@ -20,18 +20,26 @@ def empty_fragment(param: Tensor, *, index: int) -> State:
     return {"index": index, "sent": nothing, "arrived": nothing.clone()}
 
 
-def first_counts(local: LocalSteps, *, step: int = 0) -> dict[str, list[int]]:
+def first_counts(local: LocalSteps, *, step: int = 0, interval: int | None = None) -> dict[str, list[int]]:
     """The fragments' numbers when all have just been synchronized, in ``step``: the first is sent H/F steps later, and so on.
+
+    Where H changes in the run there is one more number a fragment, its "gaps": steps from its last message to the next.
 
     >>> first_counts(LocalSteps(interval=11, fragments=4))["sent"]
     [-8, -5, -2, 0]
+
+    Args:
+        local: the settings.
+        step: in which the interval begins. Default: 0.
+        interval: H. Default: that of the first interval.
     """
-    count, interval = local.fragments, local.interval
+    count, interval = local.fragments, local.initial if interval is None else interval
     return {
         "sent": [step + -(-interval * (f + 1) // count) - interval for f in range(count)],
         "synchronized": [step] * count,
         "merge": [0] * count,
         "rounds": [0] * count,
+        **({"gaps": [interval] * count} if local.adapts else {}),
     }
 
 

@@ -159,7 +159,9 @@ def estimate_bytes(optimizer: "ChainOptimizer", *, replicas: int) -> float | Non
         chain.estimate_bytes(params, layouts, replicas=replicas)
         for chain, params, layouts in _sent(optimizer)
     )
-    return total if total is None or local is None else total / local.interval
+    if total is None or local is None:
+        return total
+    return total / (local.initial if optimizer.adapting is None else optimizer.adapting.now)
 
 
 def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], list[MatrixLayout]]]:

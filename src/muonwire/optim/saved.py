@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
+from muonwire.optim.adapting import INTERVALS
+from muonwire.optim.fragments import FRAGMENTS
 from muonwire.optim.groups import AROUND
 from muonwire.optim.kept import FRAGMENT, HELD, MASTER, wide_dtype
 from muonwire.optim.passes import copied
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 # Prefixes that wrappers put into parameter names.
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module)\.")
+# Keys of a group that are there, or have other entries, where H changes in the run.
+ADAPTING = (INTERVALS, FRAGMENTS)
 # Keys of a group that identify it; the others are settings, which a state dict replaces.
 STRUCTURE = ("name", "chain", "outer_chains", "layouts", "names", "param_shapes")
 
@@ -42,6 +46,8 @@ def load(
         optimizer.state.update(fresh)
         if optimizer.streaming is not None:
             optimizer.streaming.forget()
+        if optimizer.adapting is not None:
+            optimizer.adapting.forget()
         if optimizer.around is not None:
             optimizer.param_groups = load_wrapped(optimizer.around, optimizer.param_groups, optimizer.state)
         optimizer.agreement.reached = False
@@ -101,8 +107,9 @@ def matched(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> di
         order = _order(mine, theirs)
         result.append(
             {
-                **{k: v for k, v in theirs.items() if k not in STRUCTURE},
+                **{k: v for k, v in theirs.items() if k not in (*STRUCTURE, *ADAPTING)},
                 **{k: mine[k] for k in STRUCTURE if k in mine},
+                **_adapted(mine, theirs),
                 "params": [theirs["params"][i] for i in order],
             }
         )
@@ -146,6 +153,15 @@ def _order(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[int]:
 def _chain_text(value: Any) -> Any:
     """A group's chain, or its parameters' outer chains, each once."""
     return " and ".join(sorted(set(value))) if isinstance(value, list | tuple) else value
+
+
+def _adapted(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """What goes on with the state where H changes in the run; my own beginning where the state was saved with a fixed one."""
+    found = {key: {**mine[key], **theirs.get(key, {})} for key in ADAPTING if key in mine}
+    if FRAGMENTS in mine:
+        # A fixed interval has no gaps.
+        found[FRAGMENTS] = {key: found[FRAGMENTS][key] for key in mine[FRAGMENTS]}
+    return found
 
 
 def _num_fragments(group: Mapping[str, Any]) -> int:

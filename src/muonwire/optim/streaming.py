@@ -6,7 +6,7 @@ With aₜ a replica's own weights of a fragment when they are sent, a its own wh
 What is in flight lies in ``state[param]`` under "fragment": "index" (which one the parameter belongs to), "sent" (aₜ) and "arrived"
 (Δ̄, once it is there), both empty where nothing is in flight. The groups hold under "fragments" one number a fragment: the step of
 its last "sent" message, that of the last one that was merged ("synchronized"), that of the next "merge" (0: nothing is in flight)
-and how many there were ("rounds").
+and how many there were ("rounds"); where H changes in the run, also the steps between its last message and its next ("gaps").
 
 Source: Douillard et al., "Streaming DiLoCo with overlapping communication", arXiv 2501.18512.
 """
@@ -130,19 +130,50 @@ class Streaming:
     def due(self, *, ahead: int = 0) -> list[int]:
         """The fragments that are sent after ``ahead`` more local steps, if those in flight are merged before."""
         step, counts = self._optimizer.num_steps + ahead, self.counts
+        gaps = counts.get("gaps")
         failed = {f for flight in self._flights if flight.error for f in flight.fragments}
         return [
             f
             for f, sent in enumerate(counts["sent"])
             if not counts["merge"][f]
             and f not in failed
-            and self._local.due(local_step=step, alone=step - sent)
+            and self._local.due(
+                local_step=step, alone=step - sent, interval=None if gaps is None else gaps[f]
+            )
         ]
 
     @property
     def last(self) -> int:
         """The step of the last message that was merged, of any fragment."""
         return max(self.counts["synchronized"])
+
+    # How often, where that changes in the run
+
+    @property
+    def interval(self) -> int:
+        """The present H, without growth."""
+        adapting = self._optimizer.adapting
+        return self._local.initial if adapting is None else adapting.now
+
+    def _set_gaps(self, fragments: Sequence[int], steps: int) -> None:
+        if "gaps" in self.counts:
+            self._set(fragments, gaps=steps)
+
+    def _note(self, arrived: Arrived) -> None:
+        if self._optimizer.adapting is not None:
+            self._optimizer.adapting.note(arrived.spells)
+
+    def _begin_interval(self) -> None:
+        """After the last fragment of an interval: where H changes, the distances between the fragments do from here on."""
+        adapting, step, count = self._optimizer.adapting, self._optimizer.num_steps, self._local.fragments
+        before = self.interval
+        if adapting is None or adapting.begin() == before:
+            return
+        counts = self.counts
+        due = [step + -(-self.interval * (f + 1) // count) for f in self.fragments]
+        gaps = [at - sent for at, sent in zip(due, counts["sent"], strict=True)]
+        # One that has failed is sent again in the next step.
+        self._set(self.fragments, gaps=[g if old else 0 for g, old in zip(gaps, counts["gaps"], strict=True)])
 
     # After each local step
 
@@ -171,13 +202,15 @@ class Streaming:
         flight = Flight(
             fragments=fragments,
             sent_before=[counts["sent"][f] for f in fragments],
-            last=step + (local.interval - 1 if local.merge == "arrival" else local.delay),
+            last=step + (self.interval - 1 if local.merge == "arrival" else local.delay),
         )
         flight.merge_at = 0 if local.merge == "arrival" else flight.last
         passes = self._passes(fragments, transport)
         # Averaged once in an interval; they change while they travel.
         buffers = [(name, b.detach().clone()) for name, b in optimizer.buffers()] if 0 in fragments else []
-        handshake = self._handshake(step - flight.sent_before[0], buffers)
+        handshake = self._handshake(
+            step - flight.sent_before[0], buffers, closes=self.fragments[-1] in fragments
+        )
         flags, problem = self._take_flags()
         number = optimizer.transport.step
         for param in self.params(fragments) if keeps_own else []:
@@ -199,6 +232,9 @@ class Streaming:
                     self._agree_on_merge(flight, transport)
 
         self._set(fragments, sent=step, merge=flight.merge_at or _OPEN)
+        self._set_gaps(fragments, self.interval)
+        if self.fragments[-1] in fragments:
+            self._begin_interval()
         flight.work = self.channel.start(act)
         self._flights.append(flight)
 
@@ -223,13 +259,17 @@ class Streaming:
             )
         ]
 
-    def _handshake(self, alone: int, buffers: Sequence[tuple[str, Tensor]]) -> Handshake | None:
+    def _handshake(
+        self, alone: int, buffers: Sequence[tuple[str, Tensor]], *, closes: bool
+    ) -> Handshake | None:
+        """The message before fragments; where they close an interval, with what this replica has waited in it."""
         optimizer = self._optimizer
         if optimizer.transport.world_size == 1:
             return None
         edits = optimizer.agreement.edits
         optimizer.agreement.forget_edits()
-        return Handshake(alone=alone, edits=edits, buffers=[digest(b) for _, b in buffers])
+        spell = optimizer.adapting.spell() if closes and optimizer.adapting is not None else b""
+        return Handshake(alone=alone, edits=edits, buffers=[digest(b) for _, b in buffers], spell=spell)
 
     def _take_flags(self) -> tuple[Flag, str | None]:
         """What the next message announces, and why; said once."""
@@ -335,7 +375,8 @@ class Streaming:
         fragments = due or [f for f, at in enumerate(counts["synchronized"]) if at < step]
         buffers = optimizer.buffers()
         with self.direct() as transport:
-            handshake = self._handshake(optimizer.steps_alone, buffers)
+            closes = not due or self.fragments[-1] in due
+            handshake = self._handshake(optimizer.steps_alone, buffers, closes=closes)
             flags, problem = self._take_flags()
             transport.requested |= flags
             if fragments:
@@ -347,10 +388,16 @@ class Streaming:
         if not fragments:
             return
         self._set(fragments, rounds=[counts["rounds"][f] + 1 for f in fragments])
+        self._note(arrived)
         if due:
             self._set(due, sent=step, synchronized=step)
+            self._set_gaps(due, self.interval)
+            if closes:
+                self._begin_interval()
         else:
-            self._write({**first_counts(self._local, step=step), "rounds": self.counts["rounds"]})
+            interval = None if optimizer.adapting is None else optimizer.adapting.begin()
+            first = first_counts(self._local, step=step, interval=interval)
+            self._write({**first, "rounds": self.counts["rounds"]})
         self._moved()
 
     # The channel, and what is in flight
@@ -414,6 +461,7 @@ class Streaming:
         except Exception as error:
             flight.error = error
             self._set(flight.fragments, sent=flight.sent_before, merge=0)
+            self._set_gaps(flight.fragments, 0)
             for param in self.params(flight.fragments):
                 states[param][FRAGMENT] = empty_fragment(param, index=states[param][FRAGMENT]["index"])
             return
@@ -422,6 +470,7 @@ class Streaming:
             if i == 0 and arrived.buffers:
                 states[param][FRAGMENT]["buffers"] = arrived.buffers
         self._set(flight.fragments, merge=flight.merge_at)
+        self._note(arrived)
 
     def _wait(self, work: Work[Arrived]) -> None:
         """Wait for work of the channel, and count what of its time was waiting and what overlapped with this replica's own."""

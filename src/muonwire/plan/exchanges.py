@@ -135,7 +135,7 @@ class Exchanged:
 
 
 def synchronizations(local: LocalSteps | None, steps: int) -> int:
-    """How many there are in a run of ``steps``; the last step always synchronizes, as in `muonwire train`.
+    """How many there are in a run of ``steps`` with a known H; the last step always synchronizes, as in `muonwire train`.
 
     >>> synchronizations(None, 100), synchronizations(LocalSteps(interval=11), 1500)
     (100, 137)
@@ -145,7 +145,7 @@ def synchronizations(local: LocalSteps | None, steps: int) -> int:
     count, at = 0, 0
     while at < steps:
         # The first step t after the last synchronization with t − at ≥ interval + growth · t.
-        at = math.ceil((at + local.interval) / (1 - local.growth)) if local.growth < 1 else steps
+        at = math.ceil((at + local.initial) / (1 - local.growth)) if local.growth < 1 else steps
         count += 1
     return count
 
@@ -174,6 +174,11 @@ def exchanged(recipe: str, module: nn.Module) -> Exchanged:
     ((groups, rest),) = taken
     chains = [_as_chain(group.get("chain") or rest["chain"]) for group in groups]
     local: LocalSteps | None = rest.get("local")
+    if local is not None and local.adapts:
+        raise UsageError(
+            f"plan: {recipe} changes its interval while the run goes, so that nothing is known of it before; give interval=NUMBER, "
+            "or leave it out, and plan finds the H that keeps exchange below --share"
+        )
     made = _outer_talks(groups) if local is not None else _inner_talks(groups, chains)
     for talk in made:
         way_of(talk.stage)

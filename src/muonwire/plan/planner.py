@@ -77,7 +77,7 @@ def _growth() -> float:
     row = next(row for row in rows() if row.family.endswith(GROWING))
     local = local_of(row.recipe)
     assert local is not None
-    return local.growth * row.steps / local.interval
+    return local.growth * row.steps / local.initial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,4 +272,4 @@ class Planner:
 def _interval(what: Exchanged, spacing: float) -> float:
     """Steps between two synchronizations; on average where they grow."""
     local = what.local
-    return spacing if local is None or local.growth else local.interval
+    return spacing if local is None or local.growth else local.initial

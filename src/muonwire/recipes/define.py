@@ -90,17 +90,14 @@ class Recipe:
             *others, last = map(str, get_args(option.type))
             allowed = f"{', '.join(others)} and {last}"
             raise UsageError(f"recipe {self.name}: {option.name} is {value!r}; allowed are {allowed}")
-        for kind in kinds:
-            if kind in _KINDS:
-                wanted, fits = _KINDS[kind]
-                if not fits(value):
-                    default = default_of(option)
-                    example = "" if default in (None, ()) else f", such as {default}"
-                    raise UsageError(
-                        f"recipe {self.name}: {option.name} is {value!r}; {wanted} is wanted{example}"
-                    )
-                return int(value) if kind is int else value
-        return value
+        known = [kind for kind in kinds if kind in _KINDS]
+        fitting = [kind for kind in known if _KINDS[kind][1](value)]
+        if known and not fitting:
+            default = default_of(option)
+            example = "" if default in (None, ()) else f", such as {default}"
+            wanted = " or ".join(_KINDS[kind][0] for kind in known)
+            raise UsageError(f"recipe {self.name}: {option.name} is {value!r}; {wanted} is wanted{example}")
+        return int(value) if int in fitting else value
 
 
 def _is_number(value: Any) -> bool:
@@ -117,6 +114,14 @@ def _is_list_of_texts(value: Any) -> bool:
     )
 
 
+def _is_list_of_whole(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_whole(v) for v in value)
+
+
+def _is_list_of_pairs(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(map(_is_list_of_whole, value))
+
+
 # By an option's type: what is wanted of a value, and whether a value is that.
 _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     float: ("a number", _is_number),
@@ -124,6 +129,8 @@ _KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     bool: ("True or False", lambda value: isinstance(value, bool)),
     str: ("a text", lambda value: isinstance(value, str)),
     Sequence[str]: ("a list of texts", _is_list_of_texts),
+    Sequence[int]: ("a list of whole numbers", _is_list_of_whole),
+    Sequence[Sequence[int]]: ("a list of pairs of whole numbers", _is_list_of_pairs),
 }
 
 

@@ -1,18 +1,20 @@
 """Local steps: an optimizer on each replica alone, and an exchange of the weight change every H steps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from torch import nn
 from typing_extensions import override
 
 from muonwire.codec import Codec, Pipeline, Sign, TopK, parse
+from muonwire.optim.auto_interval import AUTO, Interval
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.optim.settings import LocalSteps
 from muonwire.recipes.base import AdamSettings, checked
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import MuonSettings
+from muonwire.recipes.describe import default_of
 from muonwire.recipes.groups import by_dimensions, trainable
 from muonwire.recipes.means import MeansSettings
 from muonwire.stages import EF14, Chain, Momentum, NoFeedback, chain
@@ -23,7 +25,11 @@ class OuterSettings(MeansSettings):
     """Local steps, and the exchange of the weight change.
 
     Args:
-        interval: H, local steps a synchronization. Default: 5.
+        interval: H, local steps a synchronization; "auto", so that waiting stays below ``share`` of the time, beginning at the
+            default; or the record of such a run: the path of its intervals.json, or pairs of a step and H from there on.
+            Default: 5.
+        share: with interval="auto", the largest share of the time that may go to waiting for exchange. Default: 0.05.
+        intervals: with interval="auto", the least and the largest H. Default: 4 and 128.
         growth: steps by which H grows with every local step. Default: 0.
         codec: of matrices, in textual form. Default: "topk(density=0.1) | sign(scale=tensor)".
         vector_codec: of biases and norms. Default: "sign(scale=tensor)".
@@ -40,7 +46,9 @@ class OuterSettings(MeansSettings):
         merge: "fixed" merges after ``delay`` steps, "arrival" as soon as a result is there. Default: "fixed".
     """
 
-    interval: int = 5
+    interval: Interval = 5
+    share: float = 0.05
+    intervals: Sequence[int] = (4, 128)
     growth: float = 0.0
     codec: str = "topk(density=0.1) | sign(scale=tensor)"
     vector_codec: str = "sign(scale=tensor)"
@@ -62,6 +70,8 @@ class OuterSettings(MeansSettings):
             idle["feedback_decay"] = "with feedback=True"
         if not self.outer_momentum:
             idle["outer_nesterov"] = "with an outer_momentum"
+        if self.interval != AUTO:
+            idle |= dict.fromkeys(("share", "intervals"), 'with interval="auto"')
         if not self.delay and self.merge == "fixed":
             idle["mix"] = "with a delay"
         return idle
@@ -84,6 +94,9 @@ class OuterSettings(MeansSettings):
         """How many steps replicas take alone."""
         return LocalSteps(
             interval=self.interval,
+            share=self.share,
+            intervals=self.intervals,
+            first_interval=self._first_interval(),
             growth=self.growth,
             outer_lr=self.outer_lr,
             fragments=self.fragments,
@@ -91,6 +104,14 @@ class OuterSettings(MeansSettings):
             mix=self.mix,
             merge=self.merge,
         )
+
+    def _first_interval(self) -> int | None:
+        """With "auto" the recipe's own interval, or the bound that is nearest to it."""
+        if self.interval != AUTO or len(self.intervals) != 2:
+            return None
+        (default,) = (default_of(f) for f in fields(self) if f.name == "interval")
+        least, most = self.intervals
+        return min(max(int(default), least), most)
 
     def with_outer_chains(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups, each parameter with its outer chain."""

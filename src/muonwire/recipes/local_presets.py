@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from muonwire.optim.auto_interval import Interval
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.define import recipe
 from muonwire.recipes.local import LocalAdamSettings, LocalMuonSettings, with_adam_inside, with_muon_inside
@@ -17,7 +18,7 @@ class MuLoCoSettings(LocalMuonSettings):
         codec: of matrices. Default: "codebook(bits=2)", every entry as the nearest of four levels fitted to the tensor.
     """
 
-    interval: int = 30
+    interval: Interval = 30
     codec: str = "codebook(bits=2)"
     vector_codec: str = "codebook(bits=2)"
     outer_lr: float = 0.8
@@ -43,7 +44,7 @@ class DiLoCoSettings(LocalAdamSettings):
         feedback: keep what the codecs drop for the next synchronization. Default: False, since nothing is dropped.
     """
 
-    interval: int = 30
+    interval: Interval = 30
     codec: str = "float32"
     vector_codec: str = "float32"
     feedback: bool = False
@@ -70,7 +71,7 @@ class SparseLoCoSettings(LocalAdamSettings):
         vector_codec: of biases and norms. Default: "codebook(bits=2)"; chunks of 64 entries would be sent whole anyway.
     """
 
-    interval: int = 30
+    interval: Interval = 30
     codec: str = "tiles(chunk=64) | topk(k=64) | codebook(bits=2)"
     vector_codec: str = "codebook(bits=2)"
     feedback_decay: float = 0.95

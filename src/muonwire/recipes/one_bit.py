@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from typing_extensions import override
 
+from muonwire.optim.auto_interval import Interval
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import normalized_chain
@@ -29,7 +30,7 @@ class OneBitMuonSettings(LocalMuonSettings):
         outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.3; 0.5 does better where H is several times larger.
     """
 
-    interval: int = 11
+    interval: Interval = 11
     codec: str = "sign(scale=tensor)"
     normalize_rows: bool = False
     row_beta2: float = 0.95

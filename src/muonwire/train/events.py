@@ -7,6 +7,7 @@ Both lie in the folder of every host. ``events.jsonl`` has one JSON object a lin
     synchronized    "count" of synchronizations since the last such line, "sent_bytes", "received_bytes", "seconds" of waiting in
                     them, "overlap_s" of them in which the replica went on, "up_mbit_s" and "down_mbit_s" over both together
     waited          for "peer", "seconds"
+    interval        "interval", H, from the step after this one on, with "wait_us" and "step_us" that it follows from
     checkpoint      written
     rejected        "kinds" of messages that were refused since the last such line, with their numbers
     end             "outcome": "finished", "stopped", "diverged" or "failed", then with "error"

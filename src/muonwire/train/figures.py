@@ -3,6 +3,7 @@
 They stand in the lines of metrics.jsonl, and in TensorBoard, once a second at most and with each evaluation, and cover what was
 since the last such line:
 
+    synchronization/interval         H, where it changes in the run
     synchronization/count            steps in which an exchange of updates ended
     synchronization/sent_bytes       that left this replica, a payload once for each peer that got it
     synchronization/received_bytes   that arrived

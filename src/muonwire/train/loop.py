@@ -22,6 +22,7 @@ from muonwire.train.diagnostics import Diagnostics
 from muonwire.train.events import Events
 from muonwire.train.figures import SynchronizationFigures
 from muonwire.train.folders import Together
+from muonwire.train.intervals import IntervalRecord
 from muonwire.train.lengths import LENGTHS, STEPS, Length
 from muonwire.train.metrics import finite_or_none, metrics_writer
 from muonwire.transport import Flag, Traffic, Transport, check_replicas
@@ -207,6 +208,7 @@ class Trainer:
         config, diverged = self.config, False
         eval_loss: float | None = None
         figures = SynchronizationFigures(self.transport)
+        intervals = IntervalRecord(self.optimizer, self.folder, recipe=config.recipe, enabled=self.writes)
         began_s, waited_s = time.perf_counter(), self._totals.exchange_s
         with metrics_writer(
             self.folder,
@@ -227,6 +229,7 @@ class Trainer:
                 if self.events is not None:
                     self.events.stepped(self.step)
                 figures.stepped()
+                intervals.stepped(self.events, self.say)
                 last = self.step >= config.steps
                 eval_loss, train_loss = None, None
                 on_time = self.step % config.evaluate_every == 0
@@ -244,7 +247,7 @@ class Trainer:
                     **asdict(self._totals),
                     **({} if eval_loss is None else {"eval_loss": eval_loss, "train_loss": train_loss}),
                     **self.diagnostics.measure(),
-                    **figures.take(due=last or on_time),
+                    **intervals.with_interval(figures.take(due=last or on_time)),
                 )
                 if on_progress is not None:
                     share = (self._totals.exchange_s - waited_s) / (time.perf_counter() - began_s)

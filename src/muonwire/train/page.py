@@ -15,6 +15,7 @@ from muonwire.train.timeline import (
     CHECKPOINT,
     ENDED,
     IN,
+    INTERVAL,
     JOINED,
     LEFT,
     REJECTED,
@@ -42,6 +43,7 @@ _COLOURS = {
     LEFT: "#c2371f",
     BEGAN: "#2a9d8f",
     CHECKPOINT: "#b06fd0",
+    INTERVAL: "#4f7f3a",
     REJECTED: "#c99401",
     ENDED: "#c2371f",
 }
@@ -50,6 +52,7 @@ _SHAPES = {
     LEFT: "triangle-down",
     BEGAN: "triangle-right",
     CHECKPOINT: "diamond",
+    INTERVAL: "circle",
     REJECTED: "cross",
     ENDED: "square",
 }

@@ -151,7 +151,7 @@ def _go_on(trainer: Trainer) -> list[str]:
     if (
         local is not None
         and past[-1].steps == trainer.step
-        and (local.growth or trainer.step % local.interval)
+        and (local.growth or local.adapts or trainer.step % local.initial)
     ):
         notes.append(
             f"the replicas synchronized after step {trainer.step}, which was the last one; a run that is started with {new.steps} "

@@ -7,6 +7,7 @@ from typing import Any
 IN, WAITED = "in the run", "waited for"
 JOINED, LEFT, SYNCHRONIZED = "joined", "left", "synchronized"
 BEGAN, CHECKPOINT, REJECTED, ENDED = "begins", "checkpoint", "refused messages", "ends"
+INTERVAL = "other interval"
 # Of each kind so many marks are drawn; of waits the longest, of others at equal distances in time.
 MOST = 1500
 MOST_ROWS = 40
@@ -116,6 +117,8 @@ def timeline(events: Sequence[Mapping[str, Any]], *, until_s: float | None = Non
             synchronized.append((at_s, int(event.get("count", 1))))
         elif kind == "checkpoint":
             mark(RUN, at_s, CHECKPOINT, f"after step {step}")
+        elif kind == "interval":
+            mark(RUN, at_s, INTERVAL, f"H is {event['interval']} after step {step}")
         elif kind == "rejected":
             kinds = event.get("kinds", {})
             mark(RUN, at_s, REJECTED, ", ".join(f"{count} {name}" for name, count in kinds.items()))
@@ -147,7 +150,7 @@ def _add_waits(line: Timeline, waits: list[Span]) -> None:
 
 def _thin(line: Timeline) -> None:
     """At most ``MOST`` marks of a kind."""
-    for kind in (JOINED, LEFT, BEGAN, CHECKPOINT, REJECTED, ENDED):
+    for kind in (JOINED, LEFT, BEGAN, CHECKPOINT, INTERVAL, REJECTED, ENDED):
         of_kind = [mark for mark in line.marks if mark.kind == kind]
         if len(of_kind) > MOST:
             kept = {id(of_kind[i * len(of_kind) // MOST]) for i in range(MOST)}

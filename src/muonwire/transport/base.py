@@ -60,6 +60,8 @@ class Transport(ABC):
     settings: str = ""
     series: str = ""
     observes: bool = False
+    # Whether the replicas compute one after the other, so that waiting says nothing of a link.
+    takes_turns: bool = False
 
     @cached_property
     def members(self) -> tuple[str, ...]:

@@ -45,6 +45,8 @@ class ThreadTransport(FrameTransport):
         number: of this transport among those of its replica; it keeps the messages of two transports apart.
     """
 
+    takes_turns = True
+
     def __init__(self, *, rank: int, world_size: int, hub: _Hub, number: Hashable) -> None:
         super().__init__(rank=rank, world_size=world_size, device=torch.device("cpu"))
         self._hub = hub
