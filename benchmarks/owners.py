@@ -12,7 +12,8 @@ agree more often than by chance.
 `counters`: the same by processes in network namespaces, whose only traffic beside gloo's is that of the rendezvous. The counters of
 their interfaces are read between two barriers before and after some synchronizations. From the bytes 66 are subtracted for each
 packet (Ethernet 14, IPv4 20, TCP 32 with its timestamps); segmentation offload is switched off, so that the packets counted are
-those of a link.
+those of a link. What the meter does not count is told apart: gloo's preambles, 144 bytes for each message to a peer and as many
+from it, and what TCP sent again, which each connection counts itself.
 
 `loss`: `muonwire compare --virtual` with one_bit_muon and each kind of mean, 8 replicas.
 """
@@ -21,9 +22,11 @@ import argparse
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "recompressed": {"means": "recompressed"},
 }
 PACKET_HEADER_BYTES = 14 + 20 + 32
+# gloo's own where two replicas send a message to each other, from each of them: a preamble of six 64-bit words before the message,
+# one that says that it is there, and one that says that there is room for the other's (gloo/transport/tcp/pair.cc).
+GLOO_BYTES = 3 * 6 * 8
+# Where `tcpi_bytes_retrans` (u64) stands in struct tcp_info of linux/tcp.h.
+_BYTES_RETRANS = slice(208, 216)
 
 
 def optimizer_of(
@@ -113,6 +121,23 @@ def counters(interface: str) -> dict[str, int]:
     return {name: int((folder / name).read_text()) for name in names}
 
 
+def resent_bytes() -> dict[str, int]:
+    """By address of the peer: the bytes that TCP sent again on this process's connections to it."""
+    found: dict[str, int] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            connection = socket.socket(fileno=os.dup(int(entry.name)))
+        except OSError:
+            # The folder's own descriptor, which is closed by now, or no socket.
+            continue
+        with connection, suppress(OSError):
+            address = connection.getpeername()[0].removeprefix("::ffff:")
+            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            count = int.from_bytes(information[_BYTES_RETRANS], sys.byteorder)
+            found[address] = found.get(address, 0) + count
+    return found
+
+
 def replica(form: str, size: str, synchronizations: int) -> None:
     """One process of `counters`: prints what the kernel and the meter counted, as JSON."""
     import torch.distributed as dist
@@ -125,7 +150,7 @@ def replica(form: str, size: str, synchronizations: int) -> None:
     model, optimizer = optimizer_of(form, transport, size)
     step(model, optimizer, number=0, rank=transport.rank)
     transport.gather(b"before", purpose="control")
-    kernel, meter = counters(interface.name), transport.meter.total
+    kernel, meter, resent = counters(interface.name), transport.meter.total, resent_bytes()
     for number in range(1, synchronizations + 1):
         step(model, optimizer, number=number, rank=transport.rank)
     # All of the last step has arrived everywhere when the last message of this one has.
@@ -136,6 +161,7 @@ def replica(form: str, size: str, synchronizations: int) -> None:
         json.dumps(
             {
                 **{name: after[name] - kernel[name] for name in kernel},
+                "resent_bytes": {to: n - resent.get(to, 0) for to, n in resent_bytes().items()},
                 "egress_bytes": spent.egress_bytes,
                 "received_bytes": spent.received_bytes,
                 "messages": spent.num_messages,
@@ -171,15 +197,35 @@ def counted(form: str, replicas: int, *, size: str, synchronizations: int) -> li
             words = [sys.executable, __file__, "replica", form, size, str(synchronizations)]
             processes.append(machine.start(words, env=env, stdout=subprocess.PIPE))
         texts = [process.communicate(timeout=600)[0] for process in processes]
+    return judged(
+        [
+            {"means": form, "replicas": replicas, "rank": rank, **json.loads(text.splitlines()[-1])}
+            for rank, text in enumerate(texts)
+        ],
+        addresses=[machine.address for machine in machines],
+    )
+
+
+def judged(records: Sequence[dict[str, Any]], *, addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """What the replicas printed, with the kernel's bytes over those of the meter, and over what is known of both.
+
+    Args:
+        records: by rank.
+        addresses: by rank.
+    """
+    by_way = {
+        "tx": ("egress_bytes", [sum(r["resent_bytes"].values()) for r in records]),
+        "rx": ("received_bytes", [sum(r["resent_bytes"].get(a, 0) for r in records) for a in addresses]),
+    }
     results = []
-    for rank, text in enumerate(texts):
-        own = {"means": form, "replicas": replicas, "rank": rank, **json.loads(text.splitlines()[-1])}
-        for way, of_meter in (("tx", "egress_bytes"), ("rx", "received_bytes")):
+    for rank, record in enumerate(records):
+        own = {**record, "gloo_bytes": GLOO_BYTES * record["messages"] * (len(records) - 1)}
+        for way, (of_meter, resent) in by_way.items():
             content = own[f"{way}_bytes"] - PACKET_HEADER_BYTES * own[f"{way}_packets"]
             own[f"{way}_without_headers"] = content
+            own[f"{way}_resent_bytes"] = resent[rank]
             own[f"{way}_over_meter"] = content / own[of_meter]
-        extra = own["tx_without_headers"] - own["egress_bytes"]
-        own["extra_bytes_a_message"] = extra / (own["messages"] * (replicas - 1))
+            own[f"{way}_over_known"] = content / (own[of_meter] + own["gloo_bytes"] + resent[rank])
         results.append(own)
     return results
 

@@ -698,18 +698,41 @@ def owners_counters_table() -> str:
 
 
 def owners_loss_table() -> str:
-    """Final losses of one_bit_muon by kind of mean, over the seeds."""
+    """Final losses of one_bit_muon by kind of mean, over the seeds, and whether they are within the spread of the gather's seeds.
+
+    That is so where the mean over the seeds departs from the gather's by at most the range of the gather's seeds.
+    """
     records = json.loads((OWNERS / "loss.json").read_text())
-    lines = ["| recipe | evaluation loss | seeds' range | kB sent, received a step |", "|---|---|---|---|"]
-    for recipe in dict.fromkeys(r["recipe"] for r in records):
-        own = [r for r in records if r["recipe"] == recipe]
+    lines = [
+        "| recipe | evaluation loss | seeds' range | over the gather's | within its seeds' spread | kB sent, received a step |",
+        "|---|---|---|---|---|---|",
+    ]
+    by_recipe: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_recipe.setdefault(record["recipe"], []).append(record)
+    of_gather = [
+        r["final_eval_loss"] for own in by_recipe.values() if "means" not in own[0]["options"] for r in own
+    ]
+    for recipe, own in by_recipe.items():
         losses = [r["final_eval_loss"] for r in own]
         sent, received = (
             fmean(r[f"bytes_{way}_per_step"] for r in own) / 1000 for way in ("egress", "received")
         )
-        lines.append(
-            f"| `{recipe}` | {fmean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} | {sent:.2f}, {received:.2f} |"
+        over = holds = ""
+        if of_gather and "means" in own[0]["options"]:
+            difference = fmean(losses) - fmean(of_gather)
+            within = abs(difference) <= max(of_gather) - min(of_gather)
+            # Where a run diverges its loss is no number, and no comparison with it holds.
+            over, holds = f"{difference:+.4f}", "yes" if within else "**no**"
+        cells = (
+            f"`{recipe}`",
+            f"{fmean(losses):.4f}",
+            f"{min(losses):.4f} to {max(losses):.4f}",
+            over,
+            holds,
+            f"{sent:.2f}, {received:.2f}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
