@@ -25,7 +25,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,43 +75,55 @@ def step(model: torch.nn.Module, optimizer: Any, *, number: int, rank: int) -> N
     optimizer.step()
 
 
-def traffic(form: str, replicas: int, *, size: str = "nano", synchronization: int = 0) -> dict[str, Any]:
+def traffic(
+    form: str, replicas: int, *, size: str = "nano", synchronizations: Sequence[int] = ()
+) -> list[dict[str, Any]]:
     """Bits a parameter that leave and reach a replica in one synchronization, of the replica that has most, and the messages.
 
-    Gradients are random, or with ``synchronization`` those of the text task: then it is the synchronization of this number, each of
-    11 steps.
+    Gradients are random, or with ``synchronizations`` those of the text task: then one record for each synchronization of these
+    numbers, each of 11 steps.
     """
-    task = TextSettings(model_size=size, sequence=SEQUENCE, batch=4).make() if synchronization else None
 
-    def worker(rank: int, make: Any) -> tuple[int, int, int, int, int]:
+    def worker(rank: int, make: Any) -> list[tuple[Traffic, int]]:
         transport = make()
-        model, optimizer = optimizer_of(form, transport, size, interval=INTERVAL if task else 1)
-        if task is None:
-            step(model, optimizer, number=0, rank=rank)
-        before = Traffic()
-        for number in range(1, synchronization * INTERVAL + 1):
-            if number == synchronization * INTERVAL:
-                before = transport.meter.by_purpose.get("update", before)
-            assert task is not None
-            batch = task.batch(seed=0, step=number, rank=rank, world_size=replicas)
-            optimizer.zero_grad()
-            torch.autograd.backward(task.loss(model, batch))
-            optimizer.step()
-        spent = transport.meter.by_purpose["update"] - before
+        model, optimizer = optimizer_of(form, transport, size, interval=INTERVAL if synchronizations else 1)
         numel = sum(p.numel() for p in model.parameters())
-        return spent.egress_bytes, spent.received_bytes, spent.sent_bytes, spent.num_messages, numel
+        if not synchronizations:
+            step(model, optimizer, number=0, rank=rank)
+            return [(transport.meter.by_purpose["update"], numel)]
+        spent, before = {}, Traffic()
+        for number in text_steps(model, optimizer, size, last=max(synchronizations)):
+            after = transport.meter.by_purpose["update"]
+            spent[number], before = after - before, after
+        return [(spent[number], numel) for number in synchronizations]
 
-    egress, received, sent, messages, numel = zip(*run_threads(worker, replicas=replicas), strict=True)
-    return {
-        "means": form,
-        "replicas": replicas,
-        "gradients": f"text, synchronization {synchronization}" if synchronization else "random",
-        "parameters": numel[0],
-        "egress_bits": 8 * max(egress) / numel[0],
-        "received_bits": 8 * max(received) / numel[0],
-        "own_message_bits": 8 * max(sent) / numel[0],
-        "messages": max(messages),
-    }
+    results = zip(*run_threads(worker, replicas=replicas), strict=True)
+    return [
+        {
+            "means": form,
+            "replicas": replicas,
+            "gradients": f"text, synchronization {number}" if number else "random",
+            "parameters": by_rank[0][1],
+            "egress_bits": 8 * max(t.egress_bytes / numel for t, numel in by_rank),
+            "received_bits": 8 * max(t.received_bytes / numel for t, numel in by_rank),
+            "own_message_bits": 8 * max(t.sent_bytes / numel for t, numel in by_rank),
+            "messages": max(t.num_messages for t, _ in by_rank),
+        }
+        for number, by_rank in zip(synchronizations or [0], results, strict=True)
+    ]
+
+
+def text_steps(model: torch.nn.Module, optimizer: Any, size: str, *, last: int) -> Iterator[int]:
+    """Take the steps up to the ``last`` synchronization on the text task; yields the number of each synchronization after it."""
+    task = TextSettings(model_size=size, sequence=SEQUENCE, batch=4).make()
+    transport = optimizer.transport
+    for number in range(1, last * INTERVAL + 1):
+        batch = task.batch(seed=0, step=number, rank=transport.rank, world_size=transport.world_size)
+        optimizer.zero_grad()
+        torch.autograd.backward(task.loss(model, batch))
+        optimizer.step()
+        if number % INTERVAL == 0:
+            yield number // INTERVAL
 
 
 def counters(interface: str) -> dict[str, int]:
@@ -281,7 +293,7 @@ def main() -> None:
         )
         sizes = {"bytes": ["nano"], "counters": ["nano", "micro"], "loss": ["pico"]}[name]
         way.add_argument("--model-size", nargs="+", default=sizes)
-    ways.choices["bytes"].add_argument("--synchronization", type=int, default=2)
+    ways.choices["bytes"].add_argument("--synchronizations", type=int, nargs="*", default=[1, 2, 5, 20])
     ways.choices["counters"].add_argument("--synchronizations", type=int, default=5)
     ways.choices["loss"].add_argument("--runs", type=Path, default=ROOT / "runs" / "owners")
     ways.choices["loss"].add_argument("--jobs", type=int, default=2)
@@ -303,10 +315,10 @@ def main() -> None:
             continue
         for form in FORMS:
             if a.what == "bytes":
-                results.append(traffic(form, replicas, size=size))
-                if a.synchronization and form == "lossless":
+                results += traffic(form, replicas, size=size)
+                if a.synchronizations and form == "lossless":
                     print(json.dumps(results[-1]), flush=True)
-                    results.append(traffic(form, replicas, size=size, synchronization=a.synchronization))
+                    results += traffic(form, replicas, size=size, synchronizations=a.synchronizations)
             else:
                 results += counted(form, replicas, size=size, synchronizations=a.synchronizations)
             print(json.dumps(results[-1]), flush=True)

@@ -187,7 +187,7 @@ def test_emulated_links_are_measured(run, tmp_path):
 
 def test_means_by_owners_are_measured(run, tmp_path):
     out = tmp_path / "bytes.json"
-    run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--synchronization", 1, "--out", out)
+    run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--synchronizations", 1, "--out", out)
     lines = json.loads(out.read_text())
     assert [line["means"] for line in lines] == ["gather", "lossless", "lossless", "recompressed"]
     assert all(0 < line["own_message_bits"] <= line["egress_bits"] for line in lines)
