@@ -75,6 +75,27 @@ def test_lossless_is_the_gather_to_the_last_bit_on_all_replicas(replicas, feedba
     assert any(w.any() for w in lossless[0][0])
 
 
+def test_groups_whose_signs_are_the_same_keep_scales_of_their_own():
+    """Replicas of one process share what they decode alike; the sums of these two groups are alike, their scales are not."""
+
+    def worker(means):
+        def run(rank, make):
+            weights = [torch.nn.Parameter(torch.zeros(5, 8)) for _ in range(2)]
+            groups = [{"params": [weight]} for weight in weights]
+            optimizer = ChainOptimizer(groups, chain=exchange(means), lr=1.0, transport=make())
+            for weight, factor in zip(weights, (1, 3), strict=True):
+                weight.grad = factor * made(weight.shape, rank)
+            optimizer.step()
+            return bits(weights)
+
+        return run
+
+    gathered, lossless = (run_threads(worker(means), replicas=3) for means in ("gather", "lossless"))
+    for theirs, ours in zip(gathered, lossless, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+        assert not torch.equal(*ours)
+
+
 def _lossless_in_a_process():
     return [bits(stepped(ProcessGroupTransport(), exchange(means))[0]) for means in ("gather", "lossless")]
 

@@ -134,7 +134,8 @@ class Owners:
         round_of_means = yield Request(payload=mean, observers=True)
         received = round_of_means.payloads
         texts = [self._mean_text(of_owner) for of_owner in known]
-        key = ("owners", str(self), shapes, *texts, *received)
+        shared = () if scales is None else tuple(scales.tolist())
+        key = ("owners", str(self), shapes, shared, *texts, *received)
         if self.mean_codec is not None:
             return transport.once(key, lambda: self._decode_means(received, cuts, shapes))
         means, levels = transport.once(
