@@ -293,7 +293,7 @@ def main() -> None:
         )
         sizes = {"bytes": ["nano"], "counters": ["nano", "micro"], "loss": ["pico"]}[name]
         way.add_argument("--model-size", nargs="+", default=sizes)
-    ways.choices["bytes"].add_argument("--synchronizations", type=int, nargs="*", default=[1, 2, 5, 20])
+    ways.choices["bytes"].add_argument("--synchronizations", type=int, nargs="*", default=[1, 2, 5])
     ways.choices["counters"].add_argument("--synchronizations", type=int, default=5)
     ways.choices["loss"].add_argument("--runs", type=Path, default=ROOT / "runs" / "owners")
     ways.choices["loss"].add_argument("--jobs", type=int, default=2)

@@ -1,16 +1,21 @@
 """What replicas know of a sum of signs before it comes, on gradients of the text task.
 
-    python benchmarks/sum_contexts.py --replicas 16 64 --out evidence/owners/contexts.json
+    python -m benchmarks.sum_contexts --replicas 16 --out evidence/owners/contexts.json
+    python -m benchmarks.sum_contexts --replicas 64 --synchronizations 2 5 --out evidence/owners/contexts.json
+    python -m benchmarks.sum_contexts --times
 
 `one_bit_muon` with lossless means, on replicas that are threads. Of some synchronizations: the entropy of an entry's number n of
 positive signs, and what is left of it where something is known: the tensor, the entry's n of the synchronization before ("last"),
 of the last two in eight classes each, the outer momentum in sixteen, the sign of one replica itself ("own"); the same of that
 replica's signs; and what `codec/sums.py` takes for n, all bytes of its bodies included, in the pieces that the owners have.
 Entropies are those of the frequencies that were found, in bits an entry.
+
+`--times`: seconds of one core for packing and for unpacking signs, and sums of 64, whose last sums are known, or are not.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from owners import INTERVAL, optimizer_of, text_steps
+from benchmarks.owners import INTERVAL, optimizer_of, text_steps
 
 from muonwire.codec import sums
 from muonwire.codec.pack.fields import Ints
@@ -127,6 +132,25 @@ def run(replicas: int, synchronizations: list[int], size: str) -> list[dict[str,
     return results
 
 
+def times(count: int = 1 << 20, repeats: int = 5) -> None:
+    """Print nanoseconds an entry, the best of some repeats."""
+    random = np.random.default_rng(0)
+    levels = random.integers(0, sums.LARGEST_LEVEL + 1, count).astype(np.uint8)
+    for replicas in (1, 64):
+        counts = random.binomial(replicas, 0.2 + 0.6 * levels / sums.LARGEST_LEVEL)
+        for known in (levels, None):
+            packing, unpacking = [], []
+            for _ in range(repeats):
+                start_s = time.process_time()
+                body = sums.pack(counts, replicas, sums.Known(count=count, levels=known))
+                middle_s = time.process_time()
+                sums.unpack(body, count, largest=replicas, known=sums.Known(count=count, levels=known))
+                packing.append(middle_s - start_s)
+                unpacking.append(time.process_time() - middle_s)
+            best = {"packing_ns": 1e9 * min(packing) / count, "unpacking_ns": 1e9 * min(unpacking) / count}
+            print(json.dumps({"replicas": replicas, "known": known is not None, **best}))
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(
@@ -135,12 +159,19 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--synchronizations", type=int, nargs="+", default=[2, 5, 20])
     parser.add_argument("--model-size", default="nano")
+    parser.add_argument("--times", action="store_true")
     parser.add_argument("--out", type=Path)
     a = parser.parse_args()
+    if a.times:
+        return times()
     results = [r for replicas in a.replicas for r in run(replicas, a.synchronizations, a.model_size)]
     if a.out:
         a.out.parent.mkdir(parents=True, exist_ok=True)
+        # What the file has of other numbers of replicas stays.
+        before = json.loads(a.out.read_text()) if a.out.exists() else []
+        results = [r for r in before if r["replicas"] not in a.replicas] + results
         a.out.write_text(json.dumps(results, indent=1) + "\n")
+    return None
 
 
 if __name__ == "__main__":

@@ -680,20 +680,45 @@ def owners_bytes_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def owners_contexts_table() -> str:
+    """What replicas know of sums of signs before these come, in bits an entry."""
+    records = json.loads((OWNERS / "contexts.json").read_text())
+    rows = {
+        "sum": "a sum",
+        "sum, tensor": "… where the tensor is known",
+        "sum, momentum": "… the outer momentum",
+        "sum, last": "… the entry's last sum",
+        "sum, last two": "… its last two sums, in eighths",
+        "sum, last and own": "… its last sum, and the receiver's own sign",
+        "sum, packed": "a sum, packed",
+        "sign": "a replica's sign",
+        "sign, last": "… where the entry's last sum is known",
+        "correlation with last": "correlation of a sum with the last one",
+    }
+    heads = (f"R = {r['replicas']}, synchronization {r['synchronization']}" for r in records)
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(records) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{r[key]:.2f}' for r in records)} |" for key, name in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
 def owners_counters_table() -> str:
     """What the kernel counted over what the meter did, of the replica where they are furthest apart."""
     records = json.loads((OWNERS / "counters.json").read_text())
-    lines = [
-        "| means | parameters | kB by the meter, sent | the kernel's over the meter's, sent | received |",
-        "|---|---|---|---|---|",
+    over = [
+        f"{what} {way}"
+        for what in ("the kernel's over the meter's,", "over all that is known,")
+        for way in ("sent", "received")
     ]
+    lines = [f"| means | parameters | kB by the meter, sent | {' | '.join(over)} |", "|---" * 7 + "|"]
     for numel, means in dict.fromkeys((r["parameters"], r["means"]) for r in records):
         own = [r for r in records if (r["parameters"], r["means"]) == (numel, means)]
-        sent, received = (
-            max((r[f"{way}_over_meter"] for r in own), key=lambda x: abs(x - 1)) for way in ("tx", "rx")
+        furthest = (
+            max((r[f"{way}_over_{what}"] for r in own), key=lambda x: abs(x - 1))
+            for what in ("meter", "known")
+            for way in ("tx", "rx")
         )
         sent_kb = fmean(r["egress_bytes"] for r in own) / 1000
-        lines.append(f"| {means} | {numel:,} | {sent_kb:.0f} | {sent:.4f} | {received:.4f} |")
+        lines.append(f"| {means} | {numel:,} | {sent_kb:.0f} | {' | '.join(f'{x:.4f}' for x in furthest)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -782,6 +807,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("links table", LINKS, links_table),
         ("soak table", SOAK, soak_table),
         ("owners bytes", OWNERS / "bytes.json", owners_bytes_table),
+        ("owners contexts", OWNERS / "contexts.json", owners_contexts_table),
         ("owners counters", OWNERS / "counters.json", owners_counters_table),
         ("owners loss", OWNERS / "loss.json", owners_loss_table),
         ("emulated hosts table", EMULATE / "hosts.json", emulated_hosts_table),

@@ -217,6 +217,16 @@ def test_means_by_owners_are_measured(run, tmp_path):
     assert all(line["final_eval_loss"] > 0 for line in lines)
 
 
+def test_what_is_known_of_sums_is_measured(run, tmp_path):
+    out = tmp_path / "contexts.json"
+    run("sum_contexts.py", "--replicas", 3, "--model-size", "pico", "--synchronizations", 2, 3, "--out", out)
+    for record in json.loads(out.read_text()):
+        assert 0 < record["sum, last and own"] < record["sum, last"] < record["sum"] <= 2
+        # Middle, slope and concentration of each piece are sent, the tables of the entropies are not.
+        assert abs(record["sum, packed"] - record["sum, last"]) < 0.05
+    assert '"known": true' in run("sum_contexts.py", "--times")
+
+
 def test_the_evidence_of_plans_is_collected(run, tmp_path):
     with pytest.raises(SystemExit):
         run("plan_evidence.py", "--out", tmp_path / "evidence.json")

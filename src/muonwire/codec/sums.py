@@ -8,17 +8,18 @@ distribution: signs are positive with a probability that is drawn for each entry
 
     μ = middle + slope · (l / 32 − ½),    l = round(32 n' / R') of the entry's last sum n', which all replicas have seen.
 
-Middle, slope and the beta distribution's concentration α + β are fitted to the piece, and travel with it, a byte each. A replica
-keeps a byte an entry, its level l.
+Middle, slope and the beta distribution's concentration α + β are fitted to the piece, and travel with it, a byte each; and again
+for the entries whose last signs were all alike (l = 0 or 32), which agree again or turn, as rows of an embedding do that no token
+has used. A replica keeps a byte an entry, its level l.
 
-A body holds R (varint), these three bytes, and the words of an ANS coder behind their length in bytes: first the entries of the
-lowest level, in their order, then those of the next.
+A body holds R (varint), these three or six bytes, and the words of an ANS coder behind their length in bytes: first the entries of
+the lowest level, in their order, then those of the next.
 
 The distribution: Skellam, "A probability distribution derived from the binomial distribution" (1948).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -69,6 +70,13 @@ class Known:
         levels = np.full(self.count, LARGEST_LEVEL // 2) if self.levels is None else self.levels
         return np.bincount(levels, minlength=LARGEST_LEVEL + 1)
 
+    @property
+    def kinds(self) -> list[Ints]:
+        """The levels that share a spread, of those that entries have: between the least and the largest, and these two."""
+        present = np.flatnonzero(self.sizes)
+        unanimous = (present == 0) | (present == LARGEST_LEVEL)
+        return [of for of in (present[~unanimous], present[unanimous]) if of.size]
+
     @cached_property
     def order(self) -> Ints | slice:
         """Where the entries stand, level by level."""
@@ -77,7 +85,7 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How the sums of a piece are distributed.
+    """How the sums of some entries of a piece are distributed.
 
     Args:
         middle: from 0 to 255: the mean share of positive signs at the middle level is (middle + ½) / 256.
@@ -111,32 +119,44 @@ class Spread:
         below = np.cumprod((fewer[:start] / more[:start])[::-1])[::-1]
         return np.concatenate([below, [1.0], above])
 
-    def models(self, replicas: int, known: Known) -> Iterator[tuple[int, Any]]:
-        """Of each level that entries have: how many, and the model of their sums."""
-        for size, mean in zip(known.sizes.tolist(), self.means.tolist(), strict=True):
-            if size:
-                yield size, fixed_point_model(self.weights(replicas, mean))
-
-    def bits(self, table: Ints, replicas: int) -> float:
+    def bits(self, table: Ints) -> float:
         """What sums take that occur ``table[level, n]`` times."""
         bits = 0.0
         for row, mean in zip(table, self.means.tolist(), strict=True):
             if row.any():
-                weights = self.weights(replicas, mean)
+                weights = self.weights(len(row) - 1, mean)
                 bits -= float(row @ np.log2(np.maximum(weights / weights.sum(), 2.0**-PRECISION)))
         return bits
 
 
-def fit(counts: Ints, replicas: int, known: Known) -> Spread:
-    """A distribution in which these sums take few bits: least squares for the means, the best concentration for them."""
-    size = LARGEST_LEVEL + 1
+def models(spreads: Sequence[Spread], replicas: int, known: Known) -> Iterator[tuple[int, Any]]:
+    """Of each level that entries have, in order: how many, and the model of their sums."""
+    means = {
+        int(level): (spread, float(spread.means[level]))
+        for spread, levels in zip(spreads, known.kinds, strict=True)
+        for level in levels
+    }
+    for level, (spread, mean) in sorted(means.items()):
+        yield int(known.sizes[level]), fixed_point_model(spread.weights(replicas, mean))
+
+
+def fit(counts: Ints, replicas: int, known: Known) -> list[Spread]:
+    """Distributions in which these sums take few bits, of each kind of levels."""
     levels = np.full(1, LARGEST_LEVEL // 2) if known.levels is None else known.levels.astype(np.int64)
+    size = LARGEST_LEVEL + 1
     cells = np.bincount(levels * (replicas + 1) + counts, minlength=size * (replicas + 1))
     table = cells.reshape(size, replicas + 1)
+    return [_fit(np.where(np.isin(np.arange(size), of)[:, None], table, 0)) for of in known.kinds]
+
+
+def _fit(table: Ints) -> Spread:
+    """Of sums that occur ``table[level, n]`` times: least squares for the means, the best concentration for them."""
+    size, replicas = len(table), table.shape[1] - 1
     entries = table.sum(1)
+    count = int(entries.sum())
     found = np.arange(replicas + 1) / replicas
     shares = np.arange(size) / LARGEST_LEVEL - 0.5
-    share, mean = float(entries @ shares) / len(counts), float(table.sum(0) @ found) / len(counts)
+    share, mean = float(entries @ shares) / count, float(table.sum(0) @ found) / count
     variance = float(entries @ (shares - share) ** 2)
     slope = float((shares - share) @ (table @ found)) / variance if variance else 0.0
     slope_units = min(max(round(slope * _SLOPE_UNIT), -128), 127)
@@ -150,16 +170,16 @@ def fit(counts: Ints, replicas: int, known: Known) -> Spread:
         total = max(replicas - excess, 2.0**-3) / (excess - 1)
         nearest = min(max(round(4 * (math.log2(total) + 3)), 0), _CONCENTRATIONS - 1)
         spread = replace(spread, concentration=nearest)
-    return _nearby(spread, table, replicas)
+    return _nearby(spread, table)
 
 
-def _nearby(spread: Spread, table: Ints, replicas: int) -> Spread:
+def _nearby(spread: Spread, table: Ints) -> Spread:
     """The concentration to which steps go that save bits."""
-    bits = spread.bits(table, replicas)
+    bits = spread.bits(table)
     for step in (-1, 1):
         while 0 <= spread.concentration + step < _CONCENTRATIONS:
             other = replace(spread, concentration=spread.concentration + step)
-            if (of_other := other.bits(table, replicas)) >= bits:
+            if (of_other := other.bits(table)) >= bits:
                 break
             spread, bits = other, of_other
     return spread
@@ -225,14 +245,14 @@ def pack(counts: Ints, replicas: int, known: Known | None = None) -> bytes:
     known = known or Known(count=len(counts))
     if known.says_nothing:
         known = Known(count=len(counts))
-    spread = fit(counts, replicas, known)
+    spreads = fit(counts, replicas, known)
     symbols = counts[known.order].astype(np.int32)
     coder, end = stream.stack.AnsCoder(), len(symbols)
-    for size, model in reversed(list(spread.models(replicas, known))):
+    for size, model in reversed(list(models(spreads, replicas, known))):
         coder.encode_reverse(symbols[end - size : end], model)
         end -= size
-    head = bytes([spread.middle, spread.slope & 0xFF, spread.concentration])
-    return varint(replicas) + head + pack_words(coder.get_compressed())
+    heads = (bytes([s.middle, s.slope & 0xFF, s.concentration]) for s in spreads)
+    return varint(replicas) + b"".join(heads) + pack_words(coder.get_compressed())
 
 
 def unpack(body: bytes, count: int, *, largest: int, known: Known | None = None) -> tuple[Ints, int]:
@@ -256,22 +276,26 @@ def unpack(body: bytes, count: int, *, largest: int, known: Known | None = None)
         raise PayloadError(
             f"payload: sums of {replicas} signs; at most {largest} replicas have sent, each one"
         )
-    middle, slope, concentration = reader.take(_HEAD_BYTES, "spread of sums")
-    if concentration >= _CONCENTRATIONS:
-        raise PayloadError(
-            f"payload: sums of concentration {concentration}; the largest is {_CONCENTRATIONS - 1}"
-        )
-    spread = Spread(middle=middle, slope=(slope ^ 0x80) - 0x80, concentration=concentration)
+    spreads = [_read_spread(reader) for _ in known.kinds]
     words, read = unpack_words(body[reader.position :])
     if read != reader.left:
         raise PayloadError(f"payload: {reader.left - read} bytes follow its coded words")
     coder = stream.stack.AnsCoder(words)
-    symbols = [coder.decode(model, size) for size, model in spread.models(replicas, known)]
+    symbols = [coder.decode(model, size) for size, model in models(spreads, replicas, known)]
     if not coder.is_empty():
         raise PayloadError(f"payload: {len(words)} coded words hold more than {count} sums")
     counts = np.empty(count, dtype=np.int64)
     counts[known.order] = np.concatenate(symbols)
     return counts, replicas
+
+
+def _read_spread(reader: Reader) -> Spread:
+    middle, slope, concentration = reader.take(_HEAD_BYTES, "spread of sums")
+    if concentration >= _CONCENTRATIONS:
+        raise PayloadError(
+            f"payload: sums of concentration {concentration}; the largest is {_CONCENTRATIONS - 1}"
+        )
+    return Spread(middle=middle, slope=(slope ^ 0x80) - 0x80, concentration=concentration)
 
 
 @lru_cache(maxsize=64)
