@@ -9,8 +9,8 @@ distribution: signs are positive with a probability that is drawn for each entry
     μ = middle + slope · (l / 32 − ½),    l = round(32 n' / R') of the entry's last sum n', which all replicas have seen.
 
 Middle, slope and the beta distribution's concentration α + β are fitted to the piece, and travel with it, a byte each; and again
-for the entries whose last signs were all alike (l = 0 or 32), which agree again or turn, as rows of an embedding do that no token
-has used. A replica keeps a byte an entry, its level l.
+for the entries whose last signs were all alike (l = 0 or 32), which agree again or turn: in an embedding these are many. A replica
+keeps a byte an entry, its level l.
 
 A body holds R (varint), these three or six bytes, and the words of an ANS coder behind their length in bytes: first the entries of
 the lowest level, in their order, then those of the next.
