@@ -12,7 +12,8 @@ agree more often than by chance.
 `counters`: the same by processes in network namespaces, whose only traffic beside gloo's is that of the rendezvous. The counters of
 their interfaces are read between two barriers before and after some synchronizations. From the bytes 66 are subtracted for each
 packet (Ethernet 14, IPv4 20, TCP 32 with its timestamps); segmentation offload is switched off, so that the packets counted are
-those of a link.
+those of a link. What the meter does not count is told apart: gloo's preambles, 144 bytes for each message to a peer and as many
+from it, and what TCP sent again, which each connection counts itself.
 
 `loss`: `muonwire compare --virtual` with one_bit_muon and each kind of mean, 8 replicas.
 """
@@ -21,9 +22,11 @@ import argparse
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "recompressed": {"means": "recompressed"},
 }
 PACKET_HEADER_BYTES = 14 + 20 + 32
+# gloo's own where two replicas send a message to each other, from each of them: a preamble of six 64-bit words before the message,
+# one that says that it is there, and one that says that there is room for the other's (gloo/transport/tcp/pair.cc).
+GLOO_BYTES = 3 * 6 * 8
+# Where `tcpi_bytes_retrans` (u64) stands in struct tcp_info of linux/tcp.h.
+_BYTES_RETRANS = slice(208, 216)
 
 
 def optimizer_of(
@@ -67,43 +75,55 @@ def step(model: torch.nn.Module, optimizer: Any, *, number: int, rank: int) -> N
     optimizer.step()
 
 
-def traffic(form: str, replicas: int, *, size: str = "nano", synchronization: int = 0) -> dict[str, Any]:
+def traffic(
+    form: str, replicas: int, *, size: str = "nano", synchronizations: Sequence[int] = ()
+) -> list[dict[str, Any]]:
     """Bits a parameter that leave and reach a replica in one synchronization, of the replica that has most, and the messages.
 
-    Gradients are random, or with ``synchronization`` those of the text task: then it is the synchronization of this number, each of
-    11 steps.
+    Gradients are random, or with ``synchronizations`` those of the text task: then one record for each synchronization of these
+    numbers, each of 11 steps.
     """
-    task = TextSettings(model_size=size, sequence=SEQUENCE, batch=4).make() if synchronization else None
 
-    def worker(rank: int, make: Any) -> tuple[int, int, int, int, int]:
+    def worker(rank: int, make: Any) -> list[tuple[Traffic, int]]:
         transport = make()
-        model, optimizer = optimizer_of(form, transport, size, interval=INTERVAL if task else 1)
-        if task is None:
-            step(model, optimizer, number=0, rank=rank)
-        before = Traffic()
-        for number in range(1, synchronization * INTERVAL + 1):
-            if number == synchronization * INTERVAL:
-                before = transport.meter.by_purpose.get("update", before)
-            assert task is not None
-            batch = task.batch(seed=0, step=number, rank=rank, world_size=replicas)
-            optimizer.zero_grad()
-            torch.autograd.backward(task.loss(model, batch))
-            optimizer.step()
-        spent = transport.meter.by_purpose["update"] - before
+        model, optimizer = optimizer_of(form, transport, size, interval=INTERVAL if synchronizations else 1)
         numel = sum(p.numel() for p in model.parameters())
-        return spent.egress_bytes, spent.received_bytes, spent.sent_bytes, spent.num_messages, numel
+        if not synchronizations:
+            step(model, optimizer, number=0, rank=rank)
+            return [(transport.meter.by_purpose["update"], numel)]
+        spent, before = {}, Traffic()
+        for number in text_steps(model, optimizer, size, last=max(synchronizations)):
+            after = transport.meter.by_purpose["update"]
+            spent[number], before = after - before, after
+        return [(spent[number], numel) for number in synchronizations]
 
-    egress, received, sent, messages, numel = zip(*run_threads(worker, replicas=replicas), strict=True)
-    return {
-        "means": form,
-        "replicas": replicas,
-        "gradients": f"text, synchronization {synchronization}" if synchronization else "random",
-        "parameters": numel[0],
-        "egress_bits": 8 * max(egress) / numel[0],
-        "received_bits": 8 * max(received) / numel[0],
-        "own_message_bits": 8 * max(sent) / numel[0],
-        "messages": max(messages),
-    }
+    results = zip(*run_threads(worker, replicas=replicas), strict=True)
+    return [
+        {
+            "means": form,
+            "replicas": replicas,
+            "gradients": f"text, synchronization {number}" if number else "random",
+            "parameters": by_rank[0][1],
+            "egress_bits": 8 * max(t.egress_bytes / numel for t, numel in by_rank),
+            "received_bits": 8 * max(t.received_bytes / numel for t, numel in by_rank),
+            "own_message_bits": 8 * max(t.sent_bytes / numel for t, numel in by_rank),
+            "messages": max(t.num_messages for t, _ in by_rank),
+        }
+        for number, by_rank in zip(synchronizations or [0], results, strict=True)
+    ]
+
+
+def text_steps(model: torch.nn.Module, optimizer: Any, size: str, *, last: int) -> Iterator[int]:
+    """Take the steps up to the ``last`` synchronization on the text task; yields the number of each synchronization after it."""
+    task = TextSettings(model_size=size, sequence=SEQUENCE, batch=4).make()
+    transport = optimizer.transport
+    for number in range(1, last * INTERVAL + 1):
+        batch = task.batch(seed=0, step=number, rank=transport.rank, world_size=transport.world_size)
+        optimizer.zero_grad()
+        torch.autograd.backward(task.loss(model, batch))
+        optimizer.step()
+        if number % INTERVAL == 0:
+            yield number // INTERVAL
 
 
 def counters(interface: str) -> dict[str, int]:
@@ -111,6 +131,23 @@ def counters(interface: str) -> dict[str, int]:
     folder = Path("/sys/class/net") / interface / "statistics"
     names = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
     return {name: int((folder / name).read_text()) for name in names}
+
+
+def resent_bytes() -> dict[str, int]:
+    """By address of the peer: the bytes that TCP sent again on this process's connections to it."""
+    found: dict[str, int] = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            connection = socket.socket(fileno=os.dup(int(entry.name)))
+        except OSError:
+            # The folder's own descriptor, which is closed by now, or no socket.
+            continue
+        with connection, suppress(OSError):
+            address = connection.getpeername()[0].removeprefix("::ffff:")
+            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+            count = int.from_bytes(information[_BYTES_RETRANS], sys.byteorder)
+            found[address] = found.get(address, 0) + count
+    return found
 
 
 def replica(form: str, size: str, synchronizations: int) -> None:
@@ -125,7 +162,7 @@ def replica(form: str, size: str, synchronizations: int) -> None:
     model, optimizer = optimizer_of(form, transport, size)
     step(model, optimizer, number=0, rank=transport.rank)
     transport.gather(b"before", purpose="control")
-    kernel, meter = counters(interface.name), transport.meter.total
+    kernel, meter, resent = counters(interface.name), transport.meter.total, resent_bytes()
     for number in range(1, synchronizations + 1):
         step(model, optimizer, number=number, rank=transport.rank)
     # All of the last step has arrived everywhere when the last message of this one has.
@@ -136,6 +173,7 @@ def replica(form: str, size: str, synchronizations: int) -> None:
         json.dumps(
             {
                 **{name: after[name] - kernel[name] for name in kernel},
+                "resent_bytes": {to: n - resent.get(to, 0) for to, n in resent_bytes().items()},
                 "egress_bytes": spent.egress_bytes,
                 "received_bytes": spent.received_bytes,
                 "messages": spent.num_messages,
@@ -171,15 +209,35 @@ def counted(form: str, replicas: int, *, size: str, synchronizations: int) -> li
             words = [sys.executable, __file__, "replica", form, size, str(synchronizations)]
             processes.append(machine.start(words, env=env, stdout=subprocess.PIPE))
         texts = [process.communicate(timeout=600)[0] for process in processes]
+    return judged(
+        [
+            {"means": form, "replicas": replicas, "rank": rank, **json.loads(text.splitlines()[-1])}
+            for rank, text in enumerate(texts)
+        ],
+        addresses=[machine.address for machine in machines],
+    )
+
+
+def judged(records: Sequence[dict[str, Any]], *, addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """What the replicas printed, with the kernel's bytes over those of the meter, and over what is known of both.
+
+    Args:
+        records: by rank.
+        addresses: by rank.
+    """
+    by_way = {
+        "tx": ("egress_bytes", [sum(r["resent_bytes"].values()) for r in records]),
+        "rx": ("received_bytes", [sum(r["resent_bytes"].get(a, 0) for r in records) for a in addresses]),
+    }
     results = []
-    for rank, text in enumerate(texts):
-        own = {"means": form, "replicas": replicas, "rank": rank, **json.loads(text.splitlines()[-1])}
-        for way, of_meter in (("tx", "egress_bytes"), ("rx", "received_bytes")):
+    for rank, record in enumerate(records):
+        own = {**record, "gloo_bytes": GLOO_BYTES * record["messages"] * (len(records) - 1)}
+        for way, (of_meter, resent) in by_way.items():
             content = own[f"{way}_bytes"] - PACKET_HEADER_BYTES * own[f"{way}_packets"]
             own[f"{way}_without_headers"] = content
+            own[f"{way}_resent_bytes"] = resent[rank]
             own[f"{way}_over_meter"] = content / own[of_meter]
-        extra = own["tx_without_headers"] - own["egress_bytes"]
-        own["extra_bytes_a_message"] = extra / (own["messages"] * (replicas - 1))
+            own[f"{way}_over_known"] = content / (own[of_meter] + own["gloo_bytes"] + resent[rank])
         results.append(own)
     return results
 
@@ -235,7 +293,7 @@ def main() -> None:
         )
         sizes = {"bytes": ["nano"], "counters": ["nano", "micro"], "loss": ["pico"]}[name]
         way.add_argument("--model-size", nargs="+", default=sizes)
-    ways.choices["bytes"].add_argument("--synchronization", type=int, default=2)
+    ways.choices["bytes"].add_argument("--synchronizations", type=int, nargs="*", default=[1, 2, 5])
     ways.choices["counters"].add_argument("--synchronizations", type=int, default=5)
     ways.choices["loss"].add_argument("--runs", type=Path, default=ROOT / "runs" / "owners")
     ways.choices["loss"].add_argument("--jobs", type=int, default=2)
@@ -257,10 +315,10 @@ def main() -> None:
             continue
         for form in FORMS:
             if a.what == "bytes":
-                results.append(traffic(form, replicas, size=size))
-                if a.synchronization and form == "lossless":
+                results += traffic(form, replicas, size=size)
+                if a.synchronizations and form == "lossless":
                     print(json.dumps(results[-1]), flush=True)
-                    results.append(traffic(form, replicas, size=size, synchronization=a.synchronization))
+                    results += traffic(form, replicas, size=size, synchronizations=a.synchronizations)
             else:
                 results += counted(form, replicas, size=size, synchronizations=a.synchronizations)
             print(json.dumps(results[-1]), flush=True)

@@ -682,36 +682,84 @@ def owners_bytes_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def owners_contexts_table() -> str:
+    """What replicas know of sums of signs before these come, in bits an entry."""
+    records = json.loads((OWNERS / "contexts.json").read_text())
+    rows = {
+        "sum": "a sum",
+        "sum, tensor": "… where the tensor is known",
+        "sum, momentum": "… the outer momentum",
+        "sum, last": "… the entry's last sum",
+        "sum, last two": "… its last two sums, in eighths",
+        "sum, last and own": "… its last sum, and the receiver's own sign",
+        "sum, packed": "a sum, packed",
+        "sign": "a replica's sign",
+        "sign, last": "… where the entry's last sum is known",
+        "correlation with last": "correlation of a sum with the last one",
+    }
+    heads = (f"R = {r['replicas']}, synchronization {r['synchronization']}" for r in records)
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (len(records) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(f'{r[key]:.2f}' for r in records)} |" for key, name in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
 def owners_counters_table() -> str:
     """What the kernel counted over what the meter did, of the replica where they are furthest apart."""
     records = json.loads((OWNERS / "counters.json").read_text())
-    lines = [
-        "| means | parameters | kB by the meter, sent | the kernel's over the meter's, sent | received |",
-        "|---|---|---|---|---|",
+    over = [
+        f"{what} {way}"
+        for what in ("the kernel's over the meter's,", "over all that is known,")
+        for way in ("sent", "received")
     ]
+    lines = [f"| means | parameters | kB by the meter, sent | {' | '.join(over)} |", "|---" * 7 + "|"]
     for numel, means in dict.fromkeys((r["parameters"], r["means"]) for r in records):
         own = [r for r in records if (r["parameters"], r["means"]) == (numel, means)]
-        sent, received = (
-            max((r[f"{way}_over_meter"] for r in own), key=lambda x: abs(x - 1)) for way in ("tx", "rx")
+        furthest = (
+            max((r[f"{way}_over_{what}"] for r in own), key=lambda x: abs(x - 1))
+            for what in ("meter", "known")
+            for way in ("tx", "rx")
         )
         sent_kb = fmean(r["egress_bytes"] for r in own) / 1000
-        lines.append(f"| {means} | {numel:,} | {sent_kb:.0f} | {sent:.4f} | {received:.4f} |")
+        lines.append(f"| {means} | {numel:,} | {sent_kb:.0f} | {' | '.join(f'{x:.4f}' for x in furthest)} |")
     return "\n".join(lines) + "\n"
 
 
 def owners_loss_table() -> str:
-    """Final losses of one_bit_muon by kind of mean, over the seeds."""
+    """Final losses of one_bit_muon by kind of mean, over the seeds, and whether they are within the spread of the gather's seeds.
+
+    That is so where the mean over the seeds departs from the gather's by at most the range of the gather's seeds.
+    """
     records = json.loads((OWNERS / "loss.json").read_text())
-    lines = ["| recipe | evaluation loss | seeds' range | kB sent, received a step |", "|---|---|---|---|"]
-    for recipe in dict.fromkeys(r["recipe"] for r in records):
-        own = [r for r in records if r["recipe"] == recipe]
+    lines = [
+        "| recipe | evaluation loss | seeds' range | over the gather's | within its seeds' spread | kB sent, received a step |",
+        "|---|---|---|---|---|---|",
+    ]
+    by_recipe: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_recipe.setdefault(record["recipe"], []).append(record)
+    of_gather = [
+        r["final_eval_loss"] for own in by_recipe.values() if "means" not in own[0]["options"] for r in own
+    ]
+    for recipe, own in by_recipe.items():
         losses = [r["final_eval_loss"] for r in own]
         sent, received = (
             fmean(r[f"bytes_{way}_per_step"] for r in own) / 1000 for way in ("egress", "received")
         )
-        lines.append(
-            f"| `{recipe}` | {fmean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} | {sent:.2f}, {received:.2f} |"
+        over = holds = ""
+        if of_gather and "means" in own[0]["options"]:
+            difference = fmean(losses) - fmean(of_gather)
+            within = abs(difference) <= max(of_gather) - min(of_gather)
+            # Where a run diverges its loss is no number, and no comparison with it holds.
+            over, holds = f"{difference:+.4f}", "yes" if within else "**no**"
+        cells = (
+            f"`{recipe}`",
+            f"{fmean(losses):.4f}",
+            f"{min(losses):.4f} to {max(losses):.4f}",
+            over,
+            holds,
+            f"{sent:.2f}, {received:.2f}",
         )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -785,6 +833,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("links table", LINKS, links_table),
         ("soak table", SOAK, soak_table),
         ("owners bytes", OWNERS / "bytes.json", owners_bytes_table),
+        ("owners contexts", OWNERS / "contexts.json", owners_contexts_table),
         ("owners counters", OWNERS / "counters.json", owners_counters_table),
         ("owners loss", OWNERS / "loss.json", owners_loss_table),
         ("emulated hosts table", EMULATE / "hosts.json", emulated_hosts_table),

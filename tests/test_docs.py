@@ -96,3 +96,36 @@ def test_predictions_that_did_not_hold_are_said(generate, tmp_path, monkeypatch)
     (cells,) = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert cells[:5] == ["`muloco(interval=12)`", "1mbit/20ms", "2", "123,200", "800"]
     assert cells[5:] == ["100.0, 150.0: 0.67 (**no**)", "+2.0 % (+1.0 to +3.0)", "+2.5 %", "0.994"]
+
+
+def test_losses_of_owners_means_are_judged_by_the_spread_of_the_gather(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "OWNERS", tmp_path)
+    losses = {
+        "gather": (1.40, 1.44, 1.42),
+        "lossless": (1.43, 1.46, 1.44),
+        "recompressed": (1.46, 1.49, 1.47),
+    }
+    sizes = {"bytes_egress_per_step": 2000.0, "bytes_received_per_step": 3000.0}
+    records = [
+        {
+            "recipe": f"one_bit_muon({means})",
+            "options": {} if means == "gather" else {"means": means},
+            "final_eval_loss": loss,
+            **sizes,
+        }
+        for means, of_seeds in losses.items()
+        for loss in of_seeds
+    ]
+
+    def rows():
+        (tmp_path / "loss.json").write_text(json.dumps(records))
+        _, _, *lines = generate.owners_loss_table().splitlines()
+        return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+    gather, lossless, recompressed = rows()
+    assert gather == ["`one_bit_muon(gather)`", "1.4200", "1.4000 to 1.4400", "", "", "2.00, 3.00"]
+    assert lossless[3:5] == ["+0.0233", "yes"]
+    assert recompressed[3:5] == ["+0.0533", "**no**"]
+    # Of a run that diverged the loss is no number.
+    records[-1]["final_eval_loss"] = float("nan")
+    assert rows()[2][3:5] == ["+nan", "**no**"]

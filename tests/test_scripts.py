@@ -219,7 +219,7 @@ def test_waiting_on_an_emulated_link_is_measured_with_streaming_and_without(run,
 
 def test_means_by_owners_are_measured(run, tmp_path):
     out = tmp_path / "bytes.json"
-    run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--synchronization", 1, "--out", out)
+    run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--synchronizations", 1, "--out", out)
     lines = json.loads(out.read_text())
     assert [line["means"] for line in lines] == ["gather", "lossless", "lossless", "recompressed"]
     assert all(0 < line["own_message_bits"] <= line["egress_bits"] for line in lines)
@@ -247,6 +247,16 @@ def test_means_by_owners_are_measured(run, tmp_path):
         "recompressed",
     ]
     assert all(line["final_eval_loss"] > 0 for line in lines)
+
+
+def test_what_is_known_of_sums_is_measured(run, tmp_path):
+    out = tmp_path / "contexts.json"
+    run("sum_contexts.py", "--replicas", 3, "--model-size", "pico", "--synchronizations", 2, 3, "--out", out)
+    for record in json.loads(out.read_text()):
+        assert 0 < record["sum, last and own"] < record["sum, last"] < record["sum"] <= 2
+        # Middle, slope and concentration of each piece are sent, the tables of the entropies are not.
+        assert abs(record["sum, packed"] - record["sum, last"]) < 0.05
+    assert '"known": true' in run("sum_contexts.py", "--times")
 
 
 def test_the_evidence_of_plans_is_collected(run, tmp_path):

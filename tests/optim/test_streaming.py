@@ -129,8 +129,17 @@ def test_fragments_are_sent_at_staggered_times_and_are_about_equal():
     assert set(indices) == {0, 1, 2}
 
 
+LOSSLESS = {"means": "lossless", "codec": "sign(scale=shared)", "vector_codec": "sign(scale=shared)"}
+
+
 @pytest.mark.parametrize(
-    "options", [{"fragments": 2, "delay": 3}, {"delay": 2, "mix": 0.5}, {"fragments": 4, "delay": 1}]
+    "options",
+    [
+        {"fragments": 2, "delay": 3},
+        {"delay": 2, "mix": 0.5},
+        {"fragments": 4, "delay": 1},
+        {"fragments": 2, "delay": 1, **LOSSLESS},
+    ],
 )
 def test_a_run_that_is_resumed_at_any_step_goes_on_as_the_undisturbed_one(options):
     """Whatever is in flight; the state is plain data."""
@@ -159,6 +168,15 @@ def test_a_run_that_is_resumed_at_any_step_goes_on_as_the_undisturbed_one(option
     (in_flight, digest), other = lockstep(replica, 2)
     assert (in_flight, digest) == other
     assert max(in_flight) > 0
+
+
+def test_lossless_means_of_fragments_are_those_of_a_gather():
+    gathered = LOSSLESS | {"means": "gather"}
+    results = [
+        lockstep(lambda transport, form=form: trained(transport, fragments=2, delay=1, **form), 3)
+        for form in (LOSSLESS, gathered)
+    ]
+    assert results[0] == results[1]
 
 
 def test_states_of_other_fragments_are_refused():

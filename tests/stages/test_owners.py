@@ -11,7 +11,7 @@ from muonwire.codec import parse
 from muonwire.codec import parts as part_format
 from muonwire.errors import NonFiniteUpdateError, PayloadError, ReplicaLostError, UsageError
 from muonwire.optim import ChainOptimizer
-from muonwire.optim.sharing import own_entries, shared_part
+from muonwire.optim.sharing import load_shared, own_entries, shared_part
 from muonwire.stages.pieces import UNITS, cut
 from muonwire.stages.rounds import Request, drive, perform
 from muonwire.transport import ProcessGroupTransport, run_threads
@@ -61,7 +61,8 @@ def test_lossless_is_the_gather_to_the_last_bit_on_all_replicas(replicas, feedba
     def worker(means):
         def run(rank, make):
             weights, optimizer = stepped(make(), exchange(means, codec, feedback))
-            return bits(weights), [optimizer.state[w].get("exchange", {}) for w in weights]
+            states = [optimizer.state[w].get("exchange", {}) for w in weights]
+            return bits(weights), [{k: v for k, v in state.items() if k != "sums"} for state in states]
 
         return run
 
@@ -72,6 +73,27 @@ def test_lossless_is_the_gather_to_the_last_bit_on_all_replicas(replicas, feedba
         # What each keeps for later rounds is the same, too.
         assert str(their_states) == str(our_states)
     assert any(w.any() for w in lossless[0][0])
+
+
+def test_groups_whose_signs_are_the_same_keep_scales_of_their_own():
+    """Replicas of one process share what they decode alike; the sums of these two groups are alike, their scales are not."""
+
+    def worker(means):
+        def run(rank, make):
+            weights = [torch.nn.Parameter(torch.zeros(5, 8)) for _ in range(2)]
+            groups = [{"params": [weight]} for weight in weights]
+            optimizer = ChainOptimizer(groups, chain=exchange(means), lr=1.0, transport=make())
+            for weight, factor in zip(weights, (1, 3), strict=True):
+                weight.grad = factor * made(weight.shape, rank)
+            optimizer.step()
+            return bits(weights)
+
+        return run
+
+    gathered, lossless = (run_threads(worker(means), replicas=3) for means in ("gather", "lossless"))
+    for theirs, ours in zip(gathered, lossless, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
+        assert not torch.equal(*ours)
 
 
 def _lossless_in_a_process():
@@ -396,8 +418,8 @@ def test_replicas_that_resume_go_on_to_the_bit(means):
         second.load_state_dict(saved)
         stepped(transport, None, steps=2, optimizer=second, start=3)
         stepped(optimizer.transport, None, steps=2, optimizer=optimizer, start=3)
-        if means != "lossless":
-            assert any(second.state[w]["exchange"]["owner"] for w in fresh)
+        kept = "sums" if means == "lossless" else "owner"
+        assert any(second.state[w]["exchange"][kept] for w in fresh)
         return all(torch.equal(a, b) for a, b in zip(bits(weights), bits(fresh), strict=True))
 
     assert all(run_threads(worker, replicas=3))
@@ -435,6 +457,93 @@ def test_what_an_owner_keeps_is_its_own_and_begins_anew_where_parts_move():
                     owned[i].begin,
                     owned[i].end - owned[i].begin,
                 )
+
+
+def alike_gradients(shape, step, rank, i):
+    """A direction that all replicas and steps share, and a noise of its own."""
+    return made(shape, 99, i) + 0.7 * made(shape, step, rank, i)
+
+
+LARGE = [(80, 60), (64,)]
+
+
+def test_the_last_sums_are_kept_alike_by_all_and_make_the_next_shorter():
+    def worker(rank, make):
+        transport, sent = make(), []
+        gather = transport.gather
+
+        def counted(payload, **options):
+            if options.get("observers"):
+                sent.append(len(payload))
+            return gather(payload, **options)
+
+        transport.gather = counted
+        made_of = exchange("lossless", feedback=stages.NoFeedback())
+        weights, optimizer = stepped(transport, made_of, steps=3, shapes=LARGE, gradient=alike_gradients)
+        levels = [optimizer.state[w]["exchange"]["sums"]["levels"] for w in weights]
+        return sent, levels
+
+    results = run_threads(worker, replicas=5)
+    assert all_alike([levels for _, levels in results])
+    for i, shape in enumerate(LARGE):
+        positive = sum((alike_gradients(shape, 2, rank, i) >= 0).long() for rank in range(5))
+        found = results[0][1][i]
+        assert (found.dtype, found.shape) == (torch.uint8, shape)
+        assert torch.equal(found, torch.round(positive * 32 / 5).to(torch.uint8))
+    first, second, third = (sum(lengths) for lengths in zip(*(sent for sent, _ in results), strict=True))
+    assert second < 0.8 * first
+    assert third < 0.8 * first
+
+
+@pytest.mark.parametrize(("entry", "raise_it"), [(0, {1}), (2000, {0, 2})], ids=["another's part", "its own"])
+def test_a_replica_that_knows_other_sums_is_an_error_and_not_another_mean(entry, raise_it):
+    """Replica 1 does: it cannot read what the owner of that entry sends, nor others what it sends as an owner itself."""
+
+    def worker(rank, make):
+        transport = make()
+        weights, optimizer = stepped(transport, exchange("lossless"), steps=2, shapes=LARGE)
+        if rank == 1:
+            sums = optimizer.state[weights[0]]["exchange"]["sums"]
+            # A tensor of its own: replicas of one process share what they have found alike.
+            sums["levels"] = sums["levels"].clone()
+            sums["levels"].view(-1)[entry] = (sums["levels"].view(-1)[entry] + 1) % 32
+        before = str(optimizer.state_dict())
+        try:
+            stepped(transport, None, steps=1, optimizer=optimizer, start=2)
+        except PayloadError as error:
+            return str(error), str(optimizer.state_dict()) == before
+        return None
+
+    raised = {rank: found for rank, found in enumerate(run_threads(worker, replicas=3)) if found}
+    assert set(raised) == raise_it
+    for text, unchanged in raised.values():
+        assert "written for another codec or other pieces" in text
+        assert unchanged
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_one_that_joins_is_given_the_last_sums(replicas):
+    """The parts move, and sums are of more or fewer signs; the levels of the sums before stay what they are."""
+
+    def first(rank, make):
+        _, optimizer = stepped(make(), exchange("lossless"), steps=2)
+        assert "exchange.sums.levels" not in own_entries(optimizer)
+        return optimizer.state_dict(), shared_part(optimizer)
+
+    saved = run_threads(first, replicas=3)
+
+    def second(rank, make):
+        transport = make()
+        weights, optimizer = stepped(transport, exchange("lossless"), steps=0)
+        if rank < 2:
+            optimizer.load_state_dict(saved[rank][0])
+        else:
+            load_shared(optimizer, saved[0][1])
+        assert all("levels" in optimizer.state[w]["exchange"]["sums"] for w in weights)
+        stepped(transport, None, steps=2, optimizer=optimizer, start=2)
+        return bits(weights)
+
+    assert all_alike(run_threads(second, replicas=replicas))
 
 
 def test_one_that_observes_owns_its_part_and_counts_in_no_mean():

@@ -6,7 +6,7 @@ which follows from the chains: ``Stage.returns_alike`` and ``Stage.shared_state`
 | state | shared | a replica's own |
 |---|---|---|
 | of stages before a chain's first exchange: momentum, Adam | | all |
-| of an exchange | EF21's ``mean_estimate`` | residual, EF21's ``estimate``, the codec's, what an owner keeps |
+| of an exchange | EF21's ``mean_estimate``, ``sums`` | residual, EF21's ``estimate``, the codec's, what an owner keeps |
 | of a low-rank exchange (power_sgd, dion) | ``start`` | ``kept`` |
 | of delayed, predicted | ``waiting``, ``prediction``, the direction's | what the stage inside keeps as its own |
 | of serve | | all: only the owner of a tensor moves it |

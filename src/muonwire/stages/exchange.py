@@ -19,7 +19,7 @@ from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
 from muonwire.stages.damage import blame
 from muonwire.stages.feedback import EF14, Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.owners import OWNER, Owners
+from muonwire.stages.owners import OWNER, SUMS, Owners
 from muonwire.stages.pieces import Piece, assembled
 from muonwire.stages.rounds import Reply, Request, Rounds
 from muonwire.transport.base import Flag
@@ -51,8 +51,8 @@ class Exchange(TalkingStage):
 
     - "gather": every replica, what all have sent to it. A replica sends its update R − 1 times.
     - "lossless": each part of the tensors has an owner, to which all send theirs of it, and which sends all the mean. Of signs with
-      one scale the sum is a whole number, which travels at its entropy, about ½ log2(πe R / 2) bits an entry. The result has the
-      bits of "gather".
+      one scale the sum is a whole number, which travels at its entropy, given the sum of the round before, of which all replicas
+      keep a byte an entry: ½ log2(πe R / 2) bits where signs are independent. The result has the bits of "gather".
     - "recompressed": the owner sends the mean m of its part through ``mean_codec``, and keeps what that drops for the next round:
       u ← decode(encode(m + decay · e)), e ← m + decay · e − u, with the decay of an EF14 feedback, else 1. A replica sends two
       updates' worth at any R.
@@ -127,17 +127,19 @@ class Exchange(TalkingStage):
 
     @override
     def init(self, param: Tensor) -> State:
-        """The feedback's state, the codec's if it keeps one, and what an owner keeps, nothing at first."""
+        """The feedback's state, the codec's if it keeps one, and what an owner keeps, or all of sums, nothing at first."""
         kept = self.codec.init(tuple(param.shape))
-        owner: State = {OWNER: {}} if self.means in ("recompressed", "auto") and self._recompresses else {}
-        return self.feedback.init(param) | ({"codec": kept} if kept else {}) | owner
+        owned: State = {OWNER: {}} if self.means in ("recompressed", "auto") and self._recompresses else {}
+        if self.means in ("lossless", "auto") and self.codec.counts_signs:
+            owned = {SUMS: {}}
+        return self.feedback.init(param) | ({"codec": kept} if kept else {}) | owned
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:
-        """What the feedback says; the codec's state is the sender's, and what an owner keeps its own."""
+        """What the feedback says, and the sums; the codec's state is the sender's, and what an owner keeps its own."""
         if alike:
             return {key: value for key, value in state.items() if key != OWNER}
-        return {key: state[key] for key in self.feedback.shared if key in state}
+        return {key: state[key] for key in (*self.feedback.shared, SUMS) if key in state}
 
     def form(self, shapes: tuple[Shape, ...], replicas: int) -> str:
         """How the means are made: ``means``, decided by the number of replicas where it is "auto"."""

@@ -7,8 +7,8 @@ R − 1 times.
 
 import struct
 import zlib
-from collections.abc import Generator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,9 +25,10 @@ from muonwire.stages.base import Context, State, States
 from muonwire.stages.damage import blame
 from muonwire.stages.pieces import UNITS, Piece, assemble, cut
 from muonwire.stages.rounds import Reply, Request
-from muonwire.transport.base import Transport
 
 OWNER = "owner"
+# Of a tensor whose sums travel: the level of each entry's last one, the same on all replicas.
+SUMS, LEVELS = "sums", "levels"
 _SEED = struct.Struct("<QQQ")
 
 
@@ -67,7 +68,7 @@ class Owners:
                     [self.mean_codec.estimate_body_bytes(piece.shape) for piece in pieces]
                 )
             elif pieces:
-                back += parts.num_bytes([sums.estimate_bytes(sum(p.end - p.begin for p in pieces), replicas)])
+                back += parts.num_bytes([sums.estimate_bytes(p.end - p.begin, replicas) for p in pieces])
         return there, back
 
     def estimate_bytes(self, shapes: tuple[Shape, ...], replicas: int) -> float:
@@ -105,7 +106,7 @@ class Owners:
             bodies: by owner, of its pieces.
             shapes: of the tensors.
             scales: that the replicas share, one a tensor; none where the codec shares none.
-            states: of the tensors; what the owner keeps is under "owner".
+            states: of the tensors; what the owner keeps is under "owner", what all know of their sums under "sums".
             context: of the round.
 
         Raises:
@@ -119,26 +120,39 @@ class Owners:
         ]
         round_of_parts = yield Request(parts=sent)
         own = cuts[transport.rank]
+        known = [[_known(states[piece.tensor], piece) for piece in pieces] for pieces in cuts]
         try:
             if not own:
                 mean = b""
             elif self.mean_codec is None:
-                mean = self._count(round_of_parts.payloads, own, scales, context)
+                mean = self._count(round_of_parts.payloads, own, known[transport.rank], scales, context)
             else:
                 mean = self._encode_mean(self.mean_codec, round_of_parts.payloads, own, states, context)
         except PayloadError as error:
             # The others cannot see what this replica was sent; all must stop for the same reason.
             mean = parts.refuse(str(error))
         round_of_means = yield Request(payload=mean, observers=True)
-        key = ("owners", str(self), shapes, tuple(round_of_means.payloads))
-        return transport.once(
-            key, lambda: self._decode(round_of_means.payloads, cuts, shapes, scales, transport)
+        received = round_of_means.payloads
+        texts = [self._mean_text(of_owner) for of_owner in known]
+        shared = () if scales is None else tuple(scales.tolist())
+        key = ("owners", str(self), shapes, shared, *texts, *received)
+        if self.mean_codec is not None:
+            return transport.once(key, lambda: self._decode_means(received, cuts, shapes))
+        means, levels = transport.once(
+            key, lambda: self._decode_sums(received, cuts, known, shapes, scales, transport.world_size)
         )
+        for state, of_tensor in zip(states, levels, strict=True):
+            state[SUMS] = {LEVELS: of_tensor}
+        return means
 
-    @property
-    def _mean_text(self) -> str:
-        """What the checksum of a mean stands for."""
-        return f"mean by {self.mean_codec}" if self.mean_codec else f"sums of {self.codec}"
+    def _mean_text(self, known: Sequence[sums.Known]) -> str:
+        """What the checksum of a mean stands for: sums can be read by those alone who know the same of them."""
+        if self.mean_codec is not None:
+            return f"mean by {self.mean_codec}"
+        check = 0
+        for piece in known:
+            check = check if piece.levels is None else zlib.crc32(piece.levels.tobytes(), check)
+        return f"sums of {self.codec} after {check:08x}"
 
     def _unpacked(self, received: Sequence[bytes], pieces: Sequence[Piece]) -> list[list[bytes]]:
         """The bodies that each replica sent of the pieces."""
@@ -151,7 +165,12 @@ class Owners:
         return found
 
     def _count(
-        self, received: Sequence[bytes], pieces: Sequence[Piece], scales: Tensor | None, context: Context
+        self,
+        received: Sequence[bytes],
+        pieces: Sequence[Piece],
+        known: Sequence[sums.Known],
+        scales: Tensor | None,
+        context: Context,
     ) -> bytes:
         """The message that holds the sum of the signs of each entry of the pieces."""
         agreed = _shared(scales, pieces)
@@ -162,8 +181,8 @@ class Owners:
                     total += sums.positive(body, len(total), scale=scale)
                 except PayloadError as error:
                     raise PayloadError(f"from replica {rank}: {_named(piece, context)}: {error}") from error
-        body = sums.pack(np.concatenate(counts), len(received))
-        return parts.pack(self._mean_text, [piece.shape for piece in pieces], [body])
+        sent = [sums.pack(total, len(received), of) for total, of in zip(counts, known, strict=True)]
+        return parts.pack(self._mean_text(known), [piece.shape for piece in pieces], sent)
 
     def _encode_mean(
         self,
@@ -199,65 +218,84 @@ class Owners:
             sent.append(encoded.body)
         for i, state in enumerate(states):
             state[OWNER] = kept[i]
-        return parts.pack(self._mean_text, [piece.shape for piece in pieces], sent)
+        return parts.pack(self._mean_text(()), [piece.shape for piece in pieces], sent)
 
-    def _decode(
+    def _mean_bodies(
         self,
         received: Sequence[bytes],
         cuts: Sequence[Sequence[Piece]],
-        shapes: tuple[Shape, ...],
-        scales: Tensor | None,
-        transport: Transport,
+        known: Sequence[Sequence[sums.Known]],
+    ) -> Iterator[tuple[int, list[bytes]]]:
+        """Of each owner its number, and the bodies of its pieces;"""
+        for owner, (message, pieces, of_owner) in enumerate(zip(received, cuts, known, strict=True)):
+            with _from(owner):
+                text = self._mean_text(of_owner)
+                bodies = parts.unpack(message, codec_text=text, shapes=[piece.shape for piece in pieces])
+            yield owner, bodies
+
+    def _decode_means(
+        self, received: Sequence[bytes], cuts: Sequence[Sequence[Piece]], shapes: tuple[Shape, ...]
     ) -> list[Tensor]:
         """The means of all tensors, out of the owners' messages."""
+        assert self.mean_codec is not None
         found: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
-        replicas = 0
-        for owner, (message, pieces) in enumerate(zip(received, cuts, strict=True)):
-            try:
-                if self.mean_codec is not None:
-                    bodies = parts.unpack(
-                        message, codec_text=self._mean_text, shapes=[piece.shape for piece in pieces]
-                    )
-                    for piece, body in zip(pieces, bodies, strict=True):
-                        found[piece.tensor].append((piece, self.mean_codec.decode_body(body, piece.shape)))
-                else:
-                    replicas = self._decode_sums(message, pieces, scales, found, transport, replicas)
-            except PayloadError as error:
-                raise PayloadError(f"from replica {owner}, the owner of part {owner}: {error}") from error
+        for owner, bodies in self._mean_bodies(received, cuts, [()] * len(cuts)):
+            with _from(owner):
+                for piece, body in zip(cuts[owner], bodies, strict=True):
+                    found[piece.tensor].append((piece, self.mean_codec.decode_body(body, piece.shape)))
         dtypes = {values.dtype for of_tensor in found for _, values in of_tensor}
         dtype = dtypes.pop() if dtypes else torch.float32
         return [assemble(pieces, shape, dtype=dtype) for pieces, shape in zip(found, shapes, strict=True)]
 
     def _decode_sums(
         self,
-        message: bytes,
-        pieces: Sequence[Piece],
+        received: Sequence[bytes],
+        cuts: Sequence[Sequence[Piece]],
+        known: Sequence[Sequence[sums.Known]],
+        shapes: tuple[Shape, ...],
         scales: Tensor | None,
-        found: list[list[tuple[Piece, Tensor]]],
-        transport: Transport,
-        replicas: int,
-    ) -> int:
-        """Decode one owner's sums into ``found``; returns how many replicas they are of, ``replicas`` if not 0."""
-        bodies = parts.unpack(
-            message,
-            codec_text=self._mean_text,
-            shapes=[piece.shape for piece in pieces],
-            bodies=min(1, len(pieces)),
+        largest: int,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The means of all tensors, and the levels of their sums, out of the owners' messages; of at most ``largest`` signs."""
+        means: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
+        levels: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
+        replicas = 0
+        for owner, bodies in self._mean_bodies(received, cuts, known):
+            pieces = cuts[owner]
+            with _from(owner):
+                agreed = _shared(scales, pieces)
+                for piece, body, (_, scale), of in zip(pieces, bodies, agreed, known[owner], strict=True):
+                    counts, senders = sums.unpack(body, of.count, largest=largest, known=of)
+                    if replicas not in (0, senders):
+                        raise PayloadError(
+                            f"payload: sums of {senders} signs; those of other pieces are of {replicas}"
+                        )
+                    replicas = senders
+                    means[piece.tensor].append((piece, sums.mean(counts, senders, scale=scale)))
+                    level = torch.from_numpy(sums.levels_of(counts, senders))
+                    levels[piece.tensor].append((piece, level))
+        return (
+            [assemble(of, shape, dtype=torch.float32) for of, shape in zip(means, shapes, strict=True)],
+            [assemble(of, shape, dtype=torch.uint8) for of, shape in zip(levels, shapes, strict=True)],
         )
-        if not bodies:
-            return replicas
-        total = sum(piece.end - piece.begin for piece in pieces)
-        counts, senders = sums.unpack(bodies[0], total, largest=transport.world_size)
-        if replicas not in (0, senders):
-            raise PayloadError(f"payload: sums of {senders} signs; those of other owners are of {replicas}")
-        position = 0
-        for piece, (_, scale) in zip(pieces, _shared(scales, pieces), strict=True):
-            size = piece.end - piece.begin
-            found[piece.tensor].append(
-                (piece, sums.mean(counts[position : position + size], senders, scale=scale))
-            )
-            position += size
-        return senders
+
+
+@contextmanager
+def _from(owner: int) -> Iterator[None]:
+    """Errors within name the owner whose message is read."""
+    try:
+        yield
+    except PayloadError as error:
+        raise PayloadError(f"from replica {owner}, the owner of part {owner}: {error}") from error
+
+
+def _known(state: State, piece: Piece) -> sums.Known:
+    """What all replicas know of the piece's next sums."""
+    levels: Tensor | None = state.get(SUMS, {}).get(LEVELS)
+    count = piece.end - piece.begin
+    if levels is None:
+        return sums.Known(count=count)
+    return sums.Known(count=count, levels=levels.reshape(-1)[piece.begin : piece.end].cpu().numpy())
 
 
 def _shared(scales: Tensor | None, pieces: Sequence[Piece]) -> list[tuple[bytes, float]]:
