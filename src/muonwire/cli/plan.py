@@ -125,7 +125,8 @@ def _plan(options: PlanCommand, candidates: Sequence[Candidate], transport: Tran
         )
     task = None if options.parameters else options.settings.make()
     model = read_model(options.parameters) if task is None else of_task(task)
-    what = [exchanged(c.at(1.0, steps=setting.steps), model.module) for c in candidates]
+    forms = [form for candidate in candidates for form in candidate.forms(model.module)]
+    what = [exchanged(form.at(1.0, steps=setting.steps), model.module) for form in forms]
     if options.measure:
         assert task is not None
         if transport is None:

@@ -40,15 +40,7 @@ class Planned:
 def as_json(planned: Planned) -> str:
     """The whole plan as JSON."""
     machine = planned.machine
-    lines = [
-        {
-            **asdict(line),
-            "wait_s": line.wait_s,
-            "total_up_bytes": line.total_up_bytes,
-            "total_down_bytes": line.total_down_bytes,
-        }
-        for line in planned.lines
-    ]
+    lines = [{**asdict(line), "wait_s": line.wait_s} for line in planned.lines]
     record: dict[str, Any] = {
         "setting": asdict(planned.setting),
         "model": {

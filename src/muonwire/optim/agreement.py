@@ -56,6 +56,11 @@ class Handshake:
     edits: bytes
     buffers: Sequence[bytes]
 
+    @staticmethod
+    def estimate_bytes(num_buffers: int) -> int:
+        """Bytes of the message."""
+        return _OWN.size + num_buffers * DIGEST_BYTES
+
     def exchange(self, transport: Transport) -> list[int]:
         """Compare with the other replicas, and return which buffers differ.
 
