@@ -12,7 +12,7 @@ from muonwire.plan import Cost, Line, Machine, PlannedModel, Rates, Setting
 from muonwire.plan.evidence import family_of
 
 NOT_FITTING, EXTRAPOLATED = "*", "†"
-RECIPE_WIDTH = 21
+RECIPE_WIDTH = 22
 COLUMN_GAP = "  "
 HEADINGS = [
     ["", "recipe"],
@@ -93,7 +93,7 @@ def table_lines(planned: Planned) -> list[str]:
 
 def _cells(line: Line) -> list[str]:
     return [
-        "\n".join(wrap_recipe(line.recipe, RECIPE_WIDTH)),
+        "\n".join(_recipe_lines(line.recipe)),
         digits_text(line.spacing),
         f"{_each_way(line.up_bytes, line.down_bytes)}\n{_each_way(line.total_up_bytes, line.total_down_bytes)}",
         seconds_text(line.wait_s),
@@ -102,6 +102,20 @@ def _cells(line: Line) -> list[str]:
         seconds_text(line.total_s),
         "" if line.money is None else f"{line.money:,.2f}",
     ]
+
+
+def _recipe_lines(recipe: str) -> list[str]:
+    """A line for each option or two, of which long ones are broken once more.
+
+    >>> _recipe_lines("one_bit_muon(interval=20, vector_codec='sign(scale=shared)')")
+    ['one_bit_muon(', ' interval=20,', ' vector_codec=', " 'sign(scale=shared)')"]
+    """
+    lines = []
+    for line in wrap_recipe(recipe, RECIPE_WIDTH):
+        text = line if not lines else f" {line.lstrip()}"
+        name, equals, value = text.partition("=")
+        lines += [text] if len(text) <= RECIPE_WIDTH else [f"{name}{equals}", f" {value}"]
+    return lines
 
 
 def _each_way(up_bytes: float, down_bytes: float) -> str:
@@ -120,6 +134,11 @@ def cost_text(cost: Cost) -> str:
     return f"{100 * cost.expected:+.1f} %{mark}\n{100 * cost.low:.1f} to {100 * cost.high:.1f}"
 
 
+def _called(recipe: str) -> str:
+    """What a note calls a line's recipe."""
+    return family_of(recipe) + (", in fragments" if "fragments=" in recipe else "")
+
+
 def notes(planned: Planned) -> list[str]:
     """What the marks mean, where losses come from, and how to begin."""
     texts = []
@@ -128,7 +147,7 @@ def notes(planned: Planned) -> list[str]:
     families: dict[tuple[str, ...], list[str]] = {}
     for line in planned.lines:
         if line.cost is not None:
-            families.setdefault(line.cost.sources, []).append(family_of(line.recipe))
+            families.setdefault(line.cost.sources, []).append(_called(line.recipe))
     texts.append("loss after as many steps, over dense Muon's; docs/plan.md has the formula. It comes from:")
     texts += [
         f"  {', '.join(dict.fromkeys(names))}: {'; '.join(sources)}" for sources, names in families.items()
@@ -136,7 +155,7 @@ def notes(planned: Planned) -> list[str]:
     beyond: dict[str, list[str]] = {}
     for line in planned.lines:
         for reason in () if line.cost is None else line.cost.extrapolated:
-            beyond.setdefault(reason, []).append(family_of(line.recipe))
+            beyond.setdefault(reason, []).append(_called(line.recipe))
     if beyond:
         texts.append(f"{EXTRAPOLATED} outside of what was measured:")
         texts += [f"  {reason}: {', '.join(dict.fromkeys(names))}" for reason, names in beyond.items()]

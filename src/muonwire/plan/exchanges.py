@@ -21,6 +21,8 @@ from muonwire.transport.header import HEADER
 
 # Before each of several payloads in one message stands its length.
 JOINED_BYTES = 4
+# Payloads of a gather that differ by no more than this part of the longest fit into frames of one length (``transport.frames``).
+ALIKE = 64
 # Of the step in which a fragment is merged on arrival.
 PROPOSAL_BYTES = 8
 
@@ -73,13 +75,17 @@ def _added(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
 
 
 def _gathered(num_bytes: Sequence[float]) -> Traffic:
-    """Replica r's payload of Pᵣ bytes to every peer: (R − 1)(Pᵣ + header) leave it, and all others' come to it."""
+    """Replica r's payload of Pᵣ bytes to every peer: (R − 1)(Pᵣ + header) leave it, and all others' come to it.
+
+    A frame holds the shortest payload where they differ, and the rest follows in a message of its own.
+    """
     peers, framed = len(num_bytes) - 1, [n + HEADER.size for n in num_bytes]
     total = sum(framed)
+    alike = max(num_bytes) - min(num_bytes) <= max(num_bytes) / ALIKE
     return Traffic(
         egress_bytes=tuple(peers * n for n in framed),
         received_bytes=tuple(total - n for n in framed),
-        num_messages=1,
+        num_messages=1 if alike else 2,
     )
 
 
@@ -118,13 +124,13 @@ class Asked:
         num_bytes: by rank: of each replica's payload ("gather"), of what every replica sends to this one ("parts"), or of the
             tensors to average, the same on all ("mean"); without headers.
         apart: requests that differ in it travel in messages of their own. Default: all of an operation travel together.
-        more_messages: than the operation takes with steady lengths. Default: none.
+        least_messages: that it takes, where the bytes do not tell. Default: 1.
     """
 
     operation: str
     num_bytes: tuple[float, ...]
     apart: str = ""
-    more_messages: int = 0
+    least_messages: int = 1
 
     def own_bytes(self, rank: int) -> float:
         """What replica ``rank`` sends of its own, each payload once however many get it."""
@@ -180,10 +186,10 @@ def _exchange_rounds(stage: Exchange, params: Sequence[Tensor], replicas: int) -
         return
     there, back = zip(*owners.part_bytes(shapes, replicas), strict=True)
     yield [Asked(operation="parts", num_bytes=tuple(map(float, there)))]
-    # Sums of signs have other lengths on each owner, and a frame holds the shortest: the rest follows in a message of its own.
-    more = 1 if owners.mean_codec is None else 0
+    # Sums of real signs have other lengths on each owner, which the formula does not show.
+    least = 2 if owners.mean_codec is None else 1
     yield [
-        Asked(operation="gather", num_bytes=tuple(map(float, back)), apart="of owners", more_messages=more)
+        Asked(operation="gather", num_bytes=tuple(map(float, back)), apart="of owners", least_messages=least)
     ]
 
 
@@ -290,8 +296,8 @@ def _together(asked: Sequence[Asked], replicas: int) -> Traffic:
         alike = [a for a in asked if (a.operation, a.apart) == key]
         joined = JOINED_BYTES * len(alike) if len(alike) > 1 and key[0] != "mean" else 0
         sums = [sum(of_rank) + joined for of_rank in zip(*(a.num_bytes for a in alike), strict=True)]
-        traffic, more = OPERATIONS[key[0]](sums), max(a.more_messages for a in alike)
-        total += replace(traffic, num_messages=traffic.num_messages + more)
+        traffic, least = OPERATIONS[key[0]](sums), max(a.least_messages for a in alike)
+        total += replace(traffic, num_messages=max(traffic.num_messages, least))
     return total
 
 

@@ -16,8 +16,8 @@ from muonwire.stages import Mean
 from muonwire.transport.base import SingleReplica, Transport, check_count
 from muonwire.transport.meter import Meter
 
-# The samples: one square matrix, no larger than the model's largest, and several small ones. Where parts have owners, each has one of
-# the larger matrices, of about the middle side, and as many of the small ones as every other.
+# The samples: one square matrix, no larger than the model's largest, and several small ones. Where parts have owners, each has one
+# of the larger matrices, of about the middle side, and as many of the small ones as every other.
 LARGEST_SIDE, MIDDLE_SIDE, SMALL_SIDE, NUM_SMALL = 1024, 256, 16, 16
 TIMED = 5
 NEVER = 10**9
