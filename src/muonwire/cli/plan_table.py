@@ -107,8 +107,8 @@ def _cells(line: Line) -> list[str]:
 def _recipe_lines(recipe: str) -> list[str]:
     """A line for each option or two, of which long ones are broken once more.
 
-    >>> _recipe_lines("one_bit_muon(interval=20, vector_codec='sign(scale=shared)')")
-    ['one_bit_muon(', ' interval=20,', ' vector_codec=', " 'sign(scale=shared)')"]
+    >>> _recipe_lines("one_bit_muon(means='lossless', vector_codec='sign(scale=shared)')")
+    ['one_bit_muon(', " means='lossless',", ' vector_codec=', " 'sign(scale=shared)')"]
     """
     lines = []
     for line in wrap_recipe(recipe, RECIPE_WIDTH):
