@@ -224,9 +224,10 @@ def test_who_averages_is_chosen_for_recipes_of_signs_that_do_not_say_it(recipe, 
 
 
 def test_an_interval_of_auto_is_the_one_that_plan_chooses():
-    (auto,) = planned([Candidate(recipe="muloco(interval='auto')")])
     (chosen,) = planned([Candidate(recipe="muloco")])
-    assert auto.recipe == chosen.recipe
+    for options in ("interval='auto'", "interval='auto', share=0.1, intervals=(2, 9)"):
+        (auto,) = planned([Candidate(recipe=f"muloco({options})")])
+        assert auto.recipe == chosen.recipe
     with pytest.raises(UsageError, match="interval is 'auto', and muon has none"):
         planned([Candidate(recipe="muon(interval='auto')")])
 

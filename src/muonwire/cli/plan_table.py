@@ -110,7 +110,7 @@ def _recipe_lines(recipe: str) -> list[str]:
     >>> _recipe_lines("one_bit_muon(means='lossless', vector_codec='sign(scale=shared)')")
     ['one_bit_muon(', " means='lossless',", ' vector_codec=', " 'sign(scale=shared)')"]
     """
-    lines = []
+    lines: list[str] = []
     for line in wrap_recipe(recipe, RECIPE_WIDTH):
         text = line if not lines else f" {line.lstrip()}"
         name, equals, value = text.partition("=")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from muonwire.optim.settings import LocalSteps
 from muonwire.plan.curve import Curve, between
 from muonwire.plan.evidence import CODECS, MEANS, SHARED_SCALE, STREAMING, Beside, local_of, plain_of
+from muonwire.plan.exchanges import interval_of
 from muonwire.recipes import parse_recipe
 
 
@@ -161,7 +162,7 @@ def _apart(run: Run, row: Beside, *, what: str) -> tuple[str, ...]:
     own, theirs = local_of(run.recipe), local_of(row.recipe)
     pairs = [
         ("", run.name, parse_recipe(row.recipe)[0]),
-        ("H = ", "" if own is None else own.interval, "" if theirs is None else theirs.interval),
+        ("H = ", own and interval_of(own), theirs and interval_of(theirs)),
         ("replicas: ", run.replicas, row.replicas),
         ("steps: ", f"{run.steps:,}", f"{row.steps:,}"),
         ("parameters: ", f"{run.num_parameters:,}", f"{row.num_parameters:,}"),

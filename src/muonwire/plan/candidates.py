@@ -10,16 +10,16 @@ from torch import nn
 
 from muonwire.errors import UsageError
 from muonwire.plan.evidence import CODECS, GROWING, OWN_SCALE, SHARED_SCALE, local_of, rows
-from muonwire.plan.exchanges import exchanged
+from muonwire.plan.exchanges import exchanged, interval_of
 from muonwire.recipes import find, format_recipe, parse_recipe
 from muonwire.stages import Exchange
 
 # From this H on outer_momentum=0.5 is better (docs/one_bit_muon.md#which-h).
 FAR_APART = 25
-# What streaming was measured with: the number of fragments that a plan offers, the delays, and H, below which it chooses none.
-FRAGMENTS, DELAYS, STREAMED_INTERVAL = 4, (1, 2, 3, 4, 5), 11
-# What `muonwire train` chooses while a run goes on; a plan chooses it before.
-AUTO = "auto"
+# What streaming was measured with: the number of fragments that a plan offers, the delays and mixings, and the least H.
+FRAGMENTS, DELAYS, MIXES, STREAMED_INTERVAL = 4, (1, 2, 3, 4, 5), (0.5, 1.0), 11
+# What follows the link while a run goes on, and the options that belong to it; a plan chooses H before.
+AUTO, OF_AUTO = "auto", ("interval", "share", "intervals")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Candidate:
                     f"plan: {self.recipe}: interval is {AUTO!r}, and {self.name} has none, since it synchronizes in each step; "
                     "leave it out"
                 )
-            del options["interval"]
+            options = _without(options, OF_AUTO)
         return options
 
     @property
@@ -122,14 +122,15 @@ class Candidate:
         return replace(self, recipe=format_recipe(self.name, self.options | given))
 
     def streamed(self) -> list["Candidate"]:
-        """In fragments, with each of the delays that were measured."""
+        """In fragments, with each delay and mixing that was measured."""
         return [
             replace(
-                self.with_options(fragments=FRAGMENTS, delay=delay),
+                self.with_options(fragments=FRAGMENTS, delay=delay, mix=mix),
                 streaming=False,
                 least=STREAMED_INTERVAL,
             )
             for delay in DELAYS
+            for mix in MIXES
         ]
 
 
@@ -178,4 +179,4 @@ def _growth() -> float:
     row = next(row for row in rows() if row.family.endswith(GROWING))
     local = local_of(row.recipe)
     assert local is not None
-    return local.growth * row.steps / local.interval
+    return local.growth * row.steps / interval_of(local)

@@ -301,6 +301,11 @@ def _together(asked: Sequence[Asked], replicas: int) -> Traffic:
     return total
 
 
+def interval_of(local: LocalSteps) -> int:
+    """H, at the beginning of the run where it grows."""
+    return local.interval
+
+
 def sends(local: LocalSteps, steps: int, *, fragment: int = 0) -> tuple[int, int]:
     """How often a fragment is sent in the first ``steps``, and the step of the last time, 0 if there is none.
 
@@ -309,12 +314,12 @@ def sends(local: LocalSteps, steps: int, *, fragment: int = 0) -> tuple[int, int
     """
     at = first_counts(local)["sent"][fragment]
     if not local.growth:
-        count = max((steps - at) // local.interval, 0)
-        return count, at + count * local.interval if count else 0
+        count = max((steps - at) // interval_of(local), 0)
+        return count, at + count * interval_of(local) if count else 0
     count, last = 0, 0
     while local.growth < 1:
         # The first step t after the last time with t − at ≥ interval + growth · t.
-        at = math.ceil((at + local.interval) / (1 - local.growth))
+        at = math.ceil((at + interval_of(local)) / (1 - local.growth))
         if at > steps:
             break
         count, last = count + 1, at

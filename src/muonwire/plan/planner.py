@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muonwire.errors import UsageError
 from muonwire.plan.candidates import FRAGMENTS, Candidate, same_bytes, without_fragments
 from muonwire.plan.commands import Command
-from muonwire.plan.exchanges import Exchanged, Traffic, exchanged
+from muonwire.plan.exchanges import Exchanged, Traffic, exchanged, interval_of
 from muonwire.plan.loss import Cost, expected_cost
 from muonwire.plan.machine import Machine
 from muonwire.plan.model import PlannedModel
@@ -167,13 +167,14 @@ class Planner:
             yield self._line(self._exchanged(recipe))
 
     def _streamed(self, candidate: Candidate) -> Iterator[Line]:
-        """With the delay of the lowest expected loss, where it saves time."""
+        """With the delay and the mixing of the lowest expected loss, where it saves time."""
         if len(self.model.trained) < FRAGMENTS:
             return
+        cut = replace(candidate.with_options(fragments=FRAGMENTS), streaming=False)
         found = [
             self._line(self._exchanged(recipe))
-            for one in candidate.streamed()
-            for recipe in self._recipes(self._cheapest(one))
+            for one in self._cheapest(cut).streamed()
+            for recipe in self._recipes(one)
         ]
         best = min(found, key=lambda line: line.rank)
         at_once = self._line(self._exchanged(without_fragments(best.recipe)))
@@ -239,7 +240,7 @@ class Planner:
     def _spacing(self, what: Exchanged) -> float:
         """Steps between two synchronizations; on average where they grow."""
         if what.local is not None and not what.local.growth:
-            return what.local.interval
+            return interval_of(what.local)
         return self.setting.steps / what.synchronizations(self.setting.steps)
 
     def _times(self, what: Exchanged, spacing: float | None = None) -> Times:
@@ -270,7 +271,7 @@ class Planner:
         )
         delay = 0 if local is None or at_once else local.delay
         if local is not None and local.merge == "arrival" and not at_once:
-            delay = local.interval - 1
+            delay = interval_of(local) - 1
         return Times(
             link_s=link_s,
             hidden_s=min(link_s, delay * self.machine.step_s(what), apart_s),
