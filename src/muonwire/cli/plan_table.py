@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-from muonwire.cli.compare import wrap_recipe
 from muonwire.pages.units import bytes_text, digits_text, percent_text, seconds_text
 from muonwire.plan import Cost, Line, Machine, PlannedModel, Rates, Setting
 from muonwire.plan.evidence import family_of
+from muonwire.recipes import parse_recipe
 
 NOT_FITTING, EXTRAPOLATED = "*", "†"
 RECIPE_WIDTH = 22
@@ -105,16 +105,19 @@ def _cells(line: Line) -> list[str]:
 
 
 def _recipe_lines(recipe: str) -> list[str]:
-    """A line for each option or two, of which long ones are broken once more.
+    """A line for each option, of which long ones are broken before their value.
 
     >>> _recipe_lines("one_bit_muon(means='lossless', vector_codec='sign(scale=shared)')")
     ['one_bit_muon(', " means='lossless',", ' vector_codec=', " 'sign(scale=shared)')"]
     """
-    lines: list[str] = []
-    for line in wrap_recipe(recipe, RECIPE_WIDTH):
-        text = line if not lines else f" {line.lstrip()}"
-        name, equals, value = text.partition("=")
-        lines += [text] if len(text) <= RECIPE_WIDTH else [f"{name}{equals}", f" {value}"]
+    if len(recipe) <= RECIPE_WIDTH:
+        return [recipe]
+    name, options = parse_recipe(recipe)
+    lines = [f"{name}("]
+    for i, (key, value) in enumerate(options.items()):
+        end = "," if i + 1 < len(options) else ")"
+        line = f" {key}={value!r}{end}"
+        lines += [line] if len(line) <= RECIPE_WIDTH else [f" {key}=", f" {value!r}{end}"]
     return lines
 
 
