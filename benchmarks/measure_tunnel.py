@@ -53,12 +53,12 @@ def work(num_bytes: int, rounds: int, secret: bool) -> None:
 
 def measure(machines: list[Any], way: str, num_bytes: int, rounds: int) -> dict[str, float]:
     """One exchange between two hosts."""
+    from muonwire.compare.hosts import replica_environment
+
     before = tunnel_s(machines)
     replicas = []
     for rank, machine in enumerate(machines):
-        env = {k: v for k, v in os.environ.items() if k != "GLOO_SOCKET_IFNAME"}
-        env |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": machines[0].address}
-        env |= {"MASTER_PORT": str(PORT), "OMP_NUM_THREADS": "1"}
+        env = replica_environment(machines, rank, port=PORT)
         words = [sys.executable, __file__, "--worker", num_bytes, rounds, int("secret" in way)]
         replicas.append(machine.start(words, env=env, stdout=subprocess.PIPE))
     said = [replica.communicate()[0] for replica in replicas]

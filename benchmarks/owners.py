@@ -186,7 +186,7 @@ def replica(form: str, size: str, synchronizations: int) -> None:
 
 def counted(form: str, replicas: int, *, size: str, synchronizations: int) -> list[dict[str, Any]]:
     """What each replica's kernel and meter counted."""
-    from muonwire.compare.hosts import hosts, namespaces_allowed
+    from muonwire.compare.hosts import hosts, namespaces_allowed, replica_environment
 
     if not namespaces_allowed():
         raise UsageError("owners: counters needs network namespaces: run it as root, with iproute2")
@@ -203,9 +203,7 @@ def counted(form: str, replicas: int, *, size: str, synchronizations: int) -> li
             )
         processes = []
         for rank, machine in enumerate(machines):
-            env = {k: v for k, v in os.environ.items() if k != "GLOO_SOCKET_IFNAME"}
-            env |= {"RANK": str(rank), "WORLD_SIZE": str(replicas), "MASTER_ADDR": machines[0].address}
-            env |= {"MASTER_PORT": str(PORT), "OMP_NUM_THREADS": "1"}
+            env = replica_environment(machines, rank, port=PORT)
             words = [sys.executable, __file__, "replica", form, size, str(synchronizations)]
             processes.append(machine.start(words, env=env, stdout=subprocess.PIPE))
         texts = [process.communicate(timeout=600)[0] for process in processes]

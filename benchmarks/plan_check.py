@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from muonwire.compare.hosts import Host, hosts, namespaces_allowed
+from muonwire.compare.hosts import Host, hosts, namespaces_allowed, replica_environment
 from muonwire.train.metrics import read_metrics
 from muonwire.transport.link import Link
 
@@ -33,6 +33,7 @@ PORT = 29400
 REFERENCE = "muon"
 # Rates around those of the evidence, for recipes with Muon and with Adam inside.
 GRIDS = {"muon": ("0.007", "0.014", "0.028"), "adam": ("0.00175", "0.0035", "0.007")}
+SHARED = "sign(scale=shared)"
 LONGEST_S = 3600.0
 # What a prediction of time may be off by, as a share of what was measured.
 TIME_WITHIN = 0.2
@@ -76,8 +77,8 @@ SETTINGS = (
         steps=600,
     ),
     Setting(
-        name="one_bit_eight",
-        recipe="one_bit_muon(interval=20)",
+        name="lossless_eight",
+        recipe=f"one_bit_muon(interval=20, means='lossless', codec='{SHARED}', vector_codec='{SHARED}')",
         link="1mbit:10mbit/40ms",
         replicas=8,
         model_size="pico",
@@ -92,8 +93,8 @@ SETTINGS = (
         steps=800,
     ),
     Setting(
-        name="local_muon",
-        recipe="local_muon",
+        name="streaming_pico",
+        recipe="one_bit_muon(fragments=4, delay=1)",
         link="2mbit/5ms",
         replicas=4,
         model_size="pico",
@@ -130,6 +131,15 @@ SMALL = (
         batch=4,
     ),
     Setting(
+        name="small_streaming",
+        recipe="one_bit_muon(interval=8, fragments=2, delay=1, means='recompressed')",
+        link="1mbit/10ms",
+        replicas=2,
+        model_size="pico",
+        steps=60,
+        batch=4,
+    ),
+    Setting(
         name="small_muon", recipe="muon", link="40mbit/2ms", replicas=2, model_size="pico", steps=12, batch=4
     ),
 )
@@ -141,9 +151,6 @@ def task_words(setting: Setting) -> list[str]:
 
 def on_all(machines: Sequence[Host], words: Sequence[str], folder: Path) -> tuple[str, float]:
     """Run a command of muonwire on every host, one replica each; what the first one prints, and the seconds."""
-    base = {k: v for k, v in os.environ.items() if k != "GLOO_SOCKET_IFNAME"}
-    base |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
-    base |= {"MASTER_ADDR": machines[0].address, "MASTER_PORT": str(PORT), "WORLD_SIZE": str(len(machines))}
     started, files = [], []
     begun_s = time.monotonic()
     for rank, host in enumerate(machines):
@@ -151,7 +158,7 @@ def on_all(machines: Sequence[Host], words: Sequence[str], folder: Path) -> tupl
         place.mkdir(parents=True, exist_ok=True)
         out, err = (place / "out.txt").open("w+"), (place / "err.txt").open("w+")
         files += [out, err]
-        env = base | {"RANK": str(rank), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        env = replica_environment(machines, rank, port=PORT) | {"PYTHONPATH": str(SOURCE)}
         command = [sys.executable, "-m", "muonwire", *words]
         started.append(host.start(command, env=env, stdout=out, stderr=err, cwd=place))
     try:
@@ -282,7 +289,7 @@ def said_of(record: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--small", action="store_true", help="two settings of seconds, to try the harness")
+    parser.add_argument("--small", action="store_true", help="three settings of seconds, to try the harness")
     parser.add_argument("--only", nargs="*", default=None, help="names of settings")
     parser.add_argument(
         "--times-only", action="store_true", help="leave losses to a later call, which needs no quiet cores"

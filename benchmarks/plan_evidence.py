@@ -2,7 +2,8 @@
 
     python benchmarks/plan_evidence.py
 
-A row is one recipe in one comparison, at its best rate. Its cost is its mean loss over dense Muon's of the same work, less one.
+A row is one recipe in one comparison, at its best rate. Its cost is its mean loss over dense Muon's of the same work, less one. The
+rows "beside" are of options that were run beside the same recipe without them: fragments and delay, and means by owners.
 """
 
 import argparse
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from muonwire.plan.evidence import plain_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "src" / "muonwire" / "plan" / "evidence.json"
@@ -28,6 +31,9 @@ SOURCES: dict[str, tuple[str, str | None]] = {
     "evidence/robustness/python.json": ("the sources of Python's standard library", None),
 }
 SAME_WORK = ("replicas", "steps", "num_parameters")
+# Of runs beside the same recipe without some options: all that are there of them.
+STREAMING = ROOT / "evidence" / "streaming"
+OWNERS = ROOT / "evidence" / "owners" / "loss.json"
 
 
 def losses(entries: Sequence[dict[str, Any]]) -> list[float]:
@@ -70,13 +76,74 @@ def collect() -> list[dict[str, Any]]:
     return [row for file, (task, reference) in SOURCES.items() for row in rows_of(file, task, reference)]
 
 
+def place(path: Path, index: int) -> str:
+    """Where a run stands, as rows name it."""
+    return f"{path.relative_to(ROOT)}[{index}]"
+
+
+def beside_rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each recipe with options whose runs have the seeds of runs without them.
+
+    Args:
+        runs: with "recipe", "seed", "final_eval_loss", "source" and those of SAME_WORK; one a recipe and seed.
+    """
+    losses_of: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        if run["final_eval_loss"] is not None:
+            losses_of.setdefault(run["recipe"], {})[run["seed"]] = run
+    rows = []
+    for recipe, by_seed in losses_of.items():
+        plain = plain_of(recipe)
+        base = losses_of.get(plain, {})
+        pairs = [(base[seed], run) for seed, run in sorted(by_seed.items()) if seed in base]
+        if recipe == plain or not pairs:
+            continue
+        if any(one[key] != other[key] for one, other in pairs for key in SAME_WORK):
+            raise SystemExit(f"{recipe} and {plain} did not do the same work")
+        costs = [run["final_eval_loss"] / one["final_eval_loss"] - 1 for one, run in pairs]
+        rows.append(
+            {
+                "recipe": recipe,
+                "plain": plain,
+                "sources": [run["source"] for _, run in pairs],
+                **{key: pairs[0][1][key] for key in SAME_WORK},
+                "seeds": len(pairs),
+                "cost": fmean(costs),
+                "spread": (max(costs) - min(costs)) / 2 if len(pairs) > 1 else None,
+            }
+        )
+    return rows
+
+
+def streaming_runs(folder: Path) -> list[dict[str, Any]]:
+    """The runs of the text task in the files that benchmarks/streaming.py has written."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict) or record.get("settings", {}).get("task") != "text":
+            continue
+        work = {key: record["settings"][key] for key in SAME_WORK if key in record["settings"]}
+        found += [{**run, **work, "source": place(path, i)} for i, run in enumerate(record.get("runs", []))]
+    return found
+
+
+def collect_beside() -> list[dict[str, Any]]:
+    """All rows of options beside the same recipe without them."""
+    owners = json.loads(OWNERS.read_text()) if OWNERS.exists() else []
+    runs = [{**run, "source": place(OWNERS, i)} for i, run in enumerate(owners)]
+    return beside_rows(streaming_runs(STREAMING)) + beside_rows(runs)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
     out: Path = parser.parse_args().out
     made = "benchmarks/plan_evidence.py, from the files that the rows name"
-    rows = ",\n".join(f"  {json.dumps(row)}" for row in collect())
-    out.write_text(f'{{"made_by": {json.dumps(made)}, "reference": "{REFERENCE}", "rows": [\n{rows}\n]}}\n')
+    rows, beside = (
+        ",\n".join(f"  {json.dumps(row)}" for row in found) for found in (collect(), collect_beside())
+    )
+    head = f'{{"made_by": {json.dumps(made)}, "reference": "{REFERENCE}"'
+    out.write_text(f'{head}, "rows": [\n{rows}\n], "beside": [\n{beside}\n]}}\n')
     return 0
 
 

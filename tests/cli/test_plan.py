@@ -56,6 +56,25 @@ def test_json_has_all_figures_and_money(capsys):
     assert nine["command"].endswith("interval=9)")
 
 
+def test_means_and_fragments_that_plan_chooses_stand_in_the_table_and_in_the_command(capsys):
+    link = ("--up", "2mbit", "--down", "2mbit", "--latency", "5ms", "--replicas", "16")
+    args = (*link, "--parameters", "nano", "--step-s", "0.5", "--steps", "2000")
+    code, out, _ = call(capsys, *args, "--recipes", "one_bit_muon(interval='auto', fragments=4, delay=2)")
+    assert code == 0
+    assert "means='recompressed' (not measured): one_bit_muon, in fragments" in out
+    assert "evidence/streaming/text.json" in out
+    command = out.strip().splitlines()[-1]
+    assert re.search(
+        r"--recipe 'one_bit_muon\(interval=\d+, fragments=4, delay=2, means='\"'\"'recompressed", command
+    )
+    # H follows from what the processor takes, which is measured anew.
+    code, out, _ = call(capsys, *args, "--recipes", "one_bit_muon(fragments=4, delay=2)", "--json")
+    (line,) = json.loads(out)["recipes"]
+    assert line["recipe"].endswith("fragments=4, delay=2, means='recompressed')")
+    assert 0 < line["hidden_s"] <= line["link_s"]
+    assert line["share"] == pytest.approx(line["exchange_s"] / line["total_s"])
+
+
 def test_a_preset_gets_the_command_that_trains_it(capsys):
     link = ("--up", "1gbit", "--down", "1gbit", "--replicas", "3")
     args = (*link, "--step-s", "0.1", "--steps", "900", "--share", "0.9", "--recipes", "muloco(interval=30)")
@@ -120,6 +139,9 @@ def test_steps_are_measured_on_one_machine(capsys):
         ({"--recipes": "lion"}, "recipe: 'lion' is unknown"),
         ({"--recipes": "muloco(interval=0)"}, "interval (H) is 0"),
         ({"--recipes": "dion"}, "plan knows recipes of mean and exchange"),
+        ({"--recipes": "muon(interval='auto')"}, "interval is 'auto', and muon has none"),
+        ({"--recipes": "one_bit_muon(interval=4, delay=4)"}, "delay is 4; with an interval (H) of 4"),
+        ({"--recipes": "one_bit_muon(interval=400, fragments=200)"}, "fragments is 200, and there are"),
         ({"--measure": ""}, "--measure times the task's own model; leave --parameters and --step-s out"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from muonwire.compare import hosts as module
-from muonwire.compare.hosts import Host, has_netem, hosts, lacking, namespaces_allowed
+from muonwire.compare.hosts import Host, has_netem, hosts, lacking, namespaces_allowed, replica_environment
 from muonwire.compare.measured import Counters
 from muonwire.errors import UsageError
 from muonwire.transport import Link
@@ -52,6 +52,25 @@ def send(sender, taker, size):
     sending = sender.start([sys.executable, "-c", SEND, taker.address, str(size)], **options)
     trip_s, took_s = float(sending.communicate(timeout=60)[0]), float(taking.communicate(timeout=60)[0])
     return trip_s, took_s
+
+
+def test_a_replica_s_environment_is_what_torchrun_would_say(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth9")
+    monkeypatch.setenv("KEPT", "yes")
+    made = [Host(address=f"10.77.0.{i + 1}") for i in range(3)]
+    env = replica_environment(made, 2, port=29400)
+    assert "GLOO_SOCKET_IFNAME" not in env
+    told = (
+        "KEPT",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "OMP_NUM_THREADS",
+    )
+    assert [env[name] for name in told] == ["yes", "2", "3", "0", "1", "10.77.0.1", "29400", "1"]
 
 
 @needs_namespaces

@@ -31,6 +31,18 @@ def owned(replica):
     return [(i, o["begin"], o["residual"].numel()) for i, o in enumerate(owners) if o]
 
 
+def the_others_lose_no_step(replicas):
+    """Of a, b and c, which were to take nine steps, b is gone; the others have taken all of them, and end alike."""
+    end(*replicas)
+    first, gone, last = replicas
+    assert isinstance(gone.error, GoneError)
+    assert [first.error, last.error] == [None, None]
+    agree(*replicas)
+    assert [line["step"] for line in first.log] == list(range(10))
+    assert first.log[-1] == last.log[-1]
+    assert last.log[-1]["members"] == ("a", "c")
+
+
 @pytest.mark.parametrize("recipe", [LOSSLESS, RECOMPRESSED, EVERY_STEP])
 def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse):  # noqa: F811
     replicas = together(Replica(n, lighthouse, recipe, steps=9, min_replicas=3) for n in ("a", "b", "c"))
@@ -94,14 +106,7 @@ def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(rec
             replica.transport.carry = dies
 
     replicas = together(Replica(n, lighthouse, recipe, steps=9, before=arm) for n in ("a", "b", "c"))
-    end(*replicas)
-    assert isinstance(replicas[1].error, GoneError)
-    stayed = [replicas[0], replicas[2]]
-    assert [r.error for r in stayed] == [None, None]
-    agree(*replicas)
-    assert {r.log[-1]["members"] for r in stayed} == {("a", "c")}
-    assert [line["step"] for line in stayed[0].log] == list(range(10))
-    assert stayed[0].log[-1]["digest"] == stayed[1].log[-1]["digest"]
+    the_others_lose_no_step(replicas)
 
 
 @pytest.mark.parametrize("recipe", [RECOMPRESSED, EVERY_STEP])
@@ -120,11 +125,4 @@ def test_one_that_dies_between_two_rounds_is_not_taken_for_one_that_has_moved(re
             replica.transport.settle = dies
 
     replicas = together(Replica(n, lighthouse, recipe, steps=9, before=arm) for n in ("a", "b", "c"))
-    end(*replicas)
-    assert isinstance(replicas[1].error, GoneError)
-    stayed = [replicas[0], replicas[2]]
-    assert [r.error for r in stayed] == [None, None]
-    agree(*replicas)
-    assert [line["step"] for line in stayed[0].log] == list(range(10))
-    assert stayed[0].log[-1] == stayed[1].log[-1]
-    assert stayed[0].log[-1]["members"] == ("a", "c")
+    the_others_lose_no_step(replicas)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from benchmarks import plan_evidence
 
-from muonwire.plan.evidence import Row, rows
+from muonwire.plan.evidence import Beside, Row, beside, rows
 from muonwire.plan.loss import expected_cost
 
 SAME = {"replicas": 4, "steps": 1500, "num_parameters": 123_200}
@@ -37,6 +37,11 @@ def test_the_shipped_rows_are_what_the_script_makes():
     assert [replace(r) for r in rows()] == [
         Row(**{**entry, "entries": tuple(entry["entries"])}) for entry in plan_evidence.collect()
     ]
+
+    assert list(beside()) == [
+        Beside(**{**entry, "sources": tuple(entry["sources"])}) for entry in plan_evidence.collect_beside()
+    ]
+    assert any("fragments" in row.recipe for row in beside())
 
 
 def test_at_a_row_the_cost_is_the_row_s():

@@ -16,6 +16,7 @@ from muonwire.tasks import TextSettings
 from muonwire.transport import ProcessGroupTransport, SingleReplica
 from tests.replicas import run_replicas
 
+SHARED = "sign(scale=shared)"
 RECIPES = ("muon", "one_bit_muon(interval=5)", "demo")
 
 
@@ -49,6 +50,54 @@ def test_encoding_and_every_replica_s_decoding_count(slow_codecs, replicas, reci
     # Linear in the entries, and in the tensors.
     per_entry_s = (large_s - small_s) / (128 * 128 - 16 * 16)
     assert cost.seconds([torch.empty(256, 128)]) == pytest.approx(large_s + 128 * 128 * per_entry_s)
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 4])
+def test_owners_decode_their_parts_and_every_mean(monkeypatch, replicas):
+    """A sample has a tensor for each owner: a replica encodes all and the mean of its own, and decodes R of its own and R means."""
+    now_s = [0.0]
+    encode, decode, mean_of = Pipeline.encode_body, Pipeline.decode_body, Pipeline.mean_bodies
+
+    def counted(kind, numel):
+        now_s[0] += {"encode": 20.0, "decode": 3.0}[kind] * numel / 64**2
+
+    def slow_encode(self, tensor, **rest):
+        counted("encode", tensor.numel())
+        return encode(self, tensor, **rest)
+
+    def slow_decode(self, body, shape):
+        counted("decode", torch.Size(shape).numel())
+        return decode(self, body, shape)
+
+    def slow_mean(self, bodies, shape, **rest):
+        for _ in bodies:
+            counted("decode", torch.Size(shape).numel())
+        return mean_of(self, bodies, shape, **rest)
+
+    monkeypatch.setattr(Pipeline, "encode_body", slow_encode)
+    monkeypatch.setattr(Pipeline, "decode_body", slow_decode)
+    monkeypatch.setattr(Pipeline, "mean_bodies", slow_mean)
+    monkeypatch.setattr(processor, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
+    what = exchanged("one_bit_muon(means='recompressed')", read_model("1e6").module)
+    cost = cost_of(what, replicas=replicas, largest_numel=64 * 64)
+    once_s = 20.0 * (replicas + 1) + 3.0 * 2 * replicas
+    assert cost.seconds([torch.empty(64, 64)]) == pytest.approx(once_s / replicas)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        f"one_bit_muon(means='lossless', codec='{SHARED}', vector_codec='{SHARED}')",
+        "one_bit_muon(means='recompressed', fragments=4, delay=2, growth=0.1)",
+        "sparseloco(means='recompressed')",
+        "ef14_muon(means='recompressed')",
+        "signmuon(means='lossless')",
+    ],
+)
+@pytest.mark.parametrize("replicas", [2, 5, 16])
+def test_every_form_of_means_is_timed(recipe, replicas):
+    cost = cost_of(exchanged(recipe, read_model("1e6").module), replicas=replicas, largest_numel=64 * 64)
+    assert cost.seconds([torch.empty(64, 64)]) > 0
 
 
 def test_a_dense_mean_takes_no_time_of_the_processor():

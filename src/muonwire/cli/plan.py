@@ -52,8 +52,8 @@ class PlanCommand:
         steps: of the run.
         share: largest share of the time that may go to exchange.
         price_per_gb: of 10⁹ bytes that leave a replica.
-        recipes: names, or name(option=value, ...); H is chosen where the recipe steps alone and no interval is given. Default: a
-            list of ten.
+        recipes: names, or name(option=value, ...); H is chosen where the recipe steps alone and no interval is given, or
+            interval="auto"; who averages where all that is sent are signs and no means are given. Default: a list of eleven.
         measure: time the steps of the task on this machine, instead of --step-s; under torchrun on all, and the link between them.
         json: print JSON instead of the table.
         threads: of the arithmetic that is measured. Default: a replica's share of the cores.
@@ -125,7 +125,8 @@ def _plan(options: PlanCommand, candidates: Sequence[Candidate], transport: Tran
         )
     task = None if options.parameters else options.settings.make()
     model = read_model(options.parameters) if task is None else of_task(task)
-    what = [exchanged(c.at(1.0, steps=setting.steps), model.module) for c in candidates]
+    forms = [form for candidate in candidates for form in candidate.forms(model.module)]
+    what = [exchanged(form.at(1.0, steps=setting.steps), model.module) for form in forms]
     if options.measure:
         assert task is not None
         if transport is None:

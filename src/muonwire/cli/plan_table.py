@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-from muonwire.cli.compare import wrap_recipe
 from muonwire.pages.units import bytes_text, digits_text, percent_text, seconds_text
 from muonwire.plan import Cost, Line, Machine, PlannedModel, Rates, Setting
 from muonwire.plan.evidence import family_of
+from muonwire.recipes import parse_recipe
 
 NOT_FITTING, EXTRAPOLATED = "*", "†"
-RECIPE_WIDTH = 21
+RECIPE_WIDTH = 22
 COLUMN_GAP = "  "
 HEADINGS = [
     ["", "recipe"],
@@ -40,15 +40,7 @@ class Planned:
 def as_json(planned: Planned) -> str:
     """The whole plan as JSON."""
     machine = planned.machine
-    lines = [
-        {
-            **asdict(line),
-            "wait_s": line.wait_s,
-            "total_up_bytes": line.total_up_bytes,
-            "total_down_bytes": line.total_down_bytes,
-        }
-        for line in planned.lines
-    ]
+    lines = [{**asdict(line), "wait_s": line.wait_s} for line in planned.lines]
     record: dict[str, Any] = {
         "setting": asdict(planned.setting),
         "model": {
@@ -101,7 +93,7 @@ def table_lines(planned: Planned) -> list[str]:
 
 def _cells(line: Line) -> list[str]:
     return [
-        "\n".join(wrap_recipe(line.recipe, RECIPE_WIDTH)),
+        "\n".join(_recipe_lines(line.recipe)),
         digits_text(line.spacing),
         f"{_each_way(line.up_bytes, line.down_bytes)}\n{_each_way(line.total_up_bytes, line.total_down_bytes)}",
         seconds_text(line.wait_s),
@@ -110,6 +102,23 @@ def _cells(line: Line) -> list[str]:
         seconds_text(line.total_s),
         "" if line.money is None else f"{line.money:,.2f}",
     ]
+
+
+def _recipe_lines(recipe: str) -> list[str]:
+    """A line for each option, of which long ones are broken before their value.
+
+    >>> _recipe_lines("one_bit_muon(means='lossless', vector_codec='sign(scale=shared)')")
+    ['one_bit_muon(', " means='lossless',", ' vector_codec=', " 'sign(scale=shared)')"]
+    """
+    if len(recipe) <= RECIPE_WIDTH:
+        return [recipe]
+    name, options = parse_recipe(recipe)
+    lines = [f"{name}("]
+    for i, (key, value) in enumerate(options.items()):
+        end = "," if i + 1 < len(options) else ")"
+        line = f" {key}={value!r}{end}"
+        lines += [line] if len(line) <= RECIPE_WIDTH else [f" {key}=", f" {value!r}{end}"]
+    return lines
 
 
 def _each_way(up_bytes: float, down_bytes: float) -> str:
@@ -128,6 +137,11 @@ def cost_text(cost: Cost) -> str:
     return f"{100 * cost.expected:+.1f} %{mark}\n{100 * cost.low:.1f} to {100 * cost.high:.1f}"
 
 
+def _called(recipe: str) -> str:
+    """What a note calls a line's recipe."""
+    return family_of(recipe) + (", in fragments" if "fragments=" in recipe else "")
+
+
 def notes(planned: Planned) -> list[str]:
     """What the marks mean, where losses come from, and how to begin."""
     texts = []
@@ -136,7 +150,7 @@ def notes(planned: Planned) -> list[str]:
     families: dict[tuple[str, ...], list[str]] = {}
     for line in planned.lines:
         if line.cost is not None:
-            families.setdefault(line.cost.sources, []).append(family_of(line.recipe))
+            families.setdefault(line.cost.sources, []).append(_called(line.recipe))
     texts.append("loss after as many steps, over dense Muon's; docs/plan.md has the formula. It comes from:")
     texts += [
         f"  {', '.join(dict.fromkeys(names))}: {'; '.join(sources)}" for sources, names in families.items()
@@ -144,7 +158,7 @@ def notes(planned: Planned) -> list[str]:
     beyond: dict[str, list[str]] = {}
     for line in planned.lines:
         for reason in () if line.cost is None else line.cost.extrapolated:
-            beyond.setdefault(reason, []).append(family_of(line.recipe))
+            beyond.setdefault(reason, []).append(_called(line.recipe))
     if beyond:
         texts.append(f"{EXTRAPOLATED} outside of what was measured:")
         texts += [f"  {reason}: {', '.join(dict.fromkeys(names))}" for reason, names in beyond.items()]

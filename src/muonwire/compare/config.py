@@ -348,27 +348,21 @@ class Comparison(Preset):
     ) -> TrainConfig | PeerConfig:
         """The settings of one run, of a recipe or a peer, which may be one of those that only try a rate."""
         steps = self.steps_of(tuning=tuning)
+        same_work: dict[str, Any] = {
+            "lr": lr,
+            "seed": seed,
+            "steps": steps,
+            "warmup_steps": max(steps // 20, 1),
+            "evaluate_every": self.evaluate_every,
+            "compile": self.compile,
+            "task": self.task,
+        }
         if recipe in self.peers:
-            return PeerConfig(
-                peer=recipe,
-                lr=lr,
-                seed=seed,
-                steps=steps,
-                warmup_steps=max(steps // 20, 1),
-                evaluate_every=self.evaluate_every,
-                compile=self.compile,
-                task=self.task,
-            )
+            return PeerConfig(peer=recipe, **same_work)
         return TrainConfig(
             recipe=recipe,
-            lr=lr,
-            seed=seed,
-            steps=steps,
-            warmup_steps=max(steps // 20, 1),
-            evaluate_every=self.evaluate_every,
             checkpoint_every=250,
             digest_every=max(steps // 4, 1),
             tensorboard=False,
-            compile=self.compile,
-            task=self.task,
+            **same_work,
         )

@@ -113,6 +113,26 @@ class Host:
         ip("-n", self.namespace, "addr", "add", f"{new}/24", "dev", INTERFACE)
 
 
+def replica_environment(made: Sequence[Host], rank: int, *, port: int) -> dict[str, str]:
+    """This process's environment for a replica of one thread on host ``rank``, with what torchrun would say of one replica a host.
+
+    Args:
+        made: the hosts, of which the first is the master.
+        rank: of the replica.
+        port: of the rendezvous.
+    """
+    own = {key: value for key, value in os.environ.items() if key != "GLOO_SOCKET_IFNAME"}
+    place = {
+        "RANK": rank,
+        "WORLD_SIZE": len(made),
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 1,
+        "MASTER_PORT": port,
+    }
+    said = {key: str(value) for key, value in place.items()}
+    return own | said | {"MASTER_ADDR": made[0].address, "OMP_NUM_THREADS": "1"}
+
+
 def lacking() -> str:
     """What this machine lacks for hosts with a network of their own, in words; empty where nothing is."""
     if sys.platform != "linux":

@@ -58,6 +58,11 @@ class Handshake:
     buffers: Sequence[bytes]
     spell: bytes = b""
 
+    @staticmethod
+    def estimate_bytes(num_buffers: int) -> int:
+        """Bytes of the message."""
+        return _OWN.size + num_buffers * DIGEST_BYTES
+
     def exchange(self, transport: Transport) -> "Shaken":
         """Compare with the other replicas.
 

@@ -1,90 +1,196 @@
 """What a recipe exchanges of a model: the stages that talk, on which tensors, how often, and the bytes of it each way."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from muonwire.errors import UsageError
+from muonwire.optim.agreement import Handshake, floating_buffers
+from muonwire.optim.fragments import cut, first_counts
 from muonwire.optim.settings import LocalSteps
 from muonwire.recipes import find, parse_recipe
 from muonwire.stages import Adam, Chain, Exchange, Mean, Stage
 from muonwire.stages.layout import MatrixLayout
+from muonwire.transport.frames import LENGTH_BYTES
 from muonwire.transport.header import HEADER
 
 # Before each of several payloads in one message stands its length.
-LENGTH_BYTES = 4
+JOINED_BYTES = 4
+# Payloads of a gather that differ by no more than this part of the longest fit into frames of one length (``transport.frames``).
+ALIKE = 64
+# Of the step in which a fragment is merged on arrival.
+PROPOSAL_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """One synchronization of one replica; counts are expected ones.
+    """Bytes of an exchange of all replicas, by rank; expected ones.
 
     Args:
-        egress_bytes: that leave it, a copy for each peer, headers included.
-        received_bytes: that come to it.
-        num_messages: that wait for one another.
+        egress_bytes: that leave each replica, a copy for each peer, headers included.
+        received_bytes: that come to each.
+        num_messages: that wait for one another, once lengths are known from an earlier round.
     """
 
-    egress_bytes: float = 0.0
-    received_bytes: float = 0.0
-    num_messages: int = 0
+    egress_bytes: tuple[float, ...]
+    received_bytes: tuple[float, ...]
+    num_messages: int
+
+    @property
+    def up_bytes(self) -> float:
+        """Of the replica that sends most."""
+        return max(self.egress_bytes)
+
+    @property
+    def down_bytes(self) -> float:
+        """Of the replica that receives most."""
+        return max(self.received_bytes)
+
+    @property
+    def all_bytes(self) -> float:
+        """That all replicas together send."""
+        return sum(self.egress_bytes)
+
+    @classmethod
+    def none(cls, replicas: int) -> "Traffic":
+        """No message at all."""
+        zeros = (0.0,) * replicas
+        return cls(egress_bytes=zeros, received_bytes=zeros, num_messages=0)
 
     def __add__(self, other: "Traffic") -> "Traffic":
         return Traffic(
-            egress_bytes=self.egress_bytes + other.egress_bytes,
-            received_bytes=self.received_bytes + other.received_bytes,
+            egress_bytes=_added(self.egress_bytes, other.egress_bytes),
+            received_bytes=_added(self.received_bytes, other.received_bytes),
             num_messages=self.num_messages + other.num_messages,
         )
 
 
-def _gathered(num_bytes: float, replicas: int) -> Traffic:
-    """A payload to every peer, and one from each: (R − 1)(P + header) both ways."""
-    copies = (replicas - 1) * (num_bytes + HEADER.size)
-    return Traffic(egress_bytes=copies, received_bytes=copies, num_messages=1)
+def _added(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
-def _averaged(num_bytes: float, replicas: int) -> Traffic:
-    """Replica j averages the j-th part and sends it to all: 2 (R − 1)(P / R + header) both ways."""
-    parts = 2 * (replicas - 1) * (math.ceil(num_bytes / replicas) + HEADER.size)
-    return Traffic(egress_bytes=parts, received_bytes=parts, num_messages=2)
+def _gathered(num_bytes: Sequence[float]) -> Traffic:
+    """Replica r's payload of Pᵣ bytes to every peer: (R − 1)(Pᵣ + header) leave it, and all others' come to it.
 
-
-# By how the tensors of a stage travel: the traffic of what one replica sends of its own. A new way to take a mean is one more line
-# here, and the name that ``way_of`` gives its stages.
-WAYS: dict[str, Callable[[float, int], Traffic]] = {"gather": _gathered, "mean": _averaged}
-
-
-def way_of(stage: Stage) -> str:
-    """How the tensors of a stage that talks travel: a key of WAYS.
-
-    Raises:
-        UsageError: it is not known of this stage.
+    A frame holds the shortest payload where they differ, and the rest follows in a message of its own.
     """
-    # An exchange says who averages where there is a choice.
-    way = "mean" if isinstance(stage, Mean) else getattr(stage, "means", "gather")
-    if isinstance(stage, Mean | Exchange) and way in WAYS:
-        return str(way)
-    raise UsageError(
-        f"plan: how {stage} exchanges is not known; plan knows recipes of mean and exchange, that travel as {' or '.join(WAYS)}"
+    peers, framed = len(num_bytes) - 1, [n + HEADER.size for n in num_bytes]
+    total = sum(framed)
+    alike = max(num_bytes) - min(num_bytes) <= max(num_bytes) / ALIKE
+    return Traffic(
+        egress_bytes=tuple(peers * n for n in framed),
+        received_bytes=tuple(total - n for n in framed),
+        num_messages=1 if alike else 2,
     )
+
+
+def _parted(num_bytes: Sequence[float]) -> Traffic:
+    """Pⱼ bytes from every replica to replica j: Σⱼ Pⱼ over the others leave replica r, and (R − 1) Pᵣ come to it; and headers."""
+    peers, framed = len(num_bytes) - 1, [n + HEADER.size + LENGTH_BYTES for n in num_bytes]
+    total = sum(framed)
+    return Traffic(
+        egress_bytes=tuple(total - n for n in framed),
+        received_bytes=tuple(peers * n for n in framed),
+        num_messages=1,
+    )
+
+
+def _averaged(num_bytes: Sequence[float]) -> Traffic:
+    """Replica j averages the j-th part and sends it to all: 2 (R − 1)(P / R + header) both ways."""
+    replicas = len(num_bytes)
+    parts = 2.0 * (replicas - 1) * (math.ceil(num_bytes[0] / replicas) + HEADER.size)
+    return Traffic(egress_bytes=(parts,) * replicas, received_bytes=(parts,) * replicas, num_messages=2)
+
+
+# The operations of a transport: the traffic of ``Asked.num_bytes``.
+OPERATIONS: dict[str, Callable[[Sequence[float]], Traffic]] = {
+    "gather": _gathered,
+    "parts": _parted,
+    "mean": _averaged,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """One request of a stage (``stages.rounds.Request``), by its bytes.
+
+    Args:
+        operation: a key of OPERATIONS.
+        num_bytes: by rank: of each replica's payload ("gather"), of what every replica sends to this one ("parts"), or of the
+            tensors to average, the same on all ("mean"); without headers.
+        apart: requests that differ in it travel in messages of their own. Default: all of an operation travel together.
+        least_messages: that it takes, where the bytes do not tell. Default: 1.
+    """
+
+    operation: str
+    num_bytes: tuple[float, ...]
+    apart: str = ""
+    least_messages: int = 1
+
+    def own_bytes(self, rank: int) -> float:
+        """What replica ``rank`` sends of its own, each payload once however many get it."""
+        others = sum(self.num_bytes) - self.num_bytes[rank]
+        return others if self.operation == "parts" else self.num_bytes[rank]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Talk:
-    """A stage that talks, and the tensors that go through it in one message."""
+    """A stage that talks, and the tensors that go through it."""
 
     stage: Stage
     params: Sequence[Tensor]
     layouts: Sequence[MatrixLayout]
 
-    def sent_bytes(self, replicas: int) -> float:
-        """What a replica sends of its own, by the stage's formula, without headers."""
-        sent = self.stage.estimate_bytes(self.params, self.layouts, replicas=replicas)
-        assert sent is not None
-        return sent
+    def of(self, chosen: Callable[[Tensor], bool]) -> "Talk":
+        """The same of some of the tensors."""
+        kept = [(p, layout) for p, layout in zip(self.params, self.layouts, strict=True) if chosen(p)]
+        return replace(self, params=[p for p, _ in kept], layouts=[layout for _, layout in kept])
+
+    def rounds(self, replicas: int) -> Iterator[list[Asked]]:
+        """What it asks for, one round after the other.
+
+        Raises:
+            UsageError: it is not known of this stage.
+        """
+        if isinstance(self.stage, Mean):
+            kinds = sorted({p.dtype for p in self.params}, key=str)
+            yield [self._mean_of(kind, replicas) for kind in kinds]
+        elif isinstance(self.stage, Exchange):
+            yield from _exchange_rounds(self.stage, self.params, replicas)
+        else:
+            raise UsageError(
+                f"plan: how {self.stage} exchanges is not known; plan knows recipes of mean and exchange"
+            )
+
+    def _mean_of(self, kind: torch.dtype, replicas: int) -> Asked:
+        part = self.of(lambda p: p.dtype == kind)
+        num_bytes = self.stage.estimate_bytes(part.params, part.layouts, replicas=replicas)
+        assert num_bytes is not None
+        return Asked(operation="mean", num_bytes=(num_bytes,) * replicas, apart=str(kind))
+
+
+def _exchange_rounds(stage: Exchange, params: Sequence[Tensor], replicas: int) -> Iterator[list[Asked]]:
+    """Shared scales, where there are any; then a gather, or parts to their owners and the means from them."""
+    shapes = tuple(tuple(p.shape) for p in params)
+    if stage.codec.shares_scale:
+        scales = 4 * (len(shapes) + -len(shapes) % replicas)
+        yield [Asked(operation="mean", num_bytes=(float(scales),) * replicas, apart="torch.float32")]
+    owners = stage.owners(shapes, replicas)
+    if owners is None:
+        yield [Asked(operation="gather", num_bytes=(float(stage.codec.estimate_bytes(*shapes)),) * replicas)]
+        return
+    there, back = zip(*owners.part_bytes(shapes, replicas), strict=True)
+    yield [Asked(operation="parts", num_bytes=tuple(map(float, there)))]
+    # Sums of real signs have other lengths on each owner, which the formula does not show.
+    least = 2 if owners.mean_codec is None else 1
+    yield [
+        Asked(operation="gather", num_bytes=tuple(map(float, back)), apart="of owners", least_messages=least)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +199,24 @@ class Exchanged:
 
     Args:
         recipe: in textual form.
-        talks: in each synchronization.
+        passes: the stages that talk of each chain, one behind the other; all chains' travel side by side.
         local: how many steps replicas take alone; None where they synchronize in each.
         inner: what a step costs besides: "polar", "adam", or "plain" where neither is computed.
+        buffers: floating ones, that replicas with local steps average.
+        fragment_of: with fragments, which one a tensor belongs to. Default: there is one.
     """
 
     recipe: str
-    talks: tuple[Talk, ...]
+    passes: tuple[tuple[Talk, ...], ...]
     local: LocalSteps | None
     inner: str
+    buffers: tuple[Tensor, ...] = ()
+    fragment_of: Mapping[Tensor, int] = field(default_factory=dict)
+
+    @property
+    def talks(self) -> list[Talk]:
+        """Of all chains."""
+        return [talk for chain in self.passes for talk in chain]
 
     @property
     def key(self) -> str:
@@ -114,24 +229,101 @@ class Exchanged:
         """All tensors that are exchanged."""
         return [p for talk in self.talks for p in talk.params]
 
-    def traffic(self, replicas: int) -> Traffic:
-        """Of one synchronization: the tensors of each way travel together, those of each dtype apart in a mean."""
-        total = Traffic()
-        for way, count in WAYS.items():
-            talks = [talk for talk in self.talks if way_of(talk.stage) == way]
-            kinds = {p.dtype for talk in talks for p in talk.params} if way == "mean" else {None}
-            for kind in sorted(kinds, key=str):
-                of_kind = [
-                    replace(t, params=[p for p in t.params if kind is None or p.dtype == kind]) for t in talks
-                ]
-                if of_kind:
-                    lengths = LENGTH_BYTES * len(of_kind) if way == "gather" and len(of_kind) > 1 else 0
-                    total += count(sum(t.sent_bytes(replicas) for t in of_kind) + lengths, replicas)
+    @property
+    def fragments(self) -> range:
+        """The fragments; one where the model is not cut."""
+        return range(1 if self.local is None else self.local.fragments)
+
+    def params_of(self, fragments: Sequence[int]) -> list[Tensor]:
+        """The tensors of these fragments."""
+        return [p for p in self.params if self.fragment_of.get(p, 0) in fragments]
+
+    def _fragment(self, index: int) -> list[list[Talk]]:
+        of_each = [
+            [talk.of(lambda p: self.fragment_of.get(p, 0) == index) for talk in talks]
+            for talks in self.passes
+        ]
+        return [talks for talks in of_each if talks[0].params]
+
+    def rounds(self, replicas: int, fragments: Sequence[int]) -> list[list[Asked]]:
+        """What the stages ask for when these fragments travel at once."""
+        passes = [
+            [asked for talk in talks for asked in talk.rounds(replicas)]
+            for index in fragments
+            for talks in self._fragment(index)
+        ]
+        return [
+            [asked for of_pass in side_by_side for asked in of_pass]
+            for side_by_side in zip_longest(*passes, fillvalue=())
+        ]
+
+    def traffic(self, replicas: int, fragments: Sequence[int] | None = None) -> Traffic:
+        """When these fragments travel at once, with the handshake before local steps' exchanges.
+
+        Args:
+            replicas: that exchange.
+            fragments: which. Default: all.
+        """
+        fragments = self.fragments if fragments is None else fragments
+        total = Traffic.none(replicas)
+        if self.local is not None:
+            total += _gathered((float(Handshake.estimate_bytes(len(self.buffers))),) * replicas)
+            if self.buffers and 0 in fragments:
+                num_bytes = sum(b.numel() * b.element_size() for b in self.buffers)
+                total += _averaged((float(num_bytes),) * replicas)
+        for asked in self.rounds(replicas, fragments):
+            total += _together(asked, replicas)
+        if self.local is not None and self.local.merge == "arrival":
+            total += _gathered((float(PROPOSAL_BYTES),) * replicas)
         return total
 
+    def sends(self, steps: int) -> tuple[list[int], list[int]]:
+        """How often each fragment is sent in a run of ``steps``, and which are exchanged at once after its last step."""
+        if self.local is None:
+            return [steps], []
+        counted = [sends(self.local, steps, fragment=f) for f in self.fragments]
+        return [count for count, _ in counted], [f for f, (_, last) in enumerate(counted) if last < steps]
+
     def synchronizations(self, steps: int) -> int:
-        """How many there are in a run of ``steps``."""
+        """How many there are in a run of ``steps``, of all fragments each."""
         return synchronizations(self.local, steps)
+
+
+def _together(asked: Sequence[Asked], replicas: int) -> Traffic:
+    """One round: requests of an operation in one message."""
+    total = Traffic.none(replicas)
+    for key in dict.fromkeys((a.operation, a.apart) for a in asked):
+        alike = [a for a in asked if (a.operation, a.apart) == key]
+        joined = JOINED_BYTES * len(alike) if len(alike) > 1 and key[0] != "mean" else 0
+        sums = [sum(of_rank) + joined for of_rank in zip(*(a.num_bytes for a in alike), strict=True)]
+        traffic, least = OPERATIONS[key[0]](sums), max(a.least_messages for a in alike)
+        total += replace(traffic, num_messages=max(traffic.num_messages, least))
+    return total
+
+
+def interval_of(local: LocalSteps) -> int:
+    """H, at the beginning of the run where it grows."""
+    return local.initial
+
+
+def sends(local: LocalSteps, steps: int, *, fragment: int = 0) -> tuple[int, int]:
+    """How often a fragment is sent in the first ``steps``, and the step of the last time, 0 if there is none.
+
+    >>> sends(LocalSteps(interval=11), 1500), sends(LocalSteps(interval=12, fragments=4), 30, fragment=1)
+    ((136, 1496), (3, 30))
+    """
+    at = first_counts(local)["sent"][fragment]
+    if not local.growth:
+        count = max((steps - at) // interval_of(local), 0)
+        return count, at + count * interval_of(local) if count else 0
+    count, last = 0, 0
+    while local.growth < 1:
+        # The first step t after the last time with t − at ≥ interval + growth · t.
+        at = math.ceil((at + interval_of(local)) / (1 - local.growth))
+        if at > steps:
+            break
+        count, last = count + 1, at
+    return count, last
 
 
 def synchronizations(local: LocalSteps | None, steps: int) -> int:
@@ -142,12 +334,8 @@ def synchronizations(local: LocalSteps | None, steps: int) -> int:
     """
     if local is None:
         return steps
-    count, at = 0, 0
-    while at < steps:
-        # The first step t after the last synchronization with t − at ≥ interval + growth · t.
-        at = math.ceil((at + local.initial) / (1 - local.growth)) if local.growth < 1 else steps
-        count += 1
-    return count
+    count, last = sends(replace(local, fragments=1), steps)
+    return count + (last < steps)
 
 
 def exchanged(recipe: str, module: nn.Module) -> Exchanged:
@@ -160,7 +348,7 @@ def exchanged(recipe: str, module: nn.Module) -> Exchanged:
         module: its trainable parameters.
 
     Raises:
-        UsageError: no such recipe or option, or how a stage exchanges is not known.
+        UsageError: no such recipe or option, how a stage exchanges is not known, or there are fewer tensors than fragments.
     """
     name, given = parse_recipe(recipe)
     found, taken = find(name), []
@@ -179,18 +367,25 @@ def exchanged(recipe: str, module: nn.Module) -> Exchanged:
             f"plan: {recipe} changes its interval while the run goes, so that nothing is known of it before; give interval=NUMBER, "
             "or leave it out, and plan finds the H that keeps exchange below --share"
         )
-    made = _outer_talks(groups) if local is not None else _inner_talks(groups, chains)
-    for talk in made:
-        way_of(talk.stage)
+    passes = _outer_passes(groups) if local is not None else _inner_passes(groups, chains)
     members = [stage for chain in chains for _, stage in chain.members]
     polar = any(stage.orthogonalizes for stage in members)
     adam = any(isinstance(stage, Adam) for stage in members)
-    return Exchanged(
+    made = Exchanged(
         recipe=recipe,
-        talks=tuple(made),
+        passes=tuple(passes),
         local=local,
         inner="polar" if polar else "adam" if adam else "plain",
+        buffers=() if local is None else tuple(b for _, b in floating_buffers(module, exclude=())),
     )
+    # A stage that is not known is refused here.
+    made.rounds(2, [0])
+    if local is None or local.fragments == 1:
+        return made
+    travels = set(made.params)
+    in_order = [p for p in module.parameters() if p in travels]
+    indices = cut([p.numel() for p in in_order], local.fragments)
+    return replace(made, fragment_of=dict(zip(in_order, indices, strict=True)))
 
 
 def _as_chain(stage: Stage) -> Chain:
@@ -203,24 +398,23 @@ def _members_of(group: dict[str, Any]) -> list[tuple[Tensor, MatrixLayout]]:
     return [(p, MatrixLayout.parse(text)) for p, text in zip(params, layouts, strict=True) if p.requires_grad]
 
 
-def _talks(chain: Chain, members: Sequence[tuple[Tensor, MatrixLayout]]) -> list[Talk]:
+def _talks(chain: Chain, members: Sequence[tuple[Tensor, MatrixLayout]]) -> tuple[Talk, ...]:
     params, layouts = [p for p, _ in members], [layout for _, layout in members]
-    return [Talk(stage=s, params=params, layouts=layouts) for _, s in chain.members if s.talks and params]
+    return tuple(
+        Talk(stage=s, params=params, layouts=layouts) for _, s in chain.members if s.talks and params
+    )
 
 
-def _inner_talks(groups: Sequence[dict[str, Any]], chains: Sequence[Chain]) -> list[Talk]:
-    return [
-        talk
-        for group, chain in zip(groups, chains, strict=True)
-        for talk in _talks(chain, _members_of(group))
-    ]
+def _inner_passes(groups: Sequence[dict[str, Any]], chains: Sequence[Chain]) -> list[tuple[Talk, ...]]:
+    made = [_talks(chain, _members_of(group)) for group, chain in zip(groups, chains, strict=True)]
+    return [talks for talks in made if talks]
 
 
-def _outer_talks(groups: Sequence[dict[str, Any]]) -> list[Talk]:
+def _outer_passes(groups: Sequence[dict[str, Any]]) -> list[tuple[Talk, ...]]:
     """All parameters with the same outer chain go through it together."""
     alike: dict[str, tuple[Chain, list[tuple[Tensor, MatrixLayout]]]] = {}
     for group in groups:
         for member, outer in zip(_members_of(group), group["outer_chain"], strict=True):
             chain = _as_chain(outer)
             alike.setdefault(str(chain), (chain, []))[1].append(member)
-    return [talk for chain, members in alike.values() for talk in _talks(chain, members)]
+    return [talks for chain, members in alike.values() if (talks := _talks(chain, members))]

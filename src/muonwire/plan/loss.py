@@ -5,13 +5,14 @@ of 1500 lie between two synchronizations, moved by what more or fewer replicas c
 squares of what seeds, texts and distances from the rows leave open.
 """
 
-import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muonwire.optim.settings import LocalSteps
-from muonwire.plan.evidence import Row, family_of, local_of, rows
+from muonwire.plan.beside import Run, added_cost
+from muonwire.plan.curve import Curve, between
+from muonwire.plan.evidence import Beside, Row, beside, family_of, local_of, rows
 from muonwire.plan.exchanges import synchronizations
 
 REFERENCE = "muon"
@@ -40,41 +41,14 @@ class Cost:
     extrapolated: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Line:
-    """Straight pieces between points; beyond the ends they go on."""
-
-    points: Sequence[tuple[float, float]]
-
-    def slope(self, x: float) -> float:
-        """Of the piece at x, or of the nearest one; 0 with one point."""
-        if len(self.points) < 2:
-            return 0.0
-        i = min(max(bisect.bisect_right([p[0] for p in self.points], x), 1), len(self.points) - 1)
-        (x0, y0), (x1, y1) = self.points[i - 1], self.points[i]
-        return (y1 - y0) / (x1 - x0)
-
-    def at(self, x: float) -> float:
-        """The height at x."""
-        nearest = min(self.points, key=lambda p: abs(p[0] - x))
-        return nearest[1] + self.slope(x) * (x - nearest[0])
-
-    def around(self, x: float) -> tuple[float, float]:
-        """The heights of the points on both sides of x, which lies between the ends."""
-        i = min(max(bisect.bisect_right([p[0] for p in self.points], x), 1), len(self.points) - 1)
-        return self.points[i - 1][1], self.points[min(i, len(self.points) - 1)][1]
-
-    def is_outside(self, x: float) -> bool:
-        """Whether x lies beyond the ends."""
-        return not self.points[0][0] - 1e-6 <= x <= self.points[-1][0] + 1e-6
-
-    def distance(self, x: float) -> float:
-        """To the nearest point."""
-        return min(abs(p[0] - x) for p in self.points)
-
-
 def expected_cost(
-    recipe: str, *, replicas: int, steps: int, num_parameters: int, known: Sequence[Row] | None = None
+    recipe: str,
+    *,
+    replicas: int,
+    steps: int,
+    num_parameters: int,
+    known: Sequence[Row] | None = None,
+    known_beside: Sequence[Beside] | None = None,
 ) -> Cost | None:
     """What a recipe costs in loss, where there is a row of its family; None where there is none.
 
@@ -82,6 +56,7 @@ def expected_cost(
         recipe: in textual form.
         replicas, steps, num_parameters: of the run.
         known: the evidence. Default: what the package carries.
+        known_beside: the rows of options beside the same recipe without them. Default: what the package carries.
     """
     known = rows() if known is None else known
     family = family_of(recipe)
@@ -100,7 +75,7 @@ def expected_cost(
     as_long = min(own, key=lambda row: (abs(math.log(steps / row.steps)), spacing_apart(row)))
     if family == REFERENCE:
         # What others are held against: only its seeds leave something open.
-        return _cost(0.0, _seeds_spread(nearest, known, base), 0.0, 0.0, own, as_long, [])
+        return _cost(0.0, _seeds_spread(nearest, known, base), 0.0, 0.0, own, as_long, [], ())
     is_local = local_of(recipe) is not None
     unscaled = math.log(steps / synchronizations(local_of(recipe), steps))
     expected, below, above, extrapolated = _over_spacing(points, at, unscaled, family, known, base)
@@ -111,14 +86,22 @@ def expected_cost(
     beyond = max(min(sizes) / num_parameters, num_parameters / max(sizes), 1.0)
     longer = max(steps / max(lengths), 1.0)
     if beyond > 1:
-        extrapolated.append(f"{num_parameters:,} parameters ({_between(sizes)} measured)")
+        extrapolated.append(f"{num_parameters:,} parameters ({between(sizes)} measured)")
     if not min(lengths) <= steps <= max(lengths):
-        extrapolated.append(f"{steps:,} steps ({_between(lengths)} measured)")
+        extrapolated.append(f"{steps:,} steps ({between(lengths)} measured)")
     # Each tenfold beyond what was measured leaves as much open as another text does.
     text = _text_spread(known, base)
     tenfolds = [text * math.log10(times) for times in (beyond, longer)]
-    width = math.hypot(_seeds_spread(nearest, known, base), text, open_r, *tenfolds)
-    return _cost(expected + moved, width, below, above, own, as_long, extrapolated)
+    added = added_cost(
+        Run(recipe=recipe, replicas=replicas, steps=steps, num_parameters=num_parameters),
+        beside() if known_beside is None else known_beside,
+        text=text,
+        seeds=_widest_spread(known),
+    )
+    width = math.hypot(_seeds_spread(nearest, known, base), text, open_r, added.open, *tenfolds)
+    expected += moved + added.expected
+    extrapolated += added.extrapolated
+    return _cost(expected, width, below, above, own, as_long, extrapolated, added.sources)
 
 
 def _cost(
@@ -129,6 +112,7 @@ def _cost(
     own: Sequence[Row],
     as_long: Row,
     extrapolated: Sequence[str],
+    sources_beside: Sequence[str],
 ) -> Cost:
     """The cost with its range: ``width`` to both sides, ``below`` and ``above`` to one each."""
     return Cost(
@@ -136,7 +120,7 @@ def _cost(
         low=expected - math.hypot(width, below),
         high=expected + math.hypot(width, above),
         lr=as_long.lr,
-        sources=tuple(str(row) for row in own),
+        sources=(*(str(row) for row in own), *sources_beside),
         extrapolated=tuple(extrapolated),
     )
 
@@ -175,8 +159,8 @@ def _spacing(local: LocalSteps | None, steps: int, base_steps: int) -> float:
     return max(steps, base_steps) / synchronizations(local, steps)
 
 
-def _line(found: Sequence[Row], base_steps: int) -> _Line:
-    return _Line(
+def _line(found: Sequence[Row], base_steps: int) -> Curve:
+    return Curve(
         points=sorted(
             (math.log(_spacing(local_of(row.recipe), row.steps, base_steps)), row.cost) for row in found
         )
@@ -184,7 +168,7 @@ def _line(found: Sequence[Row], base_steps: int) -> _Line:
 
 
 def _over_spacing(
-    points: _Line, at: float, unscaled: float, family: str, known: Sequence[Row], base: Row
+    points: Curve, at: float, unscaled: float, family: str, known: Sequence[Row], base: Row
 ) -> tuple[float, float, float, list[str]]:
     """The cost at ln h = ``at``, what is open below and above it, and what is extrapolated.
 
@@ -197,10 +181,10 @@ def _over_spacing(
         (first, *_, last) = theirs.points
         slope = (last[1] - first[1]) / (last[0] - first[0])
         (x, y) = points.points[0]
-        line = _Line(points=[(x, y), (x + 1, y + slope)])
+        line = Curve(points=[(x, y), (x + 1, y + slope)])
     if points.is_outside(at):
         ends = [float(f"{math.exp(x):.3g}") for x, _ in points.points]
-        noted = [f"{float(f'{math.exp(at):.3g}'):,g} steps a synchronization ({_between(ends)} measured)"]
+        noted = [f"{float(f'{math.exp(at):.3g}'):,g} steps a synchronization ({between(ends)} measured)"]
     off = abs(line.slope(at)) * points.distance(at)
     first_cost = points.points[0][1]
     if at < points.points[0][0] and noted:
@@ -236,7 +220,7 @@ def _over_replicas(
             by_recipe.setdefault(row.recipe, []).append(row)
     told = max(by_recipe.values(), key=lambda found: len({row.replicas for row in found}))
     here = next(row.cost for row in told if row.replicas == base.replicas)
-    line = _Line(points=sorted((math.log(row.replicas), row.cost - here) for row in told))
+    line = Curve(points=sorted((math.log(row.replicas), row.cost - here) for row in told))
     at = math.log(replicas)
     outside = line.is_outside(at)
     open_r = abs(line.slope(at)) * line.distance(at) * (1.0 if outside else 0.5)
@@ -245,7 +229,7 @@ def _over_replicas(
         return (
             line.at(at),
             open_r,
-            [f"{replicas} replicas ({_between(measured)} measured)"] if outside else [],
+            [f"{replicas} replicas ({between(measured)} measured)"] if outside else [],
         )
     if replicas == base.replicas:
         return 0.0, 0.0, []
@@ -268,11 +252,9 @@ def _text_spread(known: Sequence[Row], base: Row) -> float:
 
 def _seeds_spread(row: Row, known: Sequence[Row], base: Row) -> float:
     """Of the row and of dense Muon; with one seed, the widest that was measured."""
-    measured = [r.spread for r in known if r.spread is not None]
-    own = row.spread if row.spread is not None else max(measured, default=0.0)
+    own = row.spread if row.spread is not None else _widest_spread(known)
     return math.hypot(own, base.spread or 0.0)
 
 
-def _between(values: Sequence[float]) -> str:
-    low, high = min(values), max(values)
-    return f"{low:,.12g}" if low == high else f"{low:,.12g} to {high:,.12g}"
+def _widest_spread(known: Sequence[Row]) -> float:
+    return max((r.spread for r in known if r.spread is not None), default=0.0)

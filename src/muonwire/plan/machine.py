@@ -48,9 +48,11 @@ class Machine:
         """A step without exchange."""
         return self.compute_s + self.optimizer_s[what.inner]
 
-    def exchange_s(self, what: Exchanged) -> float:
-        """The processor's part of one synchronization."""
-        return self.costs[what.key].seconds(what.params)
+    def exchange_s(self, what: Exchanged, fragments: Sequence[int] | None = None) -> float:
+        """The processor's part of one synchronization of these fragments. Default: of all."""
+        return self.costs[what.key].seconds(
+            what.params_of(what.fragments if fragments is None else fragments)
+        )
 
 
 def calibrated(plans: Sequence[Exchanged], *, replicas: int) -> dict[str, ProcessorCost]:

@@ -10,19 +10,26 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from muonwire import recipes
-from muonwire.plan.exchanges import Exchanged, way_of
+from muonwire.plan.exchanges import Asked, Exchanged
 from muonwire.recipes import parse_recipe
-from muonwire.transport.base import SingleReplica, Transport
+from muonwire.stages import Mean
+from muonwire.transport.base import SingleReplica, Transport, check_count
 from muonwire.transport.meter import Meter
 
-# The samples: one square matrix, no larger than the model's largest, and several small ones.
-LARGEST_SIDE, SMALL_SIDE, NUM_SMALL = 1024, 16, 16
+# The samples: one square matrix, no larger than the model's largest, and several small ones. Where parts have owners, each has one
+# of the larger matrices, of about the middle side, and as many of the small ones as every other.
+LARGEST_SIDE, MIDDLE_SIDE, SMALL_SIDE, NUM_SMALL = 1024, 256, 16, 16
 TIMED = 5
 NEVER = 10**9
+# Options of when parts of a synchronization travel. Samples are synchronized at once, which takes the processor as long.
+WHEN = ("growth", "fragments", "delay", "mix", "merge")
 
 
 class Echo(Transport):
-    """All replicas send what this one sends, in no time."""
+    """All replicas send what this one sends, in no time: also its part to its owner, and the mean of that part.
+
+    So the parts of all owners must be of the same shapes, which the samples are made for.
+    """
 
     def __init__(self, world_size: int) -> None:
         self.rank = 0
@@ -36,6 +43,7 @@ class Echo(Transport):
 
     @override
     def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
+        check_count(payloads, self.world_size)
         self.agreed |= self.requested
         return [payloads[self.rank]] * self.world_size
 
@@ -73,23 +81,31 @@ def cost_of(what: Exchanged, *, replicas: int, largest_numel: int) -> ProcessorC
         replicas: whose payloads are decoded.
         largest_numel: entries of the largest tensor that it is to exchange.
     """
-    if all(way_of(talk.stage) == "mean" for talk in what.talks):
+    if all(isinstance(talk.stage, Mean) for talk in what.talks):
         return ProcessorCost(per_entry_s=0.0, per_tensor_s=0.0)
+    has_owners = any(asked.operation == "parts" for asked in _asked(what, replicas))
+    small_count = replicas * -(-NUM_SMALL // replicas) if has_owners else NUM_SMALL
+    count = replicas if has_owners else 1
+    numel = max(LARGEST_SIDE**2 // count, min(MIDDLE_SIDE**2, 4 * LARGEST_SIDE**2 // count))
     side = LARGEST_SIDE
-    while side > 2 * SMALL_SIDE and side * side > largest_numel:
+    while side > 2 * SMALL_SIDE and side * side > min(largest_numel, numel):
         side //= 2
-    small_s = _seconds(what, SMALL_SIDE, NUM_SMALL, replicas) / NUM_SMALL
-    large_s = _seconds(what, side, 1, replicas)
+    small_s = _seconds(what, SMALL_SIDE, small_count, replicas) / small_count
+    large_s = _seconds(what, side, count, replicas) / count
     small, large = SMALL_SIDE**2, side**2
     per_entry_s = max((large_s - small_s) / (large - small), 0.0)
     return ProcessorCost(per_entry_s=per_entry_s, per_tensor_s=max(small_s - per_entry_s * small, 0.0))
+
+
+def _asked(what: Exchanged, replicas: int) -> list[Asked]:
+    return [asked for together in what.rounds(replicas, what.fragments) for asked in together]
 
 
 def _seconds(what: Exchanged, side: int, count: int, replicas: int) -> float:
     """One synchronization of so many square matrices."""
     name, options = parse_recipe(what.recipe)
     if what.local is not None:
-        options = {key: value for key, value in options.items() if key != "growth"} | {"interval": NEVER}
+        options = {key: value for key, value in options.items() if key not in WHEN} | {"interval": NEVER}
     model = _sample(side, count)
     optimizer = recipes.build(name, model, lr=0.01, transport=Echo(replicas), **options)
     if what.local is not None:

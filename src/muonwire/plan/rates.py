@@ -13,6 +13,9 @@ PACKET_SHARE = 1514 / SEGMENT_BYTES
 # (RFC 6298's least timeout as Linux has it).
 FIRST_WINDOW_BYTES = 10 * SEGMENT_BYTES
 REST_S = 0.2
+# One-way delays that a message takes. Transports post their receives ahead, so that a message finds its receiver ready and comes
+# after one; the first of a run, whose length is not known to it, takes more.
+DELAYS_PER_MESSAGE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +70,8 @@ class Rates:
     ) -> float:
         """The seconds until all messages of an exchange have come.
 
-        latency · messages + max(egress / up, received / down), and after a rest what TCP loses until it sends at full rate: per
-        round trip it sends a window, which begins at 10 segments for each peer and doubles.
+        latency · messages · DELAYS_PER_MESSAGE + max(egress / up, received / down), and after a rest what TCP loses until it sends
+        at full rate: per round trip it sends a window, which begins at 10 segments for each peer and doubles.
 
         Args:
             egress_bytes: that leave the replica, to all peers together.
@@ -86,7 +89,7 @@ class Rates:
         per_mbit = 8e-6 * share
         full_s = max(per_mbit * egress_bytes / self.up_mbit_s, per_mbit * received_bytes / self.down_mbit_s)
         lost_s = self._slow_start_s(egress_bytes, full_s, peers) if rested_s > REST_S else 0.0
-        return self.latency_s * num_messages + full_s + lost_s
+        return self.latency_s * num_messages * DELAYS_PER_MESSAGE + full_s + lost_s
 
     def _slow_start_s(self, egress_bytes: float, full_s: float, peers: int) -> float:
         round_trip_s = 2 * self.latency_s

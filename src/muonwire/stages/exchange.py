@@ -154,6 +154,11 @@ class Exchange(TalkingStage):
         gathered = (replicas - 1) * self.codec.estimate_bytes(*shapes)
         return "gather" if gathered <= _GATHER_MAY_COST * there_and_back else form
 
+    def owners(self, shapes: tuple[Shape, ...], replicas: int) -> Owners | None:
+        """Who averages the parts, with so many replicas; None with a gather, where every replica averages all."""
+        form = self.form(shapes, replicas)
+        return None if form == "gather" else self._owners(form)
+
     def _owners(self, form: str) -> Owners:
         decay = self.feedback.decay if isinstance(self.feedback, EF14) else 1.0
         return Owners(

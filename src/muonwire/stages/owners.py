@@ -58,18 +58,23 @@ class Owners:
         units = [UNITS.index(c.unit) for c in (self.codec, self.mean_codec) if c is not None]
         return cut(shapes, owners, UNITS[max(units)])
 
+    def part_bytes(self, shapes: tuple[Shape, ...], replicas: int) -> list[tuple[int, int]]:
+        """By owner: the bytes of its part as one replica sends it, and those of its mean."""
+        found = []
+        for pieces in self.pieces(shapes, replicas):
+            there = parts.num_bytes([self.codec.estimate_body_bytes(piece.shape) for piece in pieces])
+            back = 0
+            if self.mean_codec is not None:
+                back = parts.num_bytes([self.mean_codec.estimate_body_bytes(piece.shape) for piece in pieces])
+            elif pieces:
+                back = parts.num_bytes([sums.estimate_bytes(p.end - p.begin, replicas) for p in pieces])
+            found.append((there, back))
+        return found
+
     def total_bytes(self, shapes: tuple[Shape, ...], replicas: int) -> tuple[int, int]:
         """Bytes of all parts that one replica makes, and of all owners' means."""
-        there = back = 0
-        for pieces in self.pieces(shapes, replicas):
-            there += parts.num_bytes([self.codec.estimate_body_bytes(piece.shape) for piece in pieces])
-            if self.mean_codec is not None:
-                back += parts.num_bytes(
-                    [self.mean_codec.estimate_body_bytes(piece.shape) for piece in pieces]
-                )
-            elif pieces:
-                back += parts.num_bytes([sums.estimate_bytes(p.end - p.begin, replicas) for p in pieces])
-        return there, back
+        there, back = zip(*self.part_bytes(shapes, replicas), strict=True)
+        return sum(there), sum(back)
 
     def estimate_bytes(self, shapes: tuple[Shape, ...], replicas: int) -> float:
         """Bytes that a replica sends on average, each payload once however many get it: R − 1 parts of R, and 1/R of the means."""
