@@ -48,6 +48,9 @@ class Transport(ABC):
 
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
+    Where the replicas of a *site* act as one (``SiteTransport``), ``rank`` and ``world_size`` are the site's and the number of sites,
+    and what is sent must be the same on all replicas of a site. Elsewhere a site has one replica.
+
     A copy, deep or not, is the transport itself: a copied optimizer keeps its link.
     """
 
@@ -60,6 +63,9 @@ class Transport(ABC):
     settings: str = ""
     series: str = ""
     observes: bool = False
+    # Replicas of a site, and whether their gradients are averaged before each step.
+    num_inside: int = 1
+    averages_inside: bool = False
 
     @cached_property
     def members(self) -> tuple[str, ...]:
@@ -118,6 +124,27 @@ class Transport(ABC):
             ExchangeError: the replicas are in different steps or operations, or average different tensors; on all of them.
             ReplicaLostError: a replica stopped answering.
         """
+
+    @property
+    def everyone(self) -> "Transport":
+        """Between all replicas, each by itself: this transport, except where replicas act as sites."""
+        return self
+
+    def gather_inside(self, payload: bytes) -> list[bytes]:
+        """The payloads of the replicas of this site, in rank order; they may differ.
+
+        Raises:
+            ExchangeError, ReplicaLostError: as ``gather``; replicas of other sites then get one in their next operation.
+        """
+        return [payload]
+
+    def mean_inside(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Mean over the replicas of this site of each tensor, identical bits on all of them; see ``mean``.
+
+        Raises:
+            ExchangeError, ReplicaLostError: as ``gather_inside``.
+        """
+        return list(tensors)
 
     def settle(self) -> None:  # noqa: B027 - most transports have nothing to do
         """Make sure, where replicas come and go, that all have all messages of the operations so far; else nothing.
