@@ -1,7 +1,9 @@
 """Transports between some of the replicas, and the sites that they make."""
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import torch.distributed as dist
 
@@ -53,11 +55,10 @@ def site_transport(
     inside = _replicas_inside(everyone.world_size, sites, replicas_per_site)
     check_agreement(f"{inside} replicas a site, averages={averages}", everyone, what="sites")
     ranks = [list(range(first, first + inside)) for first in range(0, everyone.world_size, inside)]
-    own = ranks[everyone.rank // inside]
-    leaders = [of_site[0] for of_site in ranks]
-    home = _among(everyone, own, fast=True) if inside > 1 else Alone()
-    between = _among(everyone, leaders, fast=False) if everyone.rank in leaders else None
-    made = SiteTransport(everyone, home, between, ranks=ranks, averages=averages)
+    parts = partial(_parts, everyone, ranks)
+    home, between = parts()
+    again = None if isinstance(everyone, ThreadTransport) else parts
+    made = SiteTransport(everyone, home, between, ranks=ranks, averages=averages, again=again)
     made.waits.limit_s = everyone.waits.limit_s
     everyone.waits = made.waits
     return made
@@ -97,35 +98,57 @@ def _replicas_inside(replicas: int, sites: int | None, given: int | None) -> int
     return given
 
 
-def _among(whole: Transport, ranks: list[int], *, fast: bool) -> FrameTransport:
-    """A transport between some of the replicas of ``whole``, which call it together; ``fast``: as that one travels."""
+def _parts(
+    whole: Transport, ranks: Sequence[Sequence[int]], *, channel: int = 0
+) -> tuple[FrameTransport, FrameTransport | None]:
+    """This replica's way inside its site, and that between the leaders if it is one; all replicas call it together.
+
+    Args:
+        whole: between all replicas.
+        ranks: by site.
+        channel: number of a further pair, whose messages a thread of its own carries. 0: the first pair.
+    """
+    leaders = [of_site[0] for of_site in ranks]
     if isinstance(whole, ThreadTransport):
-        return whole.among(ranks)
-    if not isinstance(whole, ProcessGroupTransport):
+        own = next(of_site for of_site in ranks if whole.rank in of_site)
+        home = whole.among(own) if len(own) > 1 else Alone()
+        return home, whole.among(leaders) if whole.rank in leaders else None
+    if not isinstance(whole, ProcessGroupTransport) or whole.world_size < dist.get_world_size():
         raise UsageError(
-            f"sites: {type(whole).__name__} cannot be divided; give a ProcessGroupTransport, or what run_threads gives, of at least "
-            "2 replicas (replicas that come and go cannot be sites)"
+            f"sites: {type(whole).__name__} of {whole.world_size} replica(s) cannot be divided; give one of the default process group, "
+            "or what run_threads gives, with at least 2 replicas (those that come and go cannot be sites)"
         )
+    fast = "nccl" if dist.get_backend(whole.group) == "nccl" and not channel else "gloo"
+    parts: list[FrameTransport] = []
+    # Every process makes all groups, in the same order: torch names them by their number.
+    for members, inside in [*((of_site, True) for of_site in ranks), (leaders, False)]:
+        made = _among(whole, members, backend=fast if inside else "gloo", longer=inside, channel=channel)
+        if made is not None:
+            parts.append(made)
+    if len(ranks[0]) == 1:
+        return Alone(), parts[-1]
+    return parts[0], parts[1] if len(parts) > 1 else None
+
+
+def _among(
+    whole: ProcessGroupTransport, ranks: Sequence[int], *, backend: str, longer: bool, channel: int
+) -> ProcessGroupTransport | None:
+    """A transport of a new group of some replicas; None where this one is not among them."""
     links = whole._links
     limit = timedelta(seconds=whole._timeout_s)
     if whole.device.type == "cpu" and links is None:
         limit = whole._group._get_backend(whole.device).options._timeout
-    limit_s = limit.total_seconds() + (LONGER_S if fast else 0.0)
-    of_group = dist.get_process_group_ranks(whole._group)
-    nccl = dist.get_backend(whole.group) == "nccl"
+    limit_s = limit.total_seconds() + (LONGER_S if longer else 0.0)
     try:
-        group = dist.new_group(
-            [of_group[rank] for rank in ranks],
-            backend="nccl" if fast and nccl else "gloo",
-            timeout=timedelta(seconds=limit_s),
-            use_local_synchronization=True,
-        )
+        group = dist.new_group([*ranks], backend=backend, timeout=timedelta(seconds=limit_s))
     except RuntimeError as error:
         raise whole._lost(None, error) from error
+    if whole.rank not in ranks or len(ranks) == 1:
+        return None
     return ProcessGroupTransport(
         group,
-        device=whole.device if fast else "cpu",
+        device=whole.device if backend == "nccl" else "cpu",
         secret=None if links is None else links.secret,
-        run="" if links is None else f"{links.run}/replicas {ranks}",
+        run="" if links is None else f"{links.run}/replicas {ranks}, channel {channel}",
         timeout_s=limit_s,
     )

@@ -68,6 +68,8 @@ class SiteTransport(Transport):
         ranks: of the replicas by site, as ``everyone`` numbers them.
         averages: whether the optimizer averages the gradients of a site before each step. False where the loop has done it, as with
             DistributedDataParallel inside a site. Default: True.
+        again: makes ``inside`` and ``between`` once more, for a channel of the given number; all replicas call it together.
+            Default: they make channels by themselves.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class SiteTransport(Transport):
         *,
         ranks: Sequence[Sequence[int]],
         averages: bool = True,
+        again: "Callable[..., tuple[FrameTransport, FrameTransport | None]] | None" = None,
     ) -> None:
         self.ranks = [list(of_site) for of_site in ranks]
         self.rank = next(i for i, of_site in enumerate(self.ranks) if everyone.rank in of_site)
@@ -88,6 +91,7 @@ class SiteTransport(Transport):
         self.between = between
         self.meter = Meter() if between is None else between.meter
         self._everyone = everyone
+        self._again = again
         self._failure: ExchangeError | None = None
         self._channels: list[tuple[Channel, SiteTransport]] = []
         self.members = tuple(f"site {i}" for i in range(self.world_size))
@@ -179,13 +183,18 @@ class SiteTransport(Transport):
     @override
     def channel(self) -> Channel:
         """A channel with ways of its own inside the site and between the sites."""
-        parts = [None if part is None else part.channel() for part in (self.inside, self.between)]
-        inside, between = (part and part.transport for part in parts)
-        assert isinstance(inside, FrameTransport)
-        assert between is None or isinstance(between, FrameTransport)
+        at_once = False
+        if self._again is not None:
+            inside, between = self._again(channel=len(self._channels) + 1)
+        else:
+            parts = [None if part is None else part.channel() for part in (self.inside, self.between)]
+            ways = [part and part.transport for part in parts]
+            assert all(way is None or isinstance(way, FrameTransport) for way in ways)
+            inside, between = ways  # type: ignore[assignment]
+            at_once = all(part.at_once for part in parts if part is not None)
         made = SiteTransport(self._everyone, inside, between, ranks=self.ranks, averages=False)
         made.waits.limit_s = self.waits.limit_s
-        channel = Channel(made, at_once=all(part.at_once for part in parts if part is not None))
+        channel = Channel(made, at_once=at_once)
         self._channels.append((channel, made))
         return channel
 
