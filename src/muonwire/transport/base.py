@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.transport.meter import Meter
+from muonwire.transport.meter import Meter, Traffic
 from muonwire.transport.waiting import Waits
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ class Transport(ABC):
     def everyone(self) -> "Transport":
         """Between all replicas, each by itself: this transport, except where replicas act as sites."""
         return self
+
+    @property
+    def inside_traffic(self) -> Traffic:
+        """What this replica has sent and received inside its site, of all purposes."""
+        return Traffic()
 
     def gather_inside(self, payload: bytes) -> list[bytes]:
         """The payloads of the replicas of this site, in rank order; they may differ.

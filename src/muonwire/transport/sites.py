@@ -114,8 +114,8 @@ class SiteTransport(Transport):
         return self.inside.rank == 0
 
     @property
+    @override
     def inside_traffic(self) -> Traffic:
-        """What this replica has sent and received inside its site, of all purposes."""
         return sum((t.inside_traffic for _, t in self._channels), self.inside.meter.total)
 
     @override
