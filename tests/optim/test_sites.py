@@ -64,7 +64,8 @@ def by_hand(transport, name, options, inside=INSIDE):
     optimizer = recipes.build(name, model, lr=0.01, transport=transport, **options)
     for step in range(STEPS):
         parts = [
-            gradients(model, step, transport.rank * inside + i, transport.world_size * inside) for i in range(inside)
+            gradients(model, step, transport.rank * inside + i, transport.world_size * inside)
+            for i in range(inside)
         ]
         for p, first, *others in zip(model.parameters(), *parts, strict=True):
             p.grad = first.clone()

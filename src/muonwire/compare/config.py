@@ -253,8 +253,10 @@ class CompareConfig:
         chosen = {**vars(preset), **given, "task": self._task_settings(), "known_rates": {}}
         chosen["recipes"] = (*chosen["recipes"], *self.peers)
         comparison = Comparison(**chosen)
-        as_searched = self.lr_grid is None and self.sites is None and all(
-            getattr(comparison, name) == getattr(preset, name) for name in DECIDES_RATES
+        as_searched = (
+            self.lr_grid is None
+            and self.sites is None
+            and all(getattr(comparison, name) == getattr(preset, name) for name in DECIDES_RATES)
         )
         known = {r: preset.known_rates[r] for r in comparison.recipes if r in preset.known_rates}
         # Where the rates of one recipe are not known, all get the whole grid: as many tries for each.
@@ -299,7 +301,7 @@ class Comparison(Preset):
             check_sites(self.replicas, self.sites)
             if self.peers or self.emulate:
                 raise UsageError(
-                    "compare: --sites cannot go with --emulate and --peers, which have a host for each replica; leave one of them out"
+                    "compare: --sites cannot go with --emulate or --peers, which have a host for each replica; leave one out"
                 )
         if self.tune_steps is not None and not 1 <= self.tune_steps <= self.steps:
             raise UsageError(

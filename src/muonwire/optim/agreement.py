@@ -221,7 +221,8 @@ def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor], trans
     note = next((g[key] for g in optimizer.param_groups if g[key] is not None), own.name)
     # The replicas of a site round alike in their local steps, too.
     own, at_home = (
-        slowest([name.decode() for name in transport.gather_inside(text.encode())]) for text in (own.name, note)
+        slowest([name.decode() for name in transport.gather_inside(text.encode())])
+        for text in (own.name, note)
     )
     agreed = optimizer.agreement.reach(
         transport,

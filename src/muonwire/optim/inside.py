@@ -1,8 +1,8 @@
 """What an optimizer does inside a site, before the site acts as one replica; see muonwire.transport.sites.
 
-g ← (1/k) Σᵢ gᵢ over the k replicas of a site, in the gradients' dtype on the wire, summed in rank order and at least in float32. It is
-done before the chains, or a wrapped optimizer, see the gradients: so that these, the checks of gradients, and what a local step does
-with a gradient that is not finite are the same on all replicas of the site.
+g ← (1/k) Σᵢ gᵢ over the k replicas of a site, in the gradients' dtype on the wire, summed in rank order and at least in float32. It
+is done before the chains, or a wrapped optimizer, see the gradients, so that these, and what a local step does with a gradient that
+is not finite, are the same on all replicas of the site.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,7 +52,9 @@ def average(
                 f"ChainOptimizer: the gradient of {name} is sparse or sharded, and a site averages whole dense ones; let the loop "
                 "average them, and make the transport with site_transport(averages=False)"
             )
-    own = torch.tensor([float(overflowed), float(problem is not None), *(float(p.grad is not None) for p in averaged)])
+    own = torch.tensor(
+        [float(overflowed), float(problem is not None), *(float(p.grad is not None) for p in averaged)]
+    )
     sent = [torch.zeros_like(p) if p.grad is None or problem is not None else p.grad for p in averaged]
     # A bit of the share of replicas is enough to see that there is one.
     shares, *means = transport.mean_inside([own, *sent])

@@ -30,8 +30,8 @@ class TrainConfig:
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
         probes: steps at which Diagnostics measures, at equal distances; it keeps one float32 copy of the hidden matrices. 0: none.
         tensorboard: write TensorBoard events beside metrics.jsonl.
-        sites: the replicas make so many sites of equally many, by their order: those of a site average their gradients at every step
-            and exchange as one with the other sites. Default: every replica is by itself.
+        sites: the replicas make so many sites of equally many, by their order; those of a site average their gradients at every
+            step and exchange as one with the other sites (docs/sites.md). Default: every replica is by itself.
         compile: run the model through torch.compile, which needs a C++ compiler on a CPU; the loss rounds differently.
         task: the data and the model.
     """

@@ -112,7 +112,7 @@ def _mates(transport: Transport, lacking: Collection[int]) -> dict[int, int]:
     """For each replica that lacks its part, one of its site that has its own, where there is one."""
     if not isinstance(transport, SiteTransport):
         return {}
-    found = {}
+    found: dict[int, int] = {}
     for of_site in transport.ranks:
         whole = [rank for rank in of_site if rank not in lacking]
         found |= {rank: whole[0] for rank in of_site if rank in lacking and whole}

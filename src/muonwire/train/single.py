@@ -177,7 +177,11 @@ def _outcome(result: RunResult, folder: Path) -> str:
         return (
             f"diverged in step {result.steps + 1}: a loss or an update is not finite; a lower --lr may help"
         )
-    sites = f" between {result.sites} sites and {result.bytes_inside_per_step / 1e3:.3g} kB inside one" if result.sites else ""
+    sites = (
+        f" between {result.sites} sites and {result.bytes_inside_per_step / 1e3:.3g} kB inside one"
+        if result.sites
+        else ""
+    )
     return (
         f"step {result.steps}: evaluation loss {result.final_eval_loss:.4f}, "
         f"{result.bits_per_parameter_step:.3g} bit per parameter and step{sites}, weights {result.weights_digest}; see {folder}"

@@ -48,8 +48,8 @@ class Transport(ABC):
 
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
-    Where the replicas of a *site* act as one (``SiteTransport``), ``rank`` and ``world_size`` are the site's and the number of sites,
-    and what is sent must be the same on all replicas of a site. Elsewhere a site has one replica.
+    Where the replicas of a *site* act as one (``SiteTransport``), ``rank`` is that of the site and ``world_size`` the number of
+    sites, and what is sent must be the same on all replicas of a site. Elsewhere a site has one replica.
 
     A copy, deep or not, is the transport itself: a copied optimizer keeps its link.
     """

@@ -15,7 +15,7 @@ from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.sites import Alone, SiteTransport
 from muonwire.transport.threads import ThreadTransport
 
-# The replicas of a site wait so much longer for their leader than leaders wait for each other, so that it can tell them of whom it lost.
+# The replicas of a site wait so much longer for their leader than leaders for each other: it tells them whom it lost.
 LONGER_S = 30.0
 
 
@@ -26,15 +26,16 @@ def site_transport(
     replicas_per_site: int | None = None,
     averages: bool = True,
 ) -> SiteTransport:
-    """Let replicas act as sites: those of a site average their gradients at every step and exchange as one with the other sites.
+    """Let replicas act as sites: those of a site average their gradients at every step and exchange as one with other sites.
 
-    Replicas of a site have ranks that follow one another, as torchrun numbers the processes of a machine. All replicas call it together.
+    Replicas of a site have ranks that follow one another, as torchrun numbers the processes of a machine. All replicas call it
+    together.
 
     Args:
         everyone: between all replicas: a ProcessGroupTransport, or what ``run_threads`` gives. Default: the process group of all.
         sites: how many there are.
-        replicas_per_site: how many replicas a site has, instead of ``sites``. Default: torchrun's LOCAL_WORLD_SIZE, so that a site is
-            a machine.
+        replicas_per_site: how many replicas a site has, instead of ``sites``. Default: torchrun's LOCAL_WORLD_SIZE, so that a
+            site is a machine.
         averages: whether the optimizer averages the gradients of a site; False where the loop does, as with
             DistributedDataParallel over ``transport.inside.group``. Default: True.
 
@@ -52,6 +53,7 @@ def site_transport(
     (1, [b'site 0', b'site 1'])
     """
     everyone = ProcessGroupTransport() if everyone is None else everyone
+    _check_divisible(everyone)
     inside = _replicas_inside(everyone.world_size, sites, replicas_per_site)
     check_agreement(f"{inside} replicas a site, averages={averages}", everyone, what="sites")
     ranks = [list(range(first, first + inside)) for first in range(0, everyone.world_size, inside)]
@@ -60,8 +62,23 @@ def site_transport(
     again = None if isinstance(everyone, ThreadTransport) else parts
     made = SiteTransport(everyone, home, between, ranks=ranks, averages=averages, again=again)
     made.waits.limit_s = everyone.waits.limit_s
-    everyone.waits = made.waits
+    everyone.waits, everyone.members = (
+        made.waits,
+        tuple(made.members[rank // inside] for rank in range(everyone.world_size)),
+    )
     return made
+
+
+def _check_divisible(whole: Transport) -> None:
+    # One of replicas that come and go is a ProcessGroupTransport, too.
+    if isinstance(whole, ThreadTransport) or (
+        type(whole) is ProcessGroupTransport and whole.world_size == dist.get_world_size()
+    ):
+        return
+    raise UsageError(
+        f"sites: {type(whole).__name__} of {whole.world_size} replica(s) cannot be divided; give a ProcessGroupTransport of the "
+        "default process group, or what run_threads gives (replicas that come and go cannot be sites)"
+    )
 
 
 def check_sites(replicas: int, sites: int) -> None:
@@ -78,8 +95,8 @@ def _replicas_inside(replicas: int, sites: int | None, given: int | None) -> int
     if sites is not None:
         if sites < 2 or replicas % sites:
             raise UsageError(
-                f"sites: {replicas} replicas in {sites} site(s); give a number of at least 2 that divides the replicas, so that all "
-                "sites have as many, or leave it out: then every replica is by itself"
+                f"sites: {replicas} replica(s) in {sites} site(s); give a number of at least 2 that divides the replicas, so that "
+                "all sites have as many, or leave it out: then every replica is by itself"
             )
         return replicas // sites
     if given is None:
@@ -113,11 +130,7 @@ def _parts(
         own = next(of_site for of_site in ranks if whole.rank in of_site)
         home = whole.among(own) if len(own) > 1 else Alone()
         return home, whole.among(leaders) if whole.rank in leaders else None
-    if not isinstance(whole, ProcessGroupTransport) or whole.world_size < dist.get_world_size():
-        raise UsageError(
-            f"sites: {type(whole).__name__} of {whole.world_size} replica(s) cannot be divided; give one of the default process group, "
-            "or what run_threads gives, with at least 2 replicas (those that come and go cannot be sites)"
-        )
+    assert isinstance(whole, ProcessGroupTransport)
     fast = "nccl" if dist.get_backend(whole.group) == "nccl" and not channel else "gloo"
     parts: list[FrameTransport] = []
     # Every process makes all groups, in the same order: torch names them by their number.

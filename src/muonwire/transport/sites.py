@@ -54,12 +54,12 @@ class SiteTransport(Transport):
     """The transport of a replica that acts as one with the others of its site; ``site_transport`` makes it.
 
     ``rank`` is the number of the site and ``world_size`` that of the sites. Every operation first compares what the replicas of a
-    site are about to send, by a checksum of four bytes; then the leader carries it out with the other leaders, and hands its outcome to
-    its site: the result, or the error that it got. An error is raised on every replica of every site: where a site loses a
+    site are about to send, by a checksum of four bytes; then the leader carries it out with the other leaders, and hands what came of
+    it to its site: the result, or the error that it got. An error is raised on every replica of every site: where a site loses a
     replica, its leader says so in place of its next operation with the other leaders.
 
-    ``meter`` counts what crosses between sites, which is nothing on replicas that are not leaders; its seconds of waiting include those
-    inside the site. ``inside_traffic`` is what went on inside.
+    ``meter`` counts what crosses between sites, which is nothing on replicas that are not leaders; its seconds of waiting include
+    those inside the site. ``inside_traffic`` is what went on inside.
 
     Args:
         everyone: between all replicas of all sites.
@@ -95,13 +95,10 @@ class SiteTransport(Transport):
         self._failure: ExchangeError | None = None
         self._channels: list[tuple[Channel, SiteTransport]] = []
         self.members = tuple(f"site {i}" for i in range(self.world_size))
-        inside.members = tuple(map(str, self.ranks[self.rank]))
+        # One place to see for whom this replica waits, under the names of the sites.
+        inside.members, inside.waits = (self.members[self.rank],) * self.num_inside, self.waits
         if between is not None:
-            between.members = self.members
-        for part in (inside, between):
-            if part is not None:
-                # One place to see for whom this replica waits.
-                part.waits = self.waits
+            between.members, between.waits = self.members, self.waits
 
     @property
     @override
@@ -129,13 +126,14 @@ class SiteTransport(Transport):
             UsageError: always.
         """
         raise UsageError(
-            "SiteTransport: it cannot be pickled, since its process groups are not known where it is unpickled; save the optimizer's "
-            "state_dict(), and make site_transport() and the optimizer anew before loading it"
+            "SiteTransport: it cannot be pickled, since its process groups are not known where it is unpickled; save the "
+            "optimizer's state_dict(), and make site_transport() and the optimizer anew before loading it"
         )
 
     @override
     def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
         return self._relay(
+            f"gather {observers}",
             [payload],
             lambda between: between.gather(payload, purpose=purpose, observers=observers),
             purpose,
@@ -147,6 +145,7 @@ class SiteTransport(Transport):
     def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
         check_count(payloads, self.world_size)
         return self._relay(
+            "all-to-all",
             payloads,
             lambda between: between.all_to_all(payloads, purpose=purpose),
             purpose,
@@ -163,6 +162,7 @@ class SiteTransport(Transport):
             return [_tensor(body, like) for body, like in zip(_unpack(message), tensors, strict=True)]
 
         return self._relay(
+            f"mean {[(t.dtype, *t.shape) for t in tensors]}",
             map(_bytes, tensors),
             lambda between: between.mean(tensors, purpose=purpose),
             purpose,
@@ -211,6 +211,7 @@ class SiteTransport(Transport):
 
     def _relay(
         self,
+        kind: str,
         own: "Sequence[bytes] | map[bytes]",
         act: Callable[[Transport], Result],
         purpose: str,
@@ -218,9 +219,9 @@ class SiteTransport(Transport):
         pack: Callable[[Result], bytes],
         unpack: Callable[[bytes], Result],
     ) -> Result:
-        """Compare ``own`` inside the site, let the leader ``act``, and hand what it got to the site."""
+        """Compare ``kind`` and ``own`` inside the site, let the leader ``act``, and hand what it got to the site."""
         with self._operation():
-            flags, result, message = self._agree(own, purpose), None, b""
+            flags, result, message = self._agree(kind, own, purpose), None, b""
             error: ExchangeError | None = None
             if self.between is not None:
                 try:
@@ -238,9 +239,9 @@ class SiteTransport(Transport):
             self.agreed |= Flag(message[1])
             return result if result is not None else unpack(message[2:])
 
-    def _agree(self, own: "Sequence[bytes] | map[bytes]", purpose: str) -> Flag:
+    def _agree(self, kind: str, own: "Sequence[bytes] | map[bytes]", purpose: str) -> Flag:
         """Make sure that the replicas of the site are about to send the same; returns the flags of all of them."""
-        check = 0
+        check = zlib.crc32(kind.encode())
         for payload in own:
             check = zlib.crc32(payload, zlib.crc32(_COUNT.pack(len(payload)), check))
         inside = self.inside
@@ -251,9 +252,9 @@ class SiteTransport(Transport):
             if differing:
                 raise DivergedReplicasError(
                     f"the replicas of site {self.rank} are not alike: what replica(s) {', '.join(differing)} would send in step "
-                    f"{self.step} is not what replica {self.ranks[self.rank][0]} would. They must start from the same weights and take "
-                    "every step with the same gradients: let the optimizer average them, or DistributedDataParallel, and use no "
-                    "arithmetic whose rounding depends on the machine"
+                    f"{self.step} is not what replica {self.ranks[self.rank][0]} would. They must start from the same weights and "
+                    "take every step with the same gradients: let the optimizer average them, or DistributedDataParallel, and use "
+                    "no arithmetic whose rounding depends on the machine"
                 )
             return checks
 
@@ -267,9 +268,7 @@ class SiteTransport(Transport):
         between.requested, between.agreed = flags, Flag.NONE
         return act(between), between.agreed
 
-    def _at_home(
-        self, act: Callable[[], Result], purpose: str, *, flags: Flag = Flag.NONE
-    ) -> Result:
+    def _at_home(self, act: Callable[[], Result], purpose: str, *, flags: Flag = Flag.NONE) -> Result:
         """Something inside the site; where it fails, the other sites are told."""
         inside = self.inside
         inside.step, inside.settings, inside.series = self.step, self.settings, self.series
@@ -288,7 +287,12 @@ class SiteTransport(Transport):
         """Let every operation after a failed one fail at once."""
         if self._failure is not None:
             described = _described(self._failure)
-            _raise({**described, "text": f"this transport failed before and cannot be used again: {described['text']}"})
+            _raise(
+                {
+                    **described,
+                    "text": f"this transport failed before and cannot be used again: {described['text']}",
+                }
+            )
         try:
             yield
         except ExchangeError as error:
@@ -346,7 +350,8 @@ class SiteTransport(Transport):
                     "replicas say why"
                 )
             return ReplicaLostError(
-                f"site {self.rank} lost site {error.site} in step {self.step}, since that one lost its replica {lost}", rank=lost
+                f"site {self.rank} lost site {error.site} in step {self.step}, since that one lost its replica {lost}",
+                rank=lost,
             )
         if isinstance(error, ReplicaLostError):
             known = error.rank is not None and error.rank < self.world_size
