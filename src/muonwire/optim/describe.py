@@ -18,10 +18,8 @@ def describe(optimizer: "ChainOptimizer") -> str:
     replicas = transport.world_size
     about = [f"{replicas} replica{'s' * (replicas != 1)}"]
     if transport.num_inside > 1:
-        mean = (
-            "their gradients averaged at every step" if transport.averages_inside else "averaged by the loop"
-        )
-        about = [f"{replicas} sites of {transport.num_inside} replicas, {mean}"]
+        when = "at every step" if transport.averages_inside else "by the loop"
+        about = [f"{replicas} sites of {transport.num_inside} replicas, their gradients averaged {when}"]
     outer = outer_passes(optimizer) if optimizer.local is not None else []
     if optimizer.local is not None:
         about.append(str(optimizer.local))

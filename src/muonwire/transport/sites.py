@@ -54,8 +54,8 @@ class SiteTransport(Transport):
     """The transport of a replica that acts as one with the others of its site; ``site_transport`` makes it.
 
     ``rank`` is the number of the site and ``world_size`` that of the sites. Every operation first compares what the replicas of a
-    site are about to send, by a checksum of four bytes; then the leader carries it out with the other leaders, and hands what came of
-    it to its site: the result, or the error that it got. An error is raised on every replica of every site: where a site loses a
+    site are about to send, by a checksum of four bytes; then the leader carries it out with the other leaders, and hands
+    its site the result, or the error that it got. An error is raised on every replica of every site: where a site loses a
     replica, its leader says so in place of its next operation with the other leaders.
 
     ``meter`` counts what crosses between sites, which is nothing on replicas that are not leaders; its seconds of waiting include
