@@ -52,14 +52,13 @@ def average(
                 f"ChainOptimizer: the gradient of {name} is sparse or sharded, and a site averages whole dense ones; let the loop "
                 "average them, and make the transport with site_transport(averages=False)"
             )
-    own = torch.tensor(
-        [float(overflowed), float(problem is not None), *(float(p.grad is not None) for p in averaged)]
-    )
+    shares = [float(overflowed), float(problem is not None), *(float(p.grad is not None) for p in averaged)]
+    # On the gradients' device, with which it travels.
+    own = torch.tensor(shares, device=averaged[0].device if averaged else None)
     sent = [torch.zeros_like(p) if p.grad is None or problem is not None else p.grad for p in averaged]
-    # A bit of the share of replicas is enough to see that there is one.
-    shares, *means = transport.mean_inside([own, *sent])
+    anybody, *means = transport.mean_inside([own, *sent])
     transport.settings = before
-    overflow, trouble, *present = (shares > 0).tolist()
+    overflow, trouble, *present = (anybody > 0).tolist()
     if trouble:
         return problem or "a loss or a gradient is not finite on another replica of this site", overflow
     for param, mean, there in zip(averaged, means, present, strict=True):
