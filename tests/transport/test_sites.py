@@ -3,6 +3,7 @@
 import os
 import pickle
 import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from muonwire.transport import (
     SingleReplica,
     check_replicas,
     run_threads,
+    site_groups,
     site_transport,
 )
 from muonwire.transport.secret import Secret
@@ -369,3 +371,32 @@ def test_a_diverged_error_stays_one_in_every_later_operation():
                 transport.gather(bytes([rank]))
 
     run_threads(worker, replicas=4)
+
+
+def _stands_still(victim):
+    """It is waited for by those that know it, and these tell the others."""
+    site_groups._limit_of = lambda whole: timedelta(seconds=2)
+    site_groups.LONGER_S = 3.0
+    transport = site_transport(sites=2)
+    transport.gather(b"")
+    if transport.everyone.rank == victim:
+        time.sleep(8)
+        os._exit(1)
+    began_s = time.monotonic()
+    try:
+        transport.gather(b"")
+    except ReplicaLostError as error:
+        seconds = time.monotonic() - began_s
+        # Not by the end of this process.
+        time.sleep(1)
+        return error.rank, seconds, str(error)
+
+
+def test_a_replica_that_stands_still_is_named_by_its_site_to_all():
+    results = run_replicas(_stands_still, 4, 1, expect_lost=(1,))
+    for rank in (0, 2, 3):
+        lost, seconds, text = results[rank]
+        assert lost == 1, text
+        assert 1.9 < seconds < 7
+    assert "waited 2 s for replica 1 in step 0 and got no answer: that one stands still" in results[0][2]
+    assert results[2][2] == results[3][2] == "site 1 lost site 0 in step 0, since that one lost its replica 1"

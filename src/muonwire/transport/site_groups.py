@@ -15,8 +15,9 @@ from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.sites import Alone, SiteTransport
 from muonwire.transport.threads import ThreadTransport
 
-# The replicas of a site wait so much longer for their leader than leaders for each other: it tells them whom it lost.
-LONGER_S = 30.0
+# Replicas of a site wait as long for each other as the process group does, leaders so much longer for each other, and a site twice
+# that for what its leader got: so whoever stands still is named by those that know it, and they can tell the others.
+LONGER_S = 15.0
 
 
 def site_transport(
@@ -135,7 +136,7 @@ def _parts(
     parts: list[FrameTransport] = []
     # Every process makes all groups, in the same order: torch names them by their number.
     for members, inside in [*((of_site, True) for of_site in ranks), (leaders, False)]:
-        made = _among(whole, members, backend=fast if inside else "gloo", longer=inside, channel=channel)
+        made = _among(whole, members, backend=fast if inside else "gloo", inside=inside, channel=channel)
         if made is not None:
             parts.append(made)
     if len(ranks[0]) == 1:
@@ -144,24 +145,32 @@ def _parts(
 
 
 def _among(
-    whole: ProcessGroupTransport, ranks: Sequence[int], *, backend: str, longer: bool, channel: int
+    whole: ProcessGroupTransport, ranks: Sequence[int], *, backend: str, inside: bool, channel: int
 ) -> ProcessGroupTransport | None:
     """A transport of a new group of some replicas; None where this one is not among them."""
-    links = whole._links
-    limit = timedelta(seconds=whole._timeout_s)
-    if whole.device.type == "cpu" and links is None:
-        limit = whole._group._get_backend(whole.device).options._timeout
-    limit_s = limit.total_seconds() + (LONGER_S if longer else 0.0)
+    links, limit = whole._links, _limit_of(whole)
+    longer = limit + timedelta(seconds=LONGER_S * (2 if inside else 1))
     try:
-        group = dist.new_group([*ranks], backend=backend, timeout=timedelta(seconds=limit_s))
+        group = dist.new_group([*ranks], backend=backend, timeout=longer)
     except RuntimeError as error:
         raise whole._lost(None, error) from error
     if whole.rank not in ranks or len(ranks) == 1:
         return None
-    return ProcessGroupTransport(
+    made = ProcessGroupTransport(
         group,
         device=whole.device if backend == "nccl" else "cpu",
         secret=None if links is None else links.secret,
         run="" if links is None else f"{links.run}/replicas {ranks}, channel {channel}",
-        timeout_s=limit_s,
+        timeout_s=longer.total_seconds(),
     )
+    if inside:
+        made._limit = limit
+    return made
+
+
+def _limit_of(whole: ProcessGroupTransport) -> timedelta:
+    """How long the group waits for a message."""
+    if whole.device.type == "cpu" and whole._links is None:
+        limit: timedelta = whole._group._get_backend(whole.device).options._timeout
+        return limit
+    return timedelta(seconds=whole._timeout_s)

@@ -25,6 +25,7 @@ from muonwire.transport.channel import Channel
 from muonwire.transport.frames import Accept, FrameTransport
 from muonwire.transport.header import SiteFailedError
 from muonwire.transport.meter import Meter, Traffic
+from muonwire.transport.process_group import ProcessGroupTransport
 
 Result = TypeVar("Result")
 _COUNT = struct.Struct("<Q")
@@ -230,8 +231,7 @@ class SiteTransport(Transport):
                 except ExchangeError as caught:
                     error = self._in_our_words(caught)
                     message = _BAD + json.dumps(_described(error)).encode()
-            # A member that waits for its leader waits for another site.
-            message = self._at_home(lambda: self.inside.gather(message, purpose=purpose)[0], purpose)
+            message = self._at_home(lambda: self._hand_on(message, purpose), purpose)
             if error is not None:
                 raise error
             if message[:1] == _BAD:
@@ -260,6 +260,16 @@ class SiteTransport(Transport):
 
         self._at_home(compare, purpose, flags=self.requested)
         return inside.agreed
+
+    def _hand_on(self, message: bytes, purpose: str) -> bytes:
+        """The leader's message; who waits for it waits for another site, and does so for longer."""
+        if not isinstance(self.inside, ProcessGroupTransport):
+            return self.inside.gather(message, purpose=purpose)[0]
+        limit, self.inside._limit = self.inside._limit, None
+        try:
+            return self.inside.gather(message, purpose=purpose)[0]
+        finally:
+            self.inside._limit = limit
 
     def _act(
         self, act: Callable[[Transport], Result], between: FrameTransport, flags: Flag
