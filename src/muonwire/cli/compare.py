@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     )
     config = parse(CompareConfig, args, command="compare", about=about, examples=EXAMPLES)
     summary = compare(config, command=shlex.join(["muonwire", "compare", *args]))
-    _print_table(summary)
+    _print_table(summary, each="replica" if config.sites is None else "site")
     comparison = config.resolve()
     if comparison.known_rates:
         searched = ", ".join(f"{lr:g}" for lr in comparison.lr_grid)
@@ -40,7 +40,7 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _print_table(summary: Sequence[dict[str, Any]]) -> None:
+def _print_table(summary: Sequence[dict[str, Any]], *, each: str) -> None:
     from rich.console import Console
 
     console = Console()
@@ -49,7 +49,7 @@ def _print_table(summary: Sequence[dict[str, Any]]) -> None:
     # A table that is wider than the terminal is for the terminal to break, which loses nothing.
     console.print(table + "\n", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        "per replica and optimizer step; on link: measured compute and optimizer time, and measured bytes at the stated link",
+        f"per {each} and optimizer step; on link: measured compute and optimizer time, and measured bytes at the stated link",
         style="dim",
     )
     for link in comparison_links(summary):

@@ -20,6 +20,7 @@ EXAMPLES = (
     "muonwire train --recipe muon --replicas 4 --steps 600 --out runs/muon --resume",
     "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
     "muonwire train --task vision --recipe muon --model resnet --batch 32 --out runs/digits",
+    "muonwire train --recipe one_bit_muon --replicas 4 --sites 2 --out runs/sites",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
     "muonwire train --recipe one_bit_muon --elastic --lighthouse 10.0.0.1:29510 --min-replicas 2 --out runs/elastic",
 )
@@ -84,6 +85,10 @@ def main(args: Sequence[str]) -> int:
     default = TrainCommand(config=TrainConfig(task=task()))
     command = parse(TrainCommand, args, command="train", about=about, examples=EXAMPLES, default=default)
     if command.elastic:
+        if command.config.sites is not None:
+            raise UsageError(
+                "train: --sites is for replicas that are there from the first step to the last; leave out --elastic, or --sites"
+            )
         how = ElasticSettings(
             lighthouse=command.lighthouse,
             min_replicas=command.min_replicas,

@@ -13,6 +13,7 @@ from muonwire.tasks import TaskSettings, TextSettings, settings_type
 from muonwire.tasks.text import BYTES
 from muonwire.train.config import TrainConfig
 from muonwire.transport.link import Link
+from muonwire.transport.site_groups import check_sites
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +181,8 @@ class CompareConfig:
         virtual: replicas of a run are threads of one process that take turns, and runs go side by side: the same losses and
             bytes, to the last bit, in less time where replicas outnumber cores.
         jobs: runs side by side with --virtual. Default: the number of cores.
+        sites: the replicas make so many sites of equally many, dense inside and one exchange between them; bytes are then those
+            between sites. Default: every replica is by itself.
         compile: run the models through torch.compile; it needs a C++ compiler on a CPU.
     """
 
@@ -209,6 +212,7 @@ class CompareConfig:
     port: int = 0
     virtual: bool = False
     jobs: int | None = None
+    sites: int | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -249,8 +253,10 @@ class CompareConfig:
         chosen = {**vars(preset), **given, "task": self._task_settings(), "known_rates": {}}
         chosen["recipes"] = (*chosen["recipes"], *self.peers)
         comparison = Comparison(**chosen)
-        as_searched = self.lr_grid is None and all(
-            getattr(comparison, name) == getattr(preset, name) for name in DECIDES_RATES
+        as_searched = (
+            self.lr_grid is None
+            and self.sites is None
+            and all(getattr(comparison, name) == getattr(preset, name) for name in DECIDES_RATES)
         )
         known = {r: preset.known_rates[r] for r in comparison.recipes if r in preset.known_rates}
         # Where the rates of one recipe are not known, all get the whole grid: as many tries for each.
@@ -273,6 +279,7 @@ class Comparison(Preset):
     virtual: bool
     jobs: int | None = None
     compile: bool
+    sites: int | None = None
     # Those of the recipes that are peers.
     peers: tuple[str, ...] = ()
     emulate: tuple[str, ...] = ()
@@ -290,6 +297,12 @@ class Comparison(Preset):
             )
         if self.replicas < 1:
             raise UsageError(f"compare: replicas is {self.replicas}; at least 1 is needed")
+        if self.sites is not None:
+            check_sites(self.replicas, self.sites)
+            if self.peers or self.emulate:
+                raise UsageError(
+                    "compare: --sites cannot go with --emulate or --peers, which have a host for each replica; leave one out"
+                )
         if self.tune_steps is not None and not 1 <= self.tune_steps <= self.steps:
             raise UsageError(
                 f"compare: tune_steps is {self.tune_steps}; it must lie between 1 and steps, {self.steps}"
@@ -364,5 +377,6 @@ class Comparison(Preset):
             checkpoint_every=250,
             digest_every=max(steps // 4, 1),
             tensorboard=False,
+            sites=self.sites,
             **same_work,
         )

@@ -255,7 +255,7 @@ def prepare_peer(
 
 def finish_run(trainer: Trainer | PeerTrainer, result: RunResult) -> None:
     """What the first replica does after the last step: drop the checkpoints."""
-    if result.finished and trainer.transport.rank == 0:
+    if result.finished and trainer.transport.everyone.rank == 0:
         shutil.rmtree(trainer.folder / "checkpoints", ignore_errors=True)
 
 

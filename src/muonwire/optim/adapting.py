@@ -17,6 +17,7 @@ from muonwire.optim.auto_interval import (
     Spell,
     agreed,
     next_interval,
+    of_site,
     typical,
 )
 from muonwire.transport.meter import Traffic
@@ -109,16 +110,21 @@ class Adapting:
         """What this replica tells of the time since it told last; called right before a synchronization. Empty: nothing is told."""
         if self._local.interval != AUTO or self.why_fixed:
             return b""
+        transport, own = self._optimizer.transport, self._spell().pack()
+        # What a site sends must be the same on all its replicas.
+        return own if transport.num_inside == 1 else of_site(transport.gather_inside(own))
+
+    def _spell(self) -> Spell:
         if self._optimizer.transport.observes:
             self._since = None
-            return Spell().pack()
+            return Spell()
         (now_s, waited_s), step = self.measure(), self._optimizer.num_steps
         since, self._since = self._since, (now_s, waited_s, step)
         if since is None or step <= since[2]:
-            return Spell().pack()
+            return Spell()
         wait_us = max(round(1e6 * (waited_s - since[1])), 0)
         own_us = max(round(1e6 * (now_s - since[0])) - wait_us, 0)
-        return Spell(wait_us=wait_us, own_us=own_us, num_steps=step - since[2]).pack()
+        return Spell(wait_us=wait_us, own_us=own_us, num_steps=step - since[2])
 
     # Changing
 

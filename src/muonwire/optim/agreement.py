@@ -186,8 +186,9 @@ def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
         for tensor in (*params, *buffers.values()):
             own = tensor.detach().cpu().contiguous()
             payload = own.reshape(-1).view(torch.uint8).numpy().tobytes() if transport.rank == 0 else b""
+            payload = transport.gather_inside(payload)[0]
             sent = transport.gather(payload, purpose="control")[0]
-            if transport.rank != 0 and tensor.numel():
+            if transport.everyone.rank != 0 and tensor.numel():
                 received = torch.frombuffer(bytearray(sent), dtype=torch.uint8).view(tensor.dtype)
                 tensor.copy_(received.view(tensor.shape))
         copy_in(params, optimizer.state)
@@ -239,10 +240,16 @@ def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor], trans
     talking = list(optimizer.outer.values()) if optimizer.local is not None else optimizer.chains
     key = "processor" if optimizer.local is None else "outer_processor"
     settings = f"{optimizer.local} {optimizer.look_ahead} step {optimizer.num_steps}"
+    note = next((g[key] for g in optimizer.param_groups if g[key] is not None), own.name)
+    # The replicas of a site round alike in their local steps, too.
+    own, at_home = (
+        slowest([name.decode() for name in transport.gather_inside(text.encode())])
+        for text in (own.name, note)
+    )
     agreed = optimizer.agreement.reach(
         transport,
         description=f"{settings}: {describe_groups(optimizer.param_groups)}",
-        processor=next((g[key] for g in optimizer.param_groups if g[key] is not None), own.name),
+        processor=at_home.name,
         orthogonalizes=any(members.orthogonalizes for members in talking),
     )
     for group in optimizer.param_groups:

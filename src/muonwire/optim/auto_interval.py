@@ -62,6 +62,15 @@ class Spell:
 SPELL_BYTES = _SPELL.size
 
 
+def of_site(messages: Sequence[bytes]) -> bytes:
+    """What a site tells as one replica: the least waiting of its replicas, and the steps of its slowest."""
+    measured = [spell for spell in map(_SPELL.unpack, messages) if spell[2]]
+    if not measured:
+        return Spell().pack()
+    _, own_us, num_steps = max(measured, key=lambda spell: spell[1] / spell[2])
+    return Spell(wait_us=min(spell[0] for spell in measured), own_us=own_us, num_steps=num_steps).pack()
+
+
 def agreed(messages: Sequence[bytes]) -> Figure | None:
     """What follows from all replicas' packed spells; None where none has measured anything.
 

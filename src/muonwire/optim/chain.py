@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.optim import groups, saved
+from muonwire.optim import groups, inside, saved
 from muonwire.optim.adapting import INTERVALS, Adapting, first_intervals
 from muonwire.optim.agreement import (
     Agreement,
@@ -313,6 +313,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         else:
             problem = find_problem(self.named_parameters())
         ensure_agreement(self, params)
+        problem, overflowed = inside.average(self, params, problem, overflowed=overflowed)
         try:
             if self.local is not None:
                 self._step_alone(problem, skips=overflowed or self.lifecycle.nonfinite == "skip")

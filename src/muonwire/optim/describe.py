@@ -14,8 +14,12 @@ if TYPE_CHECKING:
 
 def describe(optimizer: "ChainOptimizer") -> str:
     """The number of replicas, how they step, and the chain of each group."""
-    replicas = optimizer.transport.world_size
+    transport = optimizer.transport
+    replicas = transport.world_size
     about = [f"{replicas} replica{'s' * (replicas != 1)}"]
+    if transport.num_inside > 1:
+        when = "at every step" if transport.averages_inside else "by the loop"
+        about = [f"{replicas} sites of {transport.num_inside} replicas, their gradients averaged {when}"]
     outer = outer_passes(optimizer) if optimizer.local is not None else []
     if optimizer.local is not None:
         about.append(str(optimizer.local))

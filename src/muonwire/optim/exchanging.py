@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from muonwire.optim.agreement import Handshake, Shaken, buffer_means
+from muonwire.optim.inside import average_buffers, told_by_site
 from muonwire.optim.kept import MASTER, SHARED, copy_out
 from muonwire.optim.passes import Pass, outer_passes, restored_on_error
 from muonwire.stages.rounds import drive
@@ -21,7 +22,7 @@ def exchange(optimizer: "ChainOptimizer", passes: Sequence[Pass], problem: str |
         optimizer.transport.settle()
         raise_if_flagged(optimizer, problem)
 
-    with restored_on_error(passes):
+    with told_by_site(optimizer.transport), restored_on_error(passes):
         updates = drive([p.rounds() for p in passes], optimizer.transport, settle)
     for p, moved in zip(passes, updates, strict=True):
         p.move(moved)
@@ -45,6 +46,7 @@ def shake_hands(optimizer: "ChainOptimizer") -> Shaken:
     """Check that all replicas can synchronize, before anything changes."""
     if optimizer.transport.world_size == 1:
         return Shaken()
+    average_buffers(optimizer)
     handshake = Handshake(
         alone=optimizer.steps_alone,
         edits=optimizer.agreement.edits,

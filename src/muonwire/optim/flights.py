@@ -8,6 +8,7 @@ from torch import Tensor
 
 from muonwire.optim.agreement import Handshake, Shaken, buffer_means
 from muonwire.optim.gradients import not_finite
+from muonwire.optim.inside import told_by_site
 from muonwire.optim.passes import Pass, restored_on_error
 from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, Transport
@@ -76,7 +77,7 @@ def exchange(
     if handshake is not None:
         check()
     means = buffer_means(buffers, shaken.differing, transport)
-    with restored_on_error(passes):
+    with told_by_site(transport), restored_on_error(passes):
         updates = drive([p.rounds() for p in passes], transport, settle)
     return Arrived(
         updates=[

@@ -31,10 +31,11 @@ class GradientCount:
 
     def take(self, params: Iterable[Tensor]) -> None:
         """Count a step with the parameters' gradients; gradients that were used before do not count again."""
+        params = list(params)
         gradients = [p.grad for p in params if p.grad is not None]
         if not gradients or self._unused(gradients):
             self.count += 1
-        self._use(gradients)
+        self.use(params)
 
     def discard(self, params: Sequence[Tensor], zero: Callable[[], None]) -> None:
         """Let ``zero`` zero the gradients; those that were not used count."""
@@ -43,10 +44,11 @@ class GradientCount:
             self.count += 1
         zero()
         # Gradients that were zeroed in place are not new ones.
-        self._use([p.grad for p in params if p.grad is not None])
+        self.use(params)
 
-    def _use(self, gradients: Sequence[Tensor]) -> None:
-        self._used = [(weakref.ref(g), g._version) for g in gradients]
+    def use(self, params: Iterable[Tensor]) -> None:
+        """Remember the parameters' gradients as they are now as those that were used."""
+        self._used = [(weakref.ref(g), g._version) for g in (p.grad for p in params) if g is not None]
 
     def _unused(self, gradients: Sequence[Tensor]) -> bool:
         """Whether any gradient is new since the last step."""

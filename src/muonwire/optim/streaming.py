@@ -24,6 +24,7 @@ from muonwire.errors import ExchangeError
 from muonwire.optim.agreement import Handshake
 from muonwire.optim.flights import Arrived, Flight, awaited, exchange, split
 from muonwire.optim.fragments import FRAGMENTS, cut, empty_fragment, first_counts
+from muonwire.optim.inside import average_buffers
 from muonwire.optim.kept import FRAGMENT, MASTER, SHARED
 from muonwire.optim.passes import Pass, outer_passes
 from muonwire.stages.base import State
@@ -206,6 +207,8 @@ class Streaming:
         )
         flight.merge_at = 0 if local.merge == "arrival" else flight.last
         passes = self._passes(fragments, transport)
+        if 0 in fragments:
+            average_buffers(optimizer)
         # Averaged once in an interval; they change while they travel.
         buffers = [(name, b.detach().clone()) for name, b in optimizer.buffers()] if 0 in fragments else []
         handshake = self._handshake(
@@ -244,8 +247,9 @@ class Streaming:
             return
         with self._lock:
             flight.announced = min(self._reached + 1, flight.last)
-        proposals = transport.gather(flight.announced.to_bytes(8, "little"), purpose="agreement")
-        flight.merge_at = max(int.from_bytes(p, "little") for p in proposals)
+        # The replicas of a site propose one step together.
+        at_home = transport.gather_inside(flight.announced.to_bytes(8, "big"))
+        flight.merge_at = int.from_bytes(max(transport.gather(max(at_home), purpose="agreement")), "big")
 
     def _passes(self, fragments: Sequence[int], transport: Transport) -> list[Pass]:
         return [
@@ -373,6 +377,7 @@ class Streaming:
         counts, step = self.counts, optimizer.num_steps
         due = self.due() if only_due else []
         fragments = due or [f for f, at in enumerate(counts["synchronized"]) if at < step]
+        average_buffers(optimizer)
         buffers = optimizer.buffers()
         with self.direct() as transport:
             closes = not due or self.fragments[-1] in due

@@ -30,6 +30,8 @@ class TrainConfig:
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
         probes: steps at which Diagnostics measures, at equal distances; it keeps one float32 copy of the hidden matrices. 0: none.
         tensorboard: write TensorBoard events beside metrics.jsonl.
+        sites: the replicas make so many sites of equally many, by their order; those of a site average their gradients at every
+            step and exchange as one with the other sites (docs/sites.md). Default: every replica is by itself.
         compile: run the model through torch.compile, which needs a C++ compiler on a CPU; the loss rounds differently.
         task: the data and the model.
     """
@@ -46,6 +48,7 @@ class TrainConfig:
     digest_every: int = 50
     probes: int = 4
     tensorboard: bool = True
+    sites: int | None = None
     compile: bool = False
     # Without a name, its options stand among the run's own on the command line.
     task: Annotated[TaskSettings, arg(name="")] = field(default_factory=TextSettings)
@@ -53,6 +56,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         name, options = recipes.parse_recipe(self.recipe)
         recipes.find(name).make_options(options)
+        if self.sites is not None and self.sites < 2:
+            raise UsageError(
+                f"train: sites is {self.sites}; give at least 2, or leave it out: then every replica is by itself"
+            )
         if not self.lr > 0:
             raise UsageError(f"train: lr is {self.lr}; it must be positive")
         if self.schedule not in SCHEDULES:
@@ -78,4 +85,6 @@ class TrainConfig:
             del settings[key]
         if not self.compile:
             del settings["compile"]
+        if self.sites is None:
+            del settings["sites"]
         return settings

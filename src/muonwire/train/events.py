@@ -90,7 +90,7 @@ class Events:
             "host": socket.gethostname(),
             "pid": pid,
             "process_start": process_start(pid),
-            "rank": transport.rank,
+            "rank": transport.everyone.rank,
             "started_s": now_s,
             "first_step": step,
             "steps": steps,

@@ -25,7 +25,7 @@ from muonwire.train.folders import Together
 from muonwire.train.intervals import IntervalRecord
 from muonwire.train.lengths import LENGTHS, STEPS, Length
 from muonwire.train.metrics import finite_or_none, metrics_writer
-from muonwire.transport import Flag, Traffic, Transport, check_replicas
+from muonwire.transport import Flag, Traffic, Transport, check_replicas, site_transport
 
 RESULT = "result.json"
 _EVALUATION = struct.Struct("<dqdq")
@@ -52,6 +52,9 @@ class RunResult:
         weights_digest: of the shared weights at the end.
         optimizer: the optimizer's chains, readable, with the peak learning rate.
         diagnostics: means over the probes, by measure; see ``Diagnostics``.
+        sites: how many the replicas make; None where each is by itself. The bytes above are then those that a site sends and
+            receives, and the bits those between sites.
+        bytes_inside_per_step: that left the first replica for others of its site.
     """
 
     config: dict[str, Any]
@@ -72,6 +75,8 @@ class RunResult:
     weights_digest: str
     optimizer: str
     diagnostics: dict[str, float | None]
+    sites: int | None = None
+    bytes_inside_per_step: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,7 @@ class _Totals:
     egress_bytes: int = 0
     received_bytes: int = 0
     num_messages: int = 0
+    inside_bytes: int = 0
 
     def add(self, traffic: Traffic, *, compute_s: float, optimizer_s: float) -> None:
         """Count what a step of training sent and received, and the seconds that its parts took."""
@@ -136,7 +142,9 @@ class Trainer:
     ) -> None:
         self.config = config
         self.task = task
-        self.transport = transport
+        # Where replicas act as sites, the optimizer's way between them; ``everyone`` is between all replicas.
+        self.transport = transport if config.sites is None else site_transport(transport, sites=config.sites)
+        self.everyone = self.transport.everyone
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -144,9 +152,9 @@ class Trainer:
         # Compiled, a module is still called as the module is.
         self._compute: Any = compiled(self.model, self.device) if config.compile else self.model
         name, options = recipes.parse_recipe(config.recipe)
-        self.optimizer = recipes.build(name, self.model, lr=config.lr, transport=transport, **options)
+        self.optimizer = recipes.build(name, self.model, lr=config.lr, transport=self.transport, **options)
         self.diagnostics = Diagnostics(
-            self.model, self.optimizer, transport, steps=config.steps, probes=config.probes
+            self.model, self.optimizer, self.everyone, steps=config.steps, probes=config.probes
         )
         # Taken before the schedule moves the rates.
         self._described = str(self.optimizer)
@@ -165,7 +173,7 @@ class Trainer:
         self._recent_losses: list[float] = []
         self._compute_times: list[float] = []
         self._optimizer_times: list[float] = []
-        torch.manual_seed(config.seed * 1000 + transport.rank)
+        torch.manual_seed(config.seed * 1000 + self.everyone.rank)
 
     def request_stop(self) -> None:
         """Ask all replicas to stop together after one of the next steps, with a checkpoint."""
@@ -257,7 +265,7 @@ class Trainer:
                             steps=config.steps,
                             train_loss=loss,
                             eval_loss=eval_loss,
-                            wait_share=share if self.transport.world_size > 1 else None,
+                            wait_share=share if self.everyone.world_size > 1 else None,
                         )
                     )
                 if diverged:
@@ -272,7 +280,7 @@ class Trainer:
     @property
     def writes(self) -> bool:
         """Whether this replica writes metrics and the result."""
-        return self.transport.rank == 0
+        return self.everyone.rank == 0
 
     @property
     def stops(self) -> bool:
@@ -282,7 +290,7 @@ class Trainer:
     @property
     def keepers(self) -> Transport:
         """Between the replicas that write a checkpoint together."""
-        return self.transport
+        return self.everyone
 
     def begin(self) -> None:
         """Meet the other replicas before the first step, where they are not there already."""
@@ -349,10 +357,10 @@ class Trainer:
         factor = config.lr_factor(step)
         for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
-        traffic = self.transport.meter.training
+        traffic, inside_bytes = self.transport.meter.training, self.transport.inside_traffic.egress_bytes
         start_s = time.perf_counter()
         batch = self.task.batch(
-            seed=config.seed, step=step, rank=self.transport.rank, world_size=self.transport.world_size
+            seed=config.seed, step=step, rank=self.everyone.rank, world_size=self.everyone.world_size
         )
         loss = self.task.loss(self._compute, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -368,6 +376,7 @@ class Trainer:
         if config.digest_every and step % config.digest_every == 0:
             self._check_replicas()
         spent = self.transport.meter.training - traffic
+        self._totals.inside_bytes += self.transport.inside_traffic.egress_bytes - inside_bytes
         self._totals.add(spent, compute_s=computed_s - start_s, optimizer_s=optimizer_s)
         self._compute_times.append(computed_s - start_s)
         self._optimizer_times.append(optimizer_s)
@@ -389,11 +398,11 @@ class Trainer:
         """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""
         with self.optimizer.shared_weights():
             total, terms = self.task.evaluate(
-                self.model, rank=self.transport.rank, world_size=self.transport.world_size
+                self.model, rank=self.everyone.rank, world_size=self.everyone.world_size
             )
         recent = sum(self._recent_losses), len(self._recent_losses)
         self._recent_losses = []
-        gathered = self.transport.gather(_EVALUATION.pack(total, terms, *recent), purpose="control")
+        gathered = self.everyone.gather(_EVALUATION.pack(total, terms, *recent), purpose="control")
         sums = [sum(column) for column in zip(*(_EVALUATION.unpack(g) for g in gathered), strict=True)]
         return sums[0] / sums[1], (sums[2] / sums[3] if sums[3] else None)
 
@@ -407,7 +416,7 @@ class Trainer:
         totals = self._totals
         result = RunResult(
             config=self.settings(),
-            replicas=self.transport.world_size,
+            replicas=self.everyone.world_size,
             steps=self.step,
             finished=finished,
             diverged=diverged,
@@ -424,6 +433,8 @@ class Trainer:
             weights_digest=digest,
             optimizer=self._described,
             diagnostics=self.diagnostics.means(),
+            sites=self.config.sites,
+            bytes_inside_per_step=totals.inside_bytes / steps,
         )
         if self.writes and finished:
             checkpoint.write_json(self.folder / RESULT, asdict(result))

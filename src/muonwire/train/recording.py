@@ -29,13 +29,14 @@ def recording(trainer: Trainer, display: Display) -> Iterator[None]:
         trainer: of this replica.
         display: of the run's progress.
     """
-    transport, first_here = trainer.transport, first_of_host(trainer.transport.rank)
+    transport, everyone = trainer.transport, trainer.everyone
+    first_here = first_of_host(everyone.rank)
     events = Events(
         trainer.folder,
         transport,
         steps=trainer.config.steps,
         step=trainer.step,
-        enabled=first_here or transport.rank == 0,
+        enabled=first_here or everyone.rank == 0,
     )
 
     def show(text: str) -> None:
@@ -43,16 +44,16 @@ def recording(trainer: Trainer, display: Display) -> Iterator[None]:
         events.waiting(text)
 
     def say(line: str) -> None:
-        display.say(line if transport.rank == 0 else f"replica {transport.rank}: {line}")
+        display.say(line if everyone.rank == 0 else f"replica {everyone.rank}: {line}")
 
     first_s = SAID_AT_S[0] if first_here else OTHERS_SAY_AFTER_S
     with ExitStack() as opened:
         opened.enter_context(watching(transport.waits, say=say, show=show, first_s=first_s))
-        if transport.rank == 0:
+        if everyone.rank == 0:
             opened.enter_context(events)
         # Rank 0 has written into its folder before the others look whether theirs is the same.
-        token = transport.gather(events.token.encode(), purpose="control")[0].decode()
-        if transport.rank > 0:
+        token = everyone.gather(events.token.encode(), purpose="control")[0].decode()
+        if everyone.rank > 0:
             events.enabled = events.enabled and _token_in(trainer) != token
             opened.enter_context(events)
         trainer.events = events

@@ -11,6 +11,7 @@ from muonwire.train import agree, checkpoint
 from muonwire.train.folders import Place
 from muonwire.train.lengths import Length, extend, lengths_of
 from muonwire.train.told import all_or_none
+from muonwire.transport import SiteTransport, Transport
 
 if TYPE_CHECKING:
     from muonwire.train.loop import Trainer
@@ -36,6 +37,7 @@ class Found:
     lacks: bool
     lacking: dict[int, Place]
     donor: int
+    mates: dict[int, int]
     notes: list[str]
 
 
@@ -49,7 +51,7 @@ def find(trainer: "Trainer", *, free: Collection[str]) -> Found | None:
     Raises:
         UsageError: see Trainer.resume; on all replicas.
     """
-    transport, identity = trainer.transport, trainer.identity()
+    transport, identity = trainer.everyone, trainer.identity()
     rank, world_size = transport.rank, transport.world_size
     survey = checkpoint.survey(trainer.folder, identity=identity, rank=rank, world_size=world_size, free=free)
     choice = agree.choose(survey, trainer.folder, transport)
@@ -76,10 +78,13 @@ def find(trainer: "Trainer", *, free: Collection[str]) -> Found | None:
     all_or_none(problem, transport)
     if choice.lacking:
         lent = agree.lend(lent, donor=choice.donor, transport=transport)
+    mates = _mates(trainer.transport, choice.lacking)
+    own = _lend_inside(trainer.transport, state, mates)
     lengths = trainer.lengths
     try:
         if lacks:
-            manifest, state = json.loads(lent["manifest"]), _completed(trainer, lent)
+            manifest = json.loads(lent["manifest"])
+            state = _beginning(trainer, lent if own is None else own)
             problem = checkpoint.refusal(path, manifest, identity=identity, world_size=world_size, free=free)
         if not problem:
             lengths = extend(lengths_of(manifest["identity"]["config"]), trainer.config, done=choice.step)
@@ -90,9 +95,10 @@ def find(trainer: "Trainer", *, free: Collection[str]) -> Found | None:
         step=choice.step,
         lengths=lengths,
         state=state,
-        lacks=lacks,
+        lacks=lacks and rank not in mates,
         lacking=choice.lacking,
         donor=choice.donor,
+        mates=mates,
         notes=choice.notes,
     )
 
@@ -102,8 +108,31 @@ def _shared_probes(diagnostics: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**diagnostics, "averages": []} if diagnostics and diagnostics["averages"] else None
 
 
-def _completed(trainer: "Trainer", lent: dict[str, Any]) -> dict[str, Any]:
-    """A whole state out of another replica's shared part; what is this replica's own begins anew."""
+def _mates(transport: Transport, lacking: Collection[int]) -> dict[int, int]:
+    """For each replica that lacks its part, one of its site that has its own, where there is one."""
+    if not isinstance(transport, SiteTransport):
+        return {}
+    found: dict[int, int] = {}
+    for of_site in transport.ranks:
+        whole = [rank for rank in of_site if rank not in lacking]
+        found |= {rank: whole[0] for rank in of_site if rank in lacking and whole}
+    return found
+
+
+def _lend_inside(transport: Transport, state: dict[str, Any], mates: dict[int, int]) -> dict[str, Any] | None:
+    """The state of the replica of this site that lends it; None in a site where nobody lacks one, or nobody has one."""
+    if not isinstance(transport, SiteTransport):
+        return None
+    of_site = transport.ranks[transport.rank]
+    lenders = {mate for rank, mate in mates.items() if rank in of_site}
+    if not lenders:
+        return None
+    lent: dict[str, Any] = agree.lend(state, donor=of_site.index(lenders.pop()), transport=transport.inside)
+    return lent
+
+
+def _beginning(trainer: "Trainer", lent: dict[str, Any]) -> dict[str, Any]:
+    """The state that was lent: the lender's own part is left out or that of the whole site; what is this replica's begins anew."""
     diagnostics = lent["diagnostics"]
     if diagnostics is not None:
         diagnostics = {**diagnostics, "averages": trainer.diagnostics.state_dict()["averages"]}
@@ -131,6 +160,12 @@ def losses(found: Found, optimizer: ChainOptimizer) -> list[str]:
             *(["the metrics so far"] if rank == 0 else []),
             "its random state",
         ]
+        if rank in found.mates:
+            lines.append(
+                f"replica {rank} has no whole part of step {found.step} in {place}: weights and state come from replica "
+                f"{found.mates[rank]} of its site; lost are {'the metrics so far, and ' * (rank == 0)}its random state"
+            )
+            continue
         zero = f"{', '.join(own)} begin at zero, and " if own else ""
         lines.append(
             f"replica {rank} has no whole part of step {found.step} in {place}: weights and shared state come from replica "

@@ -1,6 +1,7 @@
 """`muonwire train`: one recipe, on one replica or many."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from muonwire.train.page import print_page
 from muonwire.train.progress import progress_bar
 from muonwire.train.recording import recording
 from muonwire.train.told import raise_told, tell
-from muonwire.transport import Transport
+from muonwire.transport import SiteTransport, Transport
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
 from muonwire.transport.secret import find_secret
+from muonwire.transport.site_groups import check_sites
 
 CONFIG = "config.json"
 
@@ -109,6 +111,8 @@ def train_here(
         trainer.begin()
         result = trainer.run(show)
         trainer.finish()
+    if isinstance(trainer.transport, SiteTransport):
+        trainer.transport.close()
     if first and result.finished:
         print(_outcome(result, folder), flush=True)
     return result
@@ -128,7 +132,7 @@ def _say_where(folder: Path, places: list[Place], together: Together) -> None:
 def _check_alike(trainer: Trainer) -> None:
     """All replicas go on from one step to one length; where one of them refused, the others end here, before a file is changed."""
     own = f"step {trainer.step} of {trainer.config.steps}"
-    positions = [text.decode() for text in trainer.transport.gather(own.encode(), purpose="control")]
+    positions = [text.decode() for text in trainer.everyone.gather(own.encode(), purpose="control")]
     if len(set(positions)) > 1:
         listed = "; ".join(f"replica {rank}: {position}" for rank, position in enumerate(positions))
         raise UsageError(f"train: the replicas would not resume alike ({listed}); give all the same --steps")
@@ -173,9 +177,14 @@ def _outcome(result: RunResult, folder: Path) -> str:
         return (
             f"diverged in step {result.steps + 1}: a loss or an update is not finite; a lower --lr may help"
         )
+    sites = (
+        f" between {result.sites} sites and {result.bytes_inside_per_step / 1e3:.3g} kB inside one"
+        if result.sites
+        else ""
+    )
     return (
         f"step {result.steps}: evaluation loss {result.final_eval_loss:.4f}, "
-        f"{result.bits_per_parameter_step:.3g} bit per parameter and step, weights {result.weights_digest}; see {folder}"
+        f"{result.bits_per_parameter_step:.3g} bit per parameter and step{sites}, weights {result.weights_digest}; see {folder}"
     )
 
 
@@ -241,6 +250,8 @@ def train(
         raise UsageError(
             f"train: timeout_s is {timeout_s}; it is at least 1 second, for as long as a replica may be silent"
         )
+    if config.sites is not None:
+        check_sites(int(os.environ["WORLD_SIZE"]) if under_launcher() else replicas, config.sites)
     find_secret(secret_file)
     words = (config, folder, resume, threads, timeout_s, page, secret_file, allow_public)
     if under_launcher() or replicas == 1:

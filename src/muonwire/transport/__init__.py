@@ -6,6 +6,8 @@ from muonwire.transport.link import Link
 from muonwire.transport.meter import Meter, Traffic
 from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.secret import Secret
+from muonwire.transport.site_groups import site_transport
+from muonwire.transport.sites import SiteTransport
 from muonwire.transport.threads import ThreadTransport, run_threads
 from muonwire.transport.waiting import Waits, watching
 
@@ -16,6 +18,7 @@ __all__ = [
     "ProcessGroupTransport",
     "Secret",
     "SingleReplica",
+    "SiteTransport",
     "ThreadTransport",
     "Traffic",
     "Transport",
@@ -25,5 +28,6 @@ __all__ = [
     "digest",
     "digest_all",
     "run_threads",
+    "site_transport",
     "watching",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.transport.meter import Meter
+from muonwire.transport.meter import Meter, Traffic
 from muonwire.transport.waiting import Waits
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class Transport(ABC):
 
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
+    Where the replicas of a *site* act as one (``SiteTransport``), ``rank`` is that of the site and ``world_size`` the number of
+    sites, and what is sent must be the same on all replicas of a site. Elsewhere a site has one replica.
+
     A copy, deep or not, is the transport itself: a copied optimizer keeps its link.
     """
 
@@ -62,6 +65,9 @@ class Transport(ABC):
     observes: bool = False
     # Whether the replicas compute one after the other, so that waiting says nothing of a link.
     takes_turns: bool = False
+    # Replicas of a site, and whether their gradients are averaged before each step.
+    num_inside: int = 1
+    averages_inside: bool = False
 
     @cached_property
     def members(self) -> tuple[str, ...]:
@@ -120,6 +126,32 @@ class Transport(ABC):
             ExchangeError: the replicas are in different steps or operations, or average different tensors; on all of them.
             ReplicaLostError: a replica stopped answering.
         """
+
+    @property
+    def everyone(self) -> "Transport":
+        """Between all replicas, each by itself: this transport, except where replicas act as sites."""
+        return self
+
+    @property
+    def inside_traffic(self) -> Traffic:
+        """What this replica has sent and received inside its site, of all purposes."""
+        return Traffic()
+
+    def gather_inside(self, payload: bytes) -> list[bytes]:
+        """The payloads of the replicas of this site, in rank order; they may differ.
+
+        Raises:
+            ExchangeError, ReplicaLostError: as ``gather``; replicas of other sites then get one in their next operation.
+        """
+        return [payload]
+
+    def mean_inside(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Mean over the replicas of this site of each tensor, identical bits on all of them; see ``mean``.
+
+        Raises:
+            ExchangeError, ReplicaLostError: as ``gather_inside``.
+        """
+        return list(tensors)
 
     def settle(self) -> None:  # noqa: B027 - most transports have nothing to do
         """Make sure, where replicas come and go, that all have all messages of the operations so far; else nothing.

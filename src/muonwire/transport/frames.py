@@ -8,7 +8,7 @@ read before the headers of all replicas agree.
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ from muonwire.transport.header import (
     HEADER,
     LARGEST_LENGTH,
     REDUCE,
+    REPORT,
     SPREAD,
     Header,
+    SiteFailedError,
     check_lockstep,
     checksum,
 )
@@ -371,6 +373,27 @@ class FrameTransport(Transport):
         except ExchangeError as error:
             self._failure = ExchangeError(f"{error}.")
             raise
+
+    def report(self, *, lost: int | None) -> None:
+        """Tell the peers, in place of their next operation, that the site of this replica cannot go on; it is the last message.
+
+        It returns when all peers have come to that operation; nothing where this transport has failed already.
+
+        Args:
+            lost: place in the site of the replica that it lost. None: it ended for another reason.
+        """
+        if self._failure is not None or not self.peers:
+            return
+        self._failure = SiteFailedError(site=self.rank, lost=lost)
+        header = self._header(REPORT, 0 if lost is None else lost + 1, 0)
+
+        def end(_: Mapping[int, bytes]) -> None:
+            # Whatever they send is not for a replica that cannot go on.
+            raise ExchangeError("reported")
+
+        bodies = dict.fromkeys(self.peers, self._empty(0))
+        with suppress(ExchangeError):
+            self.carry(header.pack(), bodies, {r: self._empty(0) for r in self.peers}, end)
 
     def _header(self, kind: int, check: int, length: int, *, observing: bool = False) -> Header:
         self._sequence = (self._sequence + 1) % (1 << 8)

@@ -3,6 +3,8 @@
 Little-endian: magic "M", settings u8, version u8, kind (low 4 bits) and flags (high 4) u8, optimizer step u32, sequence number
 u8, check u16, length u40. The length is that of the payload of a gather, of the longest payload of an all-to-all, and of one part
 of a mean. The check is a checksum of what else replicas must agree on: the purpose, and in a mean the tensors' shapes and dtypes.
+A report stands in the place of any operation: the
+replica's site cannot go on, and the check is the number of the lost replica in it, from 1, or 0.
 settings is a checksum of the step's rates; one byte is enough, since it is sent again in every step. Step and sequence number
 wrap around.
 """
@@ -12,18 +14,39 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from muonwire.errors import ExchangeError
+from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport.base import Flag
 
 HEADER = struct.Struct("<cBBBIBHIB")
 MAGIC = b"M"
 VERSION = 3
-GATHER, REDUCE, SPREAD, ALL_TO_ALL = 1, 2, 3, 4
+GATHER, REDUCE, SPREAD, ALL_TO_ALL, REPORT = 1, 2, 3, 4, 5
 # Their payloads may have any lengths; the headers of other operations agree in theirs.
 FREE_LENGTHS = (GATHER, ALL_TO_ALL)
-KIND_NAMES = {GATHER: "gather", REDUCE: "mean", SPREAD: "second half of a mean", ALL_TO_ALL: "all-to-all"}
+KIND_NAMES = {
+    GATHER: "gather",
+    REDUCE: "mean",
+    SPREAD: "second half of a mean",
+    ALL_TO_ALL: "all-to-all",
+    REPORT: "report",
+}
 _FLAGS = int(Flag.STOP | Flag.DIVERGED | Flag.CHANGED | Flag.OBSERVES)
 LARGEST_LENGTH = (1 << 40) - 1
+
+
+class SiteFailedError(ReplicaLostError):
+    """A leader has reported that its site cannot go on; a transport between sites says it in their words.
+
+    Args:
+        site: that reported it.
+        lost: place in it of the replica that it lost; None where it ended for another reason.
+    """
+
+    def __init__(self, *, site: int, lost: int | None) -> None:
+        what = "failed" if lost is None else f"lost its replica {lost}"
+        super().__init__(f"site {site} {what} and cannot go on", rank=site)
+        self.site = site
+        self.lost = lost
 
 
 class Header(NamedTuple):
@@ -101,7 +124,11 @@ def check_lockstep(
 
     Raises:
         ExchangeError: they are not; the same on all replicas.
+        SiteFailedError: one of them reports that its site cannot go on.
     """
+    for rank, header in headers.items():
+        if header.kind == REPORT:
+            raise SiteFailedError(site=rank, lost=header.check - 1 if header.check else None)
 
     def differ(key: Callable[[Header], object]) -> bool:
         return len({key(header) for header in headers.values()}) > 1

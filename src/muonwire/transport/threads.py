@@ -6,8 +6,8 @@ and two of them never compete for the interpreter. Frames, bytes and results are
 
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Hashable, Mapping
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,6 +52,8 @@ class ThreadTransport(FrameTransport):
         self._hub = hub
         self._number = number
         self._num_channels = 0
+        # How many transports were made between the same of its replicas.
+        self._num_among: Counter[tuple[int, ...]] = Counter()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Raise: the other replicas are threads of this process.
@@ -72,6 +74,17 @@ class ThreadTransport(FrameTransport):
         return Channel(
             ThreadTransport(rank=self.rank, world_size=self.world_size, hub=self._hub, number=number),
             at_once=True,
+        )
+
+    def among(self, ranks: Sequence[int]) -> "ThreadTransport":
+        """A transport between these of the replicas, this one among them, which all call it."""
+        key = tuple(ranks)
+        self._num_among[key] += 1
+        return ThreadTransport(
+            rank=key.index(self.rank),
+            world_size=len(key),
+            hub=self._hub,
+            number=(self._number, key, self._num_among[key]),
         )
 
     @override
