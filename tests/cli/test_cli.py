@@ -58,7 +58,7 @@ def texts(tmp_path):
         (["nonsense"], "'nonsense' is not a command; allowed are train, compare"),
         (["train", "--recipe", "lion"], "recipe: 'lion' is unknown; allowed are adamw"),
         (["train", "--recipe", "muon(beta=1)"], "'beta' is not an option; allowed are"),
-        (["train", "--recipe", "local_muon(interval=0)"], "interval (H) is 0; it must be at least 1"),
+        (["train", "--recipe", "local_muon(interval=0)"], "interval (H) is 0; it must be a whole number"),
         (["train", "--recipe", "local_muon(density=0)"], "density is 0; it must lie in (0, 1]"),
         (["train", "--recipe", "local_muon(density=1.5)"], "density is 1.5; it must lie in (0, 1]"),
         (["train", "--text", "missing.txt"], "missing.txt cannot be read"),

@@ -14,7 +14,7 @@ from muonwire.codec import parse
 from muonwire.errors import NonFiniteUpdateError, UsageError
 from muonwire.optim import LocalSteps, local_steps
 from muonwire.optim.adapting import INTERVALS
-from muonwire.transport import SingleReplica, check_replicas
+from muonwire.transport import SingleReplica, check_replicas, site_transport
 from tests.lockstep import lockstep
 from tests.models import SmallNet, batch, loss, train
 
@@ -85,6 +85,18 @@ def test_the_interval_is_what_the_formula_says_of_the_slowest_step_and_the_least
     assert state["step_us"] == [0, 500_000, 500_000]
     # 60 steps end within the last interval.
     assert state["window"] == [2_000_000, 500_000]
+
+
+def test_a_site_tells_the_least_waiting_and_the_slowest_step_of_its_replicas():
+    def replica(transport):
+        sites = site_transport(transport, sites=2)
+        # Seconds of a step and of waiting: the last is the slowest, the first waits least.
+        own = [(0.4, 2.0), (0.3, 2.4), (0.3, 2.2), (0.5, 2.3)][transport.rank]
+        return trained(sites, step_s=own[0], wait_s=own[1])
+
+    results = lockstep(replica, 4)
+    assert all(result == results[0] for result in results[1:])
+    assert results[0][1] == [(0, 5), (20, 10), (50, 16)]
 
 
 def test_where_nothing_is_waited_for_the_interval_falls_to_the_least():

@@ -1,7 +1,6 @@
 """What options add to a recipe's cost of which there are runs beside the same recipe without them."""
 
 import math
-from dataclasses import replace
 
 import pytest
 from benchmarks import plan_evidence
@@ -127,7 +126,7 @@ def test_options_add_up_to_the_recipe_s_own_cost():
     setting = {"replicas": 4, "steps": 1500, "num_parameters": 123_200}
     plain = expected_cost("one_bit_muon(interval=20)", **setting)
     both = expected_cost("one_bit_muon(interval=20, fragments=4, delay=2, means='recompressed')", **setting)
-    run = Run(recipe="one_bit_muon(interval=20, fragments=4, delay=2)", **setting)
+    run = Run(recipe="one_bit_muon(interval=20, fragments=4, delay=2, means='recompressed')", **setting)
     extra = added_cost(run, beside(), text=TEXT, seeds=SEEDS)
     assert both.expected == pytest.approx(plain.expected + extra.expected)
     assert both.high - both.low > plain.high - plain.low
@@ -166,14 +165,10 @@ def test_rows_are_made_of_pairs_of_the_same_seed():
         plan_evidence.beside_rows([runs[0], {**runs[2], "steps": 9}])
 
 
-def test_a_row_that_is_there_is_used():
-    """As soon as the losses of means by owners are kept, they are the rows."""
-    shipped = beside()
-    known = (*shipped, replace(row("means='recompressed'", 0.009, spread=0.001), replicas=8, steps=1500))
-    run = Run(
-        recipe="one_bit_muon(interval=11, means='recompressed')",
-        replicas=8,
-        steps=1500,
-        num_parameters=123_200,
-    )
-    assert added_cost(run, known, text=TEXT, seeds=SEEDS).expected == 0.009
+def test_the_row_of_recompressed_means_that_is_shipped_is_used():
+    (known,) = [row for row in beside() if "recompressed" in row.recipe]
+    setting = {"replicas": known.replicas, "steps": known.steps, "num_parameters": known.num_parameters}
+    run = Run(recipe="one_bit_muon(interval=11, means='recompressed')", **setting)
+    found = added_cost(run, beside(), text=TEXT, seeds=SEEDS)
+    assert found.expected == pytest.approx(known.cost)
+    assert found.extrapolated == ()

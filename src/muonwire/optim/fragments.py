@@ -1,9 +1,9 @@
 """Fragments: into which parts a model is cut, and when each is due."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from muonwire.errors import UsageError
 from muonwire.optim.kept import wide_dtype
@@ -41,6 +41,13 @@ def first_counts(local: LocalSteps, *, step: int = 0, interval: int | None = Non
         "rounds": [0] * count,
         **({"gaps": [interval] * count} if local.adapts else {}),
     }
+
+
+def model_order(params: Iterable[Tensor], model: nn.Module | None) -> list[Tensor]:
+    """``params``, those of the model first and in its order."""
+    trained = dict.fromkeys(params)
+    known = () if model is None else model.parameters()
+    return list({**dict.fromkeys(p for p in known if p in trained), **trained})
 
 
 def cut(sizes: Sequence[int], count: int) -> list[int]:

@@ -23,7 +23,7 @@ from torch import Tensor
 from muonwire.errors import ExchangeError
 from muonwire.optim.agreement import Handshake
 from muonwire.optim.flights import Arrived, Flight, awaited, exchange, split
-from muonwire.optim.fragments import FRAGMENTS, cut, empty_fragment, first_counts
+from muonwire.optim.fragments import FRAGMENTS, cut, empty_fragment, first_counts, model_order
 from muonwire.optim.inside import average_buffers
 from muonwire.optim.kept import FRAGMENT, MASTER, SHARED
 from muonwire.optim.passes import Pass, outer_passes
@@ -79,12 +79,8 @@ class Streaming:
 
     def params(self, fragments: Sequence[int]) -> list[Tensor]:
         """The trained parameters of these fragments, in the groups' order."""
-        states = self._optimizer.state
-        return [
-            p
-            for _, p in self._optimizer.named_parameters()
-            if FRAGMENT in states[p] and states[p][FRAGMENT]["index"] in fragments
-        ]
+        named, states = self._optimizer.named_parameters(), self._optimizer.state
+        return [p for _, p in named if states[p].get(FRAGMENT, {}).get("index") in fragments]
 
     def assign(self) -> None:
         """Give every trained parameter its fragment, by the model's order where there is a model, else by that of the groups.
@@ -92,13 +88,11 @@ class Streaming:
         Raises:
             UsageError: there are fewer parameters than fragments.
         """
-        optimizer = self._optimizer
-        trained = dict.fromkeys(p for _, p in optimizer.named_parameters())
-        known: list[Tensor] = [] if optimizer._model is None else list(optimizer._model.parameters())
-        in_order = {**dict.fromkeys(p for p in known if p in trained), **trained}
+        named = self._optimizer.named_parameters()
+        in_order = model_order([p for _, p in named], self._optimizer._model)
         indices = cut([p.numel() for p in in_order], self._local.fragments)
         for param, index in zip(in_order, indices, strict=True):
-            optimizer.state[param][FRAGMENT] = empty_fragment(param, index=index)
+            self._optimizer.state[param][FRAGMENT] = empty_fragment(param, index=index)
         self._assigned = True
 
     def fresh(self, param: Tensor) -> State:
