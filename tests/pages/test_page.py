@@ -13,6 +13,7 @@ import vl_convert
 from muonwire.compare.report import compare_page, read_results, write_compare_report
 from muonwire.errors import UsageError
 from muonwire.pages import Chart, Page, Section, render_page
+from muonwire.pages import page as page_module
 from muonwire.pages.page import VEGA_LITE_VERSION, without_legends
 from tests.compare.report.made_comparisons import FOUR, Made, make_results, make_setting
 
@@ -200,3 +201,29 @@ def test_charts_need_names_of_their_own():
         )
     with pytest.raises(UsageError, match="no plain file name"):
         Chart(name="../a", title="A", how_to_read="", spec={})
+
+
+def test_vega_is_made_once_and_kept_where_that_is_possible(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        page_module.vl_convert, "javascript_bundle", lambda **_: made.append(1) or "let a; // </script"
+    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def bundle():
+        page_module._vega_bundle.cache_clear()
+        return page_module._vega_bundle()
+
+    try:
+        assert bundle() == bundle() == r"let a; // <\/script"
+        assert len(made) == 1
+        (kept,) = (tmp_path / "cache" / "muonwire").iterdir()
+        kept.write_bytes(b"\xff")
+        assert bundle() == bundle()
+        assert len(made) == 2
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        assert bundle() == bundle()
+        assert len(made) == 4
+    finally:
+        page_module._vega_bundle.cache_clear()

@@ -1,7 +1,11 @@
 """A page as one HTML file that needs nothing else: styles, scripts and chart specs are inside it."""
 
 import functools
+import os
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +79,30 @@ def _breakable(text: str | Markup) -> Markup:
 
 @functools.cache
 def _vega_bundle() -> Markup:
+    name = f"vega-{VEGA_LITE_VERSION}-by-vl-convert-{version('vl-convert-python')}.js"
+    # Making it takes a second; where it cannot be kept it is made again.
+    with suppress(OSError, RuntimeError, UnicodeDecodeError):
+        return _inside_script((_cache_folder() / name).read_text(encoding="utf-8"))
     # The type stub requires a snippet, the function does not.
     bundle: str = vl_convert.javascript_bundle(vl_version=VEGA_LITE_VERSION)  # type: ignore[call-arg]
+    with suppress(OSError, RuntimeError):
+        _keep(_cache_folder() / name, bundle)
+    return _inside_script(bundle)
+
+
+def _inside_script(bundle: str) -> Markup:
     # Inside a script element these two would end it or change how it is read.
     return Markup(bundle.replace("</script", r"<\/script").replace("<!--", r"<\!--"))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "muonwire"
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a file that others see whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(name).replace(path)
