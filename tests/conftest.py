@@ -1,7 +1,14 @@
+import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
+
+# Commands that tests start elsewhere find the tests' own tasks.
+ROOT = str(Path(__file__).resolve().parent.parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+
 
 # What takes longest comes first, so that no worker is left with it at the end.
 LONGEST = (

@@ -18,6 +18,7 @@ from muonwire.train.elastic import LOCK, train_elastic
 from muonwire.train.events import read_events
 from muonwire.train.status import read_status
 from muonwire.transport.elastic import ElasticSettings
+from tests.tiny_task import TINY
 
 SIZES = [
     "--model-size",
@@ -30,6 +31,7 @@ SIZES = [
     "1",
     "--no-page",
     "--no-tensorboard",
+    *TINY,
 ]
 
 

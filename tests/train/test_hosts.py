@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from muonwire.compare.hosts import hosts
-from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer, checkpoint
 from muonwire.train.metrics import read_metrics
 from tests.lockstep import lockstep
+from tests.tiny_task import TINY, TinySettings
 from tests.train.test_replicated import children_of, wait_for_step
 
 # Checkpoints fall between two synchronizations, where replicas hold more of their own.
@@ -30,8 +30,7 @@ TRAIN = (
         "train",
         "--recipe",
         RECIPE,
-        "--model-size",
-        "pico",
+        *TINY,
         "--sequence",
         "16",
         "--batch",
@@ -107,7 +106,7 @@ def outcome(folder):
 
 def train_in_threads(out, count, *, resume=False):
     """The same run, or the rest of it, with the replicas as threads of this process: the same bits without the imports."""
-    task = TextTask(TextSettings(model_size="pico", sequence=16, batch=2, evaluation_sequences=4))
+    task = TinySettings(sequence=16, batch=2, evaluation_sequences=4).make()
     config = TrainConfig(
         recipe=RECIPE,
         steps=STEPS,

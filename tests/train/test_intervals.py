@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from muonwire.errors import UsageError
-from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer
 from muonwire.train.events import read_events
 from muonwire.train.metrics import read_metrics
 from muonwire.transport import SingleReplica
+from tests.tiny_task import TINY, TinySettings
 
-TINY = TextSettings(sequence=16, batch=2, evaluation_sequences=4)
+SMALL = TinySettings(sequence=16, batch=2, evaluation_sequences=4)
 
 
 def train(out, recipe):
@@ -41,7 +41,7 @@ def train(out, recipe):
         "--lr",
         "0.01",
     ]
-    words += ["--threads", "1", "--no-page", "--no-tensorboard", "--evaluate-every", "20"]
+    words += [*TINY, "--threads", "1", "--no-page", "--no-tensorboard", "--evaluate-every", "20"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     return done
@@ -91,9 +91,9 @@ def test_a_resumed_run_has_the_interval_and_rewrites_what_it_goes_back_over(tmp_
         digest_every=0,
         probes=0,
         tensorboard=False,
-        task=TINY,
+        task=SMALL,
     )
-    task = TextTask(TINY)
+    task = SMALL.make()
 
     def stop_at_nine(progress):
         if progress.step == 9:
@@ -119,9 +119,9 @@ def test_a_resumed_run_has_the_interval_and_rewrites_what_it_goes_back_over(tmp_
 
 def test_one_replica_says_that_nothing_is_measured(tmp_path):
     settings = TrainConfig(
-        recipe="local_muon(interval='auto')", steps=4, task=TINY, tensorboard=False, probes=0
+        recipe="local_muon(interval='auto')", steps=4, task=SMALL, tensorboard=False, probes=0
     )
-    trainer = Trainer(settings, TextTask(TINY), SingleReplica(), tmp_path)
+    trainer = Trainer(settings, SMALL.make(), SingleReplica(), tmp_path)
     assert "H stays 5, since one replica has nobody to wait for" in str(trainer.optimizer)
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from muonwire.train import checkpoint
 from muonwire.train.metrics import read_metrics
+from tests.tiny_task import TINY
 
 SMALL = ["--sequence", "16", "--batch", "2", "--evaluation-sequences", "8", "--lr", "0.01", "--threads", "1"]
-SMALL.append("--no-page")
+SMALL += ["--no-page", *TINY]
 
 
 def command(out, *extra, recipe="local_muon(interval=4)", steps=40, replicas=2):

@@ -274,12 +274,16 @@ def _socket_bytes():
 def _run_of(mean_numel, payload_bytes, count):
     transport = ProcessGroupTransport()
     transport.gather(b"ready")
+    # Messages are awaited ahead: nobody sends before all have looked.
+    dist.barrier()
     before = _socket_bytes()
+    dist.barrier()
     for step in range(count):
         if mean_numel:
             transport.mean([torch.ones(mean_numel)])
         transport.gather(bytes(payload_bytes + step % 7))
     transport.gather(b"done")
+    dist.barrier()
     return _socket_bytes() - before, transport.meter.total
 
 

@@ -21,12 +21,12 @@ from muonwire.transport.rendezvous import (
     chosen_interface,
 )
 from muonwire.transport.secret import Secret
+from tests.tiny_task import TINY
 
 TRAIN = (
     "--recipe",
     "one_bit_muon(interval=2)",
-    "--model-size",
-    "pico",
+    *TINY,
     "--batch",
     "2",
     "--sequence",

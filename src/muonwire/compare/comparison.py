@@ -169,7 +169,9 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
             elif config.replicas == 1:
                 worker(config)
             else:
-                launch(worker, (config,), replicas=config.replicas, port=config.port)
+                launch(
+                    worker, (config,), replicas=config.replicas, port=config.port, modules=config.task.modules
+                )
         if pending(config, peers=True):
             on_hosts(worker, (config, True), config, link=None)
         if lacks:

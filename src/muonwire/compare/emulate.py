@@ -173,7 +173,7 @@ def on_hosts(
         link: of each host. Default: as fast as the machine carries.
     """
     with stop_signals_raise(config), hosts(config.replicas, link=link, rate="") as made:
-        launch(partial(_on_host, made, worker), args, replicas=config.replicas)
+        launch(partial(_on_host, made, worker), args, replicas=config.replicas, modules=config.task.modules)
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def run_virtual(config: Comparison) -> None:
                 os.kill(child.pid, signal.SIGTERM)
 
     jobs = config.jobs or os.cpu_count() or 1
-    context = multiprocessing.get_context(start_method())
+    context = multiprocessing.get_context(start_method(config.task.modules))
     steps = context.RawArray("q", [NOT_BEGUN] * jobs)
     running: dict[Future[bool], tuple[Run, int]] = {}
     with (

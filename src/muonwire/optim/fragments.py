@@ -46,7 +46,7 @@ def first_counts(local: LocalSteps, *, step: int = 0, interval: int | None = Non
 def model_order(params: Iterable[Tensor], model: nn.Module | None) -> list[Tensor]:
     """``params``, those of the model first and in its order."""
     trained = dict.fromkeys(params)
-    known = () if model is None else model.parameters()
+    known: Iterable[Tensor] = () if model is None else model.parameters()
     return list({**dict.fromkeys(p for p in known if p in trained), **trained})
 
 

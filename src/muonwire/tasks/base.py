@@ -82,10 +82,12 @@ class TaskSettings(ABC):
     Attributes:
         name: of the task, on the command line and in checkpoints.
         compared: options by name that `muonwire compare` takes where nothing else is given, instead of the defaults. Default: none.
+        modules: by name, that are imported once for all replicas' processes, since that takes a while. Default: none.
     """
 
     name: ClassVar[str]
     compared: ClassVar[Mapping[str, Any]] = {}
+    modules: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def make(self) -> Task:

@@ -39,6 +39,7 @@ class TextSettings(TaskSettings):
     """
 
     name: ClassVar[str] = "text"
+    modules: ClassVar[tuple[str, ...]] = ("transformers.models.llama.modeling_llama",)
     text: tuple[Path, ...] = ()
     tokenizer: str = BYTES
     model_size: str = "nano"

@@ -28,7 +28,7 @@ from muonwire.transport.secret import find_secret
 LINGER_S = 3.0
 
 # What a replica needs before it starts; imported only, so that the server has no threads when it forks.
-PRELOADED = ["muonwire.train.loop", "transformers.models.llama.modeling_llama"]
+PRELOADED = "muonwire.train.loop"
 
 # Errors that are reported in one line; any other is a bug and comes with its traceback.
 _REPORTED = (UsageError, ExchangeError, PayloadError, StoppedError, SystemExit, KeyboardInterrupt)
@@ -134,14 +134,17 @@ def set_threads(replicas: int, threads: int | None) -> None:
     torch.set_num_threads(threads or max((os.cpu_count() or 1) // replicas, 1))
 
 
-def start_method() -> str:
+def start_method(modules: Sequence[str] = ()) -> str:
     """How worker processes start: from a server that has imported the libraries once, where the system has one.
 
     Importing torch and transformers takes seconds of a core; starting each replica afresh pays them for every one.
+
+    Args:
+        modules: by name, that it imports besides. Default: none.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.set_forkserver_preload(PRELOADED)
+    multiprocessing.set_forkserver_preload([PRELOADED, *modules])
     return "forkserver"
 
 
@@ -168,7 +171,9 @@ def _enter(worker: Worker, args: Sequence[Any], errors_folder: str) -> None:
         os._exit(1)
 
 
-def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0) -> None:
+def launch(
+    worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0, modules: Sequence[str] = ()
+) -> None:
     """Run ``worker(*args)`` in ``replicas`` processes of this machine and wait for them.
 
     Args:
@@ -176,6 +181,7 @@ def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0)
         args: picklable.
         replicas: number of processes, at least 1.
         port: of the rendezvous on the loopback interface. Default: any free one.
+        modules: see start_method.
 
     Raises:
         UsageError: a bad number of replicas or port, or what a worker raised as such.
@@ -202,7 +208,7 @@ def launch(worker: Worker, args: Sequence[Any], *, replicas: int, port: int = 0)
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
-        start_method=start_method(),
+        start_method=start_method(modules),
     )
     folder = tempfile.mkdtemp(prefix="muonwire-errors-")
     try:

@@ -259,4 +259,4 @@ def train(
     else:
         check_folder(folder, config, resume=resume)
         config.task.make()
-        launch(_worker, words, replicas=replicas, port=port)
+        launch(_worker, words, replicas=replicas, port=port, modules=config.task.modules)

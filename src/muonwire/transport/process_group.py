@@ -107,7 +107,6 @@ class ProcessGroupTransport(FrameTransport):
         super().__init__(rank=rank, world_size=world_size, device=device)
         self._has_tags = self.device.type == "cpu"
         self._ahead = self._none_ahead()
-        self._senders: tuple[int, ...] = ()
         # Messages of a failed operation: gloo may still write to their buffers, which must outlive it.
         self._left: list[InFlight] = []
         self._began_s = 0.0
@@ -243,8 +242,7 @@ class ProcessGroupTransport(FrameTransport):
         left: list[InFlight] = []
         self._left = left
         self._began_s = time.perf_counter()
-        self._senders = tuple(incoming) if header else ()
-        for peer in self._senders:
+        for peer in incoming if header else ():
             left.append(self._ahead.take(peer, self._receive_first))
         firsts_in = {message.peer: message.buffer for message in left}
         for peer, first in firsts_out.items():
@@ -265,7 +263,7 @@ class ProcessGroupTransport(FrameTransport):
         for message in left[num_firsts:]:
             self._wait(message)
         self._left = []
-        self._ahead.post(self._senders, self._receive_first)
+        self._ahead.post(firsts_in, self._receive_first)
 
     @property
     def _group(self) -> dist.ProcessGroup:
@@ -464,7 +462,7 @@ class ProcessGroupTransport(FrameTransport):
 
     def _missing(self, peer: int) -> str:
         """Whose messages have not come: that of ``peer``, and of others where it can be seen."""
-        missing = [other for other in self._ahead.missing(self._senders) if other != peer]
+        missing = [other for other in self._ahead.missing() if other != peer]
         return " and ".join(map(self.called, sorted([peer, *missing])))
 
     def _lost(self, rank: int | None, error: RuntimeError) -> ReplicaLostError:

@@ -21,6 +21,7 @@ from muonwire.lab.engine.catalog import load_claims
 from muonwire.lab.engine.check import Row
 from muonwire.lab.engine.claim import Claim, Setting
 from muonwire.spectra.models import PACKAGED
+from muonwire.tasks import TextSettings
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import start_method
 
@@ -164,7 +165,9 @@ def run(config: LabConfig, claims: Sequence[Claim], *, say: Say = print) -> dict
 def _side_by_side(
     repeats: Sequence[tuple[Claim, int]], jobs: int, config: LabConfig, failures: dict[str, str], say: Say
 ) -> None:
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context(start_method())) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context(start_method(TextSettings.modules))
+    ) as pool:
         futures: dict[Future[None], tuple[Claim, int]] = {
             pool.submit(_measure_in_worker, claim.id, seed, config): (claim, seed) for claim, seed in repeats
         }

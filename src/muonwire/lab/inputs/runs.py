@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from muonwire.optim import ChainOptimizer
+from muonwire.tasks import TextSettings
 from muonwire.train.launch import start_method
 from muonwire.train.schedule import lr_factor
 
@@ -28,7 +29,7 @@ def side_by_side(run: Callable[[C], R], cases: Sequence[C], *, quick: bool) -> l
         return [run(case) for case in cases]
     with ProcessPoolExecutor(
         os.cpu_count(),
-        mp_context=multiprocessing.get_context(start_method()),
+        mp_context=multiprocessing.get_context(start_method(TextSettings.modules)),
         initializer=torch.set_num_threads,
         initargs=(1,),
     ) as pool:
