@@ -28,7 +28,8 @@ from muonwire.transport.secret import find_secret
 LINGER_S = 3.0
 
 # What a replica needs before it starts; imported only, so that the server has no threads when it forks.
-PRELOADED = "muonwire.train.loop"
+# The second is what torch imports when the first optimizer is made, in more than a second.
+PRELOADED = ("muonwire.train.loop", "torch._dynamo")
 
 # Errors that are reported in one line; any other is a bug and comes with its traceback.
 _REPORTED = (UsageError, ExchangeError, PayloadError, StoppedError, SystemExit, KeyboardInterrupt)
@@ -144,7 +145,7 @@ def start_method(modules: Sequence[str] = ()) -> str:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return "spawn"
-    multiprocessing.set_forkserver_preload([PRELOADED, *modules])
+    multiprocessing.set_forkserver_preload([*PRELOADED, *modules])
     return "forkserver"
 
 
