@@ -168,7 +168,7 @@ def test_a_rate_that_changes_changes_nothing_else(tmp_path, free_port):
         assert "replica 1 (10.77.0.2) answered after" in pair.said(0)
 
 
-# Gathers at the same moments on both hosts, and says how long the shortest took.
+# Gathers twice at the same moments on both hosts, and says how long the shortest two took.
 REST_AND_GATHER = """
 import time
 from muonwire.transport import ProcessGroupTransport
@@ -181,13 +181,14 @@ for i in range(7):
     used = (transport, others)[i % 2]
     time.sleep(0.5 - time.time() % 0.5)
     began = time.perf_counter()
-    assert used.gather(bytes([transport.rank, i])) == [bytes([0, i]), bytes([1, i])]
+    for number in (i, 100 + i):
+        assert used.gather(bytes([transport.rank, number])) == [bytes([0, number]), bytes([1, number])]
     seconds.append(time.perf_counter() - began)
 print(f"shortest: {min(seconds[1:])} s", flush=True)
 """
 
 
-def test_a_message_after_a_rest_takes_one_delay_of_the_link_and_not_two(tmp_path, free_port):
+def test_two_messages_after_a_rest_take_a_delay_of_the_link_each_and_not_two(tmp_path, free_port):
     delay_s = 0.1 if namespaces_allowed() else 0.0
     if not delay_s:
         print("no namespaces: the link has no delay")
@@ -203,5 +204,6 @@ def test_a_message_after_a_rest_takes_one_delay_of_the_link_and_not_two(tmp_path
     for rank in range(2):
         said = (folders[rank] / f"replica{rank}.log").read_text()
         shortest_s = float(re.search(r"^shortest: (\S+) s$", said, re.M)[1])
-        assert delay_s <= shortest_s + 0.05
-        assert shortest_s < 1.5 * max(delay_s, 0.1)
+        assert 2 * delay_s <= shortest_s + 0.05
+        # Three delays, if only the first of the two were awaited before it is due.
+        assert shortest_s < 2.5 * max(delay_s, 0.1)
