@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.commands import start_server
+
 # Commands that tests start elsewhere find the tests' own tasks.
 ROOT = str(Path(__file__).resolve().parent.parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
@@ -30,6 +32,13 @@ LONGEST = (
     "test_site.py",
     "test_add.py",
 )
+
+
+def pytest_sessionstart(session):
+    """Whoever runs tests has a server of processes; with workers the one that only hands them out has none."""
+    config = session.config
+    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+        start_server()
 
 
 def pytest_collection_modifyitems(items):

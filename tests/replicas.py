@@ -4,7 +4,6 @@ The processes fork from a server that has imported torch, and what optimizers pu
 costs tenths of a second and not an import each.
 """
 
-import multiprocessing
 import os
 import tempfile
 import traceback
@@ -12,18 +11,7 @@ from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    [
-        "torch",
-        "torch.distributed",
-        "torch._dynamo",
-        "pytest",
-        "muonwire.recipes",
-        "tests.models",
-        "tests.replicas",
-    ]
-)
+from tests.commands import context
 
 
 class ReplicaFailedError(AssertionError):
@@ -56,8 +44,8 @@ def run_replicas(function, world_size, *args, expect_lost=()):
     with tempfile.TemporaryDirectory() as folder:
         pipes, processes = [], []
         for rank in range(world_size):
-            ours, theirs = _context.Pipe()
-            process = _context.Process(
+            ours, theirs = context.Pipe()
+            process = context.Process(
                 target=_enter,
                 args=(function, rank, world_size, str(Path(folder) / "store"), theirs, args),
                 daemon=True,

@@ -4,6 +4,7 @@ import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from muonwire.compare.hosts import lacking
 from muonwire.transport.message import Refusal
+from tests.commands import ForkingPopen
 from tests.spectra.conftest import write_gguf
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +25,8 @@ SCRIPTS = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a script in this process with arguments, and returns what it prints."""
+    """Runs a script in this process with arguments, and returns what it prints; commands of ours that it starts are forked."""
+    monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])

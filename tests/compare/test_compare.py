@@ -5,8 +5,6 @@ import json
 import math
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from muonwire.compare.summary import summarize
 from muonwire.errors import UsageError
 from muonwire.recipes import RECIPES as RECIPE_NAMES
 from muonwire.train.metrics import read_metrics
+from tests.commands import Command, run
 
 RECIPES = ("adamw", "distro(k=4)", "local_muon(interval=2)")
 GRID = (0.004, 1e30)
@@ -42,8 +41,7 @@ ARGS = [
 
 
 def compare(out, *args):
-    command = [sys.executable, "-m", "muonwire", "compare", *ARGS, "--out", str(out), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    return run(["compare", *ARGS, "--out", str(out), *args], timeout=240)
 
 
 def comparison(out):
@@ -254,8 +252,7 @@ def test_virtual_runs_that_are_told_to_stop_go_on_later(tmp_path):
         "--recipes",
         "local_muon(interval=2)",
     )
-    command = [sys.executable, "-m", "muonwire", "compare", *ARGS, "--out", str(tmp_path), *args]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = Command(["compare", *ARGS, "--out", str(tmp_path), *args])
     folder = run_folder(tmp_path, "local_muon(interval=2)", 0.004, 0)
     deadline = time.monotonic() + 120
     while not read_metrics(folder)[2:] and time.monotonic() < deadline:

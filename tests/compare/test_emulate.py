@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import polars as pl
@@ -25,6 +24,7 @@ from muonwire.compare.summary import curves, summarize
 from muonwire.errors import UsageError
 from muonwire.train.metrics import read_lines, read_metrics
 from muonwire.transport import Link
+from tests.commands import Command, run
 
 needs_namespaces = pytest.mark.skipif(not namespaces_allowed(), reason=f"hosts need namespaces: {lacking()}")
 
@@ -70,13 +70,13 @@ def words(out, *more):
         "2",
     ]
     rest = ["--evaluate-every", str(EVERY), "--threads", "1", "--emulate", LINK, "--out", str(out)]
-    return [sys.executable, "-m", "muonwire", "compare", *recipes, *run, *rest, *more]
+    return ["compare", *recipes, *run, *rest, *more]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("emulate")
-    done = subprocess.run(words(out), capture_output=True, text=True, timeout=560, check=False)
+    done = run(words(out), timeout=560)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -181,7 +181,7 @@ def test_a_comparison_that_is_told_to_stop_leaves_no_hosts(finished, tmp_path):
     shutil.copytree(finished[0] / "runs", tmp_path / "runs")
     link = "2mbit/5ms"
     command = [*words(tmp_path), "--emulate", link]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = Command(command)
     folder = emulated_folder(settings(tmp_path).resolve(), Run("adamw", 0.004, 0), link)
     deadline = time.monotonic() + 120
     while not read_metrics(folder)[1:]:

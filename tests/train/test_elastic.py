@@ -18,6 +18,7 @@ from muonwire.train.elastic import LOCK, train_elastic
 from muonwire.train.events import read_events
 from muonwire.train.status import read_status
 from muonwire.transport.elastic import ElasticSettings
+from tests.commands import Command
 from tests.tiny_task import TINY
 
 SIZES = [
@@ -49,7 +50,7 @@ def lighthouse(free_port):
 
 
 def start(name, lighthouse, folder, *words):
-    command = [sys.executable, "-m", "muonwire", "train", "--recipe", "one_bit_muon(interval=2)", *SIZES]
+    command = ["train", "--recipe", "one_bit_muon(interval=2)", *SIZES]
     elastic = [
         "--elastic",
         "--lighthouse",
@@ -61,8 +62,7 @@ def start(name, lighthouse, folder, *words):
         "--out",
         folder / name,
     ]
-    log = (folder / f"{name}.log").open("a")
-    return subprocess.Popen([*command, *elastic, *words], stdout=log, stderr=subprocess.STDOUT, text=True)
+    return Command([*command, *elastic, *words], stdout=folder / f"{name}.log", stderr=subprocess.STDOUT)
 
 
 def wait_for(process, path, text):

@@ -5,20 +5,20 @@ import os
 
 import pytest
 
-from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer
 from muonwire.train.events import EVENTS, STATUS, Events, read_events
 from muonwire.train.progress import Display
 from muonwire.train.recording import recording
 from muonwire.train.status import read_status
 from muonwire.transport import SingleReplica, Traffic, run_threads
+from tests.tiny_task import TinySettings
 
-TINY = TextSettings(sequence=16, batch=2, evaluation_sequences=4)
+TINY = TinySettings(sequence=16, batch=2, evaluation_sequences=4)
 
 
 @pytest.fixture(scope="module")
 def task():
-    return TextTask(TINY)
+    return TINY.make()
 
 
 def trainer_of(task, folder, transport=None, **options):

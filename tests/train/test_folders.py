@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from muonwire.errors import ReplicaLostError, UsageError
-from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer, checkpoint, single
 from muonwire.train.folders import Together
 from muonwire.train.metrics import read_metrics
 from muonwire.train.single import train_here
 from muonwire.transport import run_threads
 from tests.lockstep import lockstep
+from tests.tiny_task import TinySettings
 
-TINY = TextSettings(model_size="pico", sequence=16, batch=2, evaluation_sequences=4)
+TINY = TinySettings(sequence=16, batch=2, evaluation_sequences=4)
 
 
 @pytest.fixture(scope="module")
 def task():
-    return TextTask(TINY)
+    return TINY.make()
 
 
 def config(**options):

@@ -13,29 +13,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from muonwire.compare.hosts import hosts
+from muonwire.compare.hosts import hosts, replica_environment
 from muonwire.train import TrainConfig, Trainer, checkpoint
 from muonwire.train.metrics import read_metrics
+from tests.commands import Command, children_of
 from tests.lockstep import lockstep
 from tests.tiny_task import TINY, TinySettings
-from tests.train.test_replicated import children_of, wait_for_step
+from tests.train.test_replicated import wait_for_step
 
 # Checkpoints fall between two synchronizations, where replicas hold more of their own.
 STEPS, EVERY, KILLED_AFTER = 40, 6, 19
 RECIPE = "one_bit_muon(interval=4)"
 TRAIN = (
-    *(
-        "-m",
-        "muonwire",
-        "train",
-        "--recipe",
-        RECIPE,
-        *TINY,
-        "--sequence",
-        "16",
-        "--batch",
-        "2",
-    ),
+    *("train", "--recipe", RECIPE, *TINY, "--sequence", "16", "--batch", "2"),
     *("--evaluation-sequences", "4", "--evaluate-every", "20", "--checkpoint-every", str(EVERY)),
     *("--steps", str(STEPS), "--threads", "1", "--no-tensorboard", "--out", "run"),
 )
@@ -48,14 +38,31 @@ def torchrun(host, *words, rank, master, port, folder, nodes, timeout_s=60):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--node-rank", str(rank)),
         *("--master-addr", master, "--master-port", str(port), "--rdzv-conf", f"timeout={timeout_s}"),
-        *("--nproc-per-node", "1", *words),
+        *("--nproc-per-node", "1", "-m", "muonwire", *words),
     ]
     with (folder / "log").open("w") as log:
         return host.start(command, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
 
 
+def alone(host, *words, env, folder):
+    """The same, as somebody's own launcher would start it that sets what torchrun sets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Command(words, host=host, env=env, cwd=folder, stdout=folder / "log", stderr=subprocess.STDOUT)
+
+
 def launch(machines, base, *extra, port):
-    """The same command on every machine."""
+    """The same command on every machine: two by torchrun, more without its interpreters."""
+    if len(machines) > 2:
+        return [
+            alone(
+                host,
+                *TRAIN,
+                *extra,
+                env=replica_environment(machines, rank, port=port),
+                folder=base / f"host{rank}",
+            )
+            for rank, host in enumerate(machines)
+        ]
     return [
         torchrun(
             host,

@@ -1,8 +1,6 @@
 """`muonwire train` with an interval that follows the link: its record, and the same run by the record."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -11,38 +9,17 @@ from muonwire.train import TrainConfig, Trainer
 from muonwire.train.events import read_events
 from muonwire.train.metrics import read_metrics
 from muonwire.transport import SingleReplica
+from tests.commands import run
 from tests.tiny_task import TINY, TinySettings
 
 SMALL = TinySettings(sequence=16, batch=2, evaluation_sequences=4)
 
 
 def train(out, recipe):
-    words = [
-        sys.executable,
-        "-m",
-        "muonwire",
-        "train",
-        "--recipe",
-        recipe,
-        "--steps",
-        "40",
-        "--out",
-        str(out),
-    ]
-    words += [
-        "--replicas",
-        "2",
-        "--sequence",
-        "16",
-        "--batch",
-        "2",
-        "--evaluation-sequences",
-        "4",
-        "--lr",
-        "0.01",
-    ]
+    words = ["train", "--recipe", recipe, "--steps", "40", "--out", str(out), "--replicas", "2"]
+    words += ["--sequence", "16", "--batch", "2", "--evaluation-sequences", "4", "--lr", "0.01"]
     words += [*TINY, "--threads", "1", "--no-page", "--no-tensorboard", "--evaluate-every", "20"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
+    done = run(words)
     assert done.returncode == 0, done.stderr
     return done
 

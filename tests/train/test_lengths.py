@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from muonwire.errors import UsageError
-from muonwire.tasks import TextSettings, TextTask
 from muonwire.train import TrainConfig, Trainer, checkpoint, train
 from muonwire.train.lengths import Length, extend, lengths_of, rate_change
 from muonwire.train.metrics import read_metrics
@@ -15,15 +14,16 @@ from muonwire.train.schedule import lr_factor
 from muonwire.train.single import train_here
 from muonwire.transport import SingleReplica
 from tests.lockstep import lockstep
+from tests.tiny_task import TinySettings
 
-TINY = TextSettings(sequence=16, batch=2, evaluation_sequences=4, model_size="pico")
+TINY = TinySettings(sequence=16, batch=2, evaluation_sequences=4)
 RECORDED = ("step", "lr", "local_loss")
 EVALUATED = ("eval_loss", "train_loss")
 
 
 @pytest.fixture(scope="module")
 def task():
-    return TextTask(TINY)
+    return TINY.make()
 
 
 def config(**options):

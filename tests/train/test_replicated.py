@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from muonwire.train import checkpoint
 from muonwire.train.metrics import read_metrics
+from tests.commands import Command, children_of, run
 from tests.tiny_task import TINY
 
 SMALL = ["--sequence", "16", "--batch", "2", "--evaluation-sequences", "8", "--lr", "0.01", "--threads", "1"]
@@ -21,7 +21,7 @@ SMALL += ["--no-page", *TINY]
 
 def command(out, *extra, recipe="local_muon(interval=4)", steps=40, replicas=2):
     return [
-        *(sys.executable, "-m", "muonwire", "train", "--recipe", recipe, "--steps", str(steps)),
+        *("train", "--recipe", recipe, "--steps", str(steps)),
         *(
             "--replicas",
             str(replicas),
@@ -37,27 +37,9 @@ def command(out, *extra, recipe="local_muon(interval=4)", steps=40, replicas=2):
     ]
 
 
-def run(args, **options):
-    return subprocess.run(args, capture_output=True, text=True, timeout=180, check=False, **options)
-
-
-def children_of(pid):
-    """Ids of the processes that it started, with their command lines, in the order of their ids."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == pid:
-                found[int(path.name)] = (path / "cmdline").read_bytes()
-        except (OSError, ValueError):
-            continue
-    return dict(sorted(found.items()))
-
-
 def replicas_of(process):
-    """Process ids of the launcher's replicas, in rank order: forked by its server, one after the other."""
-    (server,) = (pid for pid, line in children_of(process.pid).items() if b"forkserver" in line)
-    return list(children_of(server))
+    """Process ids of the launcher's replicas, in rank order: forked one after the other."""
+    return list(children_of(process.pid))
 
 
 def wait_for_step(out, step):
@@ -107,7 +89,7 @@ def test_a_run_tells_its_groups_and_its_outcome(undisturbed):
 
 
 def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weights(undisturbed, tmp_path):
-    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(command(tmp_path))
     wait_for_step(tmp_path, 23)
     victims = replicas_of(process)
     assert len(victims) == 2
@@ -129,9 +111,7 @@ def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weigh
 def test_with_fragments_in_flight_a_killed_run_resumes_to_the_same_weights(streamed, tmp_path):
     assert "synchronized every 4 in 2 fragments, merged 3 later" in streamed[1].stdout
     assert "% of the time" in streamed[1].stdout
-    process = subprocess.Popen(
-        command(tmp_path, recipe=STREAMED), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Command(command(tmp_path, recipe=STREAMED))
     wait_for_step(tmp_path, 23)
     start_s = time.monotonic()
     os.kill(replicas_of(process)[1], signal.SIGKILL)
@@ -146,7 +126,7 @@ def test_with_fragments_in_flight_a_killed_run_resumes_to_the_same_weights(strea
 
 
 def test_sigterm_leaves_a_checkpoint_from_which_the_run_goes_on_alike(undisturbed, tmp_path):
-    process = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Command(command(tmp_path))
     wait_for_step(tmp_path, 21)
     process.terminate()
     _, errors = process.communicate(timeout=25)
@@ -199,17 +179,9 @@ def test_a_finished_run_goes_on_to_where_an_undisturbed_one_ends(tmp_path):
 
 
 def test_torchrun_starts_the_same_run(undisturbed, tmp_path):
-    args = command(tmp_path)[3:]
-    launched = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "muonwire",
-        *args,
-    ]
-    done = run(launched)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "muonwire")
+    done = subprocess.run(
+        [*launcher, *command(tmp_path)], capture_output=True, text=True, timeout=180, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert outcome(tmp_path) == outcome(undisturbed[0])

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 
 import pytest
 
@@ -13,9 +12,10 @@ from muonwire.compare import CompareConfig, compare
 from muonwire.errors import UsageError
 from muonwire.train import checkpoint
 from muonwire.train.metrics import read_metrics
+from tests.commands import Command
+from tests.commands import run as run_command
 from tests.train.test_folders import TINY, folder_of, losses, run, steps_in
 from tests.train.test_replicated import command, replicas_of, wait_for_step
-from tests.train.test_replicated import run as run_command
 
 RECIPES = (
     "one_bit_muon(interval=4)",
@@ -105,12 +105,7 @@ def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weigh
     assert done.returncode == 0, done.stderr
     assert "2 sites of 2 replicas, their gradients averaged at every step" in done.stdout
     assert "bit per parameter and step between 2 sites and " in done.stdout
-    process = subprocess.Popen(
-        command(cut, *SITES, recipe=recipe, replicas=4),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Command(command(cut, *SITES, recipe=recipe, replicas=4))
     wait_for_step(cut, 13)
     os.kill(replicas_of(process)[3], signal.SIGKILL)
     _, stderr = process.communicate(timeout=120)

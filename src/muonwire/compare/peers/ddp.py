@@ -1,9 +1,11 @@
 """torch's DistributedDataParallel with torch's own optimizers."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
@@ -23,6 +25,18 @@ from muonwire.optim.routing import route
 HOOKS = ("none", "bf16", "powersgd")
 
 
+def num_bytes(model: nn.Module) -> int:
+    """Of the gradients."""
+    return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def _bf16(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Torch's bf16_compress_hook, which DDP refuses by its name where there is no nccl, though gloo can do what it does."""
+    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+    return bf16_compress_hook(state, bucket)
+
+
 class DDP(Peer):
     """Gradients are averaged by gloo while the backward pass goes on, in the buckets that DDP makes.
 
@@ -37,11 +51,12 @@ class DDP(Peer):
     ) -> None:
         super().__init__(replica)
         self.optimizers = optimizers
-        wrapped = DistributedDataParallel(replica.forward)
+        # Torch's PowerSGD waits inside callbacks, on the two threads of gloo that are to do what it waits for: with two buckets
+        # and more a step hangs for good.
+        cap_mb = num_bytes(replica.model) // 2**20 + 1 if hook == "powersgd" else None
+        wrapped = DistributedDataParallel(replica.forward, bucket_cap_mb=cap_mb)
         if hook == "bf16":
-            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-            wrapped.register_comm_hook(None, bf16_compress_hook)
+            wrapped.register_comm_hook(None, _bf16)
         elif hook == "powersgd":
             from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 

@@ -1,0 +1,179 @@
+"""`muonwire` commands as processes of their own, forked from a server that has imported everything.
+
+A fresh interpreter takes seconds of a core to import torch, and the server of its replicas takes them again. What a
+command does from its first line on is the same here: arguments, environment, signals, output and exit code. That an
+interpreter finds it is tested where torchrun, a host or a script starts one.
+"""
+
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from multiprocessing.forkserver import ensure_running
+from pathlib import Path
+
+from muonwire.compare.hosts import Host
+
+PRELOADED = (
+    "torch",
+    "torch.distributed",
+    # What torch imports when the first optimizer is made, and when a launcher starts.
+    "torch._dynamo",
+    "torch.distributed.launcher.api",
+    "transformers.models.llama.modeling_llama",
+    "pytest",
+    "muonwire.cli.main",
+    "muonwire.recipes",
+    "muonwire.train.loop",
+    "tests.models",
+    "tests.replicas",
+    "tests.tiny_task",
+)
+
+_Popen = subprocess.Popen
+
+context = multiprocessing.get_context("forkserver")
+
+
+def start_server():
+    """Have it import while tests begin."""
+    context.set_forkserver_preload(list(PRELOADED))
+    ensure_running()
+
+
+def _enter(words, script, cwd, environment, host, output, errors):
+    os.setsid()
+    for number, path in ((1, output), (2, errors)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    if host is not None:
+        host.enter()
+    from muonwire.cli.main import main
+    from muonwire.train import launch
+
+    # This process has what a server of its own would have to import, and no threads of arithmetic.
+    served = launch.start_method
+    for name, module in list(sys.modules.items()):
+        if name.startswith("muonwire.") and vars(module).get("start_method") is served:
+            module.start_method = lambda modules=(): "fork"
+    if script is None:
+        main(words)
+    else:
+        sys.argv = [script, *words]
+        runpy.run_path(script, run_name="__main__")
+
+
+class Command:
+    """A running command, with what subprocess.Popen has.
+
+    Args:
+        words: after ``muonwire``, or after the name of a script.
+        script: that is run instead. Default: ``muonwire``.
+        cwd: folder. Default: this one.
+        env: environment. Default: this process's.
+        host: of muonwire.compare.hosts, on which it runs. Default: this one.
+        stdout: a file that gets what it prints, and with ``stderr=subprocess.STDOUT`` all. Default: kept for communicate().
+        stderr: likewise.
+    """
+
+    def __init__(self, words, *, script=None, cwd=None, env=None, host=None, stdout=None, stderr=None):
+        self.args = [str(word) for word in words]
+        self._folder = Path(tempfile.mkdtemp(prefix="muonwire-command-"))
+        self._output = self._place(stdout, "stdout")
+        self._errors = self._output if stderr == subprocess.STDOUT else self._place(stderr, "stderr")
+        places = (str(cwd or Path.cwd()), dict(os.environ if env is None else env), host)
+        self._process = context.Process(
+            target=_enter, args=(self.args, script, *places, str(self._output), str(self._errors))
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    def _place(self, asked, name):
+        if asked in (None, subprocess.PIPE):
+            return self._folder / name
+        return Path(os.devnull if asked == subprocess.DEVNULL else getattr(asked, "name", asked))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.wait()
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self._process.exitcode
+
+    def wait(self, timeout=None):
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self._process.exitcode
+
+    def communicate(self, input=None, timeout=None):
+        """What it printed, and what it complained of, once it ended."""
+        assert input is None
+        self.wait(timeout)
+        said = self._output.read_text(), "" if self._errors == self._output else self._errors.read_text()
+        shutil.rmtree(self._folder)
+        return said
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+
+def run(words, *, timeout=180, **options):
+    """The outcome of a command, as of subprocess.run."""
+    command = Command(words, **options)
+    try:
+        output, errors = command.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command.args, command.returncode, output, errors)
+
+
+class ForkingPopen(subprocess.Popen):
+    """subprocess.Popen, with commands and scripts of ours, on a host or not, forked from the server."""
+
+    def __new__(cls, args, *, text=None, start_new_session=False, **options):
+        words, host = [str(word) for word in args], None
+        if words[:3] == ["ip", "netns", "exec"]:
+            host, words = Host(address="", namespace=words[3]), words[4:]
+        if words[:3] == [sys.executable, "-m", "muonwire"]:
+            return Command(words[3:], host=host, **options)
+        if words[0] == sys.executable and words[1].endswith(".py"):
+            return Command(words[2:], script=words[1], host=host, **options)
+        return _Popen(args, text=text, start_new_session=start_new_session, **options)
+
+
+def children_of(pid):
+    """Ids of the processes that it started, with their command lines, in the order of their ids."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid:
+                found[int(path.name)] = (path / "cmdline").read_bytes()
+        except (OSError, ValueError):
+            continue
+    return dict(sorted(found.items()))
