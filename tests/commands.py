@@ -57,14 +57,15 @@ def _enter(words, script, cwd, environment, host, output, errors):
     os.environ.update(environment)
     if host is not None:
         host.enter()
+    import torch
+
     from muonwire.cli.main import main
     from muonwire.train import launch
 
-    # This process has what a server of its own would have to import, and no threads of arithmetic.
-    served = launch.start_method
-    for name, module in list(sys.modules.items()):
-        if name.startswith("muonwire.") and vars(module).get("start_method") is served:
-            module.start_method = lambda modules=(): "fork"
+    # The replicas of a launcher fork from it: it has what a server of its own would have to import. Threads of arithmetic do not
+    # survive that.
+    torch.set_num_threads(1)
+    launch.start_method = lambda modules=(): "fork"
     if script is None:
         main(words)
     else:

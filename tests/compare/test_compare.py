@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from muonwire.cli.main import main
 from muonwire.compare import PRESETS, CompareConfig
 from muonwire.compare import compare as compare_here
 from muonwire.compare.runs import Run, candidates, pending, run_folder, short_runs
@@ -42,6 +43,13 @@ ARGS = [
 
 def compare(out, *args):
     return run(["compare", *ARGS, "--out", str(out), *args], timeout=240)
+
+
+def compare_by_a_pool(out, *args):
+    """With virtual replicas, whose processes fork from the tests' server."""
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *ARGS, "--out", str(out), "--virtual", *args])
+    assert ended.value.code == 0
 
 
 def comparison(out):
@@ -133,21 +141,8 @@ def test_the_report_and_the_charts_are_there(finished):
 
 
 def test_rates_may_be_tried_in_shorter_runs(tmp_path):
-    args = (
-        "--virtual",
-        "--tune-steps",
-        "3",
-        "--lr-grid",
-        "1e-30",
-        "0.004",
-        "--recipes",
-        "muon",
-        "--seeds",
-        "0",
-        "1",
-    )
-    done = compare(tmp_path, *args)
-    assert done.returncode == 0, done.stderr
+    args = ("--tune-steps", "3", "--lr-grid", "1e-30", "0.004", "--recipes", "muon", "--seeds", "0", "1")
+    compare_by_a_pool(tmp_path, *args)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [(e["lr"], e["seed"], e["steps"]) for e in summary] == [(0.004, 0, 8), (0.004, 1, 8)]
     assert all(set(e["tuning"]) == {"1e-30", "0.004"} for e in summary)
@@ -231,8 +226,7 @@ def test_finalists_seek_their_rate_in_full_and_others_take_the_next_lower_one():
 
 
 def test_virtual_replicas_reach_the_same_weights_with_the_same_bytes(finished, tmp_path):
-    done = compare(tmp_path, "--virtual", "--jobs", "2")
-    assert done.returncode == 0, done.stderr
+    compare_by_a_pool(tmp_path, "--jobs", "2")
     theirs, ours = (json.loads((out / "summary.json").read_text()) for out in (finished[0], tmp_path))
     for there, here in zip(theirs, ours, strict=True):
         same = {k: v for k, v in there.items() if not k.endswith("_s_per_step") or k == "link_s_per_step"}
