@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -21,6 +20,7 @@ from muonwire.transport.rendezvous import (
     chosen_interface,
 )
 from muonwire.transport.secret import Secret
+from tests.commands import Command
 from tests.tiny_task import TINY
 
 TRAIN = (
@@ -35,7 +35,6 @@ TRAIN = (
     "4",
 )
 JOIN = """
-import sys
 from muonwire.errors import ExchangeError, UsageError
 from muonwire.transport.rendezvous import join
 try:
@@ -53,8 +52,8 @@ def start(host, words, *, rank, world_size, master, port, folder):
     env = {k: v for k, v in os.environ.items() if k != "GLOO_SOCKET_IFNAME"}
     env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "MASTER_ADDR": master, "MASTER_PORT": str(port)}
     env |= {"OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}
-    log = (folder / f"replica{rank}.log").open("w")
-    return host.start([sys.executable, *words], env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    log = folder / f"replica{rank}.log"
+    return Command(words, python=True, host=host, env=env, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
 
 
 def end(processes, within_s):
