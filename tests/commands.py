@@ -87,13 +87,14 @@ class Command:
         cwd: folder. Default: this one.
         env: environment. Default: this process's.
         host: of muonwire.compare.hosts, on which it runs. Default: this one.
-        stdout: a file that gets what it prints, and with ``stderr=subprocess.STDOUT`` all. Default: kept for communicate().
+        stdout: a file, open or by its path, that gets what it prints, and with ``stderr=subprocess.STDOUT`` all. Default: kept for communicate().
         stderr: likewise.
     """
 
     def __init__(self, words, *, python=False, cwd=None, env=None, host=None, stdout=None, stderr=None):
         self.args = [*(() if python else ("-m", "muonwire")), *map(str, words)]
         self._folder = Path(tempfile.mkdtemp(prefix="muonwire-command-"))
+        # Absolute, since it is opened in the command's process.
         self._output = self._place(stdout, "stdout")
         self._errors = self._output if stderr == subprocess.STDOUT else self._place(stderr, "stderr")
         places = (str(cwd or Path.cwd()), dict(os.environ if env is None else env), host)
@@ -106,7 +107,9 @@ class Command:
     def _place(self, asked, name):
         if asked in (None, subprocess.PIPE):
             return self._folder / name
-        return Path(os.devnull if asked == subprocess.DEVNULL else getattr(asked, "name", asked))
+        if asked == subprocess.DEVNULL:
+            return Path(os.devnull)
+        return asked if isinstance(asked, Path) else Path(asked.name)
 
     def __enter__(self):
         return self

@@ -35,6 +35,7 @@ TRAIN = (
     "4",
 )
 JOIN = """
+import sys
 from muonwire.errors import ExchangeError, UsageError
 from muonwire.transport.rendezvous import join
 try:
