@@ -608,8 +608,8 @@ def race_table(name: str) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
 
-    def seconds(value: float | None) -> str:
-        return "never got there" if value is None else f"{value:,.1f} s"
+    def seconds(value: float) -> str:
+        return f"{value:,.1f} s"
 
     for v in record["verdicts"]:
         wanted = (
@@ -618,7 +618,10 @@ def race_table(name: str) -> str:
             else f"{v['wanted']:g}: {'holds' if v['holds'] else '**does not hold**'}"
         )
         ratio = "—" if v["times_faster"] is None else f"{v['times_faster']:.1f}"
-        best, ours = (f"`{v[who]}` | {seconds(v[f'{who}_s'])}" for who in ("best", "ours"))
+        best, ours = (
+            f"`{v[who]}` | {seconds(v[f'{who}_s'])}" if v[who] else "— | never got there"
+            for who in ("best", "ours")
+        )
         lines.append(f"| {v['link']} | {v['family']} | {best} | {ours} | {ratio} | {wanted} |")
     return "\n".join(lines) + "\n"
 
