@@ -87,7 +87,8 @@ class Command:
         cwd: folder. Default: this one.
         env: environment. Default: this process's.
         host: of muonwire.compare.hosts, on which it runs. Default: this one.
-        stdout: a file, open or by its path, that gets what it prints, and with ``stderr=subprocess.STDOUT`` all. Default: kept for communicate().
+        stdout: a file, open or by its path, that gets what it prints; with ``stderr=subprocess.STDOUT`` all of it. Default: what
+            communicate() returns.
         stderr: likewise.
     """
 
