@@ -81,7 +81,6 @@ soak: setup
 # As root, so that each replica has a host of its own.
 race: setup
 	$(BIN)/python -m benchmarks.race --out runs/race --record evidence/emulate/race.json
-	$(BIN)/python -m benchmarks.race --few --model-size micro --batch 1 --steps 80 --evaluate-every 5 --links 10mbit/40ms --out runs/race_micro --record evidence/emulate/race_micro.json
 
 lab: setup
 	$(BIN)/muonwire lab run --all --out runs/lab

@@ -1,15 +1,12 @@
 """The race: time to dense AdamW's final loss on emulated links, one_bit_muon against the best setting of each peer.
 
     sudo .venv/bin/python -m benchmarks.race --out runs/race --record evidence/emulate/race.json
-    sudo .venv/bin/python -m benchmarks.race --few --model-size micro --batch 1 --steps 80 --evaluate-every 5 --links 10mbit/40ms \\
-        --out runs/race_micro --record evidence/emulate/race_micro.json
 
 Two calls of `muonwire compare`: the first seeks the recipes' learning rates with virtual replicas, the second the peers', and
 trains each at its best rate on each link. All get the same grid. The record has every time, and whether one_bit_muon was
 as many times faster as it must be: 50 times than the best dense training, 5 times than DeMo, 3 times than torchft's DiLoCo,
 2 times than MuLoCo.
-On two cores it takes about 80 minutes. It may be cut off: the same command goes on. The second form has a model that four
-replicas on two cores compute faster than a slow link carries it: 2.7 M parameters, a batch of 64 tokens, and fewer settings.
+On two cores it takes about 80 minutes. It may be cut off: the same command goes on.
 """
 
 import argparse
@@ -44,11 +41,6 @@ FAMILIES: Mapping[str, tuple[float | None, tuple[str, ...]]] = {
     "SparseLoCo": (None, ("sparseloco(interval=10)", "sparseloco")),
     "DDP with PowerSGD": (None, ("ddp_muon(hook='powersgd', rank=2)",)),
 }
-# With --few.
-FEW = (
-    *("adamw", "one_bit_muon", "one_bit_muon(fragments=4, delay=3)", "muon", "ddp_muon", "demo"),
-    *("torchft_diloco(interval=20)", "muloco(interval=10)", "muloco"),
-)
 REFERENCE = "adamw"
 LINKS = ("10mbit/40ms", "100mbit/40ms", "20mbit:200mbit/40ms")
 LR_GRID = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032)
@@ -62,8 +54,6 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
     """The two calls of ``muonwire compare``."""
     names = [name for _, settings in FAMILIES.values() for name in settings]
     recipes = [REFERENCE, *OURS, *(n for n in names if not is_peer(n) and n != REFERENCE)]
-    if options.few:
-        names, recipes = ([n for n in of if n in FEW] for of in (names, recipes))
     shared = [
         "muonwire",
         "compare",
@@ -118,7 +108,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/race"))
     parser.add_argument("--record", type=Path, help="default: race.json in --out")
     parser.add_argument("--links", nargs="+", default=list(LINKS))
-    parser.add_argument("--few", action="store_true", help="fewer settings of each")
     parser.add_argument("--replicas", type=int, default=4)
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--evaluate-every", type=int, default=10)
