@@ -43,7 +43,7 @@ def test_bytes_are_those_between_sites_and_those_inside_stand_beside_them(undist
     for name in ("sent", "egress", "received"):
         counted = (getattr(r, f"bytes_{name}_per_step") for r in (result, plain))
         # Positions and scales of other gradients have other lengths.
-        assert next(counted) == pytest.approx(next(counted), rel=0.02)
+        assert next(counted) == pytest.approx(next(counted), rel=0.05)
     if recipe.startswith("one_bit_muon"):
         assert result.messages_per_step == plain.messages_per_step
     # Every step: the gradients of half of the parameters to the other replica, and their mean.

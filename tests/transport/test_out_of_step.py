@@ -13,7 +13,8 @@ import torch.distributed as dist
 from muonwire.errors import ExchangeError, ReplicaLostError
 from muonwire.transport import Flag, ProcessGroupTransport, run_threads
 from muonwire.transport.header import GATHER, HEADER, REDUCE, Header, checksum
-from tests.replicas import _context, run_replicas
+from tests.commands import context
+from tests.replicas import run_replicas
 
 
 def _mean(*shapes, dtype=torch.float32):
@@ -197,7 +198,7 @@ def _leave(rank, path, destroy):
 def test_a_process_that_catches_the_error_ends_normally(destroy):
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / "store")
-        processes = [_context.Process(target=_leave, args=(rank, path, destroy)) for rank in range(2)]
+        processes = [context.Process(target=_leave, args=(rank, path, destroy)) for rank in range(2)]
         for process in processes:
             process.start()
         for process in processes:

@@ -15,9 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from muonwire.errors import UsageError
+from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport import ProcessGroupTransport
 from muonwire.transport import process_group as module
+from muonwire.transport.sealed import SealedLinks
 from muonwire.transport.secret import Secret
 from tests.replicas import run_replicas
 
@@ -240,3 +241,24 @@ def test_strangers_who_connect_to_the_open_port_do_not_disturb_the_run():
         assert made == 1500
         assert operations > 1
         assert good
+
+
+@pytest.mark.parametrize("when", ["receiving", "sending"])
+def test_a_peer_that_is_gone_when_a_link_begins_is_an_error_of_the_first_operation(when):
+    gone = ReplicaLostError("replica 1 closed its connection", rank=1)
+
+    def start(sends, peer, buffer):
+        if sends == (when == "sending"):
+            raise gone
+        return buffer
+
+    def wait(handle, limit):
+        threading.Event().wait(0.2)
+        raise gone
+
+    links = SealedLinks(
+        Secret(SECRET), run="", epoch=1, rank=0, world_size=2, start=start, wait=wait, notice=print
+    )
+    with pytest.raises(ReplicaLostError, match="replica 1 closed its connection"):
+        links.take(1, time.monotonic() + 5)
+    links.stop()

@@ -8,8 +8,8 @@ import atexit
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -60,16 +60,26 @@ class _Link:
         self._threads: list[threading.Thread] = []
 
     def begin(self) -> None:
-        for _ in range(_DEPTH):
-            self._await(torch.empty(LARGEST_BYTES, dtype=torch.uint8))
+        """Start; a peer that is gone already is an error of the first operation, as one that goes later is."""
+        with self.changed, self._failing():
+            for _ in range(_DEPTH):
+                self._await(torch.empty(LARGEST_BYTES, dtype=torch.uint8))
         for work, name in ((self._receive, "receive"), (self._let_go, "send")):
             thread = threading.Thread(
                 target=self._guard, args=(work,), name=f"{name} {self.stream.peer}", daemon=True
             )
             thread.start()
             self._threads.append(thread)
-        with self.changed:
+        with self.changed, self._failing():
             self.pay()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Within the block, under the lock, an error of the connection is the link's failure."""
+        try:
+            yield
+        except ReplicaLostError as error:
+            self.failure = self.failure or error
 
     def stop(self) -> None:
         """Let the threads end at their next message; what still arrives is nobody's."""
