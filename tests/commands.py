@@ -86,7 +86,7 @@ class Command:
         python: whether they are those after ``python`` instead: a script, ``-c`` or ``-m muonwire``. Default: no.
         cwd: folder. Default: this one.
         env: environment. Default: this process's.
-        host: of muonwire.compare.hosts, on which it runs. Default: this one.
+        host: of muonwire.compare.hosts, on which it runs; /sys still shows this one's network. Default: this one.
         stdout: a file, open or by its path, that gets what it prints; with ``stderr=subprocess.STDOUT`` all of it. Default: what
             communicate() returns.
         stderr: likewise.
