@@ -19,6 +19,7 @@ from tests.replicas import run_replicas
 
 SHAPES = [(6, 9), (7,), (12, 5), (1, 1), (), (0, 3), (3, 2, 4)]
 SHARED = "sign(scale=shared)"
+SIGN = parse("sign(scale=tensor)")
 
 
 def made(shape, *key):
@@ -135,14 +136,16 @@ RECOMPRESSED = [
 ]
 
 
+@pytest.mark.parametrize("prediction", [0.0, 0.6])
 @pytest.mark.parametrize("replicas", [1, 2, 3, 5])
 @pytest.mark.parametrize(("codec", "mean_codec"), RECOMPRESSED)
-def test_what_is_lost_on_either_way_is_kept_and_sent_later(codec, mean_codec, replicas):
+def test_what_is_lost_on_either_way_is_kept_and_sent_later(codec, mean_codec, replicas, prediction):
     """What moved the weights, the mean of what senders keep, and what owners keep add up to the mean of all updates."""
     steps = 5
 
     def worker(rank, make):
         made_of = {"mean_codec": parse(mean_codec)} if mean_codec else {}
+        made_of |= {"mean_prediction": prediction}
         weights, optimizer = stepped(
             make(), exchange("recompressed", codec, stages.EF14(), **made_of), steps=steps
         )
@@ -169,6 +172,59 @@ def test_what_is_lost_on_either_way_is_kept_and_sent_later(codec, mean_codec, re
         assert error <= 16 * steps * torch.finfo(torch.float32).eps * sizes
     if codec not in ("float32",) and replicas > 1:
         assert any(owner and owner["residual"].any() for _, _, owners in by_rank for owner in owners)
+
+
+def test_a_mean_is_a_share_of_the_last_one_and_what_has_changed():
+    """u ← ρ u′ + decode(encode(m + β e − ρ u′)), e ← m + β e − u, of a tensor that one replica owns."""
+    share, decay, shape = 0.7, 0.9, (5, 4)
+    mean_codec = parse("sign(scale=tensor)")
+
+    def worker(rank, make):
+        made_of = exchange("recompressed", "float32", mean_codec=mean_codec, mean_prediction=share)
+        means, last, optimizer = [], torch.zeros(shape), None
+        for step in range(4):
+            weights, optimizer = stepped(
+                make() if optimizer is None else optimizer.transport,
+                made_of,
+                steps=1,
+                shapes=[shape],
+                optimizer=optimizer,
+                start=step,
+            )
+            means.append(last - weights[0].detach())
+            last = weights[0].detach().clone()
+        return means, optimizer.state[weights[0]]["exchange"]["last"]["mean"]
+
+    means, kept = run_threads(worker, replicas=1)[0]
+    u, e = torch.zeros(shape), torch.zeros(shape)
+    for step, mean in enumerate(means):
+        signal = made(shape, step, 0, 0) + decay * e
+        u = share * u + mean_codec.decode(mean_codec.encode(signal - share * u))
+        e = signal - u
+        torch.testing.assert_close(mean, u)
+    torch.testing.assert_close(kept, u)
+
+
+def test_a_mean_that_stays_is_reached():
+    """Signs of what has changed come as close as one likes to a mean that does not change; signs of the mean itself do not."""
+
+    def worker(prediction):
+        def run(rank, make):
+            made_of = exchange(
+                "recompressed", "float32", stages.NoFeedback(), mean_prediction=prediction, mean_codec=SIGN
+            )
+            weights, optimizer = stepped(make(), made_of, steps=40, gradient=lambda shape, *_: made(shape, 1))
+            before = [w.detach().clone() for w in weights]
+            stepped(
+                optimizer.transport, None, steps=1, optimizer=optimizer, gradient=lambda s, *_: made(s, 1)
+            )
+            pairs = zip(before, weights, strict=True)
+            return [float((a - b.detach() - made(a.shape, 1)).norm()) for a, b in pairs]
+
+        return run
+
+    still, following = (run_threads(worker(p), replicas=2)[0][0] for p in (0.0, 1.0))
+    assert following < 0.1 * still
 
 
 def test_without_loss_on_either_way_it_is_the_mean():
@@ -229,6 +285,8 @@ def test_auto_takes_what_sends_least():
         ({"means": "recompressed", "codec": "lowrank(rank=2) | float32"}, "give another mean_codec"),
         ({"means": "lossless", "mean_codec": parse("float32")}, "it is for means=recompressed and auto"),
         ({"means": "gather", "mean_codec": parse("float32")}, "it is for means=recompressed and auto"),
+        ({"means": "lossless", "mean_prediction": 0.5}, "it is for means=recompressed and auto"),
+        ({"means": "recompressed", "mean_prediction": 1.5}, "mean_prediction is 1.5; allowed is 0 to 1"),
     ],
 )
 def test_what_cannot_be_says_what_can(options, says):
@@ -405,16 +463,17 @@ def test_what_is_not_finite_changes_nothing_on_any_replica(means):
     assert all_alike(run_threads(worker, replicas=3))
 
 
-@pytest.mark.parametrize("means", ["lossless", "recompressed", "auto"])
-def test_replicas_that_resume_go_on_to_the_bit(means):
+@pytest.mark.parametrize(("means", "prediction"), [("lossless", 0), ("recompressed", 0.5), ("auto", 0)])
+def test_replicas_that_resume_go_on_to_the_bit(means, prediction):
     codec = "sign(scale=tensor)" if means == "auto" else SHARED
+    made_of = exchange(means, codec, mean_prediction=prediction)
 
     def worker(rank, make):
-        weights, optimizer = stepped(make(), exchange(means, codec), steps=3)
+        weights, optimizer = stepped(make(), made_of, steps=3)
         saved = optimizer.state_dict()
         transport = make()
         fresh = [torch.nn.Parameter(w.detach().clone()) for w in weights]
-        second = ChainOptimizer(fresh, chain=exchange(means, codec), lr=1.0, transport=transport)
+        second = ChainOptimizer(fresh, chain=made_of, lr=1.0, transport=transport)
         second.load_state_dict(saved)
         stepped(transport, None, steps=2, optimizer=second, start=3)
         stepped(optimizer.transport, None, steps=2, optimizer=optimizer, start=3)
@@ -521,25 +580,34 @@ def test_a_replica_that_knows_other_sums_is_an_error_and_not_another_mean(entry,
         assert unchanged
 
 
+@pytest.mark.parametrize(
+    ("made_of", "held"),
+    [
+        (exchange("lossless"), ("sums", "levels")),
+        (exchange("recompressed", mean_prediction=0.5), ("last", "mean")),
+    ],
+    ids=["sums", "mean"],
+)
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_one_that_joins_is_given_the_last_sums(replicas):
-    """The parts move, and sums are of more or fewer signs; the levels of the sums before stay what they are."""
+def test_one_that_joins_is_given_the_last_sums_or_mean(replicas, made_of, held):
+    """The parts move, and sums are of more or fewer signs; the levels of the sums before, or the last mean, stay what they are."""
 
     def first(rank, make):
-        _, optimizer = stepped(make(), exchange("lossless"), steps=2)
-        assert "exchange.sums.levels" not in own_entries(optimizer)
+        _, optimizer = stepped(make(), made_of, steps=2)
+        assert f"exchange.{'.'.join(held)}" not in own_entries(optimizer)
         return optimizer.state_dict(), shared_part(optimizer)
 
     saved = run_threads(first, replicas=3)
 
     def second(rank, make):
         transport = make()
-        weights, optimizer = stepped(transport, exchange("lossless"), steps=0)
+        weights, optimizer = stepped(transport, made_of, steps=0)
         if rank < 2:
             optimizer.load_state_dict(saved[rank][0])
         else:
             load_shared(optimizer, saved[0][1])
-        assert all("levels" in optimizer.state[w]["exchange"]["sums"] for w in weights)
+        kind, name = held
+        assert all(name in optimizer.state[w]["exchange"][kind] for w in weights)
         stepped(transport, None, steps=2, optimizer=optimizer, start=2)
         return bits(weights)
 

@@ -28,6 +28,7 @@ class OneBitMuonSettings(LocalMuonSettings):
         feedback_decay: of what is kept, in [0, 1]. Default: 0.5; what is older than a few rounds points to where the weights no
             longer are.
         outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.3; 0.5 does better where H is several times larger.
+        mean_prediction: see MeansSettings. Default: 0.5, at which recompressed means cost the least in loss (docs/owners.md).
     """
 
     interval: Interval = 11
@@ -38,6 +39,7 @@ class OneBitMuonSettings(LocalMuonSettings):
     feedback_decay: float = 0.5
     outer_lr: float = 0.9
     outer_momentum: float = 0.3
+    mean_prediction: float = 0.5
 
     @override
     def idle(self) -> Mapping[str, str]:

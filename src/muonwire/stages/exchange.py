@@ -19,7 +19,7 @@ from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
 from muonwire.stages.damage import blame
 from muonwire.stages.feedback import EF14, Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.owners import OWNER, SUMS, Owners
+from muonwire.stages.owners import LAST, OWNER, SUMS, Owners
 from muonwire.stages.pieces import Piece, assembled
 from muonwire.stages.rounds import Reply, Request, Rounds
 from muonwire.transport.base import Flag
@@ -54,8 +54,8 @@ class Exchange(TalkingStage):
       one scale the sum is a whole number, which travels at its entropy, given the sum of the round before, of which all replicas
       keep a byte an entry: ½ log2(πe R / 2) bits where signs are independent. The result has the bits of "gather".
     - "recompressed": the owner sends the mean m of its part through ``mean_codec``, and keeps what that drops for the next round:
-      u ← decode(encode(m + decay · e)), e ← m + decay · e − u, with the decay of an EF14 feedback, else 1. A replica sends two
-      updates' worth at any R.
+      u ← ρ u′ + decode(encode(m + decay · e − ρ u′)), e ← m + decay · e − u, with the decay of an EF14 feedback, else 1, and ρ
+      ``mean_prediction`` of the last u, u′, which all replicas keep where ρ > 0. A replica sends two updates' worth at any R.
     - "auto": by R alone, "gather" where it sends at most a tenth more than owners would, else "lossless" where the codec allows
       it, else "recompressed" where it allows that. It is decided anew when replicas join or leave.
 
@@ -71,12 +71,15 @@ class Exchange(TalkingStage):
             holds it, as DeMo does. Default: "replicas".
         means: "gather", "lossless", "recompressed" or "auto". Default: "gather".
         mean_codec: of owners' means with "recompressed". It keeps no state from round to round. Default: ``codec``.
+        mean_prediction: ρ, in [0, 1]: how much of the last mean the next one is expected to be, with "recompressed". With 1 and
+            decay 0 it is EF21's feedback. For codecs that send every entry. Default: 0, at which nothing is kept.
 
     Raises:
-        UsageError: an unknown ``over`` or ``means``, "senders" with a feedback that needs the mean over all replicas, or a codec
-            that does not suit the means.
+        UsageError: an unknown ``over`` or ``means``, a ``mean_prediction`` outside [0, 1], "senders" with a feedback that needs the
+            mean over all replicas, or a codec that does not suit the means.
 
-    Source: means by owners: Tang et al., "1-bit Adam", arXiv 2102.02888, section 4; compressed both ways: MuLoCo, arXiv 2505.23725.
+    Source: means by owners: Tang et al., "1-bit Adam", arXiv 2102.02888, section 4; compressed both ways: MuLoCo, arXiv 2505.23725;
+    what has changed: Richtárik et al., "EF21", arXiv 2106.05203, section 3.
     """
 
     codec: Codec
@@ -84,6 +87,7 @@ class Exchange(TalkingStage):
     over: str = "replicas"
     means: str = "gather"
     mean_codec: Codec | None = None
+    mean_prediction: float = 0.0
 
     def __post_init__(self) -> None:
         if self.over not in ("replicas", "senders"):
@@ -97,6 +101,13 @@ class Exchange(TalkingStage):
         if self.mean_codec is not None and self.means not in ("recompressed", "auto"):
             raise UsageError(
                 f"exchange: mean_codec is {self.mean_codec} with means={self.means}; it is for means=recompressed and auto"
+            )
+        if not 0 <= self.mean_prediction <= 1:
+            raise UsageError(f"exchange: mean_prediction is {self.mean_prediction:g}; allowed is 0 to 1")
+        if self.mean_prediction and self.means not in ("recompressed", "auto"):
+            raise UsageError(
+                f"exchange: mean_prediction is {self.mean_prediction:g} with means={self.means}; it is for means=recompressed "
+                "and auto"
             )
         if self.means == "lossless" and not self.codec.counts_signs:
             raise UsageError(
@@ -129,7 +140,9 @@ class Exchange(TalkingStage):
     def init(self, param: Tensor) -> State:
         """The feedback's state, the codec's if it keeps one, and what an owner keeps, or all of sums, nothing at first."""
         kept = self.codec.init(tuple(param.shape))
-        owned: State = {OWNER: {}} if self.means in ("recompressed", "auto") and self._recompresses else {}
+        owned: State = {}
+        if self.means in ("recompressed", "auto") and self._recompresses:
+            owned = {OWNER: {}} | ({LAST: {}} if self.mean_prediction else {})
         if self.means in ("lossless", "auto") and self.codec.counts_signs:
             owned = {SUMS: {}}
         return self.feedback.init(param) | ({"codec": kept} if kept else {}) | owned
@@ -139,7 +152,7 @@ class Exchange(TalkingStage):
         """What the feedback says, and the sums; the codec's state is the sender's, and what an owner keeps its own."""
         if alike:
             return {key: value for key, value in state.items() if key != OWNER}
-        return {key: state[key] for key in (*self.feedback.shared, SUMS) if key in state}
+        return {key: state[key] for key in (*self.feedback.shared, SUMS, LAST) if key in state}
 
     def form(self, shapes: tuple[Shape, ...], replicas: int) -> str:
         """How the means are made: ``means``, decided by the number of replicas where it is "auto"."""
@@ -166,6 +179,7 @@ class Exchange(TalkingStage):
             mean_codec=None if form == "lossless" else self._recompresses,
             over=self.over,
             decay=decay,
+            prediction=self.mean_prediction,
         )
 
     @override

@@ -29,6 +29,8 @@ from muonwire.stages.rounds import Reply, Request
 OWNER = "owner"
 # Of a tensor whose sums travel: the level of each entry's last one, the same on all replicas.
 SUMS, LEVELS = "sums", "levels"
+# Of a tensor whose means are recompressed: the last one as it was decoded, the same on all replicas.
+LAST, MEAN = "last", "mean"
 _SEED = struct.Struct("<QQQ")
 
 
@@ -46,12 +48,15 @@ class Owners:
         mean_codec: of the means on their way back; none sends them without loss, as sums of signs.
         over: see Exchange.
         decay: of what the owner keeps of a mean from round to round, with a mean_codec.
+        prediction: share of the last decoded mean that is taken off a mean before it goes through the mean_codec, and put back
+            by all.
     """
 
     codec: Codec
     mean_codec: Codec | None
     over: str
     decay: float
+    prediction: float
 
     def pieces(self, shapes: tuple[Shape, ...], owners: int) -> tuple[tuple[Piece, ...], ...]:
         """By owner: its pieces, cut as finely as both codecs allow."""
@@ -111,7 +116,8 @@ class Owners:
             bodies: by owner, of its pieces.
             shapes: of the tensors.
             scales: that the replicas share, one a tensor; none where the codec shares none.
-            states: of the tensors; what the owner keeps is under "owner", what all know of their sums under "sums".
+            states: of the tensors; what the owner keeps is under "owner", what all know of their sums under "sums", and the last
+                mean that went through a codec under "last".
             context: of the round.
 
         Raises:
@@ -125,7 +131,7 @@ class Owners:
         ]
         round_of_parts = yield Request(parts=sent)
         own = cuts[transport.rank]
-        known = [[_known(states[piece.tensor], piece) for piece in pieces] for pieces in cuts]
+        known = [[self._known(states[piece.tensor], piece) for piece in pieces] for pieces in cuts]
         try:
             if not own:
                 mean = b""
@@ -142,13 +148,22 @@ class Owners:
         shared = () if scales is None else tuple(scales.tolist())
         key = ("owners", str(self), shapes, shared, *texts, *received)
         if self.mean_codec is not None:
-            return transport.once(key, lambda: self._decode_means(received, cuts, shapes))
+            changes = transport.once(key, lambda: self._decode_means(received, cuts, shapes))
+            return [self._predicted(state, change) for state, change in zip(states, changes, strict=True)]
         means, levels = transport.once(
             key, lambda: self._decode_sums(received, cuts, known, shapes, scales, transport.world_size)
         )
         for state, of_tensor in zip(states, levels, strict=True):
             state[SUMS] = {LEVELS: of_tensor}
         return means
+
+    def _known(self, state: State, piece: Piece) -> sums.Known:
+        """What all replicas know of the piece's next sums."""
+        levels: Tensor | None = state.get(SUMS, {}).get(LEVELS) if self.mean_codec is None else None
+        count = piece.end - piece.begin
+        if levels is None:
+            return sums.Known(count=count)
+        return sums.Known(count=count, levels=levels.reshape(-1)[piece.begin : piece.end].cpu().numpy())
 
     def _mean_text(self, known: Sequence[sums.Known]) -> str:
         """What the checksum of a mean stands for: sums can be read by those alone who know the same of them."""
@@ -158,6 +173,15 @@ class Owners:
         for piece in known:
             check = check if piece.levels is None else zlib.crc32(piece.levels.tobytes(), check)
         return f"sums of {self.codec} after {check:08x}"
+
+    def _predicted(self, state: State, change: Tensor) -> Tensor:
+        """The tensor's mean, ρ u′ + change, which is kept for the next round."""
+        if not self.prediction:
+            return change
+        last: Tensor | None = state.get(LAST, {}).get(MEAN)
+        mean = change.clone() if last is None else change + self.prediction * last.to(change.dtype)
+        state[LAST] = {MEAN: mean}
+        return mean
 
     def _unpacked(self, received: Sequence[bytes], pieces: Sequence[Piece]) -> list[list[bytes]]:
         """The bodies that each replica sent of the pieces."""
@@ -212,6 +236,9 @@ class Owners:
             signal = (
                 mean if residual is None else mean + self.decay * residual.to(mean.dtype).view(mean.shape)
             )
+            last = states[piece.tensor].get(LAST, {}).get(MEAN)
+            if last is not None:
+                signal = signal - self.prediction * piece.of(last).to(signal.dtype)
             encoded = mean_codec.encode_body(
                 signal,
                 seed=piece_seed(step=context.step, tensor=piece.tensor, owner=context.transport.rank),
@@ -292,15 +319,6 @@ def _from(owner: int) -> Iterator[None]:
         yield
     except PayloadError as error:
         raise PayloadError(f"from replica {owner}, the owner of part {owner}: {error}") from error
-
-
-def _known(state: State, piece: Piece) -> sums.Known:
-    """What all replicas know of the piece's next sums."""
-    levels: Tensor | None = state.get(SUMS, {}).get(LEVELS)
-    count = piece.end - piece.begin
-    if levels is None:
-        return sums.Known(count=count)
-    return sums.Known(count=count, levels=levels.reshape(-1)[piece.begin : piece.end].cpu().numpy())
 
 
 def _shared(scales: Tensor | None, pieces: Sequence[Piece]) -> list[tuple[bytes, float]]:
