@@ -554,18 +554,32 @@ def test_the_last_sums_are_kept_alike_by_all_and_make_the_next_shorter():
     assert third < 0.8 * first
 
 
+HELD = pytest.mark.parametrize(
+    ("made_of", "held"),
+    [
+        (exchange("lossless"), ("sums", "levels")),
+        (exchange("recompressed", mean_prediction=0.5), ("last", "mean")),
+    ],
+    ids=["sums", "mean"],
+)
+
+
+@HELD
 @pytest.mark.parametrize(("entry", "raise_it"), [(0, {1}), (2000, {0, 2})], ids=["another's part", "its own"])
-def test_a_replica_that_knows_other_sums_is_an_error_and_not_another_mean(entry, raise_it):
+def test_a_replica_that_knows_another_round_before_is_an_error_and_not_another_mean(
+    entry, raise_it, made_of, held
+):
     """Replica 1 does: it cannot read what the owner of that entry sends, nor others what it sends as an owner itself."""
 
     def worker(rank, make):
         transport = make()
-        weights, optimizer = stepped(transport, exchange("lossless"), steps=2, shapes=LARGE)
+        weights, optimizer = stepped(transport, made_of, steps=2, shapes=LARGE)
         if rank == 1:
-            sums = optimizer.state[weights[0]]["exchange"]["sums"]
+            kind, name = held
+            before = optimizer.state[weights[0]]["exchange"][kind]
             # A tensor of its own: replicas of one process share what they have found alike.
-            sums["levels"] = sums["levels"].clone()
-            sums["levels"].view(-1)[entry] = (sums["levels"].view(-1)[entry] + 1) % 32
+            before[name] = before[name].clone()
+            before[name].view(-1)[entry] = (before[name].view(-1)[entry] + 1) % 32
         before = str(optimizer.state_dict())
         try:
             stepped(transport, None, steps=1, optimizer=optimizer, start=2)
@@ -580,14 +594,7 @@ def test_a_replica_that_knows_other_sums_is_an_error_and_not_another_mean(entry,
         assert unchanged
 
 
-@pytest.mark.parametrize(
-    ("made_of", "held"),
-    [
-        (exchange("lossless"), ("sums", "levels")),
-        (exchange("recompressed", mean_prediction=0.5), ("last", "mean")),
-    ],
-    ids=["sums", "mean"],
-)
+@HELD
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_one_that_joins_is_given_the_last_sums_or_mean(replicas, made_of, held):
     """The parts move, and sums are of more or fewer signs; the levels of the sums before, or the last mean, stay what they are."""

@@ -132,26 +132,28 @@ class Owners:
         round_of_parts = yield Request(parts=sent)
         own = cuts[transport.rank]
         known = [[self._known(states[piece.tensor], piece) for piece in pieces] for pieces in cuts]
+        texts = [self._mean_text(states, *of) for of in zip(cuts, known, strict=True)]
         try:
-            if not own:
-                mean = b""
-            elif self.mean_codec is None:
-                mean = self._count(round_of_parts.payloads, own, known[transport.rank], scales, context)
-            else:
-                mean = self._encode_mean(self.mean_codec, round_of_parts.payloads, own, states, context)
+            mean = b""
+            if own:
+                sent = (
+                    self._count(round_of_parts.payloads, own, known[transport.rank], scales, context)
+                    if self.mean_codec is None
+                    else self._encode_mean(self.mean_codec, round_of_parts.payloads, own, states, context)
+                )
+                mean = parts.pack(texts[transport.rank], [piece.shape for piece in own], sent)
         except PayloadError as error:
             # The others cannot see what this replica was sent; all must stop for the same reason.
             mean = parts.refuse(str(error))
         round_of_means = yield Request(payload=mean, observers=True)
         received = round_of_means.payloads
-        texts = [self._mean_text(of_owner) for of_owner in known]
         shared = () if scales is None else tuple(scales.tolist())
         key = ("owners", str(self), shapes, shared, *texts, *received)
         if self.mean_codec is not None:
-            changes = transport.once(key, lambda: self._decode_means(received, cuts, shapes))
+            changes = transport.once(key, lambda: self._decode_means(received, cuts, texts, shapes))
             return [self._predicted(state, change) for state, change in zip(states, changes, strict=True)]
         means, levels = transport.once(
-            key, lambda: self._decode_sums(received, cuts, known, shapes, scales, transport.world_size)
+            key, lambda: self._decode_sums(received, cuts, texts, known, shapes, scales, transport.world_size)
         )
         for state, of_tensor in zip(states, levels, strict=True):
             state[SUMS] = {LEVELS: of_tensor}
@@ -165,14 +167,19 @@ class Owners:
             return sums.Known(count=count)
         return sums.Known(count=count, levels=levels.reshape(-1)[piece.begin : piece.end].cpu().numpy())
 
-    def _mean_text(self, known: Sequence[sums.Known]) -> str:
-        """What the checksum of a mean stands for: sums can be read by those alone who know the same of them."""
-        if self.mean_codec is not None:
-            return f"mean by {self.mean_codec}"
+    def _mean_text(self, states: States, pieces: Sequence[Piece], known: Sequence[sums.Known]) -> str:
+        """What the checksum of an owner's mean stands for: it can be read by those alone who know the same of the ones before."""
         check = 0
-        for piece in known:
-            check = check if piece.levels is None else zlib.crc32(piece.levels.tobytes(), check)
-        return f"sums of {self.codec} after {check:08x}"
+        for piece, of in zip(pieces, known, strict=True):
+            last = states[piece.tensor].get(LAST, {}).get(MEAN) if self.prediction else None
+            if of.levels is not None:
+                check = zlib.crc32(of.levels.tobytes(), check)
+            elif last is not None and self.mean_codec is not None:
+                check = zlib.crc32(
+                    piece.of(last).cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), check
+                )
+        what = f"sums of {self.codec}" if self.mean_codec is None else f"mean by {self.mean_codec}"
+        return f"{what} after {check:08x}"
 
     def _predicted(self, state: State, change: Tensor) -> Tensor:
         """The tensor's mean, ρ u′ + change, which is kept for the next round."""
@@ -200,8 +207,8 @@ class Owners:
         known: Sequence[sums.Known],
         scales: Tensor | None,
         context: Context,
-    ) -> bytes:
-        """The message that holds the sum of the signs of each entry of the pieces."""
+    ) -> list[bytes]:
+        """Of each piece the sum of the signs of each entry."""
         agreed = _shared(scales, pieces)
         counts = [np.zeros(piece.end - piece.begin, dtype=np.int64) for piece in pieces]
         for rank, bodies in enumerate(self._unpacked(received, pieces)):
@@ -210,8 +217,7 @@ class Owners:
                     total += sums.positive(body, len(total), scale=scale)
                 except PayloadError as error:
                     raise PayloadError(f"from replica {rank}: {_named(piece, context)}: {error}") from error
-        sent = [sums.pack(total, len(received), of) for total, of in zip(counts, known, strict=True)]
-        return parts.pack(self._mean_text(known), [piece.shape for piece in pieces], sent)
+        return [sums.pack(total, len(received), of) for total, of in zip(counts, known, strict=True)]
 
     def _encode_mean(
         self,
@@ -220,8 +226,8 @@ class Owners:
         pieces: Sequence[Piece],
         states: States,
         context: Context,
-    ) -> bytes:
-        """The message that holds the mean of each piece, with what is kept of earlier means; keeps what is not sent."""
+    ) -> list[bytes]:
+        """The mean of each piece, with what is kept of earlier means; keeps what is not sent."""
         by_rank = self._unpacked(received, pieces)
         sent = []
         kept: dict[int, State] = {i: {} for i in range(len(states))}
@@ -250,28 +256,28 @@ class Owners:
             sent.append(encoded.body)
         for i, state in enumerate(states):
             state[OWNER] = kept[i]
-        return parts.pack(self._mean_text(()), [piece.shape for piece in pieces], sent)
+        return sent
 
     def _mean_bodies(
-        self,
-        received: Sequence[bytes],
-        cuts: Sequence[Sequence[Piece]],
-        known: Sequence[Sequence[sums.Known]],
+        self, received: Sequence[bytes], cuts: Sequence[Sequence[Piece]], texts: Sequence[str]
     ) -> Iterator[tuple[int, list[bytes]]]:
-        """Of each owner its number, and the bodies of its pieces;"""
-        for owner, (message, pieces, of_owner) in enumerate(zip(received, cuts, known, strict=True)):
+        """Of each owner its number, and the bodies of its pieces."""
+        for owner, (message, pieces, text) in enumerate(zip(received, cuts, texts, strict=True)):
             with _from(owner):
-                text = self._mean_text(of_owner)
                 bodies = parts.unpack(message, codec_text=text, shapes=[piece.shape for piece in pieces])
             yield owner, bodies
 
     def _decode_means(
-        self, received: Sequence[bytes], cuts: Sequence[Sequence[Piece]], shapes: tuple[Shape, ...]
+        self,
+        received: Sequence[bytes],
+        cuts: Sequence[Sequence[Piece]],
+        texts: Sequence[str],
+        shapes: tuple[Shape, ...],
     ) -> list[Tensor]:
         """The means of all tensors, out of the owners' messages."""
         assert self.mean_codec is not None
         found: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
-        for owner, bodies in self._mean_bodies(received, cuts, [()] * len(cuts)):
+        for owner, bodies in self._mean_bodies(received, cuts, texts):
             with _from(owner):
                 for piece, body in zip(cuts[owner], bodies, strict=True):
                     found[piece.tensor].append((piece, self.mean_codec.decode_body(body, piece.shape)))
@@ -283,6 +289,7 @@ class Owners:
         self,
         received: Sequence[bytes],
         cuts: Sequence[Sequence[Piece]],
+        texts: Sequence[str],
         known: Sequence[Sequence[sums.Known]],
         shapes: tuple[Shape, ...],
         scales: Tensor | None,
@@ -292,7 +299,7 @@ class Owners:
         means: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
         levels: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
         replicas = 0
-        for owner, bodies in self._mean_bodies(received, cuts, known):
+        for owner, bodies in self._mean_bodies(received, cuts, texts):
             pieces = cuts[owner]
             with _from(owner):
                 agreed = _shared(scales, pieces)
