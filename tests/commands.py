@@ -46,7 +46,7 @@ def start_server():
     ensure_running()
 
 
-def _enter(words, script, cwd, environment, host, output, errors):
+def _enter(words, cwd, environment, host, output, errors):
     os.setsid()
     for number, path in ((1, output), (2, errors)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -57,42 +57,50 @@ def _enter(words, script, cwd, environment, host, output, errors):
     os.environ.update(environment)
     if host is not None:
         host.enter()
+    import torch
+
     from muonwire.cli.main import main
     from muonwire.train import launch
 
-    # This process has what a server of its own would have to import, and no threads of arithmetic.
-    served = launch.start_method
-    for name, module in list(sys.modules.items()):
-        if name.startswith("muonwire.") and vars(module).get("start_method") is served:
-            module.start_method = lambda modules=(): "fork"
-    if script is None:
-        main(words)
+    # The replicas of a launcher fork from it: it has what a server of its own would have to import. Threads of arithmetic do not
+    # survive that.
+    torch.set_num_threads(1)
+    launch.start_method = lambda modules=(): "fork"
+    what, *rest = words
+    if what == "-m":
+        assert rest[0] == "muonwire"
+        main(rest[1:])
+    elif what == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
     else:
-        sys.argv = [script, *words]
-        runpy.run_path(script, run_name="__main__")
+        sys.argv = words
+        runpy.run_path(what, run_name="__main__")
 
 
 class Command:
     """A running command, with what subprocess.Popen has.
 
     Args:
-        words: after ``muonwire``, or after the name of a script.
-        script: that is run instead. Default: ``muonwire``.
+        words: after ``muonwire``.
+        python: whether they are those after ``python`` instead: a script, ``-c`` or ``-m muonwire``. Default: no.
         cwd: folder. Default: this one.
         env: environment. Default: this process's.
         host: of muonwire.compare.hosts, on which it runs. Default: this one.
-        stdout: a file that gets what it prints, and with ``stderr=subprocess.STDOUT`` all. Default: kept for communicate().
+        stdout: a file, open or by its path, that gets what it prints; with ``stderr=subprocess.STDOUT`` all of it. Default: what
+            communicate() returns.
         stderr: likewise.
     """
 
-    def __init__(self, words, *, script=None, cwd=None, env=None, host=None, stdout=None, stderr=None):
-        self.args = [str(word) for word in words]
+    def __init__(self, words, *, python=False, cwd=None, env=None, host=None, stdout=None, stderr=None):
+        self.args = [*(() if python else ("-m", "muonwire")), *map(str, words)]
         self._folder = Path(tempfile.mkdtemp(prefix="muonwire-command-"))
+        # Absolute, since it is opened in the command's process.
         self._output = self._place(stdout, "stdout")
         self._errors = self._output if stderr == subprocess.STDOUT else self._place(stderr, "stderr")
         places = (str(cwd or Path.cwd()), dict(os.environ if env is None else env), host)
         self._process = context.Process(
-            target=_enter, args=(self.args, script, *places, str(self._output), str(self._errors))
+            target=_enter, args=(self.args, *places, str(self._output), str(self._errors))
         )
         self._process.start()
         self.pid = self._process.pid
@@ -100,7 +108,9 @@ class Command:
     def _place(self, asked, name):
         if asked in (None, subprocess.PIPE):
             return self._folder / name
-        return Path(os.devnull if asked == subprocess.DEVNULL else getattr(asked, "name", asked))
+        if asked == subprocess.DEVNULL:
+            return Path(os.devnull)
+        return asked if isinstance(asked, Path) else Path(asked.name)
 
     def __enter__(self):
         return self
@@ -159,10 +169,9 @@ class ForkingPopen(subprocess.Popen):
         words, host = [str(word) for word in args], None
         if words[:3] == ["ip", "netns", "exec"]:
             host, words = Host(address="", namespace=words[3]), words[4:]
-        if words[:3] == [sys.executable, "-m", "muonwire"]:
-            return Command(words[3:], host=host, **options)
-        if words[0] == sys.executable and words[1].endswith(".py"):
-            return Command(words[2:], script=words[1], host=host, **options)
+        ours = words[1:3] == ["-m", "muonwire"] or words[1].endswith(".py")
+        if words[0] == sys.executable and ours:
+            return Command(words[1:], python=True, host=host, **options)
         return _Popen(args, text=text, start_new_session=start_new_session, **options)
 
 
