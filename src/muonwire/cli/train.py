@@ -49,8 +49,8 @@ class TrainCommand:
             site; start each by itself, in any order, with a folder of its own (docs/elastic.md).
         lighthouse: with --elastic, HOST:PORT of a running `torchft_lighthouse --min_replicas 1`.
         min_replicas: with --elastic, how many must be there for a synchronization.
-        name: with --elastic, of this replica or site, different on each. Default: the machine's name and a number that follows from
-            --out.
+        name: with --elastic, of this replica or site, different on each. Default: the machine's name and a number that follows
+            from --out.
         join_s: with --elastic, how long the others wait for a replica that takes over their state, which must fit through the link
             in that time.
         patience_s: with --elastic, how long too few replicas are waited for.
