@@ -122,7 +122,7 @@ class Replica:
             timeout_s=self.timeout_s,
             patience_s=self.patience_s,
         )
-        self.transport = transport = ElasticTransport(how, secret=self.secret, run="test")
+        self.transport = transport = self._make_transport(how)
         gather = transport.gather
 
         def counting(payload, *, purpose="update", **observers):
@@ -140,13 +140,16 @@ class Replica:
             return received
 
         transport.all_to_all = counting_parts
-        mean_of = transport._mean_of
+        # Of a site, its leader's way to the others.
+        frames = getattr(transport, "between", transport)
+        if frames is not None:
+            mean_of = frames._mean_of
 
-        def counting_mean(theirs, own, ranks):
-            self.counted.append(len(ranks))
-            return mean_of(theirs, own, ranks)
+            def counting_mean(theirs, own, ranks):
+                self.counted.append(len(ranks))
+                return mean_of(theirs, own, ranks)
 
-        transport._mean_of = counting_mean
+            frames._mean_of = counting_mean
         self.model = model_of(self.seed)
         name, options = recipes.parse_recipe(self.recipe)
         self.optimizer = recipes.build(name, self.model, lr=self.lr, transport=transport, **options)
@@ -162,16 +165,22 @@ class Replica:
             step = self.optimizer.num_steps + 1
             if self.before is not None:
                 self.before(self, step)
-            rank, world_size = transport.rank, transport.world_size
             set_rates(self.optimizer, step)
-            gradient_step(self.model, step=step, rank=rank, world_size=world_size)
+            self._backward(step)
             self.elastic.step()
             self.optimizer.zero_grad()
             self.note()
         self.elastic.synchronize()
 
+    def _make_transport(self, how):
+        return ElasticTransport(how, secret=self.secret, run="test")
+
     def _join(self):
         self.elastic.join()
+
+    def _backward(self, step):
+        rank, world_size = self.transport.data_slice
+        gradient_step(self.model, step=step, rank=rank, world_size=world_size)
 
     def note(self):
         self.log.append(

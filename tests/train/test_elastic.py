@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import re
 import signal
 import subprocess
@@ -127,18 +126,6 @@ def test_a_folder_has_one_replica(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="another replica trains in"):
             train_elastic(TrainConfig(), tmp_path, ElasticSettings(lighthouse="127.0.0.1:1"))
-
-
-def test_a_launcher_of_several_processes_is_refused(tmp_path, monkeypatch):
-    for key, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "1",
-    }.items():
-        monkeypatch.setitem(os.environ, key, value)
-    with pytest.raises(UsageError, match="on every machine by itself"):
-        train_elastic(TrainConfig(), tmp_path, ElasticSettings(lighthouse="127.0.0.1:1"))
 
 
 @pytest.mark.parametrize(

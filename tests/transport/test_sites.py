@@ -18,8 +18,8 @@ from muonwire.transport import (
     site_groups,
     site_transport,
 )
+from muonwire.transport.relay import pack, unpack
 from muonwire.transport.secret import Secret
-from muonwire.transport.sites import _pack, _unpack
 from tests.replicas import ReplicaFailedError, run_replicas
 
 
@@ -356,7 +356,7 @@ def test_it_is_one_per_site_in_an_all_to_all_and_cannot_be_pickled():
 
 def test_what_a_leader_hands_on_is_what_it_got():
     for payloads in ([], [b""], [b"abc", b"", b"x" * 1000]):
-        assert _unpack(_pack(payloads)) == payloads
+        assert unpack(pack(payloads)) == payloads
 
 
 def test_a_diverged_error_stays_one_in_every_later_operation():

@@ -11,7 +11,6 @@ from muonwire.train import TrainConfig, train
 from muonwire.train.elastic import train_elastic
 from muonwire.transport.elastic import ELASTIC_TIMEOUT_S, ElasticSettings
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S
-from muonwire.transport.secret import find_secret
 
 EXAMPLES = (
     "muonwire train --recipe muon --replicas 4 --out runs/muon",
@@ -23,6 +22,7 @@ EXAMPLES = (
     "muonwire train --recipe one_bit_muon --replicas 4 --sites 2 --out runs/sites",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
     "muonwire train --recipe one_bit_muon --elastic --lighthouse 10.0.0.1:29510 --min-replicas 2 --out runs/elastic",
+    "torchrun --nproc-per-node 8 -m muonwire train --elastic --lighthouse 10.0.0.1:29510 --resume --out runs/site",
 )
 
 
@@ -34,7 +34,8 @@ class TrainCommand:
         task: "text", "vision", or a task of your own; with --help after it, the options of that task.
         config: the run.
         out: folder for metrics.jsonl, checkpoints, TensorBoard events and result.json.
-        replicas: processes to start on this machine; under torchrun, which starts them itself, leave it out.
+        replicas: processes to start on this machine; under torchrun, which starts them itself, leave it out. With --elastic they
+            are one site.
         resume: continue from the newest checkpoint in --out. The options that shape the outcome must be those it was started with,
             except --steps: more steps make a run longer, finished or not. Where the schedule depends on the number of steps, a
             line shows the new rates (docs/train.md).
@@ -44,11 +45,12 @@ class TrainCommand:
             with an error (docs/links.md); with --elastic, before the others go on without it. The same on all replicas. Default:
             600, with --elastic 60.
         page: write page.html to --out when the run ends: loss against steps, bytes and time, and a time line of the replicas.
-        elastic: this process is one replica of those that come and go; start it on every machine by itself, in any order, with a
-            folder of its own (docs/elastic.md).
+        elastic: this process is one replica of those that come and go, or with the others that torchrun or --replicas starts one
+            site; start each by itself, in any order, with a folder of its own (docs/elastic.md).
         lighthouse: with --elastic, HOST:PORT of a running `torchft_lighthouse --min_replicas 1`.
         min_replicas: with --elastic, how many must be there for a synchronization.
-        name: with --elastic, of this replica, different on each. Default: the machine's name and a number that follows from --out.
+        name: with --elastic, of this replica or site, different on each. Default: the machine's name and a number that follows
+            from --out.
         join_s: with --elastic, how long the others wait for a replica that takes over their state, which must fit through the link
             in that time.
         patience_s: with --elastic, how long too few replicas are waited for.
@@ -87,7 +89,8 @@ def main(args: Sequence[str]) -> int:
     if command.elastic:
         if command.config.sites is not None:
             raise UsageError(
-                "train: --sites is for replicas that are there from the first step to the last; leave out --elastic, or --sites"
+                "train: --sites divides replicas that are there from the first step to the last; leave out --elastic, or --sites: "
+                "with --elastic the replicas that are started together are one site (torchrun, or --replicas)"
             )
         how = ElasticSettings(
             lighthouse=command.lighthouse,
@@ -102,9 +105,11 @@ def main(args: Sequence[str]) -> int:
             command.config,
             command.out,
             how,
+            replicas=command.replicas,
             resume=command.resume,
             threads=command.threads,
-            secret=find_secret(command.secret_file),
+            port=command.port,
+            secret_file=command.secret_file,
             allow_public=command.allow_public,
             page=command.page,
         )

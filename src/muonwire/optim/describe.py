@@ -19,7 +19,8 @@ def describe(optimizer: "ChainOptimizer") -> str:
     about = [f"{replicas} replica{'s' * (replicas != 1)}"]
     if transport.num_inside > 1:
         when = "at every step" if transport.averages_inside else "by the loop"
-        about = [f"{replicas} sites of {transport.num_inside} replicas, their gradients averaged {when}"]
+        sites = "a site" if replicas == 1 else f"{replicas} sites"
+        about = [f"{sites} of {transport.num_inside} replicas, their gradients averaged {when}"]
     outer = outer_passes(optimizer) if optimizer.local is not None else []
     if optimizer.local is not None:
         about.append(str(optimizer.local))

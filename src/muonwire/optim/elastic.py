@@ -44,7 +44,7 @@ from muonwire.optim.present import Present
 from muonwire.optim.sharing import load_shared, shared_part
 from muonwire.stages.base import Stage
 from muonwire.transport.digest import digest_all
-from muonwire.transport.elastic import ElasticTransport
+from muonwire.transport.members import MembersTransport
 
 # Synchronizations in a row that may fail for another reason than a replica that was lost.
 ATTEMPTS = 3
@@ -59,7 +59,8 @@ class Elastic:
         elastic = Elastic(optimizer, model=model)
         elastic.join()
         while optimizer.num_steps < 1000:
-            batch = draw(step=optimizer.num_steps + 1, rank=transport.rank, world_size=transport.world_size)
+            number, count = transport.data_slice
+            batch = draw(step=optimizer.num_steps + 1, rank=number, world_size=count)
             loss(model, batch).backward()
             elastic.step()
             optimizer.zero_grad()
@@ -67,8 +68,11 @@ class Elastic:
 
     ``step`` may take over another replica's weights and step number: read ``optimizer.num_steps`` rather than count.
 
+    A replica may be a site of several, each with an ElasticSiteTransport: all of them call everything together, and hold the same
+    bits.
+
     Args:
-        optimizer: of a recipe, built with an ElasticTransport.
+        optimizer: of a recipe, built with an ElasticTransport or an ElasticSiteTransport.
         model: whose buffers a replica that joins takes over, too. Default: none.
 
     Raises:
@@ -77,9 +81,10 @@ class Elastic:
 
     def __init__(self, optimizer: ChainOptimizer, *, model: torch.nn.Module | None = None) -> None:
         transport = optimizer.transport
-        if not isinstance(transport, ElasticTransport):
+        if not isinstance(transport, MembersTransport):
             raise UsageError(
-                f"Elastic: the optimizer's transport is a {type(transport).__name__}; build the optimizer with an ElasticTransport"
+                f"Elastic: the optimizer's transport is a {type(transport).__name__}; build the optimizer with an "
+                "ElasticTransport, or an ElasticSiteTransport for a site"
             )
         _check_optimizer(optimizer)
         self.optimizer = optimizer
@@ -152,7 +157,7 @@ class Elastic:
         transport.stopping = lambda: stopping() or time.monotonic() > deadline
         try:
             while away := sorted(self._seen - set(transport.members)):
-                if transport.stopping():
+                if transport.stops():
                     return
                 if not told:
                     self.say(
@@ -270,6 +275,7 @@ class Elastic:
             groups=self._settings(),
             attempted=transport.attempted,
             prepared=transport.prepared,
+            replicas=transport.num_inside,
         )
         # Whoever joins knows neither the step nor the rates yet.
         transport.step, transport.settings = 0, ""
@@ -277,6 +283,7 @@ class Elastic:
             texts = transport.gather(json.dumps(asdict(own)).encode(), purpose="control")
         present = [Present.read(text, rank=rank) for rank, text in enumerate(texts)]
         self._seen.update(p.name for p in present)
+        transport.sizes = [p.replicas for p in present]
         deciding = [p for p in present if not p.joins] or present
         self._check_settings(own, present, _commonest([p.groups for p in deciding]))
         weights = _commonest([p.weights for p in deciding])
@@ -330,7 +337,7 @@ class Elastic:
 
     def _start_anew(self) -> None:
         """Go back to the last synchronization, with nothing of this replica's own."""
-        load_shared(self.optimizer, shared_part(self.optimizer))
+        self._forget_own()
         last = self.optimizer.last_synchronized
         for group in self.optimizer.param_groups:
             group["step"] = last
@@ -338,7 +345,7 @@ class Elastic:
     def _observe(self) -> None:
         """Take part in the others' synchronization without bringing anything, then start with nothing of this replica's own."""
         optimizer, transport = self.optimizer, self.transport
-        load_shared(optimizer, shared_part(optimizer))
+        self._forget_own()
         transport.observes = True
         try:
             if optimizer.local is not None:
@@ -350,9 +357,18 @@ class Elastic:
             pass
         finally:
             transport.observes = False
-        load_shared(optimizer, shared_part(optimizer))
+        self._forget_own()
         # Found in this synchronization; a local step must not ask again.
         optimizer.agreement.reached = True
+
+    def _forget_own(self) -> None:
+        """Begin anew with what is this replica's own, and keep what all replicas share."""
+        optimizer = self.optimizer
+        processors = [group["processor"] for group in optimizer.param_groups]
+        load_shared(optimizer, shared_part(optimizer))
+        # Local steps stay those of the same processor, on which the replicas of a site have agreed.
+        for group, processor in zip(optimizer.param_groups, processors, strict=True):
+            group["processor"] = processor
 
     def _settings(self) -> str:
         optimizer = self.optimizer

@@ -44,9 +44,9 @@ def raise_if_flagged(optimizer: "ChainOptimizer", problem: str | None) -> None:
 
 def shake_hands(optimizer: "ChainOptimizer") -> Shaken:
     """Check that all replicas can synchronize, before anything changes."""
+    average_buffers(optimizer)
     if optimizer.transport.world_size == 1:
         return Shaken()
-    average_buffers(optimizer)
     handshake = Handshake(
         alone=optimizer.steps_alone,
         edits=optimizer.agreement.edits,

@@ -23,11 +23,13 @@ class GradientCount:
 
     def __init__(self) -> None:
         self.count = 0
+        # Whether they are the mean of a site already, as where a step is repeated.
+        self.averaged = False
         self._used: list[tuple[weakref.ref[Tensor], int]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # Weak references cannot be copied; the next gradient of a copy counts as new.
-        return {"count": self.count, "_used": []}
+        return {"count": self.count, "averaged": False, "_used": []}
 
     def take(self, params: Iterable[Tensor]) -> None:
         """Count a step with the parameters' gradients; gradients that were used before do not count again."""
@@ -35,6 +37,7 @@ class GradientCount:
         gradients = [p.grad for p in params if p.grad is not None]
         if not gradients or self._unused(gradients):
             self.count += 1
+            self.averaged = False
         self.use(params)
 
     def discard(self, params: Sequence[Tensor], zero: Callable[[], None]) -> None:
@@ -43,6 +46,7 @@ class GradientCount:
         if gradients and self._unused(gradients):
             self.count += 1
         zero()
+        self.averaged = False
         # Gradients that were zeroed in place are not new ones.
         self.use(params)
 

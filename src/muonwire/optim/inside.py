@@ -26,7 +26,8 @@ def average(
 ) -> tuple[str | None, bool]:
     """Average the gradients of this replica's site, and share what is wrong with them.
 
-    A parameter has a gradient afterwards where any replica of the site had one.
+    A parameter has a gradient afterwards where any replica of the site had one. In a step that is repeated with the same gradients,
+    since other sites have come or gone, they are the mean already.
 
     Args:
         optimizer: whose site it is.
@@ -45,7 +46,7 @@ def average(
     if transport.num_inside == 1:
         return problem, overflowed
     before, transport.settings = transport.settings, rates(optimizer.param_groups)
-    averaged = params if transport.averages_inside else []
+    averaged = params if transport.averages_inside and not optimizer._gradients.averaged else []
     for name, param in optimizer.named_parameters() if averaged else []:
         if param.grad is not None and (param.grad.is_sparse or hasattr(param.grad, "to_local")):
             raise UsageError(
@@ -69,6 +70,7 @@ def average(
         else:
             param.grad.copy_(mean)
     optimizer._gradients.use(params)
+    optimizer._gradients.averaged = True
     return None, overflow
 
 

@@ -23,6 +23,7 @@ class Present:
         groups: digest of the groups' description, hexadecimal.
         attempted: the quorum of its last attempt at this synchronization; -1 for none.
         prepared: it had all messages of that attempt.
+        replicas: that act as this one. Default: 1.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Present:
     groups: str
     attempted: int
     prepared: bool
+    replicas: int = 1
 
     @property
     def place(self) -> str:
@@ -52,7 +54,7 @@ class Present:
         try:
             values = json.loads(text)
             own = cls(**{f.name: values[f.name] for f in fields(cls)})
-            counts = (own.commits, own.steps, own.alone, own.gradients, own.attempted + 1)
+            counts = (own.commits, own.steps, own.alone, own.gradients, own.attempted + 1, own.replicas - 1)
             if not all(type(n) is int and n >= 0 for n in counts) or not isinstance(own.name, str):
                 raise ValueError("a count is not a number")
             return own

@@ -1,7 +1,7 @@
 """`muonwire train --elastic`: one run with whichever replicas are there.
 
-Every replica has a folder of its own, with metrics, events, checkpoints and result as on one machine, and evaluates alone: the
-one of rank 0 during the run, all of them at its end.
+Every member, a replica or a site of several, has a folder of its own, with metrics, events, checkpoints and result as on one
+machine, and evaluates alone: the one of rank 0 during the run, all of them at its end.
 """
 
 import fcntl
@@ -11,24 +11,28 @@ import socket
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from typing_extensions import override
 
-from muonwire.errors import StoppedError, UsageError
+from muonwire.errors import StoppedError
 from muonwire.optim.elastic import Elastic
 from muonwire.tasks.base import Task
 from muonwire.train.config import TrainConfig
-from muonwire.train.launch import set_threads, under_launcher
-from muonwire.train.loop import RunResult, Trainer
+from muonwire.train.launch import launch, process_group, set_threads, under_launcher
+from muonwire.train.loop import Trainer
 from muonwire.train.page import print_page
-from muonwire.train.single import train_here
+from muonwire.train.single import check_folder, train_here
+from muonwire.train.told import all_or_none
 from muonwire.transport import SingleReplica, Transport, digest_all
 from muonwire.transport.elastic import ElasticSettings, ElasticTransport
-from muonwire.transport.secret import Secret
+from muonwire.transport.elastic_sites import ElasticSiteTransport, longest_wait_s
+from muonwire.transport.frames import FrameTransport
+from muonwire.transport.members import MembersTransport
+from muonwire.transport.secret import find_secret
 
 # One JSON object a synchronization: "time_s" (Unix time), "step", "commits", "epoch", "members" and "digest" of the shared weights.
 DIGESTS = "digests.jsonl"
@@ -41,62 +45,63 @@ class ElasticTrainer(Trainer):
     Args:
         config: the settings.
         task: data, model and loss.
-        transport: an ElasticTransport that has not met anybody yet.
-        folder: of this replica alone.
+        transport: an ElasticTransport or ElasticSiteTransport that has not met anybody yet.
+        folder: of this replica or site alone.
+        home: between the replicas of this site, which keep checkpoints and evaluate together; or of this replica alone.
         device: of the model. Default: a GPU where there is one.
     """
 
-    transport: ElasticTransport
+    transport: MembersTransport
 
     def __init__(
         self,
         config: TrainConfig,
         task: Task,
-        transport: Transport,
+        transport: MembersTransport,
         folder: Path,
         *,
+        home: Transport,
         device: torch.device | str | None = None,
     ) -> None:
-        assert isinstance(transport, ElasticTransport)
         # Probes of the gradients compare the replicas at fixed steps.
         super().__init__(replace(config, probes=0), task, transport, folder, device=device)
+        self.everyone = home
         self.elastic = Elastic(self.optimizer, model=self.model)
-        self._alone = SingleReplica()
         self._asked_to_stop = False
+        # The same on all replicas of a site.
+        self._stops = False
         self._seen_commits = 0
         transport.stopping = lambda: self._asked_to_stop
-        torch.manual_seed(config.seed * 1000 + zlib.crc32(transport.name.encode()) % 1000)
+        who = f"{transport.name}/{home.rank}" if home.rank else transport.name
+        torch.manual_seed(config.seed * 1000 + zlib.crc32(who.encode()) % 1000)
 
     @override
     def request_stop(self) -> None:
-        """Ask this replica to leave after its step; the others go on."""
+        """Ask this replica, and with it its site, to leave after its step; the others go on."""
         self._asked_to_stop = True
 
     @property
     @override
     def stops(self) -> bool:
-        return self._asked_to_stop
+        return self._stops
 
     @property
     @override
-    def writes(self) -> bool:
-        return True
-
-    @property
-    @override
-    def keepers(self) -> Transport:
-        return self._alone
+    def data_slice(self) -> tuple[int, int]:
+        return self.transport.data_slice
 
     @override
     def begin(self) -> None:
         """Join the replicas that are there, at their step."""
-        self.elastic.say = lambda line: self.say(f"{self.transport.name}: {line}")
+        if self.writes:
+            self.elastic.say = lambda line: self.say(f"{self.transport.name}: {line}")
         began_s = time.monotonic()
         self.elastic.join()
         self.step = self.optimizer.num_steps
         self._note_synchronization()
         if self.events is not None:
             self.events.members(epoch=self.transport.epoch, seconds=round(time.monotonic() - began_s, 3))
+        self._stops = self.transport.stops()
 
     @override
     def finish(self) -> None:
@@ -114,11 +119,12 @@ class ElasticTrainer(Trainer):
             self._note_synchronization()
             if self.events is not None:
                 self.events.members(epoch=self.transport.epoch, seconds=round(time.monotonic() - began_s, 3))
+        self._stops = self.transport.stops()
         return self.optimizer.num_steps
 
     def _note_synchronization(self) -> None:
         self._seen_commits = self.transport.commits
-        if not self.config.digest_every:
+        if not self.config.digest_every or not self.writes:
             return
         record = {
             "time_s": round(time.time(), 3),
@@ -139,13 +145,10 @@ class ElasticTrainer(Trainer):
 
     @override
     def _evaluate(self) -> tuple[float | None, float | None]:
+        if self.transport.rank == 0 or self.step >= self.config.steps:
+            return super()._evaluate()
         recent, self._recent_losses = self._recent_losses, []
-        train_loss = sum(recent) / len(recent) if recent else None
-        if self.transport.rank > 0 and self.step < self.config.steps:
-            return None, train_loss
-        with self.optimizer.shared_weights():
-            total, terms = self.task.evaluate(self.model, rank=0, world_size=1)
-        return total / terms, train_loss
+        return None, sum(recent) / len(recent) if recent else None
 
 
 def train_elastic(
@@ -153,69 +156,115 @@ def train_elastic(
     folder: Path,
     how: ElasticSettings,
     *,
+    replicas: int = 1,
     resume: bool = False,
     threads: int | None = None,
-    secret: Secret | None = None,
+    port: int = 0,
+    secret_file: Path | None = None,
     run: str = "",
     allow_public: bool = False,
     page: bool = True,
-) -> RunResult:
-    """Train with whichever replicas are there; this process is one of them, and every machine starts it by itself.
+) -> None:
+    """Train with whichever members are there; every machine starts its own by itself.
+
+    A member is this process. Where a launcher has started it with others, or several replicas are asked for, it is the site that
+    they make: it is there as a whole, or not at all.
 
     Args:
-        config: the settings, the same on all replicas; probes are left out.
-        folder: of this replica alone: metrics, checkpoints, events and result.json.
+        config: the settings, the same on all members; probes are left out.
+        folder: of this member alone: metrics, checkpoints, events and result.json; a site of several machines has one on each.
         how: see ElasticSettings; without a name, that of the machine and a number that follows from the folder.
+        replicas: of a site, processes to start on this machine; ignored under torchrun, which starts them itself. Default: 1.
         resume: begin with the newest checkpoint in the folder; where the others are further, their state is taken over.
-        threads: of the arithmetic. Default: all cores.
-        secret: of all replicas of the run. Default: none.
+        threads: of each replica's arithmetic. Default: its share of the cores.
+        port: of the rendezvous of a site. Default: any free one.
+        secret_file: what all members share, so that strangers are refused. Default: what MUONWIRE_SECRET_FILE names, or none.
         run: name of the run that the tags stand for. Default: none.
         allow_public: listen without a secret where the internet may reach it. Default: no.
         page: write page.html, where what draws it is installed. Default: True.
 
     Raises:
         UsageError: bad settings or data, a recipe that is wrong where replicas come and go, a folder that holds another run, or
-            replicas that train something else.
-        ExchangeError: the lighthouse cannot be reached, or too few replicas came in time.
+            others that train something else.
+        ExchangeError: the lighthouse cannot be reached, or too few came in time.
+        ReplicaLostError: this site has lost a replica; its last checkpoint is kept, and the others go on.
         StoppedError: SIGTERM or Ctrl-C; a checkpoint was written.
     """
-    if under_launcher() and int(os.environ["WORLD_SIZE"]) > 1:
-        raise UsageError(
-            f"train: --elastic under a launcher with {os.environ['WORLD_SIZE']} processes; start `muonwire train --elastic` on "
-            "every machine by itself, without torchrun"
-        )
-    set_threads(1, threads)
     if not how.name:
-        # The same whenever this replica is started again.
+        # The same whenever this member is started again.
         number = zlib.crc32(str(folder.absolute()).encode())
         how = replace(how, name=f"{socket.gethostname()}-{number:08x}".replace(":", "-"))
-    with (
-        _locked(folder),
-        closing(ElasticTransport(how, secret=secret, run=run, allow_public=allow_public)) as transport,
-    ):
-        result = train_here(config, folder, transport, resume=resume, trainer_type=ElasticTrainer)
-        if page:
+    find_secret(secret_file)
+    words = (config, folder, how, resume, threads, secret_file, run, allow_public, page)
+    if under_launcher() or replicas == 1:
+        _take_part(*words)
+    else:
+        check_folder(folder, config, resume=resume)
+        config.task.make()
+        launch(_take_part, words, replicas=replicas, port=port, modules=config.task.modules)
+
+
+def _take_part(
+    config: TrainConfig,
+    folder: Path,
+    how: ElasticSettings,
+    resume: bool,
+    threads: int | None,
+    secret_file: Path | None,
+    run: str,
+    allow_public: bool,
+    page: bool,
+) -> None:
+    """What each replica does."""
+    with ExitStack() as ends:
+        home: Transport = SingleReplica()
+        if under_launcher() and int(os.environ["WORLD_SIZE"]) > 1:
+            group = process_group(
+                timeout_s=longest_wait_s(how), secret_file=secret_file, allow_public=allow_public
+            )
+            home = ends.enter_context(group)()
+        set_threads(home.world_size, threads)
+        ends.enter_context(_locked(folder, home))
+        secret = find_secret(secret_file)
+        transport: MembersTransport
+        if isinstance(home, FrameTransport):
+            transport = ElasticSiteTransport(
+                how, inside=home, secret=secret, run=run, allow_public=allow_public
+            )
+        else:
+            transport = ElasticTransport(how, secret=secret, run=run, allow_public=allow_public)
+        ends.enter_context(closing(transport))
+
+        def trainer(config: TrainConfig, task: Task, home: Transport, folder: Path) -> ElasticTrainer:
+            return ElasticTrainer(config, task, transport, folder, home=home)
+
+        result = train_here(config, folder, home, resume=resume, trainer_type=trainer)
+        if page and home.rank == 0:
             print_page(folder)
-    if not result.finished:
-        raise StoppedError(
-            f"{transport.name} left after step {result.steps}; the same command with --resume joins again"
-        )
-    return result
+        if not result.finished:
+            raise StoppedError(
+                f"{transport.name} left after step {result.steps}; the same command with --resume joins again"
+            )
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Within the block no other process of this machine trains in the folder.
+def _locked(folder: Path, home: Transport) -> Iterator[None]:
+    """Within the block no other process of this machine trains in the folder; the first replica of a site takes it for all.
 
     Raises:
-        UsageError: one does already.
+        UsageError: one does already; on all replicas of the site.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(
-                f"train: another replica trains in {folder} already; with --elastic every replica has an --out of its own"
-            ) from error
+    problem = ""
+    with ExitStack() as files:
+        if home.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = files.enter_context((folder / LOCK).open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                problem = (
+                    f"train: another replica trains in {folder} already ({error.strerror}); with --elastic every replica, or site, "
+                    "has an --out of its own"
+                )
+        all_or_none(problem, home)
         yield

@@ -265,7 +265,7 @@ class Trainer:
                             steps=config.steps,
                             train_loss=loss,
                             eval_loss=eval_loss,
-                            wait_share=share if self.everyone.world_size > 1 else None,
+                            wait_share=share if self.data_slice[1] > 1 else None,
                         )
                     )
                 if diverged:
@@ -278,6 +278,11 @@ class Trainer:
         return self._result(diverged=diverged, eval_loss=eval_loss)
 
     @property
+    def data_slice(self) -> tuple[int, int]:
+        """Which slice of a step's batch is this replica's, and of how many."""
+        return self.everyone.rank, self.everyone.world_size
+
+    @property
     def writes(self) -> bool:
         """Whether this replica writes metrics and the result."""
         return self.everyone.rank == 0
@@ -286,11 +291,6 @@ class Trainer:
     def stops(self) -> bool:
         """Whether the run is to end before its last step."""
         return Flag.STOP in self.transport.agreed
-
-    @property
-    def keepers(self) -> Transport:
-        """Between the replicas that write a checkpoint together."""
-        return self.everyone
 
     def begin(self) -> None:
         """Meet the other replicas before the first step, where they are not there already."""
@@ -305,7 +305,7 @@ class Trainer:
             UsageError: a replica cannot write its part; on all of them.
         """
         if self.together is None:
-            self.together = Together.find(self.folder, self.keepers)
+            self.together = Together.find(self.folder, self.everyone)
         with self.optimizer.shared_weights():
             shared = {name: tensor.detach().clone() for name, tensor in self.named_tensors()}
         traffic = self.transport.meter.training
@@ -326,7 +326,7 @@ class Trainer:
             identity=self.identity(),
             shared=shared,
             state=state,
-            transport=self.keepers,
+            transport=self.everyone,
             together=self.together,
         )
         if self.events is not None:
@@ -359,9 +359,8 @@ class Trainer:
             group["lr"] = peak * factor
         traffic, inside_bytes = self.transport.meter.training, self.transport.inside_traffic.egress_bytes
         start_s = time.perf_counter()
-        batch = self.task.batch(
-            seed=config.seed, step=step, rank=self.everyone.rank, world_size=self.everyone.world_size
-        )
+        number, count = self.data_slice
+        batch = self.task.batch(seed=config.seed, step=step, rank=number, world_size=count)
         loss = self.task.loss(self._compute, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         value = float(loss.detach())
@@ -416,7 +415,7 @@ class Trainer:
         totals = self._totals
         result = RunResult(
             config=self.settings(),
-            replicas=self.everyone.world_size,
+            replicas=self.data_slice[1],
             steps=self.step,
             finished=finished,
             diverged=diverged,

@@ -11,7 +11,8 @@ from muonwire.train import agree, checkpoint
 from muonwire.train.folders import Place
 from muonwire.train.lengths import Length, extend, lengths_of
 from muonwire.train.told import all_or_none
-from muonwire.transport import SiteTransport, Transport
+from muonwire.transport import Transport
+from muonwire.transport.relay import Relay
 
 if TYPE_CHECKING:
     from muonwire.train.loop import Trainer
@@ -110,7 +111,7 @@ def _shared_probes(diagnostics: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _mates(transport: Transport, lacking: Collection[int]) -> dict[int, int]:
     """For each replica that lacks its part, one of its site that has its own, where there is one."""
-    if not isinstance(transport, SiteTransport):
+    if not isinstance(transport, Relay):
         return {}
     found: dict[int, int] = {}
     for of_site in transport.ranks:
@@ -121,9 +122,9 @@ def _mates(transport: Transport, lacking: Collection[int]) -> dict[int, int]:
 
 def _lend_inside(transport: Transport, state: dict[str, Any], mates: dict[int, int]) -> dict[str, Any] | None:
     """The state of the replica of this site that lends it; None in a site where nobody lacks one, or nobody has one."""
-    if not isinstance(transport, SiteTransport):
+    if not isinstance(transport, Relay):
         return None
-    of_site = transport.ranks[transport.rank]
+    of_site = transport.ranks[transport.site]
     lenders = {mate for rank, mate in mates.items() if rank in of_site}
     if not lenders:
         return None

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,17 @@ def train_here(
     transport: Transport,
     *,
     resume: bool,
-    trainer_type: type[Trainer] = Trainer,
+    trainer_type: Callable[..., Trainer] = Trainer,
 ) -> RunResult:
-    """One run on this replica: with a progress bar on the first, stopping together when asked to."""
+    """One run on this replica: with a progress bar on the first, stopping together when asked to.
+
+    Args:
+        config: the settings.
+        folder: of this replica's host.
+        transport: between all replicas that keep the run together.
+        resume: begin with the newest checkpoint that all of them have.
+        trainer_type: makes the trainer, of the settings, the task, the transport and the folder. Default: Trainer.
+    """
     places = _check_folders(folder, config, transport, resume=resume)
     together = Together.find(folder, transport)
     trainer = trainer_type(config, config.task.make(), transport, folder)

@@ -48,7 +48,7 @@ class Transport(ABC):
 
     An operation that raises ExchangeError or ReplicaLostError ends the transport: every later one raises the same class at once.
 
-    Where the replicas of a *site* act as one (``SiteTransport``), ``rank`` is that of the site and ``world_size`` the number of
+    Where the replicas of a *site* act as one (``Relay``), ``rank`` is that of the site and ``world_size`` the number of
     sites, and what is sent must be the same on all replicas of a site. Elsewhere a site has one replica.
 
     A copy, deep or not, is the transport itself: a copied optimizer keeps its link.
@@ -129,7 +129,7 @@ class Transport(ABC):
 
     @property
     def everyone(self) -> "Transport":
-        """Between all replicas, each by itself: this transport, except where replicas act as sites."""
+        """Between all replicas that were started together, each by itself: this transport, except where replicas act as sites."""
         return self
 
     @property

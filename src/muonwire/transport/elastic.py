@@ -1,7 +1,8 @@
 """Transport between replicas that come and go, on torchft: who is there, connections between those, state for who joins.
 
 torchft's lighthouse knows who is alive; its manager forms a quorum of replicas, connects them by a process group that can be made
-anew, and hands the state of one that is up to date to those that are behind. Here every replica is a replica group of one process.
+anew, and hands the state of one that is up to date to those that are behind. Here every replica is a replica group of one process;
+for a site (``elastic_sites.py``) its leader is that process.
 What torchft leaves open is decided here: whether all replicas of a quorum have all messages of an exchange (``settle``); and in
 ``optim.elastic``: whether they stand on the same commit, and who brings nothing.
 """
@@ -12,11 +13,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,8 @@ from typing_extensions import override
 from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
 from muonwire.transport.ahead import InFlight
 from muonwire.transport.base import Flag
-from muonwire.transport.channel import Channel
 from muonwire.transport.interfaces import Interface, interface_to
+from muonwire.transport.members import MembersTransport, State
 from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.rendezvous import chosen_interface
 from muonwire.transport.secret import Secret
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from torchft import Manager
 
     from muonwire.transport.elastic_parts import Quorums
-
-State = dict[str, Any]
-Result = TypeVar("Result")
 
 ELASTIC_TIMEOUT_S = 60.0
 # How long one request for a quorum lasts before it is made again, and the pause between looks at what has come of it.
@@ -96,11 +94,8 @@ class ElasticSettings:
         return host.strip("[]"), int(port)
 
 
-class ElasticTransport(ProcessGroupTransport):
-    """Transport between those replicas that are there.
-
-    ``form`` meets the others and must come before every synchronization; rank, world size and members are then those of this
-    quorum. An operation that fails ends the transport until the next ``form``.
+class ElasticTransport(MembersTransport, ProcessGroupTransport):
+    """Transport between those replicas that are there; see MembersTransport.
 
     Args:
         how: see ElasticSettings.
@@ -123,11 +118,10 @@ class ElasticTransport(ProcessGroupTransport):
         run: str = "",
         allow_public: bool = False,
     ) -> None:
-        self.how = how
+        self._begin_alone(how, how.name or f"{socket.gethostname()}-{os.getpid()}")
         self.secret = secret
         self.run = run
         self._timeout_s = how.timeout_s
-        self.name = how.name or f"{socket.gethostname()}-{os.getpid()}"
         self.interface = self._reach_lighthouse()
         if not (secret or allow_public or self.interface.is_private):
             raise ExchangeError(
@@ -136,18 +130,8 @@ class ElasticTransport(ProcessGroupTransport):
                 "allow it with --allow-public"
             )
         self._prepare(rank=0, world_size=1, device=torch.device(device or "cpu"))
-        # Which quorum this is; a new one has a higher number.
-        self.epoch = -1
-        # Set by what steps with this transport: the state for a replica that joins, what takes it over, whether to stop waiting.
-        self.give_state: Callable[[], State] = dict
-        self.take_state: Callable[[State], None] = lambda state: None
-        self.stopping: Callable[[], bool] = lambda: False
-        # The last attempt at a synchronization: its quorum, whether this replica had all messages, and what they were.
-        self.attempted = -1
-        self.prepared = False
-        self._attempted_as = (0, 1)
-        self._kept: list[tuple[Any, Flag]] = []
-        self._replayed: Iterator[tuple[Any, Flag]] | None = None
+        # What a state is given to, as bytes; a site hands it on first.
+        self.take_content = self._take_content
         self._members: tuple[str, ...] = (self.name,)
         # For what this replica waits, in words.
         self._awaited = ""
@@ -230,28 +214,18 @@ class ElasticTransport(ProcessGroupTransport):
     def members(self, names: Sequence[str]) -> None:
         self._members = tuple(names)
 
-    @override
-    def called(self, rank: int) -> str:
-        # A message of an earlier quorum may be of a rank that this one lacks.
-        return f"replica {self.members[rank] if rank < len(self.members) else rank}"
-
     @property
+    @override
     def commits(self) -> int:
-        """Synchronizations that this replica knows to be done; one with fewer takes over the state of one with more."""
         return int(self._manager.current_step())
 
     @commits.setter
+    @override
     def commits(self, count: int) -> None:
         self._manager.load_state_dict({"step": count, "batches_committed": count})
 
+    @override
     def form(self) -> bool:
-        """Meet the replicas that are there, and take over their state where this one is behind; returns whether the quorum is new.
-
-        Raises:
-            ExchangeError: too few came in ``patience_s``, or this machine's address has changed.
-            StoppedError: ``stopping`` said so while this replica waited.
-            UsageError: what ``take_state`` raises.
-        """
         self._awaited = "the other replicas to synchronize"
         with self.waits.on(lambda: self._awaited, answer="the replicas met"):
             world_size = self._meet(time.monotonic())
@@ -324,7 +298,7 @@ class ElasticTransport(ProcessGroupTransport):
         self.epoch = self._connections.epoch
         self.reset(rank=0 if rank is None else rank, world_size=world_size, epoch=self.epoch)
         self.agreed = Flag.NONE
-        self.members = self._quorums.names
+        self.members, self.sizes = self._quorums.names, ()
         if self.secret is not None and self._links is None:
             self._links = self._make_links(self.secret, self.run, epoch=self.epoch)
 
@@ -348,6 +322,9 @@ class ElasticTransport(ProcessGroupTransport):
             raise ExchangeError(
                 f"the state that {self.name} was sent was altered, or comes from somebody without the secret; it is fetched again"
             )
+        self.take_content(content)
+
+    def _take_content(self, content: bytes) -> None:
         self.take_state(torch.load(io.BytesIO(content), weights_only=True))
 
     def _tag(self, content: bytes) -> str:
@@ -357,8 +334,8 @@ class ElasticTransport(ProcessGroupTransport):
         return self.secret.tag([b"state", place, content]).hex()
 
     @contextmanager
+    @override
     def patient(self) -> Iterator[None]:
-        """Within the block a replica that takes over the state of another is waited for, as long as ``join_s``."""
         limit_s = self.how.join_s if self._quorums.somebody_joins else self.how.timeout_s
         self._timeout_s, self._limit = limit_s, timedelta(seconds=limit_s)
         try:
@@ -366,37 +343,17 @@ class ElasticTransport(ProcessGroupTransport):
         finally:
             self._timeout_s, self._limit = self.how.timeout_s, None
 
+    @override
     def commit(self, failure: Exception | None = None) -> bool:
-        """Count a synchronization as done, or with ``failure`` as not, after which all meet anew; whether it is done."""
         if failure is not None:
-            self._manager.report_error(failure)
-            # The others need not wait for this replica's messages until their time is over.
-            self._connections.abort()
-            self._failure = self._failure or ReplicaLostError(str(failure))
+            self.abort(failure)
         return bool(self._manager.should_commit())
 
-    def attempt(self) -> None:
-        """Begin a synchronization: what the replicas exchange from now on is kept until the next one, for ``replaying``."""
-        self._kept.clear()
-        self.attempted, self.prepared = self.epoch, False
-        self._attempted_as = self.rank, self.world_size
-
-    def forget_attempt(self) -> None:
-        """Drop what is kept of a synchronization that failed."""
-        self._kept.clear()
-        self.attempted, self.prepared = -1, False
-
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Within the block, exchanges give what they gave in the last attempt, and nothing is sent."""
-        self._replayed = iter(list(self._kept))
-        now = self.rank, self.world_size
-        self.rank, self.world_size = self._attempted_as
-        try:
-            yield
-        finally:
-            self._replayed = None
-            self.rank, self.world_size = now
+    def abort(self, failure: Exception) -> None:
+        """End the connections, so that the others need not wait for this replica's messages until their time is over."""
+        self._manager.report_error(failure)
+        self._connections.abort()
+        self._failure = self._failure or ReplicaLostError(str(failure))
 
     @override
     def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
@@ -413,37 +370,6 @@ class ElasticTransport(ProcessGroupTransport):
         mean = super().mean
         return self._keeping(purpose, lambda: mean(tensors, purpose=purpose))
 
-    def _keeping(self, purpose: str, operate: Callable[[], Result]) -> Result:
-        if purpose == "control":
-            # Comparisons; they belong to a quorum.
-            return operate()
-        if self._replayed is not None:
-            kept = next(self._replayed, None)
-            if kept is None:
-                # All stopped between two rounds of the attempt, behind the same one, so that nobody has moved.
-                self.forget_attempt()
-                raise ReplicaLostError("the last attempt ended between two of its rounds; all repeat it")
-            result, agreed = kept
-            self.agreed |= agreed
-            return cast(Result, result)
-        if purpose == "update":
-            # An exchange of several rounds is settled after each of them; all messages are there behind the last.
-            self.prepared = False
-        result = operate()
-        self._kept.append((result, self.agreed))
-        return result
-
-    @override
-    def channel(self) -> Channel:
-        """Raise: who is there is found out at each synchronization.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(
-            "ElasticTransport: replicas that come and go have no second channel; step with Elastic"
-        )
-
     def _let_go(self) -> None:
         """Hold nothing of the last quorum's messages."""
         self._left = []
@@ -451,9 +377,8 @@ class ElasticTransport(ProcessGroupTransport):
 
     @override
     def settle(self) -> None:
-        if self._replayed is None:
-            self.prepared = True
-            super().gather(b"", purpose="settle")
+        gather = super().gather
+        self._settling(lambda: gather(b"", purpose="settle"))
 
     @override
     def _start(self, sends: bool, peer: int, buffer: Tensor, tag: int) -> InFlight:
@@ -469,8 +394,8 @@ class ElasticTransport(ProcessGroupTransport):
         # Looking ends all connections, and the others may still finish the exchange without this replica.
         return ""
 
+    @override
     def close(self) -> None:
-        """Leave: the others go on without this replica from their next synchronization on."""
         if self._links is not None:
             self._links.stop()
         self._let_go()

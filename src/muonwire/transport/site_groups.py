@@ -78,7 +78,7 @@ def _check_divisible(whole: Transport) -> None:
         return
     raise UsageError(
         f"sites: {type(whole).__name__} of {whole.world_size} replica(s) cannot be divided; give a ProcessGroupTransport of the "
-        "default process group, or what run_threads gives (replicas that come and go cannot be sites)"
+        "default process group, or what run_threads gives (for replicas that come and go see ElasticSiteTransport)"
     )
 
 
