@@ -145,6 +145,7 @@ def test_replicas_outlive_faults(run, tmp_path):
     sizes = ("--replicas", 3, "--steps", 400, "--faults", 1, "--every-s", 0.1, "--timeout-s", 3, "--seeds")
     with pytest.raises(SystemExit) as ended:
         run("soak.py", "--seed", 2, *sizes, "--out", out)
+    assert out.exists(), ended.value
     report = json.loads(out.read_text())
     assert report["problems"] == []
     assert ended.value.code == 0
