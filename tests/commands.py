@@ -38,11 +38,11 @@ PRELOADED = (
 _Popen = subprocess.Popen
 
 context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(list(PRELOADED))
 
 
 def start_server():
-    """Have it import while tests begin."""
-    context.set_forkserver_preload(list(PRELOADED))
+    """Have it import while tests begin; otherwise it does when the first process is wanted."""
     ensure_running()
 
 

@@ -35,9 +35,8 @@ LONGEST = (
 
 
 def pytest_sessionstart(session):
-    """Whoever runs tests has a server of processes; with workers the one that only hands them out has none."""
-    config = session.config
-    if hasattr(config, "workerinput") or not getattr(config.option, "numprocesses", None):
+    """A worker of many tests has a server of processes from the start."""
+    if hasattr(session.config, "workerinput"):
         start_server()
 
 
