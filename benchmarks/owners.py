@@ -33,6 +33,7 @@ from typing import Any
 import torch
 
 from muonwire import recipes
+from muonwire.compare.measured import FRAME_HEADER_BYTES, Counters
 from muonwire.errors import UsageError
 from muonwire.tasks.models import build_llama
 from muonwire.tasks.text import TextSettings
@@ -50,7 +51,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "lossless": {"means": "lossless", "codec": SHARED, "vector_codec": SHARED},
     "recompressed": {"means": "recompressed"},
 }
-PACKET_HEADER_BYTES = 14 + 20 + 32
 # gloo's own where two replicas send a message to each other, from each of them: a preamble of six 64-bit words before the message,
 # one that says that it is there, and one that says that there is room for the other's (gloo/transport/tcp/pair.cc).
 GLOO_BYTES = 3 * 6 * 8
@@ -128,9 +128,13 @@ def text_steps(model: torch.nn.Module, optimizer: Any, size: str, *, last: int) 
 
 def counters(interface: str) -> dict[str, int]:
     """The kernel's counters of this interface."""
-    folder = Path("/sys/class/net") / interface / "statistics"
-    names = ("tx_bytes", "tx_packets", "rx_bytes", "rx_packets")
-    return {name: int((folder / name).read_text()) for name in names}
+    read = Counters.read(interface)
+    return {
+        "tx_bytes": read.egress_bytes + FRAME_HEADER_BYTES * read.egress_packets,
+        "tx_packets": read.egress_packets,
+        "rx_bytes": read.received_bytes + FRAME_HEADER_BYTES * read.received_packets,
+        "rx_packets": read.received_packets,
+    }
 
 
 def resent_bytes() -> dict[str, int]:
@@ -231,7 +235,7 @@ def judged(records: Sequence[dict[str, Any]], *, addresses: Sequence[str]) -> li
     for rank, record in enumerate(records):
         own = {**record, "gloo_bytes": GLOO_BYTES * record["messages"] * (len(records) - 1)}
         for way, (of_meter, resent) in by_way.items():
-            content = own[f"{way}_bytes"] - PACKET_HEADER_BYTES * own[f"{way}_packets"]
+            content = own[f"{way}_bytes"] - FRAME_HEADER_BYTES * own[f"{way}_packets"]
             own[f"{way}_without_headers"] = content
             own[f"{way}_resent_bytes"] = resent[rank]
             own[f"{way}_over_meter"] = content / own[of_meter]

@@ -1,14 +1,18 @@
 """The kernel's counters of a replica's network against the meter, with means by owners."""
 
+import subprocess
+
 import pytest
 from benchmarks.owners import GLOO_BYTES, counted, judged
 
 from muonwire.compare.hosts import lacking
+from tests.commands import ForkingPopen
 
 
 @pytest.mark.skipif(bool(lacking()), reason=f"needs a network for each replica: {lacking()}")
 @pytest.mark.parametrize("means", ["lossless", "recompressed"])
-def test_the_kernel_counts_what_the_meter_counts(means):
+def test_the_kernel_counts_what_the_meter_counts(means, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
     found = counted(means, 3, size="nano", synchronizations=3)
     assert [record["rank"] for record in found] == [0, 1, 2]
     for record in found:
