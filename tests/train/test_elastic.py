@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,6 @@ def start(name, lighthouse, folder, *words):
 
 def wait_for(process, path, text):
     """Until a file of the running process has a text."""
-    import time
-
     for _ in range(1200):
         if path.exists() and re.search(text, path.read_text()):
             return
@@ -119,6 +118,30 @@ def test_one_leaves_on_a_signal_and_comes_back_while_the_other_goes_on(tmp_path,
                 by_step.setdefault((line["commits"], line["step"]), set()).add(line["digest"])
     assert by_step
     assert all(len(digests) == 1 for digests in by_step.values())
+
+
+def test_one_that_is_stopped_while_it_waits_keeps_its_steps_and_goes_on(tmp_path, lighthouse):
+    both = ("--min-replicas", "2", "--steps", "100000", "--checkpoint-every", "100000")
+    members = {name: start(name, lighthouse, tmp_path, *both) for name in ("ada", "bob")}
+    try:
+        for name, member in members.items():
+            wait_for(member, tmp_path / name / "status.json", '"synchronizations": [1-9]')
+        members["bob"].send_signal(signal.SIGTERM)
+        members["bob"].wait(60)
+        # The other one steps on until it cannot synchronize alone.
+        time.sleep(1)
+        members["ada"].send_signal(signal.SIGTERM)
+        assert members["ada"].wait(60) != 0
+        assert "ada left after step" in (tmp_path / "ada.log").read_text()
+        *_, kept, end = read_events(tmp_path / "ada")
+        assert (kept["event"], end["outcome"]) == ("checkpoint", "stopped")
+        assert kept["step"] == end["step"]
+        members = {name: start(name, lighthouse, tmp_path, *both, "--resume") for name in members}
+        for name, member in members.items():
+            wait_for(member, tmp_path / name / "digests.jsonl", rf'"step": {kept["step"] + 4}\b')
+    finally:
+        for member in members.values():
+            member.kill()
 
 
 def test_a_folder_has_one_replica(tmp_path):

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from muonwire.optim.elastic import Elastic
 from muonwire.tasks.base import Task
 from muonwire.train.config import TrainConfig
 from muonwire.train.launch import launch, process_group, set_threads, under_launcher
-from muonwire.train.loop import Trainer
+from muonwire.train.loop import Progress, RunResult, Trainer
 from muonwire.train.page import print_page
 from muonwire.train.single import check_folder, train_here
 from muonwire.train.told import all_or_none
@@ -102,6 +102,24 @@ class ElasticTrainer(Trainer):
         if self.events is not None:
             self.events.members(epoch=self.transport.epoch, seconds=round(time.monotonic() - began_s, 3))
         self._stops = self.transport.stops()
+
+    @override
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
+        """As Trainer's. One that is asked to stop while it waits for others keeps a checkpoint of its steps, too.
+
+        Raises:
+            StoppedError: it was asked to stop while the last synchronization waited; the last checkpoint is kept.
+        """
+        try:
+            return super().run(on_progress)
+        except StoppedError:
+            if self.optimizer.num_steps >= self.config.steps:
+                raise
+            self._stops, self.step = True, self.optimizer.num_steps
+            if self.events is not None:
+                self.events.stepped(self.step)
+            self.save()
+            return self._result(diverged=False, eval_loss=None)
 
     @override
     def finish(self) -> None:
