@@ -6,7 +6,8 @@ Two calls of `muonwire compare`: the first seeks the recipes' learning rates wit
 trains each at its best rate on each link. All get the same grid. The record has every time, and whether one_bit_muon was
 as many times faster as it must be: 50 times than the best dense training, 5 times than DeMo, 3 times than torchft's DiLoCo,
 2 times than MuLoCo.
-On two cores it takes about 80 minutes. It may be cut off: the same command goes on.
+On two cores it takes about 80 minutes. It may be cut off: the same command goes on. `--families` leaves others out; of dense
+training it then has Muon alone on the links, which needs the fewest steps.
 """
 
 import argparse
@@ -50,9 +51,19 @@ def is_peer(name: str) -> bool:
     return name.startswith(("ddp_", "torchft_"))
 
 
+def families(options: argparse.Namespace) -> Mapping[str, tuple[float | None, tuple[str, ...]]]:
+    """Those that were asked for."""
+    if options.families is None:
+        return FAMILIES
+    chosen = {name: FAMILIES[name] for name in options.families}
+    if "dense" in chosen:
+        chosen["dense"] = (FAMILIES["dense"][0], ("muon",))
+    return chosen
+
+
 def commands(options: argparse.Namespace) -> list[list[str]]:
     """The two calls of ``muonwire compare``."""
-    names = [name for _, settings in FAMILIES.values() for name in settings]
+    names = [name for _, settings in families(options).values() for name in settings]
     recipes = [REFERENCE, *OURS, *(n for n in names if not is_peer(n) and n != REFERENCE)]
     shared = [
         "muonwire",
@@ -66,11 +77,18 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
     shared += ["--evaluate-every", str(options.evaluate_every), "--model-size", options.model_size]
     shared += ["--sequence", str(options.sequence), "--batch", str(options.batch), "--threads", "1"]
     shared += ["--out", str(options.out)]
-    peers = ["--peers", *(n for n in names if is_peer(n))]
-    return [[*shared, "--virtual"], [*shared, *peers, "--emulate", *options.links]]
+    peers = [n for n in names if is_peer(n)]
+    links = ["--emulate", *options.links]
+    if options.families is not None:
+        links += ["--emulate-recipes", *OURS, *(n for n in names if n != REFERENCE)]
+    return [[*shared, "--virtual"], [*shared, *(["--peers", *peers] if peers else []), *links]]
 
 
-def verdicts(summary: Sequence[Mapping[str, Any]], link: str) -> list[dict[str, Any]]:
+def verdicts(
+    summary: Sequence[Mapping[str, Any]],
+    link: str,
+    of: Mapping[str, tuple[float | None, tuple[str, ...]]] = FAMILIES,
+) -> list[dict[str, Any]]:
     """For each family, the best times on a link, and whether ours is as many times faster as it must be."""
     times = {
         entry["recipe"]: entry["links"][link]["measured_s_to_target"] for entry in summary if entry["links"]
@@ -78,7 +96,7 @@ def verdicts(summary: Sequence[Mapping[str, Any]], link: str) -> list[dict[str, 
     reached = {name: seconds for name, seconds in times.items() if seconds is not None}
     ours = min((name for name in OURS if name in reached), key=lambda n: reached[n], default=None)
     found = []
-    for family, (wanted, settings) in FAMILIES.items():
+    for family, (wanted, settings) in of.items():
         best = min((name for name in settings if name in reached), key=lambda n: reached[n], default=None)
         # One that never got there was not faster.
         times_faster = reached[best] / reached[ours] if ours and best else None
@@ -115,6 +133,7 @@ def main() -> int:
     parser.add_argument("--sequence", type=int, default=64)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr-grid", type=float, nargs="+", default=list(LR_GRID))
+    parser.add_argument("--families", nargs="+", choices=list(FAMILIES), help="default: all")
     options = parser.parse_args()
     for command in commands(options):
         print(shlex.join(command), flush=True)
@@ -123,9 +142,13 @@ def main() -> int:
     emulated = [
         link
         for link in summary[0]["links"]
-        if all(e["links"][link]["emulated"] for e in summary if e["links"])
+        if all(
+            e["links"][link]["emulated"]
+            for e in summary
+            if e["links"] and (options.families is None or e["recipe"] != REFERENCE)
+        )
     ]
-    found = [verdict for link in emulated for verdict in verdicts(summary, link)]
+    found = [v for link in emulated for v in verdicts(summary, link, families(options))]
     record = {
         "commands": [shlex.join(command) for command in commands(options)],
         "target": next(e["final_eval_loss"] for e in summary if e["recipe"] == REFERENCE),

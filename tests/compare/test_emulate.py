@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -171,6 +172,11 @@ def test_finished_runs_are_kept_and_a_lost_one_is_done_again(finished, tmp_path,
     (emulated_folder(config, lost, LINK) / "emulated.json").unlink()
     emulate(config, stops)
     assert done == [(lost, stop)]
+    # Others than those that were asked for are left as they are.
+    done.clear()
+    emulate(replace(config, emulate_recipes=(longer.recipe,)), stops)
+    assert longer.recipe != lost.recipe
+    assert done == []
     # One that ended earlier than it is needed now is not what is asked for.
     assert read_emulated(config, longer, LINK, stop_after=later)
     assert read_emulated(config, longer, LINK, stop_after=STEPS + 1) is None
@@ -235,6 +241,8 @@ def test_where_namespaces_are_not_allowed_it_says_so_and_models(finished, tmp_pa
         ({"replicas": 1}, "needs replicas that talk"),
         ({"emulate": ("fast",)}, "does not parse"),
         ({"emulate": ("10mbit", "10mbit/0ms")}, "each link once"),
+        ({"emulate_recipes": ("sgd",)}, "emulate_recipes sgd are not among the recipes, adamw"),
+        ({"emulate": (), "emulate_recipes": ("adamw",)}, "emulate_recipes is given without emulate"),
         ({"peers": ("ddp_sgd",)}, "peer: 'ddp_sgd' is unknown; allowed are ddp_adamw"),
         ({"peers": ("ddp_adamw(hok=1)",)}, "hok is not an option; allowed are hook, rank"),
         ({"peers": ("ddp_adamw(hook='zip')",)}, "allowed are none, bf16, powersgd"),

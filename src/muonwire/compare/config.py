@@ -174,6 +174,8 @@ class CompareConfig:
         emulate: links of that form; on each, every recipe is trained again at its best rate, each replica on a host of its own in
             network namespaces, until it reaches the loss at which the first recipe ended, and the time is measured. Where
             namespaces are not allowed, a warning says so and the times at these links are modelled. See docs/emulate.md.
+        emulate_recipes: the recipes and peers that are trained on these links, where some would take too long; the others' times
+            are modelled. Default: all.
         evaluate_every: steps between evaluations.
         out: folder of the comparison.
         threads: of each replica's arithmetic. Default: its share of the cores.
@@ -206,6 +208,7 @@ class CompareConfig:
     peers: tuple[str, ...] = ()
     link: str | None = None
     emulate: tuple[str, ...] = ()
+    emulate_recipes: tuple[str, ...] | None = None
     evaluate_every: int | None = None
     out: Path = Path("runs/compare")
     threads: int | None = None
@@ -283,6 +286,7 @@ class Comparison(Preset):
     # Those of the recipes that are peers.
     peers: tuple[str, ...] = ()
     emulate: tuple[str, ...] = ()
+    emulate_recipes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("recipes", "lr_grid", "seeds"):
@@ -290,11 +294,12 @@ class Comparison(Preset):
             if not values or len(set(values)) != len(values):
                 raise UsageError(f"compare: {name} is {values}; give at least one, each once")
         self._check_links()
-        unknown = [r for r in self.finalists or () if r not in self.recipes]
-        if unknown:
-            raise UsageError(
-                f"compare: finalists {', '.join(unknown)} are not among the recipes, {', '.join(self.recipes)}"
-            )
+        for name in ("finalists", "emulate_recipes"):
+            unknown = [r for r in getattr(self, name) or () if r not in self.recipes]
+            if unknown:
+                raise UsageError(
+                    f"compare: {name} {', '.join(unknown)} are not among the recipes, {', '.join(self.recipes)}"
+                )
         if self.replicas < 1:
             raise UsageError(f"compare: replicas is {self.replicas}; at least 1 is needed")
         if self.sites is not None:
@@ -320,6 +325,10 @@ class Comparison(Preset):
         if len(set(links)) < len(links):
             raise UsageError(f"compare: emulate is {self.emulate}; give each link once")
         object.__setattr__(self, "emulate", links)
+        if self.emulate_recipes is not None and not links:
+            raise UsageError(
+                "compare: emulate_recipes is given without emulate; name a link, such as --emulate 10mbit/40ms"
+            )
         if links and self.virtual:
             raise UsageError(
                 "compare: --virtual makes the replicas threads of one process, which --emulate cannot put on hosts of their own; "

@@ -155,6 +155,7 @@ def emulate(config: Comparison, stops: Mapping[str, int]) -> None:
         left = [
             (run, stop)
             for run, stop in emulated_runs(config, stops)
+            if config.emulate_recipes is None or run.recipe in config.emulate_recipes
             if read_emulated(config, run, link, stop_after=stop) is None
         ]
         if left:

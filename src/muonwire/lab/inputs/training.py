@@ -105,7 +105,7 @@ def identity(quick: bool) -> dict[str, Any]:
     """What the comparison is made with, as JSON has it."""
     made_with = asdict(settings(Path(), quick=quick))
     # Where it lies, and what has no part in these runs.
-    for name in ("out", "peers", "emulate", "sites"):
+    for name in ("out", "peers", "emulate", "emulate_recipes", "sites"):
         del made_with[name]
     return plain(made_with)
 
