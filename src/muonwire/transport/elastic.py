@@ -355,21 +355,6 @@ class ElasticTransport(MembersTransport, ProcessGroupTransport):
         self._connections.abort()
         self._failure = self._failure or ReplicaLostError(str(failure))
 
-    @override
-    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
-        gather = super().gather
-        return self._keeping(purpose, lambda: gather(payload, purpose=purpose, observers=observers))
-
-    @override
-    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
-        all_to_all = super().all_to_all
-        return self._keeping(purpose, lambda: all_to_all(payloads, purpose=purpose))
-
-    @override
-    def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
-        mean = super().mean
-        return self._keeping(purpose, lambda: mean(tensors, purpose=purpose))
-
     def _let_go(self) -> None:
         """Hold nothing of the last quorum's messages."""
         self._left = []

@@ -9,13 +9,12 @@ stop, and each learns at once of one that is lost. Then all of them end with one
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ExchangeError, ReplicaLostError, StoppedError, UsageError
@@ -277,21 +276,6 @@ class ElasticSiteTransport(MembersTransport, Relay):
         super().forget_attempt()
         if self.between is not None:
             self.between.forget_attempt()
-
-    @override
-    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
-        gather = super().gather
-        return self._keeping(purpose, lambda: gather(payload, purpose=purpose, observers=observers))
-
-    @override
-    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
-        all_to_all = super().all_to_all
-        return self._keeping(purpose, lambda: all_to_all(payloads, purpose=purpose))
-
-    @override
-    def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
-        mean = super().mean
-        return self._keeping(purpose, lambda: mean(tensors, purpose=purpose))
 
     @override
     def settle(self) -> None:

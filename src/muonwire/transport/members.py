@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import ReplicaLostError, UsageError
@@ -119,6 +120,21 @@ class MembersTransport(Transport):
 
     # The last attempt
 
+    @override
+    def gather(self, payload: bytes, *, purpose: str = "update", observers: bool = False) -> list[bytes]:
+        gather = super().gather  # type: ignore[safe-super]
+        return self._keeping(purpose, lambda: gather(payload, purpose=purpose, observers=observers))
+
+    @override
+    def all_to_all(self, payloads: Sequence[bytes], *, purpose: str = "update") -> list[bytes]:
+        all_to_all = super().all_to_all  # type: ignore[safe-super]
+        return self._keeping(purpose, lambda: all_to_all(payloads, purpose=purpose))
+
+    @override
+    def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
+        mean = super().mean  # type: ignore[safe-super]
+        return self._keeping(purpose, lambda: mean(tensors, purpose=purpose))
+
     def attempt(self) -> None:
         """Begin a synchronization: what the members exchange from now on is kept until the next one, for ``replaying``."""
         self._kept.clear()
@@ -143,8 +159,8 @@ class MembersTransport(Transport):
             self.rank, self.world_size = now
 
     def _keeping(self, purpose: str, operate: Callable[[], Result]) -> Result:
-        if purpose == "control":
-            # Comparisons; they belong to a quorum.
+        if purpose in ("control", "settle"):
+            # Comparisons belong to a quorum, and a replay settles nothing.
             return operate()
         if self._replayed is not None:
             kept = next(self._replayed, None)
