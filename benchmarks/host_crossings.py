@@ -8,6 +8,7 @@ import argparse
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,13 @@ def measure_codec(text: str) -> dict[str, Any]:
     return {**found, "entries": entries, "payload_bytes": stage.codec.estimate_bytes(*SHAPES)}
 
 
-def model() -> nn.Module:
-    """A small model on the stand-in device."""
+def model(device: torch.device = DEVICE) -> nn.Module:
+    """A small model on the device."""
     torch.manual_seed(0)
     made = nn.Sequential(nn.Embedding(256, 64), nn.Linear(64, 256), nn.Linear(256, 64), nn.Linear(64, 256))
     for module in made:
         for name, param in list(module.named_parameters()):
-            setattr(module, name, nn.Parameter(param.detach().to(DEVICE)))
+            setattr(module, name, nn.Parameter(param.detach().to(device)))
     return made
 
 
@@ -148,10 +149,8 @@ def main() -> None:
     chosen = parser.parse_args()
     found = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
     found[chosen.label] = {
-        "codecs": {text: tried(lambda text=text: measure_codec(text)) for text in chosen.codecs},
-        "recipes": {
-            name: tried(lambda name=name: measure_recipe(name, RECIPES[name])) for name in chosen.recipes
-        },
+        "codecs": {text: tried(partial(measure_codec, text)) for text in chosen.codecs},
+        "recipes": {name: tried(partial(measure_recipe, name, RECIPES[name])) for name in chosen.recipes},
     }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     chosen.out.write_text(json.dumps(found, indent=1) + "\n")

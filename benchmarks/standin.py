@@ -37,14 +37,14 @@ _WAITS = {
 
 
 class StandInTensor(Tensor):
-    """Holds a tensor of the CPU, ``inner``."""
+    """Holds a tensor of the CPU, ``held``."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "StandInTensor":
         """Its shape, strides and dtype are those of ``inner``."""
-        made: StandInTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: StandInTensor = Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
             strides=inner.stride(),
@@ -52,16 +52,18 @@ class StandInTensor(Tensor):
             dtype=inner.dtype,
             device=DEVICE,
         )
-        made.inner = inner
+        made.held = inner
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Called where no StandIn is active."""
         raise RuntimeError(f"{func}: a tensor of the stand-in device outside of its context")
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"StandInTensor({self.inner!r})"
+        return f"StandInTensor({self.held!r})"
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Crossings:
         self.sizes.append(num_bytes)
 
 
-class StandIn(TorchDispatchMode):
+class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within its context, in this thread, tensors can be made on and moved to the stand-in device, and crossings are counted.
 
     ``to_host`` are those for which the host waits; ``to_device`` are those of tensors of the CPU.
@@ -100,7 +102,7 @@ class StandIn(TorchDispatchMode):
         return False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.to_host, self.to_device = Crossings(), Crossings()
         # Of those to the device, how many the host waits for: those that are not asked not to.
         self.blocking = 0
@@ -114,12 +116,12 @@ class StandIn(TorchDispatchMode):
         """Begin; ``torch.tensor`` then makes its tensors on the CPU and moves them, so that they are seen."""
         self._lifted = torch._C._only_lift_cpu_tensors()
         torch._C._set_only_lift_cpu_tensors(True)
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         """End."""
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch._C._set_only_lift_cpu_tensors(self._lifted)
 
     def forget(self) -> None:
@@ -153,12 +155,14 @@ class StandIn(TorchDispatchMode):
             self._check_mix(str(name), given)
             if name is _aten._local_scalar_dense:
                 self.to_host.add(str(name), given[0].element_size())
-            elif name in _WAITS or (
-                name in (_aten.index, _aten.index_put_, _aten.index_put) and _masked(args[1])
-            ) or (name is _aten.repeat_interleave and kwargs.get("output_size") is None and len(args) < 3):
+            elif (
+                name in _WAITS
+                or (name in (_aten.index, _aten.index_put_, _aten.index_put) and _masked(args[1]))
+                or (name is _aten.repeat_interleave and kwargs.get("output_size") is None and len(args) < 3)
+            ):
                 self.to_host.add(str(name), 8)
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
-        return _wrapped(result, {id(x.inner): x for x in ours}, here=here)
+        return _wrapped(result, {id(x.held): x for x in ours}, here=here)
 
     def _copied(self, operation: str, *, from_ours: bool, to_ours: bool, x: Tensor, waits: bool) -> None:
         if from_ours and not to_ours:
@@ -181,7 +185,7 @@ def _masked(indices: Any) -> bool:
 
 
 def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, StandInTensor) else value
+    return value.held if isinstance(value, StandInTensor) else value
 
 
 def _wrapped(result: Any, known: dict[int, StandInTensor], *, here: bool) -> Any:

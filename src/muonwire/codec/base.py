@@ -80,12 +80,12 @@ class Drafts:
         arrays = iter(fetched[num_sums:])
         found: list[list[bytes] | None] = []
         for pieces, good in zip(self._pieces, finite, strict=True):
-            of_pieces = [
-                piece if isinstance(piece, bytes) else [next(arrays) for _ in piece] for piece in pieces
-            ]
-            # Of values that are not finite a packer cannot write what was chosen.
-            written = zip(pieces, of_pieces, strict=True) if good else ()
-            bodies = [of if isinstance(of, bytes) else _joined(fields, of) for fields, of in written]
+            bodies: list[bytes] = []
+            for piece in pieces:
+                fetched_piece = [] if isinstance(piece, bytes) else [next(arrays) for _ in piece]
+                # Of values that are not finite a packer cannot write what was chosen.
+                if good:
+                    bodies.append(piece if isinstance(piece, bytes) else _joined(piece, fetched_piece))
             found.append(bodies if good else None)
         return found
 

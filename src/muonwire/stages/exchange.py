@@ -290,16 +290,16 @@ class Exchange(TalkingStage):
             for piece in pieces:
                 by_tensor[piece.tensor].append((owner, piece))
         for i, (signal, state, of_tensor) in enumerate(zip(signals, states, by_tensor, strict=True)):
-            pieces = owners.encode(signal, of_tensor, step=context.step, state=_state(state, scales, i))
-            drafts.add(*(part for _, part in pieces))
-            self._keep(signal, assembled(pieces, signal), state, context)
+            encoded = owners.encode(signal, of_tensor, step=context.step, state=_state(state, scales, i))
+            drafts.add(*(part for _, part in encoded))
+            self._keep(signal, assembled(encoded, signal), state, context)
         written = yield from self._written(drafts, context)
         bodies: list[list[bytes]] = [[] for _ in cuts]
         for i, (of_tensor, found) in enumerate(zip(by_tensor, written, strict=True)):
-            if not found and of_tensor:
-                zeros = torch.zeros(shapes[i])
-                state = _state({}, scales, i)
-                again = owners.encode(zeros, of_tensor, step=context.step, state=state)
+            if of_tensor and not found:
+                again = owners.encode(
+                    torch.zeros(shapes[i]), of_tensor, step=context.step, state=_state({}, scales, i)
+                )
                 found = [part.body for _, part in again]
             for (owner, _), body in zip(of_tensor, found, strict=True):
                 bodies[owner].append(body)

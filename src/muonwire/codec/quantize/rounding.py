@@ -12,7 +12,9 @@ from muonwire.codec.host import send
 def uniforms(values: Tensor, *, seed: int) -> Tensor:
     """One multiple of 2⁻²⁴ in [0, 1) for each value, from Philox keyed by the round's seed and the values' CRC-32.
 
-    On an accelerator the values cross to the host for it. The seed is the same on all replicas. Drawn from it alone, u would be too, and two replicas' errors 1[f > u] − f of the
+    On an accelerator the values cross to the host for it.
+
+    The seed is the same on all replicas. Drawn from it alone, u would be too, and two replicas' errors 1[f > u] − f of the
     fractions f and g would have the covariance min(f, g) − f g > 0: half of their variance over random fractions, which no mean
     over replicas takes away. Only the sender draws, so that what it draws from need not travel.
 
