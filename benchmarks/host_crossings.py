@@ -1,4 +1,4 @@
-"""How often one step of an optimizer lets bytes cross from the device to the host, and how many: on a stand-in device that counts them.
+"""How often one step of an optimizer lets bytes cross from the device to the host, and how many, on a stand-in that counts them.
 
 `python -m benchmarks.host_crossings --out evidence/host_crossings.json --label after` measures codecs, each in an exchange of two
 replicas with feedback, and recipes. What the file holds under other labels stays.

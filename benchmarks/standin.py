@@ -1,8 +1,8 @@
-"""A stand-in for an accelerator: its tensors lie in the CPU's memory, but say that they are elsewhere, and every crossing is counted.
+"""A stand-in for an accelerator: its tensors lie in the CPU's memory, but say that they are elsewhere; crossings are counted.
 
-`python -m benchmarks.standin` tries it. A tensor of the stand-in has the device "lazy", which torch knows by name and has no kernels
-for. Operations on it are those of the CPU, with their bits, under the rules of a real accelerator: what mixes it with a tensor
-of the CPU fails, unless that has no dimensions; ``.numpy()`` and ``.tolist()`` fail; what brings values to the host, or lets the
+`python -m benchmarks.standin` tries it. A tensor of the stand-in has the device "lazy", which torch knows by name and has no
+kernels for. Operations on it are those of the CPU, with their bits, under the rules of a real accelerator: what mixes it with a
+tensor of the CPU fails, unless that has no dimensions; ``.numpy()`` and ``.tolist()`` fail; what brings values to the host, or lets the
 host wait for one (``.item()``, ``bool()``, ``torch.equal``, ``nonzero``), is a crossing.
 
     with StandIn() as device:
@@ -176,7 +176,8 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for x in given:
             if not isinstance(x, StandInTensor) and x.ndim:
                 raise RuntimeError(
-                    f"{operation}: expected all tensors to be on the same device, but found {DEVICE} and cpu (shape {tuple(x.shape)})"
+                    f"{operation}: expected all tensors to be on the same device, but found {DEVICE} and cpu (of shape "
+                    f"{tuple(x.shape)})"
                 )
 
 

@@ -869,12 +869,13 @@ def gpu_state() -> str:
     """Whether somebody has run the checks on a GPU, and what came out."""
     if not GPU.exists():
         return (
-            "**Nobody has run it yet**: `evidence/gpu.json` does not exist. What this page says of a GPU is what a stand-in counts on the "
-            "CPU; no speed of a GPU is claimed.\n"
+            "**Nobody has run the checks of a GPU yet**: `evidence/gpu.json` does not exist. What this page says of a GPU is what "
+            "a stand-in counts on the CPU; no speed of a GPU is claimed.\n"
         )
     found = json.loads(GPU.read_text())
     rows = [
-        f"Run on {found['device']['name']}, torch {found['device']['torch']}: {found['passed']} of {found['checks']} checks hold.\n",
+        f"Run on {found['device']['name']}, torch {found['device']['torch']}: {found['passed']} of {found['checks']} checks "
+        "hold.\n",
         "| codec | encode, GB/s | decode, GB/s | bytes as on the CPU | largest difference of what all decode |",
         "|---|---|---|---|---|",
     ]

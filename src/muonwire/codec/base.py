@@ -121,7 +121,7 @@ class Codec(ABC):
         return False
 
     def scale_of(self, tensor: Tensor) -> Tensor:
-        """The scale (float64, without dimensions, on its device) that this replica would give the tensor, where replicas share it."""
+        """The scale that this replica would give the tensor, where replicas share it: float64, no dimensions, on its device."""
         raise TypeError(f"{self} shares no scale")
 
     def init(self, shape: Shape) -> State:
@@ -144,8 +144,8 @@ class Codec(ABC):
         """Decode one body into float32 (float64 where the quantizer keeps it) of ``shape`` on ``device``. Default: the CPU.
 
         Raises:
-            PayloadError: the bytes are not a body of this codec for this shape. On another device than the CPU, for which the host does
-                not wait here, a value that is none decodes to NaN instead.
+            PayloadError: the bytes are not a body of this codec for this shape. On another device than the CPU, for which the host
+                does not wait here, a value that is none decodes to NaN instead.
         """
 
     @abstractmethod

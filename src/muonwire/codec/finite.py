@@ -41,7 +41,7 @@ def check_finite(tensor: Tensor) -> None:
 
 
 class Checks:
-    """Which of several tensors are finite: of those in the host's memory at once, of those on a device when their sums have crossed.
+    """Which of several tensors are finite: those in the host's memory at once, those on a device when their sums have crossed.
 
     On a device the sums are taken in float64, which those of float32 values do not overflow.
     """

@@ -40,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer to a request: averaged tensors, values as arrays, or in rank order all replicas' payloads or what each sent here."""
+    """The answer to a request: averaged tensors, values as arrays, or in rank order all payloads or what each sent to this one."""
 
     tensors: Sequence[Tensor] = ()
     payloads: Sequence[bytes] = ()

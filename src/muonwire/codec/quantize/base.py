@@ -36,8 +36,8 @@ class Layout:
 class Quantize(Part):
     """Values (1-D float32) to bytes and back.
 
-    What they become stays on the values' device until somebody fetches the fields. There, decoding checks what the host reads, such as
-    lengths and scales; what else is wrong with bytes from outside decodes to NaN, for which a caller looks anyway.
+    What they become stays on the values' device until somebody fetches the fields. There, decoding checks what the host reads, such
+    as lengths and scales; what else is wrong with bytes from outside decodes to NaN, for which a caller looks anyway.
     """
 
     # What values decode to.

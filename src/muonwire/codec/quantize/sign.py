@@ -77,13 +77,16 @@ class Sign(Quantize):
             )
             if here and not all_finite(means):
                 check_finite(values)
-        if here:
-            packed = torch.from_numpy(_packed_signs(values) if bits is None else bits)
-        else:
-            packed = packing.pack(values >= 0, 1)
         narrow = scales.round_nearest(means)
         written = Field(narrow.view(torch.int16), self._pack_scales)
-        return [written, Field(packed)], lambda: self._signs(packed, narrow.float(), values.numel(), layout)
+        count = values.numel()
+        if not here:
+            packed = packing.pack(values >= 0, 1)
+            return [written, Field(packed)], lambda: self._device_signs(packed, narrow.float(), count, layout)
+        octets_here = _packed_signs(values) if bits is None else bits
+        return [written, Field(torch.from_numpy(octets_here))], lambda: self._signs(
+            octets_here, narrow.float(), count, layout
+        )
 
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
@@ -92,20 +95,23 @@ class Sign(Quantize):
             raise PayloadError(
                 f"payload: {len(data) - read} bytes of values; {count} values of {self} take {(count + 7) // 8}"
             )
+        if on_host(layout.device):
+            return self._signs(np.frombuffer(data, dtype=np.uint8, offset=read), shared, count, layout)
         packed = octets(memoryview(data)[read:], layout.device)
-        return self._signs(packed, send(shared, layout.device), count, layout)
+        return self._device_signs(packed, send(shared, layout.device), count, layout)
 
-    def _signs(self, packed: Tensor, shared: Tensor, count: int, layout: Layout) -> Tensor:
-        """The values behind packed signs (uint8), of which ``shared`` are the scales (float32)."""
+    def _device_signs(self, packed: Tensor, shared: Tensor, count: int, layout: Layout) -> Tensor:
+        """The values behind packed signs (uint8), of which ``shared`` are the scales (float32), on an accelerator."""
+        signs = packing.unpack(packed, count, 1).to(torch.float32).mul_(2).sub_(1)
+        if self.scale == "none" or not count:
+            return signs
+        if self.scale in _ONE_SCALE or layout.per_block is not None:
+            return signs.view(len(shared), -1).mul_(shared[:, None]).view(-1)
+        return signs.mul_(shared[layout.block_of(count)])
+
+    def _signs(self, bits: Bytes, shared: Tensor, count: int, layout: Layout) -> Tensor:
+        """The same on the CPU."""
         one = self.scale in _ONE_SCALE
-        if not on_host(packed.device):
-            signs = packing.unpack(packed, count, 1).to(torch.float32).mul_(2).sub_(1)
-            if self.scale == "none" or not count:
-                return signs
-            if one or layout.per_block is not None:
-                return signs.view(len(shared), -1).mul_(shared[:, None]).view(-1)
-            return signs.mul_(shared[layout.block_of(count)])
-        bits = packed.numpy()
         if self.scale == "none" or one:
             # One scale: its table holds the values themselves.
             table = _SIGNS if self.scale == "none" else _SIGNS * shared.numpy()
