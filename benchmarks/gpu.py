@@ -110,7 +110,7 @@ def trained(name: str, options: dict[str, Any], device: torch.device, *, width: 
         before = [p.detach().cpu().clone() for p in built.parameters()]
         optimizer = recipes.build(name, built, lr=0.01, transport=transport, **options)
         generator = torch.Generator().manual_seed(rank)
-        waits = 0
+        waits: int | None = 0
         for step in range(STEPS):
             for param in built.parameters():
                 param.grad = torch.randn(param.shape, generator=generator).to(device)

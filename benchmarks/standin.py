@@ -2,8 +2,8 @@
 
 `python -m benchmarks.standin` tries it. A tensor of the stand-in has the device "lazy", which torch knows by name and has no
 kernels for. Operations on it are those of the CPU, with their bits, under the rules of a real accelerator: what mixes it with a
-tensor of the CPU fails, unless that has no dimensions; ``.numpy()`` and ``.tolist()`` fail; what brings values to the host, or lets the
-host wait for one (``.item()``, ``bool()``, ``torch.equal``, ``nonzero``), is a crossing.
+tensor of the CPU fails, unless that has no dimensions; ``.numpy()`` and ``.tolist()`` fail; what brings values to the host, or lets
+the host wait for one (``.item()``, ``bool()``, ``torch.equal``, ``nonzero``), is a crossing.
 
     with StandIn() as device:
         x = torch.ones(4, device=device.name)

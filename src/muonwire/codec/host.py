@@ -45,8 +45,8 @@ def on_host(device: torch.device) -> bool:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on ``device``, for which the host does not wait."""
-    return tensor if tensor.device == device else tensor.to(device, non_blocking=True)
+    """A tensor on ``device``; the host does not wait for one that comes from its own memory."""
+    return tensor if tensor.device == device else tensor.to(device, non_blocking=on_host(tensor.device))
 
 
 def octets(data: bytes | memoryview, device: torch.device) -> Tensor:
