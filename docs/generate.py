@@ -32,6 +32,8 @@ OWNERS = ROOT / "evidence" / "owners"
 EMULATE = ROOT / "evidence" / "emulate"
 STREAMING = ROOT / "evidence" / "streaming"
 PLAN = ROOT / "evidence" / "plan"
+CROSSINGS = ROOT / "evidence" / "host_crossings.json"
+GPU = ROOT / "evidence" / "gpu.json"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -58,6 +60,7 @@ TABLED = tuple(
         "docs/emulate.md",
         "docs/plan.md",
         "docs/streaming.md",
+        "docs/gpu.md",
     )
 )
 REPLICAS = 4
@@ -835,6 +838,67 @@ def plan_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def crossings_table() -> str:
+    """What crosses between device and host, before and after, of codecs and recipes."""
+    found = json.loads(CROSSINGS.read_text())
+    before, after = found["before"], found["after"]
+    rows = [
+        "| one exchange of two replicas | host waits, before | after | bytes an entry to the host, before | after | to the device, "
+        "before | after |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    def row(name: str, was: Any, now: Any, entries: int) -> str:
+        cells = [name]
+        cells += [str(now_or_was["waits"] + now_or_was["waits_to_device"]) for now_or_was in (was, now)]
+        for key in ("to_host_bytes", "to_device_bytes"):
+            cells += [f"{now_or_was[key] / entries:.3g}" for now_or_was in (was, now)]
+        return f"| {' | '.join(cells)} |"
+
+    for text, now in after["codecs"].items():
+        rows.append(row(f"`{cell(text)}`", before["codecs"][text], now, now["entries"]))
+    for name, now in after["recipes"].items():
+        was, entries = before["recipes"][name], now["parameters"]
+        rows.append(row(f"`{name}`", was["exchanging"], now["exchanging"], entries))
+        if "alone" in now:
+            rows.append(row(f"`{name}`, a local step", was["alone"], now["alone"], entries))
+    return "\n".join(rows) + "\n"
+
+
+def gpu_state() -> str:
+    """Whether somebody has run the checks on a GPU, and what came out."""
+    if not GPU.exists():
+        return (
+            "**Nobody has run the checks of a GPU yet**: `evidence/gpu.json` does not exist. What this page says of a GPU is what "
+            "a stand-in counts on the CPU; no speed of a GPU is claimed.\n"
+        )
+    found = json.loads(GPU.read_text())
+    rows = [
+        f"Run on {found['device']['name']}, torch {found['device']['torch']}: {found['passed']} of {found['checks']} checks "
+        "hold.\n",
+        "| codec | encode, GB/s | decode, GB/s | bytes as on the CPU | largest difference of what all decode |",
+        "|---|---|---|---|---|",
+    ]
+    for text, e in found["codecs"].items():
+        rows.append(
+            f"| `{cell(text)}` | {e['encode_gb_s']:.3g} | {e['decode_gb_s']:.3g} | {'yes' if e['same_bytes'] else 'no'} | "
+            f"{e['decoded_difference']:.2g} |"
+        )
+    rows += [
+        "\n| recipe | difference of the weights' change to the CPU's | replicas alike | host waits a step |",
+        "|---|---|---|---|",
+    ]
+    for name, e in found["recipes"].items():
+        rows.append(
+            f"| `{name}` | {e['difference']:.2g} | {'yes' if e['replicas_alike'] else '**no**'} | {e['waits']} |"
+        )
+    speed = found["muon"]
+    rows.append(
+        f"\nA step of `muon` takes {speed['ours_ms']:.3g} ms, of torch.optim.Muon {speed['torch_ms']:.3g} ms ({speed['matrices']})."
+    )
+    return "\n".join(rows) + "\n"
+
+
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:
     """Of each marked table: its name, the file that it is made of, and what makes it."""
     return [
@@ -860,6 +924,9 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("plan table", PLAN, plan_table),
         ("streaming loss", STREAMING / "text.json", streaming_loss_table),
         ("streaming wait", STREAMING / "wait.json", streaming_wait_table),
+        ("crossings table", CROSSINGS, crossings_table),
+        # Made whether the evidence is there or not.
+        ("gpu state", PROJECT, gpu_state),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

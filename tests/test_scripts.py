@@ -1,5 +1,6 @@
 """Every script of benchmarks/ runs, at the smallest sizes it takes."""
 
+import importlib.util
 import json
 import re
 import runpy
@@ -86,6 +87,41 @@ def test_the_evidence_of_the_lab_is_kept_as_it_is_committed(run, tmp_path):
     assert [p.relative_to(kept) for p in sorted(kept.glob("claims/*/*"))] == [
         p.relative_to(committed) for p in sorted(committed.glob("claims/*/*"))
     ]
+
+
+def test_crossings_between_device_and_host_are_counted(run, tmp_path):
+    out = tmp_path / "crossings.json"
+    few = ("--codecs", "sign(scale=row)", "--recipes", "adamw")
+    run("host_crossings.py", "--out", out, "--label", "one", *few)
+    run("host_crossings.py", "--out", out, "--label", "other", *few)
+    found = json.loads(out.read_text())
+    assert found["one"] == found["other"]
+    assert found["one"]["codecs"]["sign(scale=row)"]["waits"] == 2
+    committed = json.loads((ROOT / "evidence" / "host_crossings.json").read_text())["after"]
+    assert found["one"]["codecs"].items() <= committed["codecs"].items()
+    assert "to the host: " in run("standin.py")
+
+
+def test_the_checks_for_a_gpu_run_on_the_cpu(run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "gpu.json"
+    with pytest.raises(SystemExit) as ended:
+        run("gpu.py", "--device", "cpu", "--quick", "--out", out)
+    assert ended.value.code == 0
+    found = json.loads(out.read_text())
+    assert found["passed"] == found["checks"] == len(found["codecs"]) + len(found["recipes"])
+    assert all(e["same_bytes"] for e in found["codecs"].values())
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    generate.GPU = out
+    assert generate.gpu_state().startswith(f"Run on cpu, torch {torch.__version__}: ")
+    generate.GPU = tmp_path / "none.json"
+    assert "Nobody has run the checks" in generate.gpu_state()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        run("gpu.py", "--out", tmp_path / "none.json")
+    assert ended.value.code == 2
+    assert "torch finds no GPU" in capsys.readouterr().err
 
 
 def test_packers_are_measured(run):

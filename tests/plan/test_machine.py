@@ -65,9 +65,9 @@ def test_owners_decode_their_parts_and_every_mean(monkeypatch, replicas):
         counted("encode", tensor.numel())
         return encode(self, tensor, **rest)
 
-    def slow_decode(self, body, shape):
+    def slow_decode(self, body, shape, **rest):
         counted("decode", torch.Size(shape).numel())
-        return decode(self, body, shape)
+        return decode(self, body, shape, **rest)
 
     def slow_mean(self, bodies, shape, **rest):
         for _ in bodies:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec import items as chosen_items
 from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.finite import all_finite
+from muonwire.codec.host import CPU, Field, octets, on_host
 from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
@@ -99,8 +101,10 @@ class Pipeline(Codec):
         return whole and isinstance(self.quantize, Sign) and self.quantize.scale in ("none", "shared")
 
     @override
-    def scale_of(self, tensor: Tensor) -> float:
-        return tensor.abs().mean(dtype=torch.float64).item() if tensor.numel() else 0.0
+    def scale_of(self, tensor: Tensor) -> Tensor:
+        if not tensor.numel():
+            return torch.zeros((), dtype=torch.float64, device=tensor.device)
+        return tensor.abs().mean(dtype=torch.float64)
 
     @override
     def init(self, shape: Shape) -> State:
@@ -110,72 +114,66 @@ class Pipeline(Codec):
     def encode_body(self, tensor: Tensor, *, seed: int = 0, state: State | None = None) -> Encoded:
         shape = tuple(tensor.shape)
         now = Round(seed=seed) if state is None else Round(seed=seed, state=state)
-        wide = tensor.detach().to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+        wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
         blocks = self.transform.forward(wide, now)
         num_blocks, block_numel = blocks.shape
-        head = _SEED.pack(seed) if self._seeded else b""
+        fields = [Field(octets(_SEED.pack(seed), CPU))] if self._seeded else []
         flat = blocks.reshape(-1)
         positions = None
         values = flat
         if self.select.count(num_blocks, block_numel) < flat.numel():
             if self.select.shared:
-                items = self.select.draw(num_blocks, block_numel, seed=seed)
+                items = self._drawn(num_blocks, block_numel, seed, blocks.device)
             else:
                 items = self.select.choose(blocks)
-                head += self.pack.encode(items.numpy(), self.select.groups(num_blocks, block_numel))
+                groups = self.select.groups(num_blocks, block_numel)
+                fields.append(chosen_items.field(items, groups, self.pack))
             positions = self.select.expand(items, num_blocks, block_numel)
-            values = torch.from_numpy(flat.numpy()[positions.numpy()])
-        layout = self._layout(num_blocks, block_numel, positions)
+            values = _at(flat, positions)
+        layout = self._layout(num_blocks, block_numel, positions, blocks.device)
         if isinstance(self.quantize, Sign):
             shared = now.state.get("scale") if self.shares_scale else None
-            data, quantized = self.quantize.encode(values, layout, seed=seed, shared=shared)
+            data, decoded = self.quantize.encode(values, layout, seed=seed, shared=shared)
         else:
-            data, quantized = self.quantize.encode(values, layout, seed=seed)
-
-        def decoded() -> Tensor:
-            read = self.quantize.decode(data, values.numel(), layout) if quantized is None else quantized
-            return self._restore(read, positions, shape, seed)
-
+            data, decoded = self.quantize.encode(values, layout, seed=seed)
         return Encoded(
-            body=head + data,
-            restore_decoded=lambda: decoded().to(tensor.device),
-            restore_selected=lambda: self._restore(values, positions, shape, seed).to(tensor.device),
+            fields=[*fields, *data],
+            restore_decoded=lambda: self._restore(decoded(), positions, shape, seed),
+            restore_selected=lambda: self._restore(values, positions, shape, seed),
         )
 
     @override
-    def decode_body(self, body: bytes, shape: Shape) -> Tensor:
-        values, positions, seed = self._values(body, shape)
+    def decode_body(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
+        values, positions, seed = self._values(body, shape, device)
         decoded = self._restore(values, positions, shape, seed)
+        if not on_host(device):
+            return decoded
         # A quantizer decodes to finite values; sums and products of them, as in a transform, may overflow.
         gain = self.transform.largest_gain(shape)
         safe = gain <= 1 or not values.numel() or gain * values.abs().max().item() < LARGEST
         return decoded if safe else _finite(decoded, shape)
 
     @override
-    def mean_bodies(self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas") -> Tensor:
+    def mean_bodies(
+        self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
+    ) -> Tensor:
         """Where the transform is linear the sum is taken in its domain, with one inverse transform."""
         if not self.transform.linear or (
             self.transform.seeded and len({b[: _SEED.size] for b in bodies}) > 1
         ):
-            decoded = torch.zeros(shape, dtype=self.quantize.decoded_dtype)
+            decoded = torch.zeros(shape, dtype=self.quantize.decoded_dtype, device=device)
             for body in bodies:
-                decoded += self.decode_body(body, shape)
+                decoded += self.decode_body(body, shape, device=device)
             return _finite(decoded / len(bodies), shape)
         num_blocks, block_numel = self.transform.grid(shape)
-        total = torch.zeros(num_blocks * block_numel, dtype=self.quantize.decoded_dtype)
-        senders = torch.zeros(num_blocks * block_numel) if over == "senders" else None
+        total = torch.zeros(num_blocks * block_numel, dtype=self.quantize.decoded_dtype, device=device)
+        senders = torch.zeros(num_blocks * block_numel, device=device) if over == "senders" else None
         seed = 0
         for body in bodies:
-            values, positions, seed = self._values(body, shape)
-            if positions is None:
-                total += values
-                if senders is not None:
-                    senders += 1
-            else:
-                # Positions are distinct. Numpy scatters several times faster than torch.
-                total.numpy()[positions.numpy()] += values.numpy()
-                if senders is not None:
-                    senders.numpy()[positions.numpy()] += 1
+            values, positions, seed = self._values(body, shape, device)
+            _add(total, values, positions)
+            if senders is not None:
+                _add(senders, torch.ones_like(values, dtype=senders.dtype), positions)
         mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
         return _finite(self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed), shape)
 
@@ -194,17 +192,29 @@ class Pipeline(Codec):
     def _seeded(self) -> bool:
         return self.transform.seeded or self.select.seeded or self.quantize.seeded
 
-    def _layout(self, num_blocks: int, block_numel: int, positions: Tensor | None) -> Layout:
+    def _drawn(self, num_blocks: int, block_numel: int, seed: int, device: torch.device) -> Tensor:
+        drawn = self.select.draw(num_blocks, block_numel, seed=seed)
+        if on_host(device):
+            return drawn
+        return chosen_items.on_device(drawn.numpy(), self.select.groups(num_blocks, block_numel), device)
+
+    def _layout(
+        self, num_blocks: int, block_numel: int, positions: Tensor | None, device: torch.device
+    ) -> Layout:
         per_block: int | None = block_numel
         if positions is not None:
             groups = self.select.groups(num_blocks, block_numel)
             by_block = (groups.num_groups, groups.group_numel) == (num_blocks, block_numel)
             per_block = groups.k if by_block else None
         return Layout(
-            num_blocks=num_blocks, block_numel=block_numel, positions=positions, per_block=per_block
+            num_blocks=num_blocks,
+            block_numel=block_numel,
+            positions=positions,
+            per_block=per_block,
+            device=device,
         )
 
-    def _values(self, body: bytes, shape: Shape) -> tuple[Tensor, Tensor | None, int]:
+    def _values(self, body: bytes, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor | None, int]:
         num_blocks, block_numel = self.transform.grid(shape)
         count = self.select.count(num_blocks, block_numel)
         positions, seed, read = None, 0, 0
@@ -215,24 +225,44 @@ class Pipeline(Codec):
             read = _SEED.size
         if count < num_blocks * block_numel:
             if self.select.shared:
-                items = self.select.draw(num_blocks, block_numel, seed=seed)
+                items = self._drawn(num_blocks, block_numel, seed, device)
             else:
-                array, length = self.pack.decode(body[read:], self.select.groups(num_blocks, block_numel))
-                items, read = torch.from_numpy(array), read + length
+                groups = self.select.groups(num_blocks, block_numel)
+                array, length = self.pack.decode(body[read:], groups)
+                items, read = chosen_items.on_device(array, groups, device), read + length
             positions = self.select.expand(items, num_blocks, block_numel)
-        layout = self._layout(num_blocks, block_numel, positions)
+        layout = self._layout(num_blocks, block_numel, positions, device)
         return self.quantize.decode(body[read:], count, layout), positions, seed
 
     def _restore(self, values: Tensor, positions: Tensor | None, shape: Shape, seed: int) -> Tensor:
         num_blocks, block_numel = self.transform.grid(shape)
         if positions is None:
             return self.transform.inverse(values.view(num_blocks, block_numel), shape, seed=seed)
-        per_block = self._layout(num_blocks, block_numel, positions).per_block
+        per_block = self._layout(num_blocks, block_numel, positions, values.device).per_block
         return self.transform.inverse_chosen(values, positions, shape, per_block=per_block, seed=seed)
 
 
+def _at(flat: Tensor, positions: Tensor) -> Tensor:
+    """The values at ``positions``."""
+    if on_host(flat.device):
+        return torch.from_numpy(flat.numpy()[positions.numpy()])
+    return flat.index_select(0, positions)
+
+
+def _add(total: Tensor, values: Tensor, positions: Tensor | None) -> None:
+    """Add values to those at ``positions``, which are distinct, or to all."""
+    if positions is None:
+        total += values
+    elif on_host(total.device):
+        # Numpy scatters several times faster than torch.
+        total.numpy()[positions.numpy()] += values.numpy()
+    else:
+        # Each entry gets one value, so that its order among others does not matter.
+        total.index_add_(0, positions, values)
+
+
 def _finite(decoded: Tensor, shape: Shape) -> Tensor:
-    """Sums and products of values that are finite may not be."""
-    if not all_finite(decoded):
+    """Sums and products of values that are finite may not be; on an accelerator the caller looks."""
+    if on_host(decoded.device) and not all_finite(decoded):
         raise PayloadError(f"payload: its values are too large: a tensor of shape {shape} overflows")
     return decoded

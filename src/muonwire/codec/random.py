@@ -13,6 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from muonwire.codec.host import CPU, on_host, send
+from muonwire.codec.packing import unpack
+
 
 def words(seed: int, stream: str, count: int) -> npt.NDArray[np.uint64]:
     """``count`` words of 64 random bits; fewer words of a stream are the beginning of more.
@@ -30,10 +33,14 @@ def words(seed: int, stream: str, count: int) -> npt.NDArray[np.uint64]:
     return np.random.Philox(key=key).random_raw(count).astype("<u8", copy=False)
 
 
-def signs(seed: int, stream: str, count: int) -> Tensor:
+def signs(seed: int, stream: str, count: int, device: torch.device = CPU) -> Tensor:
     """``count`` random signs, +1 or −1 in float32, one bit each."""
-    bits = np.unpackbits(words(seed, stream, -(-count // 64)).view(np.uint8), count=count, bitorder="little")
-    return torch.from_numpy(bits).to(torch.float32).mul_(-2).add_(1)
+    drawn = words(seed, stream, -(-count // 64)).view(np.uint8)
+    if on_host(device):
+        bits = torch.from_numpy(np.unpackbits(drawn, count=count, bitorder="little"))
+    else:
+        bits = unpack(send(torch.from_numpy(drawn), device), count, 1)
+    return bits.to(torch.float32).mul_(-2).add_(1)
 
 
 def uniform(seed: int, stream: str, count: int) -> Tensor:

@@ -30,6 +30,7 @@ import torch
 from constriction import stream
 from torch import Tensor
 
+from muonwire.codec.host import CPU, on_host, send
 from muonwire.codec.pack.ans import PRECISION, fixed_point_model
 from muonwire.codec.pack.fields import Ints, pack_words, unpack_words
 from muonwire.codec.payload import Reader, varint
@@ -209,7 +210,7 @@ def positive(body: bytes, count: int, *, scale: bytes) -> Ints:
     return bits[:count].astype(np.int64)
 
 
-def mean(counts: Ints, replicas: int, *, scale: float) -> Tensor:
+def mean(counts: Ints, replicas: int, *, scale: float, device: torch.device = CPU) -> Tensor:
     """s (2 n − R) / R in float32, to the bit what summing the replicas' ±s in any order and dividing by R gives.
 
     A scale in bfloat16 has eight bits, so that in float32 every sum of fewer than 2¹⁶ of them is exact.
@@ -217,7 +218,12 @@ def mean(counts: Ints, replicas: int, *, scale: float) -> Tensor:
     >>> mean(np.array([0, 1, 3]), 3, scale=0.5)
     tensor([-0.5000, -0.1667,  0.5000])
     """
-    total = torch.from_numpy(2 * counts - replicas).to(torch.float32) * scale
+    if on_host(device):
+        total = torch.from_numpy(2 * counts - replicas).to(torch.float32) * scale
+    else:
+        # Small integers go to the device.
+        narrow = counts.astype(np.uint8 if replicas < 1 << 8 else np.int32)
+        total = send(torch.from_numpy(narrow), device).to(torch.int64).mul_(2).sub_(replicas).float() * scale
     # A sum of zeros is +0, whatever their signs.
     return (total + 0.0) / replicas
 

@@ -311,7 +311,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         elif Flag.DIVERGED in self.transport.requested and self._failure is None:
             problem = "the loss is not finite"
         else:
-            problem = find_problem(self.named_parameters())
+            problem = find_problem(self.named_parameters(), self.changes.ask(params))
         ensure_agreement(self, params)
         problem, overflowed = inside.average(self, params, problem, overflowed=overflowed)
         try:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonwire.codec.host import fetch
 from muonwire.errors import NonFiniteUpdateError
-from muonwire.optim.kept import wide_dtype
+from muonwire.optim.kept import Question, wide_dtype
 
 # Squares of larger norms, which Adam takes, overflow float32.
 LARGEST_NORM = 1e18
@@ -64,24 +65,37 @@ class GradientCount:
         )
 
 
-def are_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether all entries are finite, and small enough that their squares are too; NaN is neither."""
+def are_finite(gradients: Sequence[Tensor], question: Question | None = None) -> bool:
+    """Whether all entries are finite, and small enough that their squares are too; NaN is neither.
+
+    Args:
+        gradients: on any devices, each of which the host waits for once.
+        question: answered by the same transfers. Default: none.
+    """
     narrow = [g for g in gradients if g.element_size() < 4]
     wide = [g for g in gradients if g.element_size() >= 4]
     norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in narrow]
     if wide:
         norms.append(torch.nn.utils.get_total_norm(wide))
-    return all(float(norm) <= LARGEST_NORM for norm in norms)
+    # The norm of sharded gradients is a DTensor.
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    asked = [] if question is None else question.differ
+    found = fetch([t.double() for t in (*whole, *asked)])
+    if question is not None:
+        question.answers = [bool(answer[0]) for answer in found[len(whole) :]]
+    return all(norm[0] <= LARGEST_NORM for norm in found[: len(whole)])
 
 
-def find_problem(named_parameters: Iterable[tuple[str, Tensor]]) -> str | None:
-    """A text that names the first gradient that is not finite; None where all are finite."""
+def find_problem(
+    named_parameters: Iterable[tuple[str, Tensor]], question: Question | None = None
+) -> str | None:
+    """A text that names the first gradient that is not finite; None where all are finite. ``question``: see ``are_finite``."""
     named = [
         (name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad)
         for name, p in named_parameters
         if p.grad is not None
     ]
-    if not named or are_finite([g for _, g in named]):
+    if not named or are_finite([g for _, g in named], question):
         return None
     for name, gradient in named:
         if not are_finite([gradient]):

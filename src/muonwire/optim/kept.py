@@ -91,10 +91,11 @@ class ChangeDetector:
     def __init__(self) -> None:
         self._marks: list[_Mark] | None = None
         self._samples: list[_Samples] = []
+        self._question: Question | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or unpickled optimizer has weights at other addresses.
-        return {"_marks": None, "_samples": []}
+        return {"_marks": None, "_samples": [], "_question": None}
 
     def record(self, params: Sequence[Tensor], states: StatesByParam) -> None:
         """Remember these weights, which the optimizer has just written."""
@@ -117,11 +118,20 @@ class ChangeDetector:
             for mark, p in zip(self._marks, params, strict=False)
         )
 
+    def ask(self, params: Sequence[Tensor]) -> "Question | None":
+        """What the next ``edited`` wants to know of these weights; whoever answers it saves the host a wait for the device."""
+        asks = self._samples and self._in_place([_mark(p) for p in params])
+        self._question = Question([samples.differing() for samples in self._samples]) if asks else None
+        return self._question
+
     def edited(self, params: Sequence[Tensor], states: StatesByParam) -> bool:
         """Whether any weight holds other values than were recorded; a cast is no edit."""
         marks = [_mark(p) for p in params]
+        question, self._question = self._question, None
         if self._samples and self._in_place(marks):
-            return any(samples.differ() for samples in self._samples)
+            if question is not None and question.answers is not None:
+                return any(question.answers)
+            return any(bool(samples.differing()) for samples in self._samples)
         copied = _copied(params, states)
         if not copied:
             return self._marks is not None and marks != self._marks
@@ -135,6 +145,19 @@ class ChangeDetector:
     def _in_place(self, marks: "Sequence[_Mark]") -> bool:
         """Whether the weights have the recorded addresses, dtypes and devices."""
         return self._marks is not None and [m[1:] for m in marks] == [m[1:] for m in self._marks]
+
+
+class Question:
+    """What the host wants to know of weights: whether any value differs, of each of their devices and dtypes.
+
+    Args:
+        differ: a bool each, on the devices.
+    """
+
+    def __init__(self, differ: Sequence[Tensor]) -> None:
+        self.differ = differ
+        # Of each of them, once somebody has fetched it.
+        self.answers: list[bool] | None = None
 
 
 class _Samples:
@@ -158,9 +181,9 @@ class _Samples:
         ]
         return torch.cat(views).to(self._recorded.dtype)
 
-    def differ(self) -> bool:
-        """Whether the weights hold other values than were recorded."""
-        return not torch.equal(self._now(), self._recorded)
+    def differing(self) -> Tensor:
+        """Whether the weights hold other values than were recorded: one bool on their device."""
+        return (self._now() != self._recorded).any()
 
     def record(self) -> None:
         """Take the samples anew."""

@@ -3,11 +3,24 @@
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from muonwire.codec.base import Codec
 from muonwire.codec.finite import all_finite
 from muonwire.codec.part import Shape
 from muonwire.errors import PayloadError
+
+
+def decode_alone(codec: Codec, body: bytes, shape: Shape, *, dtype: torch.dtype) -> Tensor:
+    """One replica's body on the CPU, where decoding says what is wrong.
+
+    Raises:
+        PayloadError: it does not decode to values that are finite in ``dtype``.
+    """
+    decoded = codec.decode_body(body, shape).to(dtype)
+    if not all_finite(decoded):
+        raise PayloadError(f"payload: a decoded value is not finite in {dtype}")
+    return decoded
 
 
 def blame(
@@ -23,16 +36,11 @@ def blame(
         what: they are, for the message.
     """
     peaks = []
-    # Each body is decoded by itself only here.
     for rank, body in enumerate(bodies):
         try:
-            decoded = codec.decode_body(body, shape).to(dtype)
+            decoded = decode_alone(codec, body, shape, dtype=dtype)
         except PayloadError as error:
             return PayloadError(f"from replica {rank}: {what}: {error}")
-        if not all_finite(decoded):
-            return PayloadError(
-                f"from replica {rank}: {what}: payload: a decoded value is not finite in {dtype}"
-            )
         peaks.append(decoded.abs().max().item() if decoded.numel() else 0.0)
     rank = peaks.index(max(peaks))
     return PayloadError(

@@ -1,8 +1,9 @@
 """The compressed exchange, with feedback."""
 
+import math
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,8 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import payload as payloads
-from muonwire.codec.base import Codec, Encoded
-from muonwire.codec.finite import all_finite
+from muonwire.codec.base import Codec, Drafts, Encoded
+from muonwire.codec.finite import Checks
+from muonwire.codec.host import send
 from muonwire.codec.part import Shape
 from muonwire.errors import PayloadError, UsageError
 from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
@@ -21,7 +23,7 @@ from muonwire.stages.feedback import EF14, Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.owners import LAST, OWNER, SUMS, Owners
 from muonwire.stages.pieces import Piece, assembled
-from muonwire.stages.rounds import Reply, Request, Rounds
+from muonwire.stages.rounds import Reply, Request, Rounds, at_once, read
 from muonwire.transport.base import Flag
 
 MEANS = ("gather", "lossless", "recompressed", "auto")
@@ -139,7 +141,7 @@ class Exchange(TalkingStage):
     @override
     def init(self, param: Tensor) -> State:
         """The feedback's state, the codec's if it keeps one, and what an owner keeps, or all of sums, nothing at first."""
-        kept = self.codec.init(tuple(param.shape))
+        kept = {k: send(v, param.device) for k, v in self.codec.init(tuple(param.shape)).items()}
         owned: State = {}
         if self.means in ("recompressed", "auto") and self._recompresses:
             owned = {OWNER: {}} | ({LAST: {}} if self.mean_prediction else {})
@@ -195,52 +197,81 @@ class Exchange(TalkingStage):
     @override
     def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         """One round for the shared scales, where there are any; then one of a gather, or two of owners."""
-        signals = self._signals(updates, states, context)
+        drafts = Drafts()
+        signals = self._signals(updates, states, context, drafts)
         scales = None
         if self.codec.shares_scale:
             signals = list(signals)
-            agreed = yield Request(tensors=[torch.tensor([self.codec.scale_of(s) for s in signals])])
+            found = yield from read([self.codec.scale_of(s) for s in signals])
+            own = [float(scale[0]) for scale in found]
+            if not all(map(math.isfinite, own)):
+                context.transport.requested |= Flag.DIVERGED
+            agreed = yield Request(tensors=[torch.tensor([s if math.isfinite(s) else 0.0 for s in own])])
             (scales,) = agreed.tensors
         shapes = tuple(tuple(u.shape) for u in updates)
         form = self.form(shapes, context.transport.world_size)
         if form == "gather":
-            reply = yield Request(payload=self._encode(signals, states, scales, context))
-            return self.receive(reply, params, states, context)
+            payload = yield from self._encode(signals, states, scales, context, drafts)
+            reply = yield Request(payload=payload)
+            return (yield from self._receive(reply, params, states, context))
         owners = self._owners(form)
-        bodies = self._encode_pieces(owners, signals, shapes, states, scales, context)
-        means = yield from owners.rounds(bodies, shapes, scales, states, context)
-        return [
-            self._update(i, None, means[i], param, state, context)
-            for i, (param, state) in enumerate(zip(params, states, strict=True))
-        ]
+        bodies = yield from self._encode_pieces(owners, signals, shapes, states, scales, context, drafts)
+        devices = [p.device for p in params]
+        means = yield from owners.rounds(bodies, shapes, scales, states, context, devices)
+        return (yield from self._updates(None, means, params, states, context))
 
     @override
     def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
         """The payload of a gather: encode the signals and keep what is not sent."""
-        return Request(payload=self._encode(self._signals(updates, states, context), states, None, context))
+        drafts = Drafts()
+        signals = self._signals(updates, states, context, drafts)
+        return Request(payload=at_once(self._encode(signals, states, None, context, drafts)))
 
-    def _signals(self, updates: Tensors, states: States, context: Context) -> Iterable[Tensor]:
-        """What is to be sent of each tensor, made when it is asked for."""
+    def _signals(
+        self, updates: Tensors, states: States, context: Context, drafts: Drafts
+    ) -> Iterable[Tensor]:
+        """What is to be sent of each tensor, made when it is asked for; zeros where the host sees that it is not finite."""
         for update, state in zip(updates, states, strict=True):
             signal = self.feedback.signal(update, state, context)
-            if not all_finite(signal):
-                # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
-                context.transport.requested |= Flag.DIVERGED
+            if not drafts.checks.add(signal):
                 signal = torch.zeros_like(signal)
             yield signal
 
     def _encode(
-        self, signals: Iterable[Tensor], states: States, scales: Tensor | None, context: Context
-    ) -> bytes:
+        self,
+        signals: Iterable[Tensor],
+        states: States,
+        scales: Tensor | None,
+        context: Context,
+        drafts: Drafts,
+    ) -> Generator[Request, Reply, bytes]:
         """One payload of all signals."""
-        entries = []
+        kinds = []
         for i, (signal, state) in enumerate(zip(signals, states, strict=True)):
-            encoded = self.codec.encode_body(
+            one = self.codec.encode_body(
                 signal, seed=round_seed(step=context.step, index=i), state=_state(state, scales, i)
             )
-            self._keep(signal, encoded, state, context)
-            entries.append((tuple(signal.shape), signal.dtype, encoded.body))
+            drafts.add(one)
+            self._keep(signal, one, state, context)
+            kinds.append((tuple(signal.shape), signal.dtype))
+        bodies = yield from self._written(drafts, context)
+        for i, (shape, dtype) in enumerate(kinds):
+            if not bodies[i]:
+                zeros = torch.zeros(shape, dtype=dtype)
+                seed = round_seed(step=context.step, index=i)
+                bodies[i] = [self.codec.encode_body(zeros, seed=seed, state=_state({}, scales, i)).body]
+        entries = [(*kind, of_tensor[0]) for kind, of_tensor in zip(kinds, bodies, strict=True)]
         return payloads.pack(str(self.codec), entries)
+
+    def _written(self, drafts: Drafts, context: Context) -> Generator[Request, Reply, list[list[bytes]]]:
+        """By tensor: the bodies of its pieces; none where the tensor is not finite.
+
+        The other replicas wait for its payload: it holds zeros, and the header of its message says why.
+        """
+        bodies = drafts.write((yield from read(drafts.values)))
+        if None in bodies:
+            context.transport.requested |= Flag.DIVERGED
+        return [of_tensor or [] for of_tensor in bodies]
 
     def _encode_pieces(
         self,
@@ -250,19 +281,28 @@ class Exchange(TalkingStage):
         states: States,
         scales: Tensor | None,
         context: Context,
-    ) -> list[list[bytes]]:
+        drafts: Drafts,
+    ) -> Generator[Request, Reply, list[list[bytes]]]:
         """By owner: the bodies of its pieces of all signals."""
         cuts = owners.pieces(shapes, context.transport.world_size)
         by_tensor: list[list[tuple[int, Piece]]] = [[] for _ in shapes]
         for owner, pieces in enumerate(cuts):
             for piece in pieces:
                 by_tensor[piece.tensor].append((owner, piece))
-        bodies: list[list[bytes]] = [[] for _ in cuts]
         for i, (signal, state, of_tensor) in enumerate(zip(signals, states, by_tensor, strict=True)):
             encoded = owners.encode(signal, of_tensor, step=context.step, state=_state(state, scales, i))
+            drafts.add(*(part for _, part in encoded))
             self._keep(signal, assembled(encoded, signal), state, context)
-            for (owner, _), (_, part) in zip(of_tensor, encoded, strict=True):
-                bodies[owner].append(part.body)
+        written = yield from self._written(drafts, context)
+        bodies: list[list[bytes]] = [[] for _ in cuts]
+        for i, (of_tensor, found) in enumerate(zip(by_tensor, written, strict=True)):
+            if of_tensor and not found:
+                again = owners.encode(
+                    torch.zeros(shapes[i]), of_tensor, step=context.step, state=_state({}, scales, i)
+                )
+                found = [part.body for _, part in again]
+            for (owner, _), body in zip(of_tensor, found, strict=True):
+                bodies[owner].append(body)
         return bodies
 
     def _keep(self, signal: Tensor, encoded: Encoded, state: State, context: Context) -> None:
@@ -275,17 +315,18 @@ class Exchange(TalkingStage):
     @override
     def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """Check every replica's payload and average the tensors."""
+        return at_once(self._receive(reply, params, states, context))
+
+    def _receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> Rounds:
         shapes = tuple(tuple(p.shape) for p in params)
         # A payload names its codec.
-        key = (self.over, shapes, tuple(reply.payloads))
-        bodies, means = context.transport.once(key, lambda: self._decode(reply.payloads, shapes))
-        return [
-            self._update(i, bodies[i], means[i], param, state, context)
-            for i, (param, state) in enumerate(zip(params, states, strict=True))
-        ]
+        devices = tuple(p.device for p in params)
+        key = (self.over, shapes, devices, tuple(reply.payloads))
+        bodies, means = context.transport.once(key, lambda: self._decode(reply.payloads, shapes, devices))
+        return (yield from self._updates(bodies, means, params, states, context))
 
     def _decode(
-        self, received: Sequence[bytes], shapes: Sequence[tuple[int, ...]]
+        self, received: Sequence[bytes], shapes: Sequence[Shape], devices: Sequence[torch.device]
     ) -> tuple[list[list[bytes]], list[Tensor | None]]:
         """By tensor: the replicas' bodies in rank order, and their mean, None where one of them is damaged."""
         by_rank = []
@@ -296,36 +337,44 @@ class Exchange(TalkingStage):
                 raise PayloadError(f"from replica {rank}: {error}") from error
         bodies = [[entries[i].body for entries in by_rank] for i in range(len(shapes))]
         means: list[Tensor | None] = []
-        for of_tensor, shape in zip(bodies, shapes, strict=True):
+        for of_tensor, shape, device in zip(bodies, shapes, devices, strict=True):
             try:
-                means.append(self.codec.mean_bodies(of_tensor, shape, over=self.over))
+                means.append(self.codec.mean_bodies(of_tensor, shape, over=self.over, device=device))
             except PayloadError:
                 means.append(None)
         return bodies, means
 
-    def _update(
+    def _updates(
         self,
-        index: int,
-        bodies: Sequence[bytes] | None,
-        mean: Tensor | None,
-        param: Tensor,
-        state: State,
+        bodies: Sequence[Sequence[bytes]] | None,
+        means: Sequence[Tensor | None],
+        params: Tensors,
+        states: States,
         context: Context,
-    ) -> Tensor:
-        """The update of tensor ``index`` of the group; ``bodies`` are all replicas', None where owners averaged them."""
+    ) -> Rounds:
+        """The updates that the means make; ``bodies`` are all replicas' by tensor, None where owners averaged them."""
+        updates: list[Tensor] = []
+        for mean, param, state in zip(means, params, states, strict=True):
+            if mean is None:
+                break
+            # A copy: what follows in the chain may change it.
+            copy = mean.to(param.device, copy=True)
+            updates.append(self.feedback.restore(copy, state).to(param.dtype))
+        checks = Checks()
+        for update in updates:
+            checks.add(update)
+        finite = checks.results((yield from read(checks.sums)))
+        if len(updates) == len(params) and all(finite):
+            return updates
+        index = finite.index(False) if False in finite else len(updates)
+        param = params[index]
         name = f" ({context.names[index]})" if context.names else ""
         what = f"tensor {index}{name} of shape {tuple(param.shape)}"
-        update = None
-        if mean is not None:
-            # A copy: what follows in the chain may change it.
-            update = self.feedback.restore(mean.to(param.device, copy=True), state).to(param.dtype)
-        if update is not None and all_finite(update):
-            return update
         if bodies is None:
             raise PayloadError(
                 f"{what}: the owners' means do not make an update that is finite in {param.dtype}"
             )
-        raise blame(self.codec, bodies, tuple(param.shape), dtype=param.dtype, what=what)
+        raise blame(self.codec, bodies[index], tuple(param.shape), dtype=param.dtype, what=what)
 
     def __str__(self) -> str:
         senders = ", over=senders" if self.over == "senders" else ""

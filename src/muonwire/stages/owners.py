@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from muonwire.codec import parts, sums
-from muonwire.codec.base import Codec, Encoded
-from muonwire.codec.finite import all_finite
+from muonwire.codec.base import Codec, Drafts, Encoded
 from muonwire.codec.part import Shape
 from muonwire.codec.quantize import scales as bfloat16
 from muonwire.errors import PayloadError
 from muonwire.stages.base import Context, State, States
 from muonwire.stages.damage import blame
 from muonwire.stages.pieces import UNITS, Piece, assemble, cut
-from muonwire.stages.rounds import Reply, Request
+from muonwire.stages.rounds import Reply, Request, read
 
 OWNER = "owner"
 # Of a tensor whose sums travel: the level of each entry's last one, the same on all replicas.
@@ -109,6 +108,7 @@ class Owners:
         scales: Tensor | None,
         states: States,
         context: Context,
+        devices: Sequence[torch.device],
     ) -> Generator[Request, Reply, list[Tensor]]:
         """The tensors' means, the same bits on all replicas.
 
@@ -119,6 +119,7 @@ class Owners:
             states: of the tensors; what the owner keeps is under "owner", what all know of their sums under "sums", and the last
                 mean that went through a codec under "last".
             context: of the round.
+            devices: of the tensors, on which their means are made.
 
         Raises:
             PayloadError: a replica sent what does not decode; on all replicas, and it names that one.
@@ -136,11 +137,12 @@ class Owners:
         try:
             mean = b""
             if own:
-                sent = (
-                    self._count(round_of_parts.payloads, own, known[transport.rank], scales, context)
-                    if self.mean_codec is None
-                    else self._encode_mean(self.mean_codec, round_of_parts.payloads, own, states, context)
-                )
+                if self.mean_codec is None:
+                    sent = self._count(round_of_parts.payloads, own, known[transport.rank], scales, context)
+                else:
+                    sent = yield from self._encode_mean(
+                        self.mean_codec, round_of_parts.payloads, own, states, context, devices
+                    )
                 mean = parts.pack(texts[transport.rank], [piece.shape for piece in own], sent)
         except PayloadError as error:
             # The others cannot see what this replica was sent; all must stop for the same reason.
@@ -148,12 +150,15 @@ class Owners:
         round_of_means = yield Request(payload=mean, observers=True)
         received = round_of_means.payloads
         shared = () if scales is None else tuple(scales.tolist())
-        key = ("owners", str(self), shapes, shared, *texts, *received)
+        key = ("owners", str(self), shapes, shared, *devices, *texts, *received)
         if self.mean_codec is not None:
-            changes = transport.once(key, lambda: self._decode_means(received, cuts, texts, shapes))
+            changes = transport.once(key, lambda: self._decode_means(received, cuts, texts, shapes, devices))
             return [self._predicted(state, change) for state, change in zip(states, changes, strict=True)]
         means, levels = transport.once(
-            key, lambda: self._decode_sums(received, cuts, texts, known, shapes, scales, transport.world_size)
+            key,
+            lambda: self._decode_sums(
+                received, cuts, texts, known, shapes, scales, transport.world_size, devices
+            ),
         )
         for state, of_tensor in zip(states, levels, strict=True):
             state[SUMS] = {LEVELS: of_tensor}
@@ -226,18 +231,25 @@ class Owners:
         pieces: Sequence[Piece],
         states: States,
         context: Context,
-    ) -> list[bytes]:
+        devices: Sequence[torch.device],
+    ) -> Generator[Request, Reply, list[bytes]]:
         """The mean of each piece, with what is kept of earlier means; keeps what is not sent."""
         by_rank = self._unpacked(received, pieces)
-        sent = []
+        drafts = Drafts()
         kept: dict[int, State] = {i: {} for i in range(len(states))}
+
+        def damaged(k: int) -> PayloadError:
+            bodies, what = [of_rank[k] for of_rank in by_rank], _named(pieces[k], context)
+            return blame(self.codec, bodies, pieces[k].shape, dtype=torch.float32, what=what)
+
         for k, piece in enumerate(pieces):
             bodies = [of_rank[k] for of_rank in by_rank]
             mean = None
             with suppress(PayloadError):
-                mean = self.codec.mean_bodies(bodies, piece.shape, over=self.over)
-            if mean is None or not all_finite(mean):
-                raise blame(self.codec, bodies, piece.shape, dtype=torch.float32, what=_named(piece, context))
+                device = devices[piece.tensor]
+                mean = self.codec.mean_bodies(bodies, piece.shape, over=self.over, device=device)
+            if mean is None or not drafts.checks.add(mean):
+                raise damaged(k)
             residual = _residual(states[piece.tensor], piece)
             signal = (
                 mean if residual is None else mean + self.decay * residual.to(mean.dtype).view(mean.shape)
@@ -253,10 +265,13 @@ class Owners:
                 "residual": (signal - encoded.decoded).reshape(-1),
                 "begin": piece.begin,
             }
-            sent.append(encoded.body)
+            drafts.add(encoded)
+        written = drafts.write((yield from read(drafts.values)))
+        if None in written:
+            raise damaged(written.index(None))
         for i, state in enumerate(states):
             state[OWNER] = kept[i]
-        return sent
+        return [of_piece[0] for of_piece in written if of_piece]
 
     def _mean_bodies(
         self, received: Sequence[bytes], cuts: Sequence[Sequence[Piece]], texts: Sequence[str]
@@ -273,6 +288,7 @@ class Owners:
         cuts: Sequence[Sequence[Piece]],
         texts: Sequence[str],
         shapes: tuple[Shape, ...],
+        devices: Sequence[torch.device],
     ) -> list[Tensor]:
         """The means of all tensors, out of the owners' messages."""
         assert self.mean_codec is not None
@@ -280,10 +296,15 @@ class Owners:
         for owner, bodies in self._mean_bodies(received, cuts, texts):
             with _from(owner):
                 for piece, body in zip(cuts[owner], bodies, strict=True):
-                    found[piece.tensor].append((piece, self.mean_codec.decode_body(body, piece.shape)))
+                    device = devices[piece.tensor]
+                    decoded = self.mean_codec.decode_body(body, piece.shape, device=device)
+                    found[piece.tensor].append((piece, decoded))
         dtypes = {values.dtype for of_tensor in found for _, values in of_tensor}
         dtype = dtypes.pop() if dtypes else torch.float32
-        return [assemble(pieces, shape, dtype=dtype) for pieces, shape in zip(found, shapes, strict=True)]
+        return [
+            assemble(pieces, shape, dtype=dtype, device=device)
+            for pieces, shape, device in zip(found, shapes, devices, strict=True)
+        ]
 
     def _decode_sums(
         self,
@@ -294,6 +315,7 @@ class Owners:
         shapes: tuple[Shape, ...],
         scales: Tensor | None,
         largest: int,
+        devices: Sequence[torch.device],
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The means of all tensors, and the levels of their sums, out of the owners' messages; of at most ``largest`` signs."""
         means: list[list[tuple[Piece, Tensor]]] = [[] for _ in shapes]
@@ -310,11 +332,15 @@ class Owners:
                             f"payload: sums of {senders} signs; those of other pieces are of {replicas}"
                         )
                     replicas = senders
-                    means[piece.tensor].append((piece, sums.mean(counts, senders, scale=scale)))
+                    mean = sums.mean(counts, senders, scale=scale, device=devices[piece.tensor])
+                    means[piece.tensor].append((piece, mean))
                     level = torch.from_numpy(sums.levels_of(counts, senders))
                     levels[piece.tensor].append((piece, level))
         return (
-            [assemble(of, shape, dtype=torch.float32) for of, shape in zip(means, shapes, strict=True)],
+            [
+                assemble(of, shape, dtype=torch.float32, device=device)
+                for of, shape, device in zip(means, shapes, devices, strict=True)
+            ],
             [assemble(of, shape, dtype=torch.uint8) for of, shape in zip(levels, shapes, strict=True)],
         )
 

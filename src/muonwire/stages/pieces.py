@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from muonwire.codec.base import Encoded
+from muonwire.codec.host import CPU
 from muonwire.codec.part import Shape
 
 # From the finest to the coarsest; see Codec.unit.
@@ -72,9 +73,11 @@ def cut(shapes: tuple[Shape, ...], owners: int, unit: str) -> tuple[tuple[Piece,
     return tuple(map(tuple, parts))
 
 
-def assemble(pieces: Sequence[tuple[Piece, Tensor]], shape: Shape, *, dtype: torch.dtype) -> Tensor:
-    """A tensor out of all its pieces, in any order."""
-    whole = torch.empty(math.prod(shape), dtype=dtype)
+def assemble(
+    pieces: Sequence[tuple[Piece, Tensor]], shape: Shape, *, dtype: torch.dtype, device: torch.device = CPU
+) -> Tensor:
+    """A tensor out of all its pieces, in any order, on their device."""
+    whole = torch.empty(math.prod(shape), dtype=dtype, device=device)
     for piece, values in pieces:
         whole[piece.begin : piece.end] = values.reshape(-1)
     return whole.view(shape)
@@ -85,11 +88,10 @@ def assembled(encoded: Sequence[tuple[Piece, Encoded]], signal: Tensor) -> Encod
 
     def joined(parts: Sequence[tuple[Piece, Tensor]]) -> Tensor:
         dtype = parts[0][1].dtype if parts else signal.dtype
-        on_cpu = [(piece, part.cpu()) for piece, part in parts]
-        return assemble(on_cpu, tuple(signal.shape), dtype=dtype).to(signal.device)
+        return assemble(parts, tuple(signal.shape), dtype=dtype, device=signal.device)
 
     return Encoded(
-        body=b"",
+        fields=(),
         restore_decoded=lambda: joined([(piece, e.decoded) for piece, e in encoded]),
         restore_selected=lambda: joined([(piece, e.selected) for piece, e in encoded]),
     )

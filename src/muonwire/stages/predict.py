@@ -64,8 +64,10 @@ class Predicted(TalkingStage):
         results = [u + p for u, p in zip(sent, predictions, strict=True)]
         directions = self.direction.apply(results, params, [s["direction"] for s in states], context)
         for prediction, result, direction in zip(predictions, results, directions, strict=True):
-            length = float((direction * direction).sum())
-            share = float((result * direction).sum()) / length if length else 0.0
+            length = (direction * direction).sum().double()
+            overlap = (result * direction).sum().double()
+            # A quotient that the host does not wait for.
+            share = torch.where(length > 0, overlap / torch.where(length > 0, length, 1), 0)
             torch.mul(direction, share, out=prediction)
         return results
 

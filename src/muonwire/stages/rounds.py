@@ -3,9 +3,11 @@
 import struct
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from muonwire.codec.host import fetch, on_host
 from muonwire.errors import PayloadError
 from muonwire.transport.base import Transport
 
@@ -16,32 +18,58 @@ _LENGTH = struct.Struct("<I")
 class Request:
     """What a stage wants exchanged: ``tensors`` to average, a ``payload`` to gather, or ``parts``, one for each replica.
 
+    Or ``values``, which no other replica sees: tensors of a device that the host wants to read, with those of all groups at once.
+
     Args:
         tensors: to average.
         payload: for all replicas.
         parts: one payload for each replica, in rank order.
+        values: to read; the next request follows before any message is sent.
         observers: with a payload: whether those of replicas that observe are gathered, too (``Transport.gather``).
     """
 
     tensors: Sequence[Tensor] | None = None
     payload: bytes | None = None
     parts: Sequence[bytes] | None = None
+    values: Sequence[Tensor] | None = None
     observers: bool = False
 
     def __post_init__(self) -> None:
-        assert [self.tensors, self.payload, self.parts].count(None) == 2
+        assert [self.tensors, self.payload, self.parts, self.values].count(None) == 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """The answer to a request: averaged tensors, or in rank order all replicas' payloads, or what each sent to this one."""
+    """The answer to a request: averaged tensors, values as arrays, or in rank order all payloads or what each sent to this one."""
 
     tensors: Sequence[Tensor] = ()
     payloads: Sequence[bytes] = ()
+    values: Sequence[Any] = ()
 
 
 # The rounds of a stage: it yields requests, is sent replies, and returns the updates.
 Rounds = Generator[Request, Reply, list[Tensor]]
+Result = TypeVar("Result")
+
+
+def read(tensors: Sequence[Tensor]) -> Generator[Request, Reply, list[Any]]:
+    """``fetch`` in the rounds of a stage: what lies on a device is read together with what other groups read."""
+    if all(on_host(t.device) for t in tensors):
+        return fetch(tensors)
+    reply = yield Request(values=tensors)
+    return list(reply.values)
+
+
+def at_once(running: Generator[Request, Reply, Result]) -> Result:
+    """The result of a generator that only reads."""
+    try:
+        request = next(running)
+        while True:
+            assert request.values is not None
+            request = running.send(Reply(values=fetch(request.values)))
+    except StopIteration as end:
+        result: Result = end.value
+        return result
 
 
 def join(payloads: Sequence[bytes]) -> bytes:
@@ -141,10 +169,21 @@ def drive(
             results[index] = end.value
             return None
 
-    waiting = [(i, request) for i in range(len(running)) if (request := advance(i, None)) is not None]
+    def after_reading(waiting: list[tuple[int, Request]]) -> list[tuple[int, Request]]:
+        """What all want exchanged, once they have read what they want to read."""
+        while reading := [(i, request.values) for i, request in waiting if request.values is not None]:
+            arrays = iter(fetch([t for _, values in reading for t in values]))
+            answers = {i: Reply(values=[next(arrays) for _ in values]) for i, values in reading}
+            moved = [(i, advance(i, answers[i]) if i in answers else request) for i, request in waiting]
+            waiting = [(i, request) for i, request in moved if request is not None]
+        return waiting
+
+    started = [(i, request) for i in range(len(running)) if (request := advance(i, None)) is not None]
+    waiting = after_reading(started)
     while waiting:
         replies = perform([request for _, request in waiting], transport)
         after_each()
         answered = zip([i for i, _ in waiting], replies, strict=True)
         waiting = [(i, request) for i, reply in answered if (request := advance(i, reply)) is not None]
+        waiting = after_reading(waiting)
     return [results[i] for i in range(len(running))]

@@ -9,10 +9,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import payload as payloads
-from muonwire.codec.base import Codec
-from muonwire.codec.finite import all_finite
+from muonwire.codec.base import Codec, Drafts
+from muonwire.codec.finite import each_finite
+from muonwire.codec.host import fetch
 from muonwire.errors import PayloadError, UsageError
 from muonwire.stages.base import Context, Stage, State, States, TalkingStage, Tensors
+from muonwire.stages.damage import decode_alone
 from muonwire.stages.exchange import round_seed
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
@@ -80,33 +82,43 @@ class Serve(TalkingStage):
         transport = context.transport
         owned = self._owned(transport.rank, len(updates), transport.world_size)
         results = self.stage.apply_to_some(owned, updates, params, states, context)
+        drafts = Drafts()
+        seeds = [round_seed(step=context.step, index=i) for i in owned]
+        for seed, result in zip(seeds, results, strict=True):
+            sent = result if drafts.checks.add(result) else torch.zeros_like(result)
+            drafts.add(self.codec.encode_body(sent, seed=seed))
         entries = []
-        for i, result in zip(owned, results, strict=True):
-            sent = result
-            if not all_finite(result):
+        for seed, result, bodies in zip(seeds, results, drafts.write(fetch(drafts.values)), strict=True):
+            shape, dtype = tuple(result.shape), result.dtype
+            if bodies is None:
                 # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
                 transport.requested |= Flag.DIVERGED
-                sent = torch.zeros_like(result)
-            encoded = self.codec.encode_body(sent, seed=round_seed(step=context.step, index=i))
-            entries.append((tuple(sent.shape), sent.dtype, encoded.body))
+                bodies = [self.codec.encode_body(torch.zeros(shape, dtype=dtype), seed=seed).body]
+            entries.append((shape, dtype, bodies[0]))
         return Request(payload=payloads.pack(str(self.codec), entries))
 
     @override
     def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """Check and decode every owner's payload."""
         results: dict[int, Tensor] = {}
+        bodies: dict[int, bytes] = {}
         for rank, payload in enumerate(reply.payloads):
             owned = self._owned(rank, len(params), len(reply.payloads))
             shapes = [tuple(params[i].shape) for i in owned]
             try:
                 entries = payloads.unpack(payload, codec_text=str(self.codec), shapes=shapes)
                 for i, entry in zip(owned, entries, strict=True):
-                    decoded = self.codec.decode_body(entry.body, entry.shape)
-                    results[i] = decoded.to(params[i].device, params[i].dtype)
-                    if not all_finite(results[i]):
-                        raise PayloadError(f"payload: a decoded value is not finite in {params[i].dtype}")
+                    decoded = self.codec.decode_body(entry.body, entry.shape, device=params[i].device)
+                    results[i], bodies[i] = decoded.to(params[i].dtype), entry.body
             except PayloadError as error:
                 raise PayloadError(f"from replica {rank}: {error}") from error
+        for i, finite in zip(results, each_finite(list(results.values())), strict=True):
+            if not finite:
+                rank = i % len(reply.payloads) if self.owners == "all" else 0
+                try:
+                    decode_alone(self.codec, bodies[i], tuple(params[i].shape), dtype=params[i].dtype)
+                except PayloadError as error:
+                    raise PayloadError(f"from replica {rank}: {error}") from error
         return [results[i] for i in range(len(params))]
 
     def __str__(self) -> str:

@@ -327,7 +327,10 @@ class FrameTransport(Transport):
             wait_s=time.perf_counter() - start_s,
         )
         self.meter.add(purpose, traffic)
-        return flat[:numel].to(tensors[0].device) if tensors else flat[:0]
+        # Nobody writes to ``flat`` any more, so that the host need not wait until it has gone to a device; for what comes from one
+        # it must.
+        from_host = flat.device.type == "cpu"
+        return flat[:numel].to(tensors[0].device, non_blocking=from_host) if tensors else flat[:0]
 
     def _flatten(self, tensors: Sequence[Tensor], numel: int, padding: int, dtype: torch.dtype) -> Tensor:
         flat = torch.empty(numel + padding, dtype=dtype, device=self.device)

@@ -1,12 +1,14 @@
 """The contract of a quantizer: the selected values to bytes and back."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from muonwire.codec.host import CPU, Field
 from muonwire.codec.part import Part
 from muonwire.errors import PayloadError
 
@@ -15,44 +17,52 @@ from muonwire.errors import PayloadError
 class Layout:
     """Where the values come from: ``positions`` (None: all) in a grid of (num_blocks, block_numel).
 
-    Where each block holds the same number of values, ``per_block`` is that number, and the values lie block by block.
+    Where each block holds the same number of values, ``per_block`` is that number, and the values lie block by block. ``device`` is
+    that of the values.
     """
 
     num_blocks: int
     block_numel: int
     positions: Tensor | None
     per_block: int | None = None
+    device: torch.device = CPU
 
     def block_of(self, count: int) -> Tensor:
         """The block of each of the ``count`` values."""
-        positions = torch.arange(count) if self.positions is None else self.positions
+        positions = torch.arange(count, device=self.device) if self.positions is None else self.positions
         return positions // max(self.block_numel, 1)
 
 
 class Quantize(Part):
-    """Values (1-D float32) to bytes and back."""
+    """Values (1-D float32) to bytes and back.
+
+    What they become stays on the values' device until somebody fetches the fields. There, decoding checks what the host reads, such
+    as lengths and scales; what else is wrong with bytes from outside decodes to NaN, for which a caller looks anyway.
+    """
 
     # What values decode to.
     decoded_dtype: ClassVar[torch.dtype] = torch.float32
 
     @property
     def notices_nonfinite(self) -> bool:
-        """Whether ``encode`` raises on a value that is not finite."""
+        """Whether ``encode`` raises on a value of the CPU that is not finite."""
         return False
 
     @abstractmethod
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor | None]:
-        """The bytes, and the values that ``decode`` gives for them; ``seed`` is the round's, for stochastic rounding.
+    def encode(
+        self, values: Tensor, layout: Layout, *, seed: int
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
+        """What the bytes are made of, and the values that ``decode`` gives for them, when they are asked for.
 
-        None instead of the values: whoever needs them decodes the bytes.
+        ``seed`` is the round's, for stochastic rounding.
         """
 
     @abstractmethod
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
-        """The ``count`` values behind ``data``, all finite.
+        """The ``count`` values behind ``data`` on the layout's device; on the CPU all finite.
 
         Raises:
-            PayloadError: ``data`` has the wrong length, or holds a scale that is not finite.
+            PayloadError: ``data`` has the wrong length, or holds a scale that is not finite; on the CPU also a value that is none.
         """
 
     @abstractmethod

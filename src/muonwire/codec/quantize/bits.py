@@ -2,6 +2,11 @@
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from muonwire.codec import packing
+from muonwire.codec.host import Field, octets, on_host
 
 Codes = npt.NDArray[np.uint8]
 
@@ -12,6 +17,10 @@ def pack_codes(codes: Codes, width: int) -> bytes:
     >>> pack_codes(np.array([1, 2, 3], dtype=np.uint8), 4).hex()
     '2103'
     """
+    return _pack(codes, width).tobytes()
+
+
+def _pack(codes: Codes, width: int) -> Codes:
     # Eight codes make ``width`` bytes.
     eights = np.zeros((-(-codes.size // 8), 8), dtype=np.uint8)
     eights.reshape(-1)[: codes.size] = codes
@@ -25,7 +34,7 @@ def pack_codes(codes: Codes, width: int) -> bytes:
         for i in range(8):
             words |= eights[:, i].astype("<u8") << np.uint64(width * i)
         packed = words.view(np.uint8).reshape(-1, 8)[:, :width]
-    return packed.tobytes()[: (codes.size * width + 7) // 8]
+    return packed.reshape(-1)[: (codes.size * width + 7) // 8]
 
 
 def unpack_codes(data: bytes, count: int, width: int) -> Codes:
@@ -48,3 +57,17 @@ def unpack_codes(data: bytes, count: int, width: int) -> Codes:
     for i in range(8):
         codes[:, i] = wide >> np.uint64(width * i) & np.uint64((1 << width) - 1)
     return codes.reshape(-1)[:count]
+
+
+def packed(codes: Tensor, width: int) -> Field:
+    """``pack_codes`` where the codes (1-D, uint8) are: by numpy on the CPU, else by the device."""
+    if on_host(codes.device):
+        return Field(torch.from_numpy(_pack(codes.numpy(), width)))
+    return Field(packing.pack(codes, width))
+
+
+def unpacked(data: bytes, count: int, width: int, device: torch.device) -> Tensor:
+    """``unpack_codes`` onto ``device``, to which the packed bytes alone go."""
+    if on_host(device):
+        return torch.from_numpy(unpack_codes(data, count, width))
+    return packing.unpack(octets(data, device), count, width)

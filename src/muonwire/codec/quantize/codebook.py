@@ -1,5 +1,6 @@
 """Values as the nearest of a few levels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec.host import Field, counts_of, on_host, send
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
-from muonwire.codec.quantize.bits import pack_codes, unpack_codes
+from muonwire.codec.quantize.bits import packed, unpacked
 from muonwire.errors import UsageError
 
 FITS = ("lloyd", "gaussian")
@@ -31,15 +33,25 @@ def gaussian_levels(bits: int) -> Tensor:
     return torch.cat([-half.flip(0), half])
 
 
-def _cells(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts and sums (float64) of the values that round to the same bfloat16 number, in ascending order of these."""
+def _cells(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts, sums and means (float64) of the values that round to the same bfloat16 number, in ascending order of these.
+
+    On an accelerator, which would have to tell the host how many numbers occur, also of those that do not: they count nothing, and
+    their mean is that of the last one before that does (of the first ones the first).
+    """
     signed = values.to(torch.bfloat16).view(torch.int16).int()
     # Signed magnitudes as integers stand in the order of the numbers; -0 and 0 share a cell.
     order = torch.where(signed < 0, -(signed & 0x7FFF), signed) + (1 << 15)
-    counts = torch.bincount(order, minlength=1 << 16)
-    sums = torch.zeros(1 << 16, dtype=torch.float64).index_add_(0, order, values.double())
-    present = counts > 0
-    return counts[present].double(), sums[present]
+    counts = counts_of(order, 1 << 16)
+    sums = torch.zeros(1 << 16, dtype=torch.float64, device=values.device)
+    sums.index_add_(0, order, values.double())
+    if on_host(values.device):
+        present = counts > 0
+        counts, sums = counts[present], sums[present]
+        return counts.double(), sums, sums / counts
+    means = torch.where(counts > 0, sums / counts.clamp(min=1), -torch.inf).cummax(0).values
+    least = torch.where(counts > 0, means, torch.inf).min()
+    return counts.double(), sums, means.maximum(least)
 
 
 def lloyd_levels(values: Tensor, bits: int) -> Tensor:
@@ -53,14 +65,13 @@ def lloyd_levels(values: Tensor, bits: int) -> Tensor:
     """
     num_levels = 1 << bits
     if values.numel() == 0:
-        return torch.zeros(num_levels, dtype=torch.float64)
-    counts, sums = _cells(values)
-    means = sums / counts
-    ends = torch.tensor([0, len(counts)])
+        return torch.zeros(num_levels, dtype=torch.float64, device=values.device)
+    counts, sums, means = _cells(values)
+    ends = send(torch.tensor([0, len(counts)]), values.device)
     counts_before = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     sums_before = torch.cat([sums.new_zeros(1), sums.cumsum(0)])
     magnitude = sums.abs().cumsum(0)
-    shares = magnitude[-1] * torch.arange(1, num_levels) / num_levels
+    shares = magnitude[-1] * torch.arange(1, num_levels, device=values.device) / num_levels
     edges = torch.cat([ends[:1], torch.searchsorted(magnitude, shares), ends[1:]])
     # A group without values stays where it starts.
     levels = means[edges[:-1].clamp(max=len(means) - 1)]
@@ -70,7 +81,8 @@ def lloyd_levels(values: Tensor, bits: int) -> Tensor:
         levels = torch.where(sizes > 0, moved, levels).cummax(0).values
         inner = torch.searchsorted(means, (levels[1:] + levels[:-1]) / 2, right=True)
         last, edges = edges, torch.cat([ends[:1], inner, ends[1:]])
-        if torch.equal(last, edges):
+        # On an accelerator the rounds that change nothing cost less than asking for it.
+        if on_host(values.device) and torch.equal(last, edges):
             break
     return levels
 
@@ -128,7 +140,9 @@ class Codebook(Quantize):
         self.check_choice("fit", FITS)
 
     @override
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
+    def encode(
+        self, values: Tensor, layout: Layout, *, seed: int
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
         values = scales.float32_values(values)
         sharing = scales.Sharing(self.scale, values.numel(), layout)
         narrow = scales.round_up(sharing.mean(values.double().square()).sqrt())
@@ -136,23 +150,23 @@ class Codebook(Quantize):
         # Only a scale of zero is raised here; all values behind it are zero.
         unit = values / scale.clamp(min=scales.SMALLEST)
         if self.fit == "gaussian":
-            levels, book = gaussian_levels(self.bits), b""
+            levels = gaussian_levels(self.bits)
             # A multiple of the scale past float32's range would not be finite.
             limit = scales.LARGEST / levels[-1].item()
+            levels, book = send(levels, values.device), []
             narrow = torch.minimum(narrow, scales.round_down(torch.tensor(limit, dtype=torch.float64)))
             scale = sharing.spread(narrow.float())
         else:
-            largest = narrow.float().max().item() if narrow.numel() else 0.0
-            rounded = self._narrow_levels(lloyd_levels(unit, self.bits), largest)
-            levels, book = rounded.float(), scales.write(rounded)
+            rounded = self._narrow_levels(lloyd_levels(unit, self.bits), narrow)
+            levels, book = rounded.float(), [scales.field(rounded)]
         codes = torch.bucketize(unit, (levels[1:] + levels[:-1]) / 2, out_int32=True)
-        packed = pack_codes(codes.to(torch.uint8).numpy(), self.bits)
-        return scales.write(narrow) + book + packed, levels[codes] * scale
+        fields = [scales.field(narrow), *book, packed(codes.to(torch.uint8), self.bits)]
+        return fields, lambda: levels[codes] * scale
 
     @staticmethod
-    def _narrow_levels(levels: Tensor, largest_scale: float) -> Tensor:
-        limit = scales.LARGEST / max(largest_scale, 1.0)
-        bound = scales.round_down(torch.tensor(limit, dtype=torch.float64))
+    def _narrow_levels(levels: Tensor, narrow: Tensor) -> Tensor:
+        largest_scale = narrow.double().max() if narrow.numel() else levels.new_zeros(())
+        bound = scales.round_down(scales.LARGEST / largest_scale.clamp(min=1.0))
         return scales.round_nearest(levels.abs()).minimum(bound) * levels.sign().to(torch.bfloat16)
 
     @override
@@ -163,8 +177,8 @@ class Codebook(Quantize):
         book = self._book_bytes()
         levels = scales.read(data[split : split + book], what="level") if book else gaussian_levels(self.bits)
         scales.check_range(narrow, levels.abs().max().item())
-        codes = torch.from_numpy(unpack_codes(data[split + book :], count, self.bits)).int()
-        return levels[codes] * scales.Sharing(self.scale, count, layout).spread(narrow)
+        codes = unpacked(data[split + book :], count, self.bits, layout.device).int()
+        return send(levels, layout.device)[codes] * scales.Sharing(self.scale, count, layout).spread(narrow)
 
     def _book_bytes(self) -> int:
         return scales.SCALE_BYTES << self.bits if self.fit == "lloyd" else 0

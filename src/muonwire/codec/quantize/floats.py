@@ -1,5 +1,6 @@
 """Values as floating-point numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec.finite import all_finite
+from muonwire.codec.host import Field, octets, on_host
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.errors import PayloadError
 
@@ -17,15 +19,18 @@ class _Float(Quantize):
     dtype: ClassVar[torch.dtype]
 
     @override
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
-        narrow = values.to(self.dtype)
-        return narrow.cpu().contiguous().view(torch.uint8).numpy().tobytes(), narrow.to(self.decoded_dtype)
+    def encode(
+        self, values: Tensor, layout: Layout, *, seed: int
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
+        # Elsewhere than on the CPU the bytes are fetched later, when the tensor may hold other values.
+        narrow = values.to(self.dtype, copy=not on_host(values.device))
+        return [Field(narrow.contiguous().view(torch.uint8))], lambda: narrow.to(self.decoded_dtype)
 
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
         self.check_length(data, count, layout.num_blocks)
-        values = torch.frombuffer(bytearray(data), dtype=self.dtype) if count else torch.empty(0)
-        if not all_finite(values):
+        values = octets(data, layout.device).view(self.dtype)
+        if on_host(layout.device) and not all_finite(values):
             raise PayloadError(f"payload: a value of its {count} is not finite")
         return values.to(self.decoded_dtype)
 

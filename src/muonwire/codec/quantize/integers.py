@@ -1,5 +1,7 @@
 """Values as small integers times a step."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,9 +9,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec.host import Field, on_host
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
-from muonwire.codec.quantize.bits import pack_codes, unpack_codes
+from muonwire.codec.quantize.bits import packed, unpacked
 from muonwire.codec.quantize.rounding import round_magnitudes, uniforms
 from muonwire.errors import PayloadError, UsageError
 
@@ -57,7 +60,9 @@ class Int(Quantize):
         return (1 << (self.bits - 1)) - 1
 
     @override
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
+    def encode(
+        self, values: Tensor, layout: Layout, *, seed: int
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
         values = scales.float32_values(values)
         sharing = scales.Sharing(self.scale, values.numel(), layout)
         limit = self.largest_code
@@ -71,7 +76,7 @@ class Int(Quantize):
             draws = uniforms(values, seed=seed)
             rounded = round_magnitudes(scaled.abs(), draws).copysign(scaled)
         codes = rounded.add_(limit).clamp_(0, 2 * limit).to(torch.uint8)
-        return scales.write(steps) + pack_codes(codes.numpy(), self.bits), self._values(codes, step)
+        return [scales.field(steps), packed(codes, self.bits)], lambda: self._values(codes, step)
 
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
@@ -79,13 +84,15 @@ class Int(Quantize):
         split = scales.num_bytes(self.scale, layout.num_blocks)
         steps = scales.read(data[:split], what="step")
         scales.check_range(steps, self.largest_code)
-        codes = unpack_codes(data[split:], count, self.bits)
+        codes = unpacked(data[split:], count, self.bits, layout.device)
+        step = scales.Sharing(self.scale, count, layout).spread(steps)
+        if not on_host(layout.device):
+            return self._values(codes, step).masked_fill_(codes > 2 * self.largest_code, math.nan)
         if count and codes.max() > 2 * self.largest_code:
             raise PayloadError(
                 f"payload: a value of {self} has the code {codes.max()}, over {2 * self.largest_code}"
             )
-        step = scales.Sharing(self.scale, count, layout).spread(steps)
-        return self._values(torch.from_numpy(codes), step)
+        return self._values(codes, step)
 
     def _values(self, codes: Tensor, step: Tensor) -> Tensor:
         return codes.to(torch.float32).sub_(self.largest_code).mul_(step)

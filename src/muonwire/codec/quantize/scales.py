@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from muonwire.codec.host import Field, counts_of, send
 from muonwire.codec.quantize.base import Layout
 from muonwire.errors import PayloadError
 
@@ -25,8 +26,8 @@ def num_bytes(scale: str, num_blocks: int) -> int:
 
 
 def float32_values(values: Tensor) -> Tensor:
-    """The values on the CPU in float32; what is beyond its range becomes its largest number."""
-    return values.cpu().to(torch.float32).clamp(-LARGEST, LARGEST)
+    """The values in float32; what is beyond its range becomes its largest number."""
+    return values.to(torch.float32).clamp(-LARGEST, LARGEST)
 
 
 class Sharing:
@@ -41,6 +42,7 @@ class Sharing:
     def __init__(self, scale: str, count: int, layout: Layout) -> None:
         self.num = num_scales(scale, layout.num_blocks)
         self._count = count
+        self._device = layout.device
         # Values of a whole tensor, and of whole blocks, are rows of a matrix; only scattered ones need an index.
         scattered = scale != "tensor" and layout.positions is not None
         self._index = layout.block_of(count) if scattered else None
@@ -52,30 +54,35 @@ class Sharing:
         """The number of each value's scale (int64)."""
         if self._index is not None:
             return self._index
-        return torch.arange(self.num).repeat_interleave(self._count // max(self.num, 1))
+        numbers = torch.arange(self.num, device=self._device)
+        return numbers.repeat_interleave(self._count // max(self.num, 1))
 
     def maximum(self, magnitude: Tensor) -> Tensor:
         """The largest magnitude (float64) behind each scale; 0 where there are no values."""
         if self._count == 0:
-            return torch.zeros(self.num, dtype=torch.float64)
+            return self._zeros(torch.float64)
         if self._index is None:
             return self._by_scale(magnitude).amax(1).double()
-        return torch.zeros(self.num).scatter_reduce_(0, self._index, magnitude, "amax").double()
+        return self._zeros(torch.float32).scatter_reduce_(0, self._index, magnitude, "amax").double()
 
     def total(self, values: Tensor) -> Tensor:
         """The sum (float64, which no sum of float32 values leaves) behind each scale."""
         if self._index is None:
             return self._by_scale(values).sum(1, dtype=torch.float64)
-        return torch.zeros(self.num, dtype=torch.float64).index_add_(0, self._index, values.double())
+        return self._zeros(torch.float64).index_add_(0, self._index, values.double())
+
+    def _zeros(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(self.num, dtype=dtype, device=self._device)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean (float64) behind each scale; 0 where there are no values."""
         if self._index is None:
             return self.total(values) / max(self._count // max(self.num, 1), 1)
-        return self.total(values) / torch.bincount(self._index, minlength=self.num).clamp_(min=1)
+        return self.total(values) / counts_of(self._index, self.num).clamp_(min=1)
 
     def spread(self, scales: Tensor) -> Tensor:
-        """The scale of each value."""
+        """The scale of each value, of scales that may come from the host."""
+        scales = send(scales, self._device)
         if self._index is None:
             return scales.repeat_interleave(self._count // max(self.num, 1))
         return scales[self._index]
@@ -113,12 +120,17 @@ def round_nearest(exact: Tensor) -> Tensor:
 
 
 def write(narrow: Tensor) -> bytes:
-    """Bfloat16 numbers as bytes, two each."""
+    """Bfloat16 numbers of the CPU as bytes, two each."""
     return narrow.contiguous().view(torch.uint8).numpy().tobytes()
 
 
+def field(narrow: Tensor) -> Field:
+    """Bfloat16 numbers where they are, two bytes each."""
+    return Field(narrow.contiguous().view(torch.int16))
+
+
 def read(data: bytes, *, what: str) -> Tensor:
-    """Bfloat16 numbers as float32.
+    """Bfloat16 numbers as float32, on the CPU.
 
     Raises:
         PayloadError: one is not finite.

@@ -1,8 +1,9 @@
 """One bit a value."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec import packing
 from muonwire.codec.finite import all_finite, check_finite
+from muonwire.codec.host import Field, as_bytes, counts_of, octets, on_host, send
 from muonwire.codec.memory import strips
 from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
 from muonwire.codec.quantize import scales
@@ -52,26 +55,38 @@ class Sign(Quantize):
     @property
     @override
     def notices_nonfinite(self) -> bool:
-        """Where there are scales: a value that is not finite makes the mean magnitude so."""
+        """Where there are scales: a value of the CPU that is not finite makes the mean magnitude so."""
         return self.scale != "none"
 
     @override
     def encode(
         self, values: Tensor, layout: Layout, *, seed: int, shared: Tensor | None = None
-    ) -> tuple[bytes, Tensor | None]:
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
         num_scales = self._num_scales(layout.num_blocks)
         even = self.scale in _ONE_SCALE or layout.per_block is not None
+        here = on_host(values.device)
+        bits: Bytes | None = None
         if shared is not None:
-            means = shared.reshape(1).to("cpu", torch.float32)
-            bits = np.packbits(values.numpy() >= 0, bitorder="little")
+            means = send(shared.reshape(1).to(torch.float32), values.device)
         elif num_scales and even and values.numel():
-            means, bits = _even_scales(values.view(num_scales, -1))
+            rows = values.view(num_scales, -1)
+            means, bits = _even_scales(rows) if here else (_device_scales(rows), None)
         else:
-            means = _uneven_scales(values, layout) if num_scales and not even else torch.zeros(num_scales)
-            if not all_finite(means):
+            means = (
+                _uneven_scales(values, layout) if num_scales and not even else values.new_zeros(num_scales)
+            )
+            if here and not all_finite(means):
                 check_finite(values)
-            bits = np.packbits(values.numpy() >= 0, bitorder="little")
-        return self._pack_scales(scales.round_nearest(means)) + bits.tobytes(), None
+        narrow = scales.round_nearest(means)
+        written = Field(narrow.view(torch.int16), self._pack_scales)
+        count = values.numel()
+        if not here:
+            packed = packing.pack(values >= 0, 1)
+            return [written, Field(packed)], lambda: self._device_signs(packed, narrow.float(), count, layout)
+        octets_here = _packed_signs(values) if bits is None else bits
+        return [written, Field(torch.from_numpy(octets_here))], lambda: self._signs(
+            octets_here, narrow.float(), count, layout
+        )
 
     @override
     def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
@@ -80,8 +95,24 @@ class Sign(Quantize):
             raise PayloadError(
                 f"payload: {len(data) - read} bytes of values; {count} values of {self} take {(count + 7) // 8}"
             )
-        bits = np.frombuffer(data, dtype=np.uint8, offset=read)
-        if self.scale == "none" or self.scale in _ONE_SCALE:
+        if on_host(layout.device):
+            return self._signs(np.frombuffer(data, dtype=np.uint8, offset=read), shared, count, layout)
+        packed = octets(memoryview(data)[read:], layout.device)
+        return self._device_signs(packed, send(shared, layout.device), count, layout)
+
+    def _device_signs(self, packed: Tensor, shared: Tensor, count: int, layout: Layout) -> Tensor:
+        """The values behind packed signs (uint8), of which ``shared`` are the scales (float32), on an accelerator."""
+        signs = packing.unpack(packed, count, 1).to(torch.float32).mul_(2).sub_(1)
+        if self.scale == "none" or not count:
+            return signs
+        if self.scale in _ONE_SCALE or layout.per_block is not None:
+            return signs.view(len(shared), -1).mul_(shared[:, None]).view(-1)
+        return signs.mul_(shared[layout.block_of(count)])
+
+    def _signs(self, bits: Bytes, shared: Tensor, count: int, layout: Layout) -> Tensor:
+        """The same on the CPU."""
+        one = self.scale in _ONE_SCALE
+        if self.scale == "none" or one:
             # One scale: its table holds the values themselves.
             table = _SIGNS if self.scale == "none" else _SIGNS * shared.numpy()
             return torch.from_numpy(np.take(table, bits, axis=0).reshape(-1)[:count])
@@ -100,11 +131,12 @@ class Sign(Quantize):
     def _num_scales(self, num_blocks: int) -> int:
         return 0 if self.scale == "none" else 1 if self.scale in _ONE_SCALE else num_blocks
 
-    def _pack_scales(self, narrow: Tensor) -> bytes:
-        if self.scale != "chunk" or narrow.numel() < 2:
-            return scales.write(narrow)
+    def _pack_scales(self, bits: Any) -> bytes:
+        """The bits (int16) of scales as they are, or as digits."""
+        if self.scale != "chunk" or bits.size < 2:
+            return as_bytes(bits)
         # The bits of magnitudes are ordered as the magnitudes are.
-        above = narrow.view(torch.int16).numpy().astype(np.int64)
+        above = bits.astype(np.int64)
         lowest = int(above.min())
         above -= lowest
         return _DIGITS.pack(lowest, int(above.max())) + pack_digits(above, int(above.max()) + 1)
@@ -154,8 +186,22 @@ def _even_scales(rows: Tensor) -> tuple[Tensor, Bytes]:
     return means.to(torch.float32), bits
 
 
+def _packed_signs(values: Tensor) -> Bytes:
+    return np.packbits(values.numpy() >= 0, bitorder="little")
+
+
+def _device_scales(rows: Tensor) -> Tensor:
+    """Mean magnitude of each row on an accelerator, summed in float64, which no sum of float32 values leaves."""
+    return rows.abs().mean(dim=1, dtype=torch.float64).to(torch.float32)
+
+
 def _uneven_scales(values: Tensor, layout: Layout) -> Tensor:
     """Mean magnitude of the values of each block, 0 where it has none."""
+    if not on_host(values.device):
+        index = layout.block_of(values.numel())
+        totals = torch.zeros(layout.num_blocks, dtype=torch.float64, device=values.device)
+        totals.index_add_(0, index, values.abs().double())
+        return (totals / counts_of(index, layout.num_blocks).clamp_(min=1)).to(torch.float32)
     blocks = layout.block_of(values.numel()).numpy()
     sums = np.bincount(blocks, weights=values.abs().numpy(), minlength=layout.num_blocks)
     sizes = np.bincount(blocks, minlength=layout.num_blocks)

@@ -1,5 +1,7 @@
 """Three levels a value."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec.host import Field, counts_of, octets, on_host, send
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.codec.quantize.bits import Codes
@@ -16,6 +19,8 @@ from muonwire.errors import PayloadError
 
 # Five digits to base 3 make a byte: 3⁵ = 243.
 PER_BYTE = 5
+# What a byte over 242 makes of a digit, at least.
+_NO_DIGIT = 3
 _DIGITS = (np.arange(3**PER_BYTE)[:, None] // 3 ** np.arange(PER_BYTE) % 3).astype(np.uint8)
 # Thresholds over the mean magnitude that "search" compares, a half octave apart: from Li and Liu's to 127 means.
 FACTORS = tuple(0.7 * 2 ** (i / 2) for i in range(16))
@@ -27,13 +32,17 @@ def pack_trits(digits: Codes) -> bytes:
     >>> pack_trits(np.array([1, 2, 0, 0, 2, 1], dtype=np.uint8)).hex()
     'a901'
     """
+    return _pack(digits).tobytes()
+
+
+def _pack(digits: Codes) -> Codes:
     fives = np.zeros((-(-digits.size // PER_BYTE), PER_BYTE), dtype=np.uint8)
     fives.reshape(-1)[: digits.size] = digits
     packed = np.zeros(len(fives), dtype=np.uint8)
     for i in reversed(range(PER_BYTE)):
         packed *= np.uint8(3)
         packed += fives[:, i]
-    return packed.tobytes()
+    return packed
 
 
 def unpack_trits(data: bytes, count: int) -> Codes:
@@ -46,6 +55,29 @@ def unpack_trits(data: bytes, count: int) -> Codes:
     if packed.size and packed.max() >= len(_DIGITS):
         raise PayloadError(f"payload: byte {packed.max()} is not five digits to base 3; the largest is 242")
     return _DIGITS[packed].reshape(-1)[:count]
+
+
+def _packed(digits: Tensor) -> Field:
+    """``pack_trits`` where the digits are."""
+    if on_host(digits.device):
+        return Field(torch.from_numpy(_pack(digits.numpy())))
+    missing = -digits.numel() % PER_BYTE
+    fives = (torch.cat([digits, digits.new_zeros(missing)]) if missing else digits).view(-1, PER_BYTE)
+    together = fives[:, -1].clone()
+    for i in reversed(range(PER_BYTE - 1)):
+        together.mul_(3).add_(fives[:, i])
+    return Field(together)
+
+
+def _unpacked(together: Tensor, count: int) -> Tensor:
+    """``unpack_trits`` on a device; a byte over 242 gives digits that are none."""
+    digits = torch.empty(len(together), PER_BYTE, dtype=torch.uint8, device=together.device)
+    left = together
+    for i in range(PER_BYTE):
+        digits[:, i] = left % 3
+        left = left // 3
+    digits += (_NO_DIGIT * left)[:, None]
+    return digits.view(-1)[:count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +116,9 @@ class Ternary(Quantize):
         self.check_choice("rounding", ("threshold", "search", "stochastic"))
 
     @override
-    def encode(self, values: Tensor, layout: Layout, *, seed: int) -> tuple[bytes, Tensor]:
+    def encode(
+        self, values: Tensor, layout: Layout, *, seed: int
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
         values = scales.float32_values(values)
         sharing = scales.Sharing(self.scale, values.numel(), layout)
         magnitude = values.abs()
@@ -98,11 +132,12 @@ class Ternary(Quantize):
         digits = kept * values.sign() + 1
         digits = digits.to(torch.uint8)
         scale = sharing.spread(narrow.float())
-        return scales.write(narrow) + pack_trits(digits.numpy()), self._values(digits, scale)
+        return [scales.field(narrow), _packed(digits)], lambda: self._values(digits, scale)
 
     def _fit(self, magnitude: Tensor, sharing: scales.Sharing) -> tuple[Tensor, Tensor]:
         """Which values are over Δ, and their mean magnitude (float64) for each scale."""
         factors = torch.tensor(FACTORS if self.rounding == "search" else FACTORS[:1])
+        factors = send(factors, magnitude.device)
         # Below the normal numbers a quotient would lose its precision.
         mean = sharing.mean(magnitude).float().clamp(min=torch.finfo(torch.float32).tiny)
         # How many of the thresholds each value is over. Values between two of them are counted and added up once; running totals
@@ -110,8 +145,9 @@ class Ternary(Quantize):
         over = torch.bucketize(magnitude / sharing.spread(mean), factors)
         cells = sharing.owner() * (len(factors) + 1) + over
         size = sharing.num * (len(factors) + 1)
-        counts = torch.bincount(cells, minlength=size).view(sharing.num, -1)
-        sums = torch.zeros(size, dtype=torch.float64).index_add_(0, cells, magnitude.double())
+        counts = counts_of(cells, size).view(sharing.num, -1)
+        sums = torch.zeros(size, dtype=torch.float64, device=magnitude.device)
+        sums.index_add_(0, cells, magnitude.double())
         totals_count = counts.flip(1).cumsum(1).flip(1)[:, 1:]
         totals = sums.view(sharing.num, -1).flip(1).cumsum(1).flip(1)[:, 1:]
         means = totals / totals_count.clamp(min=1)
@@ -124,8 +160,11 @@ class Ternary(Quantize):
         self.check_length(data, count, layout.num_blocks)
         split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
-        digits = torch.from_numpy(unpack_trits(data[split:], count))
-        return self._values(digits, scales.Sharing(self.scale, count, layout).spread(narrow))
+        scale = scales.Sharing(self.scale, count, layout).spread(narrow)
+        if on_host(layout.device):
+            return self._values(torch.from_numpy(unpack_trits(data[split:], count)), scale)
+        digits = _unpacked(octets(memoryview(data)[split:], layout.device), count)
+        return self._values(digits, scale).masked_fill_(digits >= _NO_DIGIT, math.nan)
 
     def _values(self, digits: Tensor, scale: Tensor) -> Tensor:
         return digits.to(torch.float32).sub_(1).mul_(scale)

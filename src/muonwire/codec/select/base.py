@@ -45,11 +45,11 @@ class Select(Part):
         """How items of a grid are grouped, and how many of each group are chosen."""
 
     def choose(self, blocks: Tensor) -> Tensor:
-        """Sorted items (int64) for the coefficients (num_blocks, block_numel)."""
+        """Sorted items (int64) for the coefficients (num_blocks, block_numel), on their device."""
         raise AssertionError(f"{self.name} is shared")
 
     def draw(self, num_blocks: int, block_numel: int, *, seed: int) -> Tensor:
-        """Sorted items (int64) of a shared selection."""
+        """Sorted items (int64) of a shared selection, on the CPU."""
         raise AssertionError(f"{self.name} is not shared")
 
     def count(self, num_blocks: int, block_numel: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec.host import flagged
 from muonwire.codec.select.amount import Amount
 from muonwire.codec.select.base import Groups
 from muonwire.codec.select.norms import largest, squared_norms
@@ -64,6 +65,8 @@ class TopBlocks(Amount):
     @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
         height, width = self._tile(num_blocks, block_numel)
-        chosen = torch.zeros(num_blocks // height, 1, block_numel // width, 1, dtype=torch.bool)
-        chosen.view(-1)[items] = True
-        return chosen.expand(-1, height, -1, width).reshape(-1).nonzero().view(-1)
+        tiles = (num_blocks // height, 1, block_numel // width, 1)
+        chosen = torch.zeros(tiles, dtype=torch.bool, device=items.device)
+        chosen.view(-1).index_fill_(0, items, True)
+        count = len(items) * height * width
+        return flagged(chosen.expand(-1, height, -1, width).reshape(-1), count)

@@ -53,7 +53,7 @@ class TopRows(_TopLines):
 
     @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
-        return (items.unsqueeze(1) * block_numel + torch.arange(block_numel)).view(-1)
+        return (items.unsqueeze(1) * block_numel + torch.arange(block_numel, device=items.device)).view(-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,4 +75,5 @@ class TopColumns(_TopLines):
 
     @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
-        return (torch.arange(num_blocks).unsqueeze(1) * block_numel + items).view(-1)
+        rows = torch.arange(num_blocks, device=items.device).unsqueeze(1)
+        return (rows * block_numel + items).view(-1)

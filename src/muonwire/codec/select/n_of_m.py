@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec.host import flagged
 from muonwire.codec.select.base import Groups, Select
 from muonwire.errors import UsageError
 
@@ -52,7 +53,7 @@ class NOfM(Select):
             first = magnitude.argmax(dim=1, keepdim=True)
             chosen.scatter_(1, first, True)
             magnitude.scatter_(1, first, -1)
-        return chosen.view(-1).nonzero().view(-1)
+        return flagged(chosen.view(-1), groups.count)
 
     @override
     def count(self, num_blocks: int, block_numel: int) -> int:
@@ -61,5 +62,6 @@ class NOfM(Select):
 
     @override
     def expand(self, items: Tensor, num_blocks: int, block_numel: int) -> Tensor:
-        rest = torch.arange(self.groups(num_blocks, block_numel).numel, num_blocks * block_numel)
+        begin = self.groups(num_blocks, block_numel).numel
+        rest = torch.arange(begin, num_blocks * block_numel, device=items.device)
         return torch.cat((items, rest))

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec.finite import check_finite
+from muonwire.codec.host import flagged, on_host
 from muonwire.codec.memory import STRIP_NUMEL, strips
 from muonwire.codec.select.amount import Entries
 from muonwire.codec.select.base import Groups
@@ -37,11 +38,23 @@ class TopK(Entries):
         """Of equal magnitudes at the edge the first are taken."""
         groups = self.groups(*blocks.shape)
         if groups.count == 0:
-            return torch.zeros(0, dtype=torch.int64)
+            return torch.zeros(0, dtype=torch.int64, device=blocks.device)
+        if not on_host(blocks.device):
+            return _on_device(blocks.reshape(groups.num_groups, groups.group_numel), groups.k)
         rows = blocks.reshape(groups.num_groups, groups.group_numel).numpy()
         columns = _num_columns(groups) if blocks.dtype == torch.float32 else 0
         items = _by_columns(rows, groups.k, columns) if columns else _by_partition(rows, groups.k)
         return torch.from_numpy(np.concatenate(items))
+
+
+def _on_device(rows: Tensor, k: int) -> Tensor:
+    """The ``k`` largest of each row by the device's own search for the k-th; of those equal to it the first."""
+    magnitudes = rows.abs()
+    edges = magnitudes.topk(k, dim=1, sorted=True).values[:, -1:]
+    above, ties = magnitudes > edges, magnitudes == edges
+    room = k - above.sum(1, keepdim=True)
+    chosen = above | (ties & (ties.cumsum(1) <= room))
+    return flagged(chosen.view(-1), len(rows) * k)
 
 
 @lru_cache(maxsize=1024)

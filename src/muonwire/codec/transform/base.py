@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from muonwire.codec.host import on_host
 from muonwire.codec.memory import uninitialized
 from muonwire.codec.part import Part, Round, Shape, State
 
@@ -69,7 +70,10 @@ class Transform(Part):
             per_block: how many of the values each block has, where it is the same number; else None.
             seed: see ``inverse``.
         """
-        blocks = uninitialized(*self.grid(shape), dtype=values.dtype).zero_()
-        # Numpy scatters several times faster than torch.
-        blocks.view(-1).numpy()[positions.numpy()] = values.numpy()
+        blocks = uninitialized(*self.grid(shape), dtype=values.dtype, device=values.device).zero_()
+        if on_host(values.device):
+            # Numpy scatters several times faster than torch.
+            blocks.view(-1).numpy()[positions.numpy()] = values.numpy()
+        else:
+            blocks.view(-1).index_copy_(0, positions, values)
         return self.inverse(blocks, shape, seed=seed)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec.host import send
 from muonwire.codec.memory import strips, uninitialized
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.chunks import Chunked
@@ -24,7 +25,7 @@ def cosine_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     i = torch.arange(size, dtype=torch.float64).unsqueeze(0)
     basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
-    return basis.to(dtype=dtype, device=device)
+    return send(basis.to(dtype=dtype), device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class Dct(Chunked):
             return tensor.reshape(num_rows * num_columns, height * width)
         left, right = self._bases(height, width, tensor)
         rows = tensor.reshape(num_rows, height, num_columns * width)
-        out = uninitialized(num_rows, num_columns * height, width, dtype=tensor.dtype)
-        for strip in strips(num_rows, height * num_columns * width):
+        out = uninitialized(num_rows, num_columns * height, width, dtype=tensor.dtype, device=tensor.device)
+        for strip in strips(num_rows, height * num_columns * width, device=out.device):
             by_chunk = (left @ rows[strip]).view(-1, height, num_columns, width).transpose(1, 2)
             torch.mm(by_chunk.reshape(-1, width), right.mT, out=out[strip].view(-1, width))
         return out.view(num_rows * num_columns, height * width)
@@ -64,8 +65,8 @@ class Dct(Chunked):
             return blocks.reshape(shape)
         left, right = self._bases(height, width, blocks)
         coefficients = blocks.reshape(num_rows, num_columns * height, width)
-        out = uninitialized(num_rows, height, num_columns, width, dtype=blocks.dtype)
-        for strip in strips(num_rows, height * num_columns * width):
+        out = uninitialized(num_rows, height, num_columns, width, dtype=blocks.dtype, device=blocks.device)
+        for strip in strips(num_rows, height * num_columns * width, device=out.device):
             by_chunk = (coefficients[strip] @ right).view(-1, num_columns, height, width).transpose(1, 2)
             torch.matmul(left.mT, by_chunk.flatten(2), out=out[strip].flatten(2))
         return out.view(shape)
@@ -82,8 +83,8 @@ class Dct(Chunked):
         left, right = self._bases(height, width, values)
         inside = positions.view(num_rows, -1) % (height * width)
         row, column = inside // width, inside % width
-        out = uninitialized(num_rows, height, num_columns, width, dtype=values.dtype)
-        for strip in strips(num_rows, height * num_columns * width):
+        out = uninitialized(num_rows, height, num_columns, width, dtype=values.dtype, device=values.device)
+        for strip in strips(num_rows, height * num_columns * width, device=out.device):
             across = right.index_select(0, column[strip].reshape(-1)).view(-1, per_block, width)
             down = left.index_select(0, row[strip].reshape(-1)).mul_(
                 values.view(num_rows, -1)[strip].reshape(-1, 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import random
+from muonwire.codec.host import on_host
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.base import Transform, largest_divisor
 
@@ -56,7 +57,7 @@ def _rotate(blocks: Tensor, *, inverse: bool) -> Tensor:
         return rotated
     size = 1 << (block_numel.bit_length() - 1)
     spans = [slice(0, size)] if size == block_numel else [slice(0, size), slice(block_numel - size, None)]
-    at_once = max(_CACHED_NUMEL // size, 1)
+    at_once = max(_CACHED_NUMEL // size, 1) if on_host(blocks.device) else num_blocks
     for start in range(0, num_blocks, at_once):
         rows = rotated[start : start + at_once]
         for span in reversed(spans) if inverse else spans:
@@ -111,4 +112,4 @@ class Hadamard(Transform):
 
 
 def _signs(blocks: Tensor, seed: int) -> Tensor:
-    return random.signs(seed, "hadamard", blocks.numel()).view(blocks.shape)
+    return random.signs(seed, "hadamard", blocks.numel(), blocks.device).view(blocks.shape)

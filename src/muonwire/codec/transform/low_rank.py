@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import random
+from muonwire.codec.host import on_host, send
 from muonwire.codec.part import Round, Shape, State
 from muonwire.codec.transform.base import Transform, matrix_shape
 from muonwire.errors import UsageError
@@ -91,9 +92,10 @@ class LowRank(Transform):
             return x
         # In units of the largest magnitude no square overflows or vanishes.
         unit = x.abs().max()
-        if unit == 0:
+        if on_host(x.device) and unit == 0:
             return x.new_zeros(rank, sum(x.shape))
-        x = x / unit
+        # An accelerator is not asked whether it is: factors of zeros times zero are zeros, too.
+        x = x / torch.where(unit > 0, unit, 1)
         if self.method == "svd":
             left, values, right = torch.linalg.svd(x, full_matrices=False)
             p, q = left[:, :rank], right[:rank].mT * values[:rank]
@@ -111,8 +113,9 @@ class LowRank(Transform):
         if not self._rank(shape):
             return blocks.reshape(shape)
         m, n = matrix_shape(shape)
-        product = torch.empty(m, n, dtype=blocks.dtype)
-        term = torch.empty_like(product[: max(_CACHED_NUMEL // n, 1)])
+        product = torch.empty(m, n, dtype=blocks.dtype, device=blocks.device)
+        at_once = max(_CACHED_NUMEL // n, 1) if on_host(blocks.device) else m
+        term = torch.empty_like(product[:at_once])
         for start in range(0, m, len(term)):
             rows = product[start : start + len(term)]
             rows.zero_()
@@ -122,14 +125,16 @@ class LowRank(Transform):
         return product.reshape(shape)
 
     def _power(self, x: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        q = start.to(x)
+        q = send(start.to(x.dtype), x.device)
         for _ in range(self.iterations):
             p = torch.linalg.qr(x @ q).Q
             q = x.mT @ p
         return p, q
 
     def _randomized(self, x: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-        sketch = _start(x.shape[1], min(rank + _OVERSAMPLING, *x.shape), seed=seed).to(x)
+        sketch = send(
+            _start(x.shape[1], min(rank + _OVERSAMPLING, *x.shape), seed=seed).to(x.dtype), x.device
+        )
         basis = torch.linalg.qr(x @ sketch).Q
         for _ in range(self.iterations):
             basis = torch.linalg.qr(x @ torch.linalg.qr(x.mT @ basis).Q).Q

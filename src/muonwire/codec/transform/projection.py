@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import random
+from muonwire.codec.host import send
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.base import Transform
 from muonwire.codec.transform.hadamard import Hadamard
@@ -61,14 +62,14 @@ class Projection(Transform):
     @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
         rotated = self._rotation.forward(tensor, now)
-        return rotated[:, self._rows(rotated.shape[1], now.seed)]
+        return rotated.index_select(1, send(self._rows(rotated.shape[1], now.seed), rotated.device))
 
     @override
     def inverse(self, blocks: Tensor, shape: Shape, *, seed: int) -> Tensor:
         num_blocks, block_numel = self._rotation.grid(shape)
-        rotated = torch.zeros(num_blocks, block_numel, dtype=blocks.dtype)
+        rotated = torch.zeros(num_blocks, block_numel, dtype=blocks.dtype, device=blocks.device)
         scale = block_numel / max(blocks.shape[1], 1) if self.decode == "unbiased" else 1.0
-        rotated[:, self._rows(block_numel, seed)] = blocks * scale
+        rotated.index_copy_(1, send(self._rows(block_numel, seed), blocks.device), blocks * scale)
         return self._rotation.inverse(rotated, shape, seed=seed)
 
     def _rows(self, block_numel: int, seed: int) -> Tensor:

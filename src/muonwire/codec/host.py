@@ -1,0 +1,104 @@
+"""The way between an accelerator's memory and the host's: what has to cross, gathered into one transfer.
+
+The host waits for a device whenever it reads a value of it. So a codec leaves its bytes on the device as ``Field``s, and whoever
+needs them fetches those of all tensors at once. Bytes on their way to the device are not waited for.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CPU = torch.device("cpu")
+_NUMPY: dict[torch.dtype, Any] = {
+    torch.uint8: np.uint8,
+    torch.int16: np.int16,
+    torch.int32: np.int32,
+    torch.int64: np.int64,
+    torch.float64: np.float64,
+}
+
+
+def as_bytes(values: Any) -> bytes:
+    """An array's own bytes."""
+    data: bytes = values.tobytes()
+    return data
+
+
+class Field(NamedTuple):
+    """A part of a body.
+
+    Args:
+        values: on the device, uint8, or integers of 2, 4 or 8 bytes.
+        write: makes the bytes of the values, a numpy array then. Default: their own.
+    """
+
+    values: Tensor
+    write: Callable[[Any], bytes] = as_bytes
+
+
+def on_host(device: torch.device) -> bool:
+    """Whether its memory is the host's."""
+    return device.type == "cpu"
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on ``device``; the host does not wait for one that comes from its own memory."""
+    return tensor if tensor.device == device else tensor.to(device, non_blocking=on_host(tensor.device))
+
+
+def octets(data: bytes | memoryview, device: torch.device) -> Tensor:
+    """Bytes as a tensor (uint8) on ``device``, which is not to be written to."""
+    if not data:
+        return torch.empty(0, dtype=torch.uint8, device=device)
+    # A copy, since torch warns of memory that cannot be written to.
+    return send(torch.frombuffer(bytearray(data), dtype=torch.uint8), device)
+
+
+def fetch(tensors: Sequence[Tensor]) -> list[Any]:
+    """The values of tensors as numpy arrays (1-D), with one transfer from each device.
+
+    >>> [a.tolist() for a in fetch([torch.tensor([1, 2], dtype=torch.uint8), torch.tensor(0.5, dtype=torch.float64)])]
+    [[1, 2], [0.5]]
+
+    Args:
+        tensors: uint8, int16, int32, int64 or float64.
+    """
+    found: list[Any] = [None] * len(tensors)
+    away: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if on_host(tensor.device):
+            found[i] = tensor.reshape(-1).numpy()
+        else:
+            away.setdefault(tensor.device, []).append(i)
+    for indices in away.values():
+        flat = [tensors[i].reshape(-1).view(torch.uint8) for i in indices]
+        together = torch.cat(flat).cpu().numpy()
+        ends = np.cumsum([len(f) for f in flat])
+        for i, end, own in zip(indices, ends, flat, strict=True):
+            found[i] = together[end - len(own) : end].view(_NUMPY[tensors[i].dtype])
+    return found
+
+
+def flagged(flags: Tensor, count: int) -> Tensor:
+    """Where ``count`` flags (1-D, bool) are set, in order (int64): ``nonzero`` without asking the device for their number.
+
+    >>> flagged(torch.tensor([False, True, False, True]), 2)
+    tensor([1, 3])
+    """
+    if on_host(flags.device):
+        return flags.nonzero().view(-1)
+    # The n-th of the set ones goes to place n, the others to a place behind the last.
+    places = torch.where(flags, flags.cumsum(0) - 1, count).clamp_(max=count)
+    numbers = torch.arange(len(flags), device=flags.device)
+    return torch.zeros(count + 1, dtype=torch.int64, device=flags.device).scatter_(0, places, numbers)[:count]
+
+
+def counts_of(index: Tensor, size: int) -> Tensor:
+    """How often each of 0 ... size − 1 occurs (int64): ``bincount`` without asking the device for the largest."""
+    if on_host(index.device):
+        return torch.bincount(index, minlength=size)
+    zeros = torch.zeros(size, dtype=torch.int64, device=index.device)
+    return zeros.index_add_(0, index, torch.ones_like(index, dtype=torch.int64))
