@@ -136,6 +136,11 @@ class Exchange(TalkingStage):
     def needs_same_replicas(self) -> str:
         return self.feedback.needs_same_replicas
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def init(self, param: Tensor) -> State:
         """The feedback's state, the codec's if it keeps one, and what an owner keeps, or all of sums, nothing at first."""
@@ -236,7 +241,9 @@ class Exchange(TalkingStage):
         entries = []
         for i, (signal, state) in enumerate(zip(signals, states, strict=True)):
             encoded = self.codec.encode_body(
-                signal, seed=round_seed(step=context.step, index=i), state=_state(state, scales, i)
+                signal,
+                seed=round_seed(step=context.step, index=context.place(i)),
+                state=_state(state, scales, i),
             )
             self._keep(signal, encoded, state, context)
             entries.append((tuple(signal.shape), signal.dtype, encoded.body))

@@ -52,9 +52,18 @@ class Serve(TalkingStage):
     def needs_same_replicas(self) -> str:
         return "the state of a tensor is lost with its owner"
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return self.stage.reads_params
+
     @override
     def init(self, param: Tensor) -> State:
         return self.stage.init(param)
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        self.stage.prepare(state, param, layout)
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:
@@ -87,7 +96,7 @@ class Serve(TalkingStage):
                 # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
                 transport.requested |= Flag.DIVERGED
                 sent = torch.zeros_like(result)
-            encoded = self.codec.encode_body(sent, seed=round_seed(step=context.step, index=i))
+            encoded = self.codec.encode_body(sent, seed=round_seed(step=context.step, index=context.place(i)))
             entries.append((tuple(sent.shape), sent.dtype, encoded.body))
         return Request(payload=payloads.pack(str(self.codec), entries))
 
