@@ -34,6 +34,8 @@ STREAMING = ROOT / "evidence" / "streaming"
 PLAN = ROOT / "evidence" / "plan"
 CROSSINGS = ROOT / "evidence" / "host_crossings.json"
 GPU = ROOT / "evidence" / "gpu.json"
+SHARDED_MEMORY = ROOT / "evidence" / "sharded_memory.json"
+SHARDED_RECIPES = ROOT / "evidence" / "sharded_recipes.json"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -61,6 +63,7 @@ TABLED = tuple(
         "docs/plan.md",
         "docs/streaming.md",
         "docs/gpu.md",
+        "docs/sharded.md",
     )
 )
 REPLICAS = 4
@@ -808,6 +811,27 @@ def streaming_wait_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def sharded_memory_table() -> str:
+    """Peak memory of a process, whole and sharded."""
+    head = "| recipe | parameters | peak of a process, whole, MiB | sharded over two, MiB | share |"
+    lines = [head, "|---" * 5 + "|"]
+    runs = json.loads(SHARDED_MEMORY.read_text())["runs"]
+    for whole, sharded in zip(runs[::2], runs[1::2], strict=True):
+        peaks = [run["peak_bytes"] for run in (whole, sharded)]
+        cells = [f"`{whole['recipe']}`", f"{whole['parameters']:,}", *(f"{p / 2**20:,.0f}" for p in peaks)]
+        lines.append(f"| {' | '.join(cells)} | {peaks[1] / peaks[0]:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def sharded_recipes_table() -> str:
+    """How much each recipe's weights differ between sharded and whole replicas, and what a replica sends."""
+    lines = ["| recipe | difference | bytes of a replica, sharded | whole |", "|---" * 4 + "|"]
+    for run in json.loads(SHARDED_RECIPES.read_text())["runs"]:
+        difference = f"{run['difference']:.1e}" if run["difference"] else "0"
+        lines.append(f"| `{run['recipe']}` | {difference} | {run['bytes']:,} | {run['whole_bytes']:,} |")
+    return "\n".join(lines) + "\n"
+
+
 def plan_table() -> str:
     """What was predicted for each setting, and what came of it."""
     head = "| recipe | link | replicas | parameters | steps | time predicted, measured, s | loss predicted | measured | bytes |"
@@ -927,6 +951,8 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("crossings table", CROSSINGS, crossings_table),
         # Made whether the evidence is there or not.
         ("gpu state", PROJECT, gpu_state),
+        ("sharded memory", SHARDED_MEMORY, sharded_memory_table),
+        ("sharded recipes", SHARDED_RECIPES, sharded_recipes_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

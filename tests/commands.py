@@ -25,12 +25,15 @@ PRELOADED = (
     # What torch imports when the first optimizer is made, and when a launcher starts.
     "torch._dynamo",
     "torch.distributed.launcher.api",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint.state_dict",
     "transformers.models.llama.modeling_llama",
     "pytest",
     "muonwire.cli.main",
     "muonwire.recipes",
     "muonwire.train.loop",
     "tests.models",
+    "tests.optim.sharded_nets",
     "tests.replicas",
     "tests.tiny_task",
 )

@@ -1,7 +1,14 @@
+import os
 import re
+import runpy
+import socket
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+
+from tests.commands import context
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,3 +27,50 @@ def test_the_example_runs_under_torchrun_and_learns():
     first, last, bits = map(float, re.search(r"loss (\S+) -> (\S+), (\S+) bit", done.stdout).groups())
     assert last < 0.5 * first
     assert bits < 0.15
+
+
+def _process(path, rank, world_size, port, pipe):
+    """What torchrun does for one process, forked from a server that has imported torch."""
+    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ.update({key: str(value) for key, value in (own | there).items()})
+    import torch
+
+    torch.set_num_threads(1)
+    with redirect_stdout(StringIO()) as printed:
+        runpy.run_path(str(path), run_name="__main__")
+    pipe.send(printed.getvalue())
+
+
+def _run_forked(path, world_size):
+    """What process 0 of an example prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = [context.Pipe() for _ in range(world_size)]
+    started = [
+        context.Process(target=_process, args=(path, rank, world_size, port, theirs), daemon=True)
+        for rank, (_, theirs) in enumerate(pipes)
+    ]
+    for process in started:
+        process.start()
+    for _, theirs in pipes:
+        theirs.close()
+    printed = [ours.recv() if ours.poll(120) else None for ours, _ in pipes]
+    for process in started:
+        process.join(timeout=30)
+    return printed[0]
+
+
+def test_the_example_of_sharded_weights_learns_and_its_page_shows_what_it_prints():
+    example = ROOT / "examples" / "fsdp.py"
+    assert len(example.read_text().splitlines()) < 80
+    printed = _run_forked(example, 4)
+    pattern = r"loss (\S+) -> (\S+), (\S+) bit per parameter and step, weights [0-9a-f]{16}"
+    first, last, bits = map(float, re.search(pattern, printed).groups())
+    assert last < 0.2 * first
+    # A sign every fifth step, and frames.
+    assert 0.2 < bits < 0.22
+    shown = re.search(pattern, (ROOT / "docs" / "sharded.md").read_text())
+    assert shown is not None
+    assert float(shown[1]) == first

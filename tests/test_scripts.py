@@ -316,3 +316,29 @@ def test_plans_are_held_against_runs(run, tmp_path):
     assert record["bytes_ratio"] == pytest.approx(1, rel=0.02)
     assert record["prediction"]["line"]["synchronizations"] == 12
     assert record["cost"] == 0
+
+
+def test_memory_of_sharded_replicas_is_measured(run, tmp_path):
+    sizes = ("--width", 64, "--inner", 8, "--blocks", 2, "--recipes", "muon")
+    out = run("sharded_memory.py", "--out", tmp_path / "memory.json", *sizes)
+    assert [line.split(":")[0] for line in out.splitlines()] == [
+        "muon, 1 process(es) a replica",
+        "muon, 2 process(es) a replica",
+    ]
+    whole, sharded = json.loads((tmp_path / "memory.json").read_text())["runs"]
+    assert whole["parameters"] == sharded["parameters"] == 2 * 2 * 64 * 8
+    assert 0 < sharded["update_bytes"] - whole["update_bytes"] < 3 * 200
+    evidence = json.loads((ROOT / "evidence" / "sharded_memory.json").read_text())["runs"]
+    for of_whole, of_sharded in zip(evidence[::2], evidence[1::2], strict=True):
+        assert of_sharded["peak_bytes"] <= 0.6 * of_whole["peak_bytes"]
+
+
+def test_recipes_on_shards_are_compared(run, tmp_path):
+    out = run("sharded_recipes.py", "--recipes", "distro", "--out", tmp_path / "recipes.json")
+    assert out.startswith("distro: difference 0, ")
+    (found,) = json.loads((tmp_path / "recipes.json").read_text())["runs"]
+    assert found["difference"] == 0
+    committed = json.loads((ROOT / "evidence" / "sharded_recipes.json").read_text())["runs"]
+    expected = next(r["bytes"] for r in committed if r["recipe"] == "distro")
+    # Positions of coefficients are rounded as the processor does it.
+    assert found["bytes"] == pytest.approx(expected, rel=0.05)

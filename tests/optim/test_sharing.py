@@ -7,6 +7,7 @@ import torch
 
 from muonwire import optim, recipes, stages
 from muonwire.errors import UsageError
+from muonwire.optim.fresh import fresh_state
 from muonwire.optim.sharing import load_shared, own_entries, shared_part
 from muonwire.transport import check_replicas
 from tests.lockstep import lockstep
@@ -75,7 +76,7 @@ def test_a_replica_that_lost_its_state_goes_on_with_the_shared_part_of_another(n
             load_shared(optimizer, lent["shared"])
             assert optimizer.num_steps == STEPS
             assert same(model.up.weight, lent["weights"]["up.weight"])
-            fresh = optimizer.fresh_state(model.up.weight, optimizer.chains[0])
+            fresh = fresh_state(optimizer, model.up.weight, optimizer.chains[0], "matrix")
             residual = optimizer.state[model.up.weight].get("exchange", {}).get("residual")
             assert residual is None or not residual.any() or "exchange" not in fresh
         else:

@@ -19,6 +19,7 @@ from muonwire.polar import find_processor
 from muonwire.polar.processor import slowest
 from muonwire.transport.base import Flag, Transport
 from muonwire.transport.digest import DIGEST_BYTES, check_agreement, check_replicas, digest_all
+from muonwire.transport.shards import local
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -183,14 +184,7 @@ def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
     if lifecycle.start == "broadcast":
         params = optimizer.trained()
         agree_on_groups(optimizer, params, transport)
-        for tensor in (*params, *buffers.values()):
-            own = tensor.detach().cpu().contiguous()
-            payload = own.reshape(-1).view(torch.uint8).numpy().tobytes() if transport.rank == 0 else b""
-            payload = transport.gather_inside(payload)[0]
-            sent = transport.gather(payload, purpose="control")[0]
-            if transport.everyone.rank != 0 and tensor.numel():
-                received = torch.frombuffer(bytearray(sent), dtype=torch.uint8).view(tensor.dtype)
-                tensor.copy_(received.view(tensor.shape))
+        transport.as_one(lambda: _take_from_first([*params, *buffers.values()], transport))
         copy_in(params, optimizer.state)
         optimizer.record_weights()
         optimizer.agreement.reached = False
@@ -199,6 +193,19 @@ def begin(optimizer: "ChainOptimizer", model: nn.Module | None) -> None:
         for name, buffer in buffers.items()
         if not any(re.search(pattern, name) for pattern in lifecycle.exclude_buffers)
     }
+
+
+def _take_from_first(tensors: Sequence[Tensor], transport: Transport) -> None:
+    """Take the values of replica 0; those of the shards in this place where weights are sharded."""
+    for tensor in map(local, tensors):
+        own = tensor.detach().cpu().contiguous()
+        payload = own.reshape(-1).view(torch.uint8).numpy().tobytes() if transport.rank == 0 else b""
+        if not transport.shards_inside:
+            payload = transport.gather_inside(payload)[0]
+        sent = transport.gather(payload, purpose="control")[0]
+        if transport.everyone.rank != 0 and tensor.numel():
+            received = torch.frombuffer(bytearray(sent), dtype=torch.uint8).view(tensor.dtype)
+            tensor.copy_(received.view(tensor.shape))
 
 
 def ensure_agreement(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> None:
@@ -219,7 +226,7 @@ def ensure_agreement(optimizer: "ChainOptimizer", params: Sequence[Tensor]) -> N
             if optimizer.local is None:
                 optimizer.transport.requested |= Flag.CHANGED
             else:
-                optimizer.agreement.add_edits(optimizer.shared())
+                optimizer.agreement.add_edits([(name, local(weight)) for name, weight in optimizer.shared()])
     if optimizer.agreement.reached:
         return
     with nullcontext(optimizer.transport) if streaming is None else streaming.direct() as transport:
@@ -246,11 +253,13 @@ def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor], trans
         slowest([name.decode() for name in transport.gather_inside(text.encode())])
         for text in (own.name, note)
     )
-    agreed = optimizer.agreement.reach(
-        transport,
-        description=f"{settings}: {describe_groups(optimizer.param_groups)}",
-        processor=at_home.name,
-        orthogonalizes=any(members.orthogonalizes for members in talking),
+    agreed = transport.as_one(
+        lambda: optimizer.agreement.reach(
+            transport,
+            description=f"{settings}: {describe_groups(optimizer.param_groups)}",
+            processor=at_home.name,
+            orthogonalizes=any(members.orthogonalizes for members in talking),
+        )
     )
     for group in optimizer.param_groups:
         group[key] = agreed

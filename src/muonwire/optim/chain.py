@@ -15,34 +15,32 @@ from muonwire.optim.agreement import (
     Agreement,
     Shaken,
     begin,
-    buffer_means,
     ensure_agreement,
     floating_buffers,
 )
 from muonwire.optim.describe import describe
-from muonwire.optim.exchanging import exchange, exchange_changes, shake_hands
+from muonwire.optim.exchanging import averaged_buffers, exchange, exchange_changes, shake_hands, step_alone
 from muonwire.optim.fragments import FRAGMENTS, first_counts
+from muonwire.optim.fresh import fresh_state
 from muonwire.optim.gradients import GradientCount, find_problem, not_finite, unscale
-from muonwire.optim.groups import AROUND, OUTER
 from muonwire.optim.kept import (
-    FRAGMENT,
     MASTER,
     SHARED,
     ChangeDetector,
     copy_out,
     holding_shared,
     unsent,
-    wide_dtype,
 )
 from muonwire.optim.passes import estimate_bytes, inner_passes
 from muonwire.optim.settings import Lifecycle, LocalSteps
+from muonwire.optim.shards import transport_for
 from muonwire.optim.streaming import Streaming
 from muonwire.polar import Processor, find_processor
 from muonwire.polar.processor import named_processor
-from muonwire.stages.base import Stage, State, Watch
+from muonwire.stages.base import Stage, Watch
 from muonwire.stages.chain import Chain
-from muonwire.stages.rounds import drive
 from muonwire.transport.base import Flag, SingleReplica, Transport
+from muonwire.transport.shards import local
 
 
 class ChainOptimizer(torch.optim.Optimizer):
@@ -164,35 +162,17 @@ class ChainOptimizer(torch.optim.Optimizer):
                 group[INTERVALS] = first.get(INTERVALS) or first_intervals(self.local)
             if self.streaming is not None:
                 group[FRAGMENTS] = first.get(FRAGMENTS) or first_counts(self.local)
-        groups.check(
-            group, chains=[members, *outer], keeps_copies=self.local is not None or bool(self.look_ahead)
-        )
+        groups.check(group)
+        self.transport = transport_for(group, self.transport, streams=self.streaming is not None)
         self.outer |= dict(zip(params, outer, strict=False))
         # States exist from the start, so that a checkpoint taken before the first step can be loaded.
-        fresh = {p: self.fresh_state(p, members) for p in params if p.requires_grad}
+        layouts = zip(params, group["layouts"], strict=True)
+        fresh = {p: fresh_state(self, p, members, layout) for p, layout in layouts if p.requires_grad}
         super().add_param_group(group)
         self._chains.append(members)
         self.state.update(fresh)
         self.agreement.reached = False
         self.record_weights()
-
-    def fresh_state(self, param: Tensor, members: Chain) -> State:
-        """The state of a parameter that has taken no step."""
-        wide = param.detach().to(wide_dtype(param))
-        state: State = dict(members.init(wide))
-        if self.around is not None:
-            state[AROUND] = self.around.state[param]
-        if self.keeps_master(param):
-            state[MASTER] = wide.clone()
-        if self.local is not None or self.look_ahead:
-            state[SHARED] = wide.clone()
-        if self.local is not None:
-            state[OUTER] = self.outer[param].init(wide)
-            if self.streaming is not None:
-                state[FRAGMENT] = self.streaming.fresh(param)
-        if self.look_ahead:
-            unsent(state, self.look_ahead)
-        return state
 
     def keeps_master(self, param: Tensor) -> bool:
         """Whether a float32 copy of a 16-bit weight takes the updates."""
@@ -203,10 +183,10 @@ class ChainOptimizer(torch.optim.Optimizer):
         """The parameters that are trained; states that are missing are made."""
         params = []
         for group, members in zip(self.param_groups, self._chains, strict=True):
-            for param in group["params"]:
+            for param, layout in zip(group["params"], group["layouts"], strict=True):
                 if param.requires_grad:
                     if param not in self.state:
-                        self.state[param] = self.fresh_state(param, members)
+                        self.state[param] = fresh_state(self, param, members, layout)
                     params.append(param)
         return params
 
@@ -373,9 +353,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         elif self.around is not None:
             self.around.step()
         else:
-            for p in inner_passes(self):
-                (updates,) = drive([p.rounds()], SingleReplica())
-                p.move(updates)
+            step_alone(self)
             self._show_weights()
         self._count(step=1)
         self.record_weights()
@@ -393,7 +371,7 @@ class ChainOptimizer(torch.optim.Optimizer):
                 for param in group["params"]:
                     if param.requires_grad:
                         lead = unsent(self.state[param], self.look_ahead).sign().to(param.dtype)
-                        param.sub_(lead, alpha=float(group["lr"]))
+                        local(param).sub_(lead, alpha=float(group["lr"]))
 
     def _not_finite(self, problem: str) -> NonFiniteUpdateError:
         self._failure = None
@@ -403,7 +381,7 @@ class ChainOptimizer(torch.optim.Optimizer):
     @property
     def synchronized(self) -> bool:
         """Whether the parameters hold the shared weights right now."""
-        return all(torch.equal(p, self.shared_weight(p).to(p.dtype)) for p in self.trained())
+        return all(torch.equal(local(p), local(self.shared_weight(p)).to(p.dtype)) for p in self.trained())
 
     @torch.no_grad()
     def synchronize(self) -> None:
@@ -428,7 +406,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         if self.local is not None and self.steps_alone:
             exchange_changes(self, shaken)
         else:
-            for buffer, mean in buffer_means(self.buffers(), shaken.differing, self.transport):
+            for buffer, mean in averaged_buffers(self, shaken):
                 buffer.copy_(mean)
 
     def buffers(self) -> list[tuple[str, Tensor]]:
@@ -459,7 +437,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def record_weights(self) -> None:
         """Remember what the parameters hold now; later changes by others are noticed."""
-        self.changes.record(self.trained(), self.state)
+        self.changes.record(self.trained(), self.state, in_states=not self.transport.shards_inside)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; what is in flight is waited for, and its result is part of the state until it is merged."""

@@ -17,7 +17,9 @@ def describe(optimizer: "ChainOptimizer") -> str:
     transport = optimizer.transport
     replicas = transport.world_size
     about = [f"{replicas} replica{'s' * (replicas != 1)}"]
-    if transport.num_inside > 1:
+    if transport.shards_inside:
+        about[0] += f" of {transport.num_inside} processes, which share its weights"
+    elif transport.num_inside > 1:
         when = "at every step" if transport.averages_inside else "by the loop"
         sites = "a site" if replicas == 1 else f"{replicas} sites"
         about = [f"{sites} of {transport.num_inside} replicas, their gradients averaged {when}"]
@@ -37,7 +39,7 @@ def describe(optimizer: "ChainOptimizer") -> str:
             f"  {group['name']}: {_size(group['params'])}, lr={float(group['lr']):g}, "
             f"weight_decay={group['weight_decay']:g}: {group['chain']}"
         )
-    lines += [f"  synchronized: {_size(p.weights)}, lr={p.context.lr:g}: {p.chain}" for p in outer]
+    lines += [f"  synchronized: {_size(p.params)}, lr={p.context.lr:g}: {p.chain}" for p in outer]
     narrow = [p for _, p in optimizer.named_parameters() if p.element_size() < 4]
     wide = [
         p

@@ -1,15 +1,20 @@
 """The exchange that all replicas take part in at once: flags, the handshake before it, and the weights moving after it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
+from muonwire.optim import sharded
 from muonwire.optim.agreement import Handshake, Shaken, buffer_means
 from muonwire.optim.inside import average_buffers, told_by_site
 from muonwire.optim.kept import MASTER, SHARED, copy_out
-from muonwire.optim.passes import Pass, outer_passes, restored_on_error
+from muonwire.optim.passes import Pass, inner_passes, outer_passes, restored_on_error
 from muonwire.stages.rounds import drive
-from muonwire.transport.base import Flag
+from muonwire.transport.base import Flag, SingleReplica, Transport
 from muonwire.transport.digest import check_replicas, digest
+from muonwire.transport.mesh import MeshTransport
+from muonwire.transport.shards import is_sharded
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -23,9 +28,37 @@ def exchange(optimizer: "ChainOptimizer", passes: Sequence[Pass], problem: str |
         raise_if_flagged(optimizer, problem)
 
     with told_by_site(optimizer.transport), restored_on_error(passes):
-        updates = drive([p.rounds() for p in passes], optimizer.transport, settle)
+        updates = updates_of(passes, optimizer.transport, optimizer.transport, settle)
     for p, moved in zip(passes, updates, strict=True):
         p.move(moved)
+
+
+def updates_of(
+    passes: Sequence[Pass],
+    transport: Transport,
+    talking: Transport,
+    settle: Callable[[], None] = lambda: None,
+) -> list[list[Tensor]]:
+    """Run the passes' chains together; on this process's shards where weights are sharded.
+
+    Args:
+        passes: whose chains these are.
+        transport: of the optimizer.
+        talking: to the other replicas, as in the passes' contexts.
+        settle: called after the messages of each round. Default: nothing.
+    """
+    if isinstance(transport, MeshTransport) and any(is_sharded(q) for p in passes for q in p.params):
+        return sharded.run(passes, transport, talking, settle)
+    return drive([p.rounds() for p in passes], talking, settle)
+
+
+def step_alone(optimizer: "ChainOptimizer") -> None:
+    """A step of this replica's own; group by group, or where weights are sharded with the shards of all in the same messages."""
+    passes = inner_passes(optimizer)
+    for together in [passes] if optimizer.transport.shards_inside else [[p] for p in passes]:
+        found = updates_of(together, optimizer.transport, SingleReplica())
+        for p, updates in zip(together, found, strict=True):
+            p.move(updates)
 
 
 def raise_if_flagged(optimizer: "ChainOptimizer", problem: str | None) -> None:
@@ -42,6 +75,14 @@ def raise_if_flagged(optimizer: "ChainOptimizer", problem: str | None) -> None:
         )
 
 
+def averaged_buffers(optimizer: "ChainOptimizer", shaken: Shaken) -> list[tuple[Tensor, Tensor]]:
+    """The buffers that differ between the replicas, each with its mean."""
+    if not shaken.differing:
+        return []
+    transport = optimizer.transport
+    return transport.as_one(lambda: buffer_means(optimizer.buffers(), shaken.differing, transport))
+
+
 def shake_hands(optimizer: "ChainOptimizer") -> Shaken:
     """Check that all replicas can synchronize, before anything changes."""
     average_buffers(optimizer)
@@ -53,16 +94,20 @@ def shake_hands(optimizer: "ChainOptimizer") -> Shaken:
         buffers=[digest(buffer) for _, buffer in optimizer.buffers()],
         spell=b"" if optimizer.adapting is None else optimizer.adapting.spell(),
     )
-    shaken = handshake.exchange(optimizer.transport)
-    optimizer.agreement.forget_edits()
-    raise_if_flagged(optimizer, optimizer._failure)
-    return shaken
+
+    def shake() -> Shaken:
+        shaken = handshake.exchange(optimizer.transport)
+        optimizer.agreement.forget_edits()
+        raise_if_flagged(optimizer, optimizer._failure)
+        return shaken
+
+    return optimizer.transport.as_one(shake)
 
 
 def exchange_changes(optimizer: "ChainOptimizer", shaken: Shaken) -> None:
     """Δ = a − w through the outer chains; a ← a − outer_lr · Δ̄; w ← a; the next interval begins."""
     optimizer.before_exchange()
-    means = buffer_means(optimizer.buffers(), shaken.differing, optimizer.transport)
+    means = averaged_buffers(optimizer, shaken)
     exchange(optimizer, outer_passes(optimizer), None)
     params = optimizer.trained()
     copy_out(params, optimizer.state, SHARED)

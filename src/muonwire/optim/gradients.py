@@ -10,6 +10,7 @@ from torch import Tensor
 from muonwire.codec.host import fetch
 from muonwire.errors import NonFiniteUpdateError
 from muonwire.optim.kept import Question, wide_dtype
+from muonwire.transport.shards import local
 
 # Squares of larger norms, which Adam takes, overflow float32.
 LARGEST_NORM = 1e18
@@ -53,14 +54,14 @@ class GradientCount:
 
     def use(self, params: Iterable[Tensor]) -> None:
         """Remember the parameters' gradients as they are now as those that were used."""
-        self._used = [(weakref.ref(g), g._version) for g in (p.grad for p in params) if g is not None]
+        self._used = [(weakref.ref(g), local(g)._version) for g in (p.grad for p in params) if g is not None]
 
     def _unused(self, gradients: Sequence[Tensor]) -> bool:
         """Whether any gradient is new since the last step."""
         if len(gradients) != len(self._used):
             return True
         return any(
-            ref() is not g or version != g._version
+            ref() is not g or version != local(g)._version
             for g, (ref, version) in zip(gradients, self._used, strict=True)
         )
 
@@ -91,7 +92,7 @@ def find_problem(
 ) -> str | None:
     """A text that names the first gradient that is not finite; None where all are finite. ``question``: see ``are_finite``."""
     named = [
-        (name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad)
+        (name, p.grad.coalesce().values() if p.grad.is_sparse else local(p.grad))
         for name, p in named_parameters
         if p.grad is not None
     ]
@@ -119,13 +120,14 @@ def unscale(params: Iterable[Tensor], scale: Tensor | None, found_inf: Tensor | 
     if scale is not None and float(scale) != 1:
         for param in params:
             if param.grad is not None:
-                param.grad.mul_(1 / float(scale))
+                local(param.grad).mul_(1 / float(scale))
     return False
 
 
 def wide_gradient(param: Tensor, *, zero: bool) -> Tensor:
-    """The gradient in the dtype that stages compute in; zeros where there is none."""
+    """This process's shard of the gradient in the dtype that stages compute in; zeros where there is none."""
     dtype = wide_dtype(param)
     if zero or param.grad is None:
-        return torch.zeros_like(param, dtype=dtype)
-    return param.grad if param.grad.dtype is dtype else param.grad.to(dtype)
+        return torch.zeros_like(local(param), dtype=dtype)
+    gradient = local(param.grad)
+    return gradient if gradient.dtype is dtype else gradient.to(dtype)

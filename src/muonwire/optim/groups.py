@@ -72,12 +72,11 @@ def outer_chains(given: Any, *, index: int, count: int) -> list[Chain]:
     return [as_chain(stage, index=index, what="outer_chain", remedy=remedy) for stage in stages]
 
 
-def check(group: Mapping[str, Any], *, chains: Sequence[Chain], keeps_copies: bool) -> None:
+def check(group: Mapping[str, Any]) -> None:
     """Make sure that the optimizer can take the group.
 
     Raises:
-        UsageError: a negative rate or decay, layouts or names that do not match the parameters, parameters on the meta device, or
-            sharded ones that a stage cannot take.
+        UsageError: a negative rate or decay, layouts or names that do not match the parameters, or parameters on the meta device.
     """
     name, params = group["name"], group["params"]
     for key in ("lr", "weight_decay"):
@@ -91,19 +90,11 @@ def check(group: Mapping[str, Any], *, chains: Sequence[Chain], keeps_copies: bo
         )
     for layout in group["layouts"]:
         MatrixLayout.parse(layout)
-    whole = keeps_copies or any(
-        stage.needs_whole_tensors or stage.orthogonalizes for c in chains for _, stage in c.members
-    )
     for param, param_name in zip(params, group["names"], strict=True):
         if param.is_meta:
             raise UsageError(
                 f"ChainOptimizer: {param_name} is on the meta device, where it has no values; give the model memory "
                 "(model.to_empty(device=...)) and its weights before building the optimizer"
-            )
-        if whole and hasattr(param, "to_local"):
-            raise UsageError(
-                f"ChainOptimizer: {param_name} is sharded (a {type(param).__name__}), and {group['chain']} needs whole tensors; "
-                "use the adamw recipe, or replicas that each hold the whole model"
             )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from muonwire.errors import PayloadError, UsageError
 from muonwire.optim.groups import rates
+from muonwire.optim.sharded import share
 from muonwire.transport.base import Transport
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def average(
         ExchangeError, ReplicaLostError: as ``Transport.mean_inside``.
     """
     transport = optimizer.transport
+    if transport.shards_inside:
+        return share(optimizer, params, problem, overflowed=overflowed)
     if transport.num_inside == 1:
         return problem, overflowed
     before, transport.settings = transport.settings, rates(optimizer.param_groups)
@@ -89,6 +92,6 @@ def told_by_site(transport: Transport) -> Iterator[None]:
     try:
         yield
     except PayloadError as error:
-        if transport.num_inside == 1:
+        if transport.num_inside == 1 or transport.shards_inside:
             raise
         raise PayloadError(f"between sites, which are the replicas here: {error}") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import State
+from muonwire.transport.shards import local
 
 # Names in a parameter's state: the float32 copy of a 16-bit weight, the weight that all replicas agree on, and samples of what the
 # parameter held after the optimizer's last step.
@@ -29,7 +30,7 @@ def copy_out(params: Sequence[Tensor], states: StatesByParam, key: str) -> None:
     """Copy what is kept of the parameters under ``key``, where it is kept, into them."""
     for param in params:
         if key in states[param]:
-            param.copy_(states[param][key])
+            local(param).copy_(local(states[param][key]))
 
 
 def copy_in(params: Sequence[Tensor], states: StatesByParam) -> None:
@@ -37,7 +38,7 @@ def copy_in(params: Sequence[Tensor], states: StatesByParam) -> None:
     for param in params:
         for key in (MASTER, SHARED):
             if key in states[param]:
-                states[param][key].copy_(param)
+                local(states[param][key]).copy_(local(param))
 
 
 def unsent(state: State, path: Sequence[str]) -> Tensor:
@@ -54,7 +55,7 @@ def unsent(state: State, path: Sequence[str]) -> Tensor:
                 "exchange, such as ('exchange', 'residual')"
             )
         found = found[name]
-    residual: Tensor = found
+    residual: Tensor = local(found)
     return residual
 
 
@@ -62,7 +63,7 @@ def unsent(state: State, path: Sequence[str]) -> Tensor:
 def holding_shared(params: Sequence[Tensor], states: StatesByParam) -> Iterator[None]:
     """Within the block the parameters hold the weights that all replicas share."""
     departed = [p for p in params if SHARED in states[p]]
-    own = [p.detach().clone() for p in departed]
+    own = [local(p).detach().clone() for p in departed]
     with torch.no_grad():
         copy_out(departed, states, SHARED)
     try:
@@ -70,12 +71,12 @@ def holding_shared(params: Sequence[Tensor], states: StatesByParam) -> Iterator[
     finally:
         with torch.no_grad():
             for param, value in zip(departed, own, strict=True):
-                param.copy_(value)
+                local(param).copy_(value)
 
 
 def sample(weight: Tensor) -> Tensor:
     """Some 256 entries of a weight at equal distances, or all of a small one."""
-    flat = weight.detach().reshape(-1)
+    flat = local(weight).detach().reshape(-1)
     # An odd distance, so that the entries of a matrix lie in all its columns.
     return flat[:: flat.numel() // SAMPLES | 1] if flat.numel() > SAMPLES else flat
 
@@ -85,7 +86,9 @@ class ChangeDetector:
 
     Where the optimizer keeps copies of weights, it also keeps samples of the weights in the states, under "held", so that a loaded
     state shows what the weights were; edits that no sample shows are taken as the replica's own training. Elsewhere it compares
-    autograd's version counters and addresses, which costs nothing and misses edits through ``.data``.
+    autograd's version counters and addresses, which costs nothing and misses edits through ``.data``. Where replicas are groups of
+    processes, samples are not in the states, since they would not fit another number of processes: of a loaded state without
+    samples, only masters show what the weights were.
     """
 
     def __init__(self) -> None:
@@ -97,14 +100,25 @@ class ChangeDetector:
         # A copied or unpickled optimizer has weights at other addresses.
         return {"_marks": None, "_samples": [], "_question": None}
 
-    def record(self, params: Sequence[Tensor], states: StatesByParam) -> None:
-        """Remember these weights, which the optimizer has just written."""
+    def record(self, params: Sequence[Tensor], states: StatesByParam, *, in_states: bool = True) -> None:
+        """Remember these weights, which the optimizer has just written.
+
+        Args:
+            params: these.
+            states: of the parameters.
+            in_states: whether the samples are kept there. Default: True.
+        """
         marks = [_mark(p) for p in params]
         if self._samples and self._in_place(marks):
             for samples in self._samples:
                 samples.record()
         else:
-            self._samples = [_Samples(alike, states) for alike in _by_kind(_copied(params, states))]
+            self._samples = [_Samples(alike) for alike in _by_kind(_copied(params, states))]
+            for samples in self._samples:
+                samples.put(states if in_states else {})
+            if not in_states:
+                for param in params:
+                    states[param].pop(HELD, None)
         self._marks = marks
 
     def forget(self) -> None:
@@ -137,8 +151,10 @@ class ChangeDetector:
             return self._marks is not None and marks != self._marks
         for param in copied:
             held, now = states[param].get(HELD), sample(param)
+            if held is None and MASTER in states[param]:
+                held, now = local(states[param][MASTER]), local(param)
             # Compared in the weight's own dtype: a weight that was cast equals its cast samples.
-            if held is None or not torch.equal(now, held.to(param.device, param.dtype)):
+            if held is not None and not torch.equal(now, held.to(param.device, param.dtype)):
                 return True
         return False
 
@@ -166,18 +182,23 @@ class _Samples:
     Comparing them is one large operation in place of many small ones.
     """
 
-    def __init__(self, params: Sequence[Tensor], states: StatesByParam) -> None:
+    def __init__(self, params: Sequence[Tensor]) -> None:
         self._params = params
         self._views = [sample(p) for p in params]
         self._recorded = torch.cat(self._views).to(wide_dtype(params[0]))
+
+    def put(self, states: StatesByParam) -> None:
+        """Put views of what is recorded into the states that there are."""
         pieces = torch.split(self._recorded, [len(v) for v in self._views])
-        for param, piece in zip(params, pieces, strict=True):
-            states[param][HELD] = piece
+        for param, piece in zip(self._params, pieces, strict=True):
+            if param in states:
+                states[param][HELD] = piece
 
     def _now(self) -> Tensor:
         # The sample of a weight that is not contiguous is a copy.
         views = [
-            v if p.is_contiguous() else sample(p) for v, p in zip(self._views, self._params, strict=True)
+            v if local(p).is_contiguous() else sample(p)
+            for v, p in zip(self._views, self._params, strict=True)
         ]
         return torch.cat(views).to(self._recorded.dtype)
 
@@ -194,7 +215,8 @@ _Mark = tuple[int, int, torch.dtype, torch.device]
 
 
 def _mark(param: Tensor) -> _Mark:
-    return param._version, param.data_ptr(), param.dtype, param.device
+    own = local(param)
+    return own._version, own.data_ptr(), own.dtype, own.device
 
 
 def _copied(params: Sequence[Tensor], states: StatesByParam) -> list[Tensor]:

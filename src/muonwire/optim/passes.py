@@ -16,6 +16,7 @@ from muonwire.stages.chain import Chain
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 from muonwire.transport.base import SingleReplica, Transport
+from muonwire.transport.shards import local
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 class Pass:
     """The tensors that go through one chain in one step.
 
+    Of sharded parameters these are this process's shards; only the states hold DTensors.
+
     Args:
         chain: that they go through.
         weights: that the updates move, and that the stages see as parameters.
@@ -32,7 +35,7 @@ class Pass:
         states: of the chain's members, one for each weight.
         context: see Context.
         weight_decay: decoupled, times the learning rate.
-        params: whose shared weights these are, with local steps.
+        params: of the optimizer, one for each weight.
     """
 
     chain: Chain
@@ -81,7 +84,7 @@ def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pa
             passes.append(
                 Pass(
                     chain=chain,
-                    weights=[optimizer.moved_weight(p) for p, _, _ in members],
+                    weights=[local(optimizer.moved_weight(p)) for p, _, _ in members],
                     updates=[wide_gradient(p, zero=zeros) for p, _, _ in members],
                     states=[optimizer.state[p] for p, _, _ in members],
                     context=Context(
@@ -95,6 +98,7 @@ def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pa
                         processor=optimizer.processor,
                     ),
                     weight_decay=float(group["weight_decay"]),
+                    params=[p for p, _, _ in members],
                 )
             )
     return passes
@@ -128,8 +132,10 @@ def outer_passes(
     return [
         Pass(
             chain=optimizer.outer[members[0][0]],
-            weights=[optimizer.state[p][SHARED] for p, _, _ in members],
-            updates=[optimizer.state[p][SHARED] - optimizer.moved_weight(p) for p, _, _ in members],
+            weights=[local(optimizer.state[p][SHARED]) for p, _, _ in members],
+            updates=[
+                local(optimizer.state[p][SHARED]) - local(optimizer.moved_weight(p)) for p, _, _ in members
+            ],
             states=[optimizer.state[p][OUTER] for p, _, _ in members],
             context=Context(
                 lr=optimizer.local.outer_lr,
@@ -171,7 +177,8 @@ def _sent(optimizer: "ChainOptimizer") -> Iterator[tuple[Chain, list[Tensor], li
         parts = [None] if streaming is None else [streaming.params([f]) for f in streaming.fragments]
         for part in parts:
             for p in outer_passes(optimizer, params=part):
-                yield p.chain, list(p.weights), list(p.context.layouts)
+                wholes = [optimizer.state[param][SHARED] for param in p.params]
+                yield p.chain, wholes, list(p.context.layouts)
         return
     for group, chain in zip(optimizer.param_groups, optimizer.chains, strict=True):
         trained = [

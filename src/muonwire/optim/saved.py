@@ -13,7 +13,9 @@ from muonwire.optim.fragments import FRAGMENTS
 from muonwire.optim.groups import AROUND
 from muonwire.optim.kept import FRAGMENT, HELD, MASTER, wide_dtype
 from muonwire.optim.passes import copied
+from muonwire.optim.shards import shared_out
 from muonwire.stages.base import State
+from muonwire.transport.shards import is_sharded
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -225,8 +227,8 @@ def _leaves(state: State) -> Iterator[Any]:
 
 
 def in_dtype(value: Tensor, weight: Tensor, *, like: Any = None) -> Tensor:
-    """A copy on the weight's device, floating values in the dtype of ``like``, else at least in float32."""
-    dtype = value.dtype
+    """A copy on the weight's device and sharded like it, floating values in the dtype of ``like``, else at least in float32."""
+    dtype, value = value.dtype, shared_out(value, weight)
     if isinstance(like, Tensor):
         dtype = like.dtype
     elif value.is_floating_point():
@@ -255,6 +257,9 @@ def adopted(saved: State, own: State, weight: Tensor, *, name: str) -> State:
             "another kind of optimizer, or by one with other options"
         )
     convert(state, weight, keeps_master=MASTER in own)
+    if is_sharded(weight):
+        # Samples of whole weights, or of other shards.
+        state.pop(HELD, None)
     return state
 
 

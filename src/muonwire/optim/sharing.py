@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from muonwire.optim.fresh import fresh_state
 from muonwire.optim.groups import AROUND, OUTER, RESERVED
 from muonwire.optim.kept import FRAGMENT, MASTER, SHARED, copy_out
 from muonwire.stages.base import State
@@ -80,10 +81,15 @@ def completed(optimizer: "ChainOptimizer", shared: Mapping[str, Any]) -> dict[st
         shared: what ``shared_part`` gave on another replica.
     """
     states: dict[Any, State] = {}
+    layouts = {
+        param: layout
+        for g in optimizer.param_groups
+        for param, layout in zip(g["params"], g["layouts"], strict=True)
+    }
     for key, param, members in _matched(optimizer, shared):
         if key not in shared["state"]:
             continue
-        fresh = optimizer.fresh_state(param, members)
+        fresh = fresh_state(optimizer, param, members, layouts[param])
         if AROUND in fresh:
             fresh[AROUND] = {}
         states[key] = state = _merged(fresh, shared["state"][key])

@@ -33,6 +33,16 @@ class Adam(Stage):
                 f"adam: {self.beta1=}, {self.beta2=}, {self.eps=}; betas lie in [0, 1), eps is positive"
             )
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def init(self, param: Tensor) -> State:
         """Both moments, zero, and the number of steps taken (a parameter may miss some)."""

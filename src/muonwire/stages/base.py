@@ -42,6 +42,8 @@ class Context:
         names: of the parameters, in the same order, for messages. Default: none are known.
         dtypes: of the parameters, in the same order, in which a dense mean travels; updates and states are wider where these
             have 16 bits. Default: those of the updates.
+        indices: of the parameters among those of their group's step, from which codecs make random numbers, where a process treats
+            a part of them. Default: 0, 1, 2 and so on.
         watch: called by stages with feedback for each tensor, with what was to be sent and what is kept of it. Default: none.
         processor: the class whose dtype and sizes polar factors follow, the same on all replicas that must round alike.
             Default: that of the tensors' device.
@@ -53,8 +55,23 @@ class Context:
     layouts: Sequence[MatrixLayout]
     names: Sequence[str] = ()
     dtypes: Sequence[torch.dtype] = ()
+    indices: Sequence[int] = ()
     watch: Watch | None = None
     processor: Processor | None = None
+
+    def place(self, index: int) -> int:
+        """Where parameter ``index`` of this list stands in its group."""
+        return self.indices[index] if self.indices else index
+
+    def of_some(self, chosen: Sequence[int]) -> "Context":
+        """That of some of the parameters."""
+        return replace(
+            self,
+            layouts=_some(self.layouts, chosen),
+            names=_some(self.names, chosen),
+            dtypes=_some(self.dtypes, chosen),
+            indices=[self.place(i) for i in chosen],
+        )
 
 
 class Stage(ABC):
@@ -71,15 +88,36 @@ class Stage(ABC):
         """The state of one parameter before its first step."""
         return {}
 
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:  # noqa: B027 - most stages have nothing to add
+        """Add to the state that ``init`` made what depends on the parameter's layout, so that a checkpoint finds its place.
+
+        Args:
+            state: of the parameter, before its first step.
+            param: for shape, dtype and device; it has no values.
+            layout: of the parameter.
+        """
+
     @property
     def talks(self) -> bool:
         """Whether the stage talks to the other replicas."""
         return False
 
     @property
-    def needs_whole_tensors(self) -> bool:
-        """Whether the stage reads the values of whole tensors, as codecs do, so that it cannot take sharded ones."""
+    def elementwise(self) -> bool:
+        """Whether each entry of what the stage returns follows from the same entry of what it is given, kept and weighed by alone.
+
+        Such a stage works on the shards of sharded weights as it does on the whole, its states sharded like them. For any other
+        stage whole tensors are made of shards, each on one process of the replica, where the stage must treat it by itself.
+        """
         return False
+
+    @property
+    def reads_params(self) -> bool:
+        """Whether the stage reads the values of the parameters, and not only their shapes, dtypes and devices.
+
+        Where weights are sharded, whole ones are made for it if it does.
+        """
+        return True
 
     @property
     def replaces_states(self) -> bool:
@@ -146,10 +184,7 @@ class Stage(ABC):
         if not chosen:
             return []
         updates, params, states = (_some(values, chosen) for values in (updates, params, states))
-        layouts, names, dtypes = (_some(v, chosen) for v in (context.layouts, context.names, context.dtypes))
-        return self.apply(
-            updates, params, states, replace(context, layouts=layouts, names=names, dtypes=dtypes)
-        )
+        return self.apply(updates, params, states, context.of_some(chosen))
 
     def __str__(self) -> str:
         options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)]  # type: ignore[arg-type]
@@ -183,12 +218,6 @@ class TalkingStage(StageInRounds):
     @property
     @override
     def talks(self) -> bool:
-        return True
-
-    @property
-    @override
-    def needs_whole_tensors(self) -> bool:
-        """True, unless a stage overrides it."""
         return True
 
     @override

@@ -28,6 +28,16 @@ class ByRate(Stage):
         if self.power not in (1, -1):
             raise UsageError(f"by_rate: power is {self.power}; allowed are 1 and -1")
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         factor = context.lr**self.power if context.lr else 0.0

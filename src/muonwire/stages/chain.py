@@ -33,11 +33,32 @@ class Chain(StageInRounds):
                 )
         self.members: list[tuple[str, Stage]] = flat
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        """Where all members are."""
+        return all(stage.elementwise for _, stage in self.members)
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        """Where any member does."""
+        return any(stage.reads_params for _, stage in self.members)
+
     @override
     def init(self, param: Tensor) -> State:
         """The members' states, by name; members without state are left out."""
         states = {name: stage.init(param) for name, stage in self.members}
         return {name: state for name, state in states.items() if state}
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        """Of the members; those whose state is empty so far get one."""
+        for name, stage in self.members:
+            of_member = state.get(name, {})
+            stage.prepare(of_member, param, layout)
+            if of_member:
+                state[name] = of_member
 
     @property
     @override

@@ -31,11 +31,21 @@ class Delayed(TalkingStage):
     def replaces_states(self) -> bool:
         return self.through.replaces_states
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return self.through.reads_params
+
     @override
     def init(self, param: Tensor) -> State:
         """The result for the next step, zero, and the state of the stage."""
         waiting = torch.zeros_like(param, memory_format=torch.preserve_format)
         return {"waiting": waiting, "through": self.through.init(param)}
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        """Of the stage."""
+        self.through.prepare(state["through"], param, layout)
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:

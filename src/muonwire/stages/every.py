@@ -45,6 +45,11 @@ class Every(TalkingStage):
     def orthogonalizes(self) -> bool:
         return self.full.orthogonalizes or self.otherwise.orthogonalizes
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return self.full.reads_params or self.otherwise.reads_params
+
     @override
     def init(self, param: Tensor) -> State:
         """The states of both chains."""
@@ -52,6 +57,14 @@ class Every(TalkingStage):
         for name in self.shared:
             full.pop(name)
         return {"full": full, "otherwise": otherwise}
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        """Of both chains; what they share is that of ``otherwise``."""
+        self.otherwise.prepare(state["otherwise"], param, layout)
+        self.full.prepare(state["full"], param, layout)
+        for name in self.shared:
+            state["full"].pop(name, None)
 
     @override
     def returns_alike(self, *, alike: bool) -> bool:

@@ -138,6 +138,11 @@ class Exchange(TalkingStage):
     def needs_same_replicas(self) -> str:
         return self.feedback.needs_same_replicas
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def init(self, param: Tensor) -> State:
         """The feedback's state, the codec's if it keeps one, and what an owner keeps, or all of sums, nothing at first."""
@@ -249,7 +254,9 @@ class Exchange(TalkingStage):
         kinds = []
         for i, (signal, state) in enumerate(zip(signals, states, strict=True)):
             one = self.codec.encode_body(
-                signal, seed=round_seed(step=context.step, index=i), state=_state(state, scales, i)
+                signal,
+                seed=round_seed(step=context.step, index=context.place(i)),
+                state=_state(state, scales, i),
             )
             drafts.add(one)
             self._keep(signal, one, state, context)
@@ -258,7 +265,7 @@ class Exchange(TalkingStage):
         for i, (shape, dtype) in enumerate(kinds):
             if not bodies[i]:
                 zeros = torch.zeros(shape, dtype=dtype)
-                seed = round_seed(step=context.step, index=i)
+                seed = round_seed(step=context.step, index=context.place(i))
                 bodies[i] = [self.codec.encode_body(zeros, seed=seed, state=_state({}, scales, i)).body]
         entries = [(*kind, of_tensor[0]) for kind, of_tensor in zip(kinds, bodies, strict=True)]
         return payloads.pack(str(self.codec), entries)

@@ -17,8 +17,13 @@ class Mean(TalkingStage):
 
     @property
     @override
-    def needs_whole_tensors(self) -> bool:
-        """False: the mean of a shard is the shard of the mean."""
+    def elementwise(self) -> bool:
+        """True: the mean of a shard is the shard of the mean."""
+        return True
+
+    @property
+    @override
+    def reads_params(self) -> bool:
         return False
 
     @override

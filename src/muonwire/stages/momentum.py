@@ -37,6 +37,16 @@ class Momentum(Stage):
         if self.form not in ("ema", "heavy_ball"):
             raise UsageError(f"momentum: form is {self.form!r}; allowed are ema and heavy_ball")
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def init(self, param: Tensor) -> State:
         """The buffer v, zero."""

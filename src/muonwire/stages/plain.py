@@ -33,6 +33,11 @@ class Plain(Stage):
     def name(self) -> str:
         return self.label
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return self.takes_param
+
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """Apply the function to each update.

@@ -43,6 +43,11 @@ class Polar(Stage):
     def orthogonalizes(self) -> bool:
         return True
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         split = [layout.split(u) for u, layout in zip(updates, context.layouts, strict=True)]

@@ -108,9 +108,25 @@ class _Power(TalkingStage):
 
     @override
     def init(self, param: Tensor) -> State:
-        """What the replica keeps of its matrices, zero; the start Q is made in the first step, when the layout is known."""
+        """What the replica keeps of its matrices, zero; ``prepare`` adds the start Q."""
         dtype = torch.promote_types(param.dtype, torch.float32)
         return {"kept": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        """The start of the power iteration, Q of all matrices side by side."""
+        empty = torch.empty((), dtype=param.dtype, device=param.device)
+        state["start"] = self._start([empty.expand(s) for s in layout.shapes(tuple(param.shape))])
+
+    def _start(self, parts: Sequence[Tensor]) -> Tensor:
+        """Q of matrices of these shapes."""
+        # In the memory order of later starts: distributed checkpoints load these into the place of this one.
+        return _beside([initial_state(x, rank=self.rank_of(x.shape)) for x in parts]).contiguous()
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:
@@ -137,8 +153,7 @@ class _Power(TalkingStage):
         for parts, state in zip(xs, states, strict=True):
             ranks = [self.rank_of(x.shape) for x in parts]
             if "start" not in state:
-                first = [initial_state(x, rank=rank) for x, rank in zip(parts, ranks, strict=True)]
-                state["start"] = _beside(first)
+                state["start"] = self._start(parts)
             starts.append(state["start"].split(ranks, dim=-1))
         flat = yield from power_rounds(
             [x for parts in xs for x in parts], [q for qs in starts for q in qs], wire=WIRES[self.wire]

@@ -30,6 +30,11 @@ class Predicted(TalkingStage):
         self.through = through
         self.direction = direction
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return self.through.reads_params or self.direction.reads_params
+
     @override
     def init(self, param: Tensor) -> State:
         """The prediction, zero, and the states of both stages."""
@@ -38,6 +43,12 @@ class Predicted(TalkingStage):
             "through": self.through.init(param),
             "direction": self.direction.init(param),
         }
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        """Of both stages."""
+        self.through.prepare(state["through"], param, layout)
+        self.direction.prepare(state["direction"], param, layout)
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:

@@ -9,6 +9,7 @@ from typing_extensions import override
 from muonwire.errors import UsageError
 from muonwire.stages.base import Context, Stage, State, States, Tensors
 from muonwire.stages.keep_norm import with_norm_of
+from muonwire.stages.layout import MatrixLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +34,21 @@ class RowNormalize(Stage):
                 f"row_normalize: beta2 is {self.beta2} and eps {self.eps}; beta2 lies in [0, 1), eps is positive"
             )
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def init(self, param: Tensor) -> State:
-        """The number of steps; the mean squares of the rows are made in the first one, when the layout is known."""
+        """The number of steps; ``prepare`` adds the mean squares of the rows."""
         return {"step": 0}
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        """The mean squares of the rows, zero: one tensor, the rows of unequal parts one behind another."""
+        *_, (*lead, _, _) = shapes = layout.shapes(tuple(param.shape))
+        state["row_squares"] = param.new_zeros((*lead, sum(shape[-2] for shape in shapes), 1))
 
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
@@ -45,9 +57,9 @@ class RowNormalize(Stage):
             state["step"] += 1
             parts = layout.split(update)
             squares = torch.cat([part.square().mean(dim=-1, keepdim=True) for part in parts], dim=-2)
-            rows: Tensor = state.setdefault("row_squares", torch.zeros_like(squares))
-            rows.lerp_(squares, 1 - self.beta2)
-            # One tensor holds the rows of unequal parts, one part behind another.
+            if "row_squares" not in state:
+                self.prepare(state, update, layout)
+            rows: Tensor = state["row_squares"].lerp_(squares, 1 - self.beta2)
             sizes = [part.shape[-2] for part in parts]
             normalized = [
                 with_norm_of(part / (its_rows.sqrt() + self.eps), part)

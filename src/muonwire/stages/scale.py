@@ -50,6 +50,17 @@ class Scale(Stage):
         if not self.factor > 0:
             raise UsageError(f"scale: factor is {self.factor}; it must be positive")
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        """Of one factor for tensors of all shapes."""
+        return self.kind == "none"
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         if self.kind == "none":

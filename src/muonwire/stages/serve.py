@@ -54,9 +54,18 @@ class Serve(TalkingStage):
     def needs_same_replicas(self) -> str:
         return "the state of a tensor is lost with its owner"
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return self.stage.reads_params
+
     @override
     def init(self, param: Tensor) -> State:
         return self.stage.init(param)
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        self.stage.prepare(state, param, layout)
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:
@@ -83,7 +92,7 @@ class Serve(TalkingStage):
         owned = self._owned(transport.rank, len(updates), transport.world_size)
         results = self.stage.apply_to_some(owned, updates, params, states, context)
         drafts = Drafts()
-        seeds = [round_seed(step=context.step, index=i) for i in owned]
+        seeds = [round_seed(step=context.step, index=context.place(i)) for i in owned]
         for seed, result in zip(seeds, results, strict=True):
             sent = result if drafts.checks.add(result) else torch.zeros_like(result)
             drafts.add(self.codec.encode_body(sent, seed=seed))

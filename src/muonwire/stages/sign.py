@@ -12,6 +12,16 @@ from muonwire.stages.base import Context, Stage, States, Tensors
 class Sign(Stage):
     """u ← sign(u), with sign(0) = 0. Source: Bernstein et al., "signSGD", arXiv 1802.04434."""
 
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
         return [u.sign() for u in updates]

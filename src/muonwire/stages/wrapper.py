@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.stages.base import Stage, State
+from muonwire.stages.layout import MatrixLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,18 @@ class Wrapper(Stage):
     def orthogonalizes(self) -> bool:
         return self.stage.orthogonalizes
 
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return self.stage.reads_params
+
     @override
     def init(self, param: Tensor) -> State:
         return self.stage.init(param)
+
+    @override
+    def prepare(self, state: State, param: Tensor, layout: MatrixLayout) -> None:
+        self.stage.prepare(state, param, layout)
 
     @override
     def shared_state(self, state: State, *, alike: bool) -> State:

@@ -3,6 +3,7 @@
 from muonwire.transport.base import Flag, SingleReplica, Transport
 from muonwire.transport.digest import check_agreement, check_replicas, digest, digest_all
 from muonwire.transport.link import Link
+from muonwire.transport.mesh import MeshTransport, mesh_transport
 from muonwire.transport.meter import Meter, Traffic
 from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.secret import Secret
@@ -14,6 +15,7 @@ from muonwire.transport.waiting import Waits, watching
 __all__ = [
     "Flag",
     "Link",
+    "MeshTransport",
     "Meter",
     "ProcessGroupTransport",
     "Secret",
@@ -27,6 +29,7 @@ __all__ = [
     "check_replicas",
     "digest",
     "digest_all",
+    "mesh_transport",
     "run_threads",
     "site_transport",
     "watching",

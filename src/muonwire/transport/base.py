@@ -68,6 +68,8 @@ class Transport(ABC):
     # Replicas of a site, and whether their gradients are averaged before each step.
     num_inside: int = 1
     averages_inside: bool = False
+    # Whether these hold a shard of every weight each, and not the whole; see MeshTransport.
+    shards_inside: bool = False
 
     @cached_property
     def members(self) -> tuple[str, ...]:
@@ -152,6 +154,13 @@ class Transport(ABC):
             ExchangeError, ReplicaLostError: as ``gather_inside``.
         """
         return list(tensors)
+
+    def as_one(self, act: Callable[[], Result]) -> Result:
+        """The result of ``act``, which all processes of a replica with sharded weights call together.
+
+        An error of one of them is raised by all, and names the process. Elsewhere it only calls ``act``.
+        """
+        return act()
 
     def settle(self) -> None:  # noqa: B027 - most transports have nothing to do
         """Make sure, where replicas come and go, that all have all messages of the operations so far; else nothing.

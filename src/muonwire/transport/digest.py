@@ -1,7 +1,6 @@
 """A digest of the weights, compared between replicas: the proof that they are bit-identical."""
 
 import hashlib
-import sys
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from muonwire.errors import DivergedReplicasError, ExchangeError, UsageError
 from muonwire.transport.base import Transport
+from muonwire.transport.shards import is_sharded, local
 
 DIGEST_BYTES = 8
 Named = Iterable[tuple[str, Tensor]]
@@ -30,11 +30,10 @@ def digest(tensor: Tensor) -> bytes:
 
 
 def _digest(tensor: Tensor, which: str) -> bytes:
-    distributed = sys.modules.get("torch.distributed.tensor")
-    if distributed is not None and isinstance(tensor, distributed.DTensor):
+    if is_sharded(tensor):
         raise UsageError(
-            f"digest: {which} is a DTensor, of which this process holds a part; take full_tensor(), or compare to_local() between "
-            "the replicas that hold the same part"
+            f"digest: {which} is a DTensor, of which this process holds a part; take full_tensor(), or compare replicas through "
+            "mesh_transport"
         )
     if tensor.is_meta:
         raise UsageError(
@@ -67,7 +66,8 @@ def digest_all(what: nn.Module | Named) -> bytes:
 def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: str = "digest") -> str:
     """Compare the weights of all replicas, and return their common digest (``digest_all``) as hexadecimal text.
 
-    Costs 8 bytes a replica where they agree, and 16 bytes a tensor more where they do not.
+    Costs 8 bytes a replica where they agree, and 16 bytes a tensor more where they do not. Where a replica is a group of processes
+    with sharded weights (MeshTransport), each compares its shards, and the digest is one over those of its processes.
 
     Args:
         what: a model, of which the parameters and the buffers (persistent or not) are compared, or names and tensors. A name that
@@ -84,13 +84,21 @@ def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: st
             replicas do not hold the same tensors. On all replicas.
         UsageError: a tensor has no digest (see digest); raised before anything is sent.
     """
-    what = what if isinstance(what, nn.Module) else list(what)
     named = _described(what)
-    whole = digest_all(what)
+    if not transport.shards_inside:
+        return _compare(named, transport, purpose=purpose).hex()
+    shards = [(text, local(tensor)) for text, tensor in named]
+    own = transport.as_one(lambda: _compare(shards, transport, purpose=purpose))
+    return _hash(b"".join(transport.gather_inside(own))).hex()
+
+
+def _compare(named: Sequence[tuple[str, Tensor]], transport: Transport, *, purpose: str) -> bytes:
+    """Compare the tensors of all replicas, which are called so in messages; returns their common digest."""
+    whole = _hash(b"".join(_digest(tensor, text) for text, tensor in named))
     # Names, dtypes and shapes are compared in the same eight bytes.
     layouts = [_hash(f"{text} {tensor.dtype} {tuple(tensor.shape)}".encode()) for text, tensor in named]
     if len(set(transport.gather(_hash(b"".join([*layouts, whole])), purpose=purpose))) == 1:
-        return whole.hex()
+        return whole
     digests = [_digest(tensor, text) for text, tensor in named]
     everyone = transport.gather(b"".join([*layouts, *digests]), purpose=purpose)
     _check_layouts(everyone, [text for text, _ in named], transport)
