@@ -211,7 +211,7 @@ def _show_inside(met: Meeting, inside: int, *, wait_s: float) -> None:
 
 def _see_one_gpu(local: int) -> None:
     """Leave this process one GPU of the machine's: a framework without a launcher takes all that it sees."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise UsageError(
             "join_replicas: this process uses a GPU already, and its replica is to have one of its own; call join_replicas() "
             "before anything is put on a GPU"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from muonwire.errors import UsageError
@@ -100,6 +100,19 @@ class SameData:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport.everyone
         self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+
+    def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """See what goes into the model, and check it before the optimizer's first step, on all replicas."""
+        seen = model.register_forward_pre_hook(
+            lambda _, args, kwargs: self.see(args, kwargs), with_kwargs=True
+        )
+
+        def before_step(*_: Any) -> None:
+            seen.remove()
+            stepped.remove()
+            self.check()
+
+        stepped = optimizer.register_step_pre_hook(before_step)
 
     def see(self, *batch: Any) -> None:
         """Take a batch into account: all tensors in it."""

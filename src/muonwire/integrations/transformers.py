@@ -99,8 +99,6 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
         self._args: Any = None
         self._training = False
         self._synchronized_step: int | None = None
-        self._same: SameData | None = None
-        self._hook: Any = None
 
     # The optimizer
 
@@ -219,24 +217,21 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
             # Who prints and reports.
             state.is_local_process_zero = state.is_world_process_zero = False
         if not self.same_data:
-            self._same = same = SameData(self.transport)
-            self._hook = model.register_forward_pre_hook(
-                lambda _, args, kwargs: same.see(args, kwargs), with_kwargs=True
-            )
+            SameData(self.transport).watch(model, optimizer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """After a step: synchronize where the weights are about to be evaluated or saved, and stop where another replica stops."""
-        same, self._same = self._same, None
-        if same is not None:
-            self._hook.remove()
-            same.check()
         if self.replicas.world_size > 1:
             self._share_stop(state, control)
-        return self._settle(state, control)
+        self._settle(state, control)
+        # The wish may have come with the message of this synchronization.
+        control.should_training_stop |= Flag.STOP in self.transport.agreed
+        return control
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """As ``on_step_end``, for what is done at the end of an epoch."""
-        return self._settle(state, control)
+        self._settle(state, control)
+        return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Replace the metrics by their means over the replicas, and stop where another replica stops."""
@@ -279,13 +274,12 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make sure that all replicas end with the same weights."""
         self._training = False
-        if self._same is not None:
-            self._hook.remove()
         if self.replicas.world_size == 1:
             return
         if self._synchronized_step != state.global_step and not args.load_best_model_at_end:
             self._optimizer().synchronize()
-        check_replicas(self._optimizer().named_parameters(), self.transport)
+        # Where the best model was loaded, each replica has it from its own folder.
+        check_replicas(self._optimizer().named_parameters(), self.transport, purpose="control")
 
     def _optimizer(self) -> ChainOptimizer:
         if self.optimizer is None:
@@ -303,7 +297,8 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = False
             self.transport.requested |= Flag.STOP
 
-    def _settle(self, state: Any, control: Any) -> Any:
+    def _settle(self, state: Any, control: Any) -> None:
+        """Synchronize and compare before an evaluation, a checkpoint or the end."""
         wanted = control.should_evaluate or control.should_save or control.should_training_stop
         if wanted and self._synchronized_step != state.global_step:
             optimizer = self._optimizer()
@@ -316,7 +311,6 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
             mine = {_REPLICA: self.replicas.rank, _REPLICAS: self.replicas.world_size}
             totals = self.figures.in_all(step=state.global_step)
             state.log_history.append({**totals, **mine, "step": state.global_step, "epoch": state.epoch})
-        return control
 
 
 _ELSEWHERE = {
