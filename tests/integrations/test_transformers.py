@@ -252,7 +252,6 @@ def alone():
 
 
 def test_reporters_see_the_bytes(alone, tmp_path):
-    pytest.importorskip("tensorboard")
     trainer, _, _ = make(
         alone, "muon", tmp_path, arguments={"max_steps": 2, "report_to": "tensorboard", "save_strategy": "no"}
     )
