@@ -16,7 +16,9 @@ from tests.replicas import ReplicaFailedError
 RECIPES = ("one_bit_muon(interval=2)", "muon", "distro")
 
 
-def make(replicas, recipe, out, *, before=(), dataset=None, arguments=None, **options):
+def make(
+    replicas, recipe, out, *, before=(), dataset=None, evaluated=None, unused=False, arguments=None, **options
+):
     """A Trainer with the recipe, and its callback."""
     from transformers import Trainer, TrainingArguments
 
@@ -40,11 +42,13 @@ def make(replicas, recipe, out, *, before=(), dataset=None, arguments=None, **op
     wire = MuonwireCallback(recipe, replicas=replicas, **options)
     args = TrainingArguments(**given | (arguments or {}))
     model = tiny.llama()
+    if unused:
+        model.register_parameter("unused", torch.nn.Parameter(torch.ones(3)))
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=replicas.shard(tiny.Tokens()) if dataset is None else dataset,
-        eval_dataset=tiny.Tokens(1000, 8),
+        eval_dataset=tiny.Tokens(1000, 8) if evaluated is None else evaluated,
         optimizer_cls_and_kwargs=wire.optimizer_cls_and_kwargs,
         callbacks=wire.callbacks(args, *before),
     )
@@ -123,7 +127,43 @@ def refused(replicas, out):
     attempt("batches found", arguments={"auto_find_batch_size": True})
     attempt("other lengths", arguments={"max_steps": 4 + replicas.rank})
     said["one stops"] = one_stops(replicas, out)
+    said["options"] = with_options(replicas, out)
     return said
+
+
+def with_options(replicas, out):
+    """Much that the Trainer offers at once; each replica evaluates on other data, and has a parameter that is never used."""
+    from transformers import EarlyStoppingCallback
+
+    from tests.integrations import tiny
+
+    trainer, _, _ = make(
+        replicas,
+        "one_bit_muon(interval=2)",
+        f"{out}/options",
+        before=[EarlyStoppingCallback(early_stopping_patience=2)],
+        evaluated=tiny.Tokens(1000 + 100 * replicas.rank, 8),
+        unused=True,
+        arguments={
+            "bf16": True,
+            "activation_checkpointing": True,
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "save_steps": 2,
+            "load_best_model_at_end": True,
+            "save_total_limit": 2,
+            "learning_rate": 0.1,
+            "lr_scheduler_type": "constant",
+        },
+    )
+    trainer.train()
+    state = trainer.state
+    return {
+        "step": state.global_step,
+        "best": (state.best_global_step, state.best_metric, state.best_model_checkpoint),
+        "own": [row["eval_loss"] for row in state.log_history if "eval_loss" in row],
+        "weights": tiny.weights(trainer.model),
+    }
 
 
 def one_stops(replicas, out):
@@ -201,6 +241,20 @@ def test_a_replica_that_is_told_to_stop_stops_all_at_the_next_exchange(replicas)
     assert step == same_step == 4
     assert len(losses) == 2
     assert losses == same_losses
+
+
+def test_replicas_decide_alike_which_model_is_the_best(replicas):
+    first, second = (r["refused"]["options"] for r in replicas)
+    assert first["own"] != second["own"]
+    means = [(a + b) / 2 for a, b in zip(first["own"], second["own"], strict=True)]
+    for rank, found in enumerate((first, second)):
+        step, metric, folder = found["best"]
+        assert metric == min(means)
+        assert step == 2 * (1 + means.index(metric))
+        assert folder.endswith(f"replica_{rank}/checkpoint-{step}")
+    assert first["step"] == second["step"]
+    assert all(torch.equal(w, second["weights"][name]) for name, w in first["weights"].items())
+    assert first["weights"]["unused"].tolist() == [1, 1, 1]
 
 
 def with_several_processes(out):
