@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,6 +33,8 @@ OWNERS = ROOT / "evidence" / "owners"
 EMULATE = ROOT / "evidence" / "emulate"
 STREAMING = ROOT / "evidence" / "streaming"
 PLAN = ROOT / "evidence" / "plan"
+EXAMPLES = ROOT / "evidence" / "examples"
+FRAMEWORKS = ROOT / "docs" / "frameworks.json"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -58,6 +61,9 @@ TABLED = tuple(
         "docs/emulate.md",
         "docs/plan.md",
         "docs/streaming.md",
+        "docs/integrations.md",
+        "docs/trainer.md",
+        "docs/accelerate.md",
     )
 )
 REPLICAS = 4
@@ -835,6 +841,31 @@ def plan_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def program(path: Path) -> str:
+    """A program, or what it has printed, as a block."""
+    kind = "python" if path.suffix == ".py" else "text"
+    return f"```{kind}\n{path.read_text().rstrip()}\n```\n"
+
+
+def programs() -> list[tuple[str, Path, Callable[[], str]]]:
+    """Of each example that a page shows: the program, and what it has printed."""
+    found = [(f"program {p.stem}", p) for p in sorted((ROOT / "examples").glob("*.py"))]
+    found += [(f"output {p.stem}", p) for p in sorted(EXAMPLES.glob("*.txt"))]
+    return [(name, path, partial(program, path)) for name, path in found]
+
+
+def frameworks_table() -> str:
+    """The frameworks that were tested, with the versions that were installed then."""
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
+    bounds = dict(re.findall(r"([\w-]+)>=([\w.]+)", " ".join(chain.from_iterable(extras.values()))))
+    lines = ["| framework | tested with | oldest | what | test |", "|---|---|---|---|---|"]
+    for row in json.loads(FRAMEWORKS.read_text()):
+        name = row["package"]
+        lines.append(f"| {name} | {pinned[name]} | {bounds[name]} | {row['what']} | `{row['test']}` |")
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:
     """Of each marked table: its name, the file that it is made of, and what makes it."""
     return [
@@ -864,6 +895,8 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),
         ("spectra sweep table", SPECTRA / "sweep.parquet", spectra_sweep_table),
+        ("frameworks table", FRAMEWORKS, frameworks_table),
+        *programs(),
     ]
 
 

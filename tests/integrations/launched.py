@@ -1,5 +1,8 @@
-"""Processes as a launcher starts them, with its variables: forked from the server of tests.commands."""
+"""Processes as a launcher starts them, with its variables: forked from one that has imported the framework."""
 
+import gc
+import importlib
+import multiprocessing
 import os
 import socket
 import traceback
@@ -9,10 +12,30 @@ from tests.commands import context
 from tests.replicas import ReplicaFailedError
 
 
-def _enter(function, rank, world_size, port, pipe, args):
+def _launch(function, ports, pipes, args, modules):
+    """The launcher: imports once what all of its processes need."""
     import torch
 
     torch.set_num_threads(1)
+    for module in modules:
+        importlib.import_module(module)
+    # Frameworks collect garbage in every training; what is imported is none.
+    gc.collect()
+    gc.freeze()
+    forking = multiprocessing.get_context("fork")
+    processes = [
+        forking.Process(target=_enter, args=(function, rank, len(pipes), ports, pipe, args), daemon=True)
+        for rank, pipe in enumerate(pipes)
+    ]
+    for process in processes:
+        process.start()
+    for pipe in pipes:
+        pipe.close()
+    for process in processes:
+        process.join()
+
+
+def _enter(function, rank, world_size, port, pipe, args):
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -30,32 +53,40 @@ def _enter(function, rank, world_size, port, pipe, args):
     pipe.recv()
 
 
-def launched(function, world_size, *args, limit_s=120):
-    """What ``function(*args)`` returned on each process, in rank order; a ReplicaFailedError for what one raised."""
+def launched(function, world_size, *args, modules=(), limit_s=200):
+    """What ``function(*args)`` returned on each process, in rank order; a ReplicaFailedError for what one raised.
+
+    ``modules`` are imported before the processes are forked.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pipes, processes = [], []
-    for rank in range(world_size):
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_enter, args=(function, rank, world_size, port, theirs, args), daemon=True
-        )
-        process.start()
-        theirs.close()
-        pipes.append(ours)
-        processes.append(process)
+    pipes, theirs = zip(*(context.Pipe() for _ in range(world_size)), strict=True)
+    launcher = context.Process(target=_launch, args=(function, port, theirs, args, modules))
+    launcher.start()
+    for pipe in theirs:
+        pipe.close()
     results = [None] * world_size
     waiting = {pipe: rank for rank, pipe in enumerate(pipes)}
-    while waiting:
-        ready = wait(list(waiting), timeout=limit_s)
-        assert ready, f"processes {sorted(waiting.values())} hang"
-        for pipe in ready:
-            results[waiting.pop(pipe)] = pipe.recv()
-    for pipe in pipes:
-        pipe.send("end")
-    for process in processes:
-        process.join(timeout=30)
-        if process.is_alive():
-            process.kill()
+    try:
+        while waiting:
+            ready = wait(list(waiting), timeout=limit_s)
+            assert ready, f"processes {sorted(waiting.values())} hang"
+            for pipe in ready:
+                results[waiting.pop(pipe)] = pipe.recv()
+        for pipe in pipes:
+            pipe.send("end")
+        launcher.join(timeout=30)
+    finally:
+        if launcher.is_alive():
+            # Its processes are daemons of it.
+            launcher.terminate()
+    return results
+
+
+def all_good(results):
+    """The results; the first failure is raised."""
+    for result in results:
+        if isinstance(result, ReplicaFailedError):
+            raise result
     return results

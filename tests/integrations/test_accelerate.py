@@ -9,9 +9,9 @@ from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.integrations import Replicas
 from muonwire.transport import SingleReplica
-from tests.integrations.launched import launched
-from tests.replicas import ReplicaFailedError
+from tests.integrations.launched import all_good, launched
 
+ACCELERATE = ("accelerate", "muonwire.integrations.accelerate", "tests.integrations.tiny")
 RECIPES = ("one_bit_muon(interval=2)", "muon", "distro")
 
 
@@ -130,25 +130,22 @@ def mixed(replicas):
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory):
-    results = launched(saved_and_loaded, 2, str(tmp_path_factory.mktemp("accelerate")))
-    for result in results:
-        if isinstance(result, ReplicaFailedError):
-            raise result
-    return results
+    folder = str(tmp_path_factory.mktemp("accelerate"))
+    return all_good(launched(saved_and_loaded, 2, folder, modules=ACCELERATE))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_loaded_training_is_our_own_loop_on_the_same_batches(replicas, recipe):
     first, second = (r[recipe] for r in replicas)
     for found in (first, second):
-        assert found["num_batches"] == 16
+        assert found["num_batches"] == 12
         for plain in found["plain"]:
             for name, weight in plain.items():
                 assert torch.equal(found["weights"][name], weight), name
         assert found["figures"]["muonwire_sent_bytes"] == found["sent"] > 0
     assert first["digest"] == second["digest"]
     samples = torch.cat([*first["inputs"], *second["inputs"]])
-    assert len(samples.unique(dim=0)) == len(samples) == 2 * 16 * 4
+    assert len(samples.unique(dim=0)) == len(samples) == 2 * 12 * 4
 
 
 def test_what_cannot_hold_for_replicas_is_refused(replicas):

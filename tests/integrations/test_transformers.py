@@ -10,9 +10,9 @@ from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.integrations import Replicas
 from muonwire.transport import SingleReplica
-from tests.integrations.launched import launched
-from tests.replicas import ReplicaFailedError
+from tests.integrations.launched import all_good, launched
 
+TRAINER = ("transformers.trainer", "muonwire.integrations.transformers", "tests.integrations.tiny")
 RECIPES = ("one_bit_muon(interval=2)", "muon", "distro")
 
 
@@ -113,17 +113,16 @@ def refused(replicas, out):
 
     said = {}
 
-    def attempt(what, *, resume=None, **given):
+    def attempt(what, *, recipe="muon", resume=None, **given):
         try:
-            trainer, _, _ = make(replicas, "muon", f"{out}/{what}", **given)
+            trainer, _, _ = make(replicas, recipe, f"{out}/{what}", **given)
             trainer.train(resume_from_checkpoint=resume)
         except Exception as error:
             said[what] = f"{type(error).__name__}: {error}"
 
     attempt("same data", dataset=tiny.Tokens())
-    attempt("same data, meant", dataset=tiny.Tokens(), same_data=True, arguments={"max_steps": 1})
-    attempt("another's checkpoint", resume=f"{out}/muon/replica_0/checkpoint-5")
-    attempt("look ahead", arguments={"max_steps": 1}, dataset=None)
+    attempt("another's checkpoint", resume=f"{out}/muon/replica_0/checkpoint-{tiny.STOP}")
+    attempt("look ahead", recipe="psyche")
     attempt("batches found", arguments={"auto_find_batch_size": True})
     attempt("other lengths", arguments={"max_steps": 4 + replicas.rank})
     said["one stops"] = one_stops(replicas, out)
@@ -183,19 +182,16 @@ def one_stops(replicas, out):
 
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory):
-    results = launched(interrupted_and_resumed, 2, str(tmp_path_factory.mktemp("trainer")))
-    for result in results:
-        if isinstance(result, ReplicaFailedError):
-            raise result
-    return results
+    folder = str(tmp_path_factory.mktemp("trainer"))
+    return all_good(launched(interrupted_and_resumed, 2, folder, modules=TRAINER))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_resumed_training_is_our_own_loop_on_the_same_batches(replicas, recipe):
     for rank, found in enumerate(r[recipe] for r in replicas):
-        assert found["stopped"] == 5
-        assert found["num_batches"] == 16
-        assert found["checkpoint"].endswith(f"replica_{rank}/checkpoint-5")
+        assert found["stopped"] == 3
+        assert found["num_batches"] == 12
+        assert found["checkpoint"].endswith(f"replica_{rank}/checkpoint-3")
         assert found["world"] == (1, "LlamaForCausalLM")
         for plain in found["plain"]:
             for name, weight in plain.items():
@@ -204,7 +200,7 @@ def test_a_resumed_training_is_our_own_loop_on_the_same_batches(replicas, recipe
     assert all(torch.equal(first["weights"][name], w) for name, w in second["weights"].items())
     # Every sample was seen once, by one replica.
     samples = torch.cat([*first["inputs"], *second["inputs"]])
-    assert len(samples.unique(dim=0)) == len(samples) == 2 * 16 * 4
+    assert len(samples.unique(dim=0)) == len(samples) == 2 * 12 * 4
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -213,10 +209,10 @@ def test_bytes_in_the_log_are_those_that_our_own_loop_sends(replicas, recipe):
         last = found["log"][-1]
         num_parameters = sum(w.numel() for w in found["weights"].values())
         assert last["muonwire_sent_bytes"] == found["sent"] > 0
-        assert last["muonwire_bits_per_parameter_step"] == 8 * found["sent"] / num_parameters / 8
+        assert last["muonwire_bits_per_parameter_step"] == 8 * found["sent"] / num_parameters / 6
         assert last["muonwire_wait_s"] > 0
         logged = [row for row in found["log"] if "loss" in row]
-        assert [row["step"] for row in logged] == [2, 4, 6, 8]
+        assert [row["step"] for row in logged] == [2, 4, 6]
         assert all("muonwire_sent_bytes" in row for row in logged)
 
 
@@ -226,7 +222,9 @@ def test_what_cannot_hold_for_replicas_is_one_error_on_all_of_them(replicas):
         assert of_one["same data"].startswith(
             "UsageError: replicas: processes 0 and 1 of 2 took their first step on the same"
         )
-        assert "same data, meant" not in of_one
+        assert of_one["look ahead"].startswith(
+            "UsageError: MuonwireCallback: psyche trains at weights that differ"
+        )
         assert "process 1 goes on from replica 0 of 2" in of_one["another's checkpoint"]
         assert of_one["batches found"].startswith(
             "UsageError: MuonwireCallback: auto_find_batch_size is True"
@@ -282,10 +280,7 @@ def trainer_folder(trainer):
 
 
 def test_a_replica_of_several_processes_keeps_the_trainers_own_data_parallelism(tmp_path):
-    results = launched(with_several_processes, 4, str(tmp_path))
-    for result in results:
-        if isinstance(result, ReplicaFailedError):
-            raise result
+    results = all_good(launched(with_several_processes, 4, str(tmp_path), modules=TRAINER))
     assert [r["world"] for r in results] == [(2, 0, 0), (2, 1, 0), (2, 0, 1), (2, 1, 1)]
     assert {r["wrapped"] for r in results} == {"DistributedDataParallel"}
     for r in results[1:]:

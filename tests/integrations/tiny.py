@@ -6,7 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
 from muonwire import recipes
 from muonwire.transport import check_replicas
 
-RATE, DECAY, STEPS, STOP, BATCH, ACCUMULATE = 0.01, 0.02, 8, 5, 4, 2
+RATE, DECAY, STEPS, STOP, BATCH, ACCUMULATE = 0.01, 0.02, 6, 3, 4, 2
 
 
 class Tokens(torch.utils.data.Dataset):
