@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import socket
 import traceback
+from contextlib import suppress
 from multiprocessing.connection import wait
 
 from tests.commands import context
 from tests.replicas import ReplicaFailedError
 
 
-def _launch(function, ports, pipes, args, modules):
+def _launch(function, port, pipes, args, modules):
     """The launcher: imports once what all of its processes need."""
     import torch
 
@@ -20,12 +21,11 @@ def _launch(function, ports, pipes, args, modules):
     for module in modules:
         importlib.import_module(module)
     # Frameworks collect garbage in every training; what is imported is none.
-    gc.collect()
     gc.freeze()
     forking = multiprocessing.get_context("fork")
     processes = [
-        forking.Process(target=_enter, args=(function, rank, len(pipes), ports, pipe, args), daemon=True)
-        for rank, pipe in enumerate(pipes)
+        forking.Process(target=_enter, args=(function, rank, port, pipes, args), daemon=True)
+        for rank in range(len(pipes))
     ]
     for process in processes:
         process.start()
@@ -35,12 +35,16 @@ def _launch(function, ports, pipes, args, modules):
         process.join()
 
 
-def _enter(function, rank, world_size, port, pipe, args):
+def _enter(function, rank, port, pipes, args):
+    pipe = pipes[rank]
+    for other in pipes:
+        if other is not pipe:
+            other.close()
     os.environ |= {
         "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
+        "WORLD_SIZE": str(len(pipes)),
         "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(len(pipes)),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
@@ -55,6 +59,8 @@ def _enter(function, rank, world_size, port, pipe, args):
 
 def launched(function, world_size, *args, modules=(), limit_s=200):
     """What ``function(*args)`` returned on each process, in rank order; a ReplicaFailedError for what one raised.
+
+    None for one that has ended before.
 
     ``modules`` are imported before the processes are forked.
     """
@@ -73,9 +79,15 @@ def launched(function, world_size, *args, modules=(), limit_s=200):
             ready = wait(list(waiting), timeout=limit_s)
             assert ready, f"processes {sorted(waiting.values())} hang"
             for pipe in ready:
-                results[waiting.pop(pipe)] = pipe.recv()
+                rank = waiting.pop(pipe)
+                try:
+                    results[rank] = pipe.recv()
+                except EOFError:
+                    # It has ended without a word.
+                    continue
         for pipe in pipes:
-            pipe.send("end")
+            with suppress(OSError):
+                pipe.send("end")
         launcher.join(timeout=30)
     finally:
         if launcher.is_alive():

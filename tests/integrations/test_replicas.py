@@ -6,19 +6,20 @@ from itertools import chain
 import pytest
 import torch
 
-from muonwire.errors import UsageError
+from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.integrations import Replicas, Shard, StreamShard, join_replicas
 from muonwire.transport import SingleReplica, run_threads
-from tests.integrations.launched import launched
+from muonwire.transport.secret import write_secret
+from tests.integrations.launched import all_good, launched
 
 SEEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def joined(processes):
+def joined(processes, secret=None):
     import torch.distributed as dist
 
     try:
-        replicas = join_replicas(processes_per_replica=processes)
+        replicas = join_replicas(processes_per_replica=processes, secret_file=secret)
     except UsageError as error:
         return str(error)
     transport = replicas.transport
@@ -28,19 +29,26 @@ def joined(processes):
     channel = transport.channel().transport
     told += channel.gather(b"beside %d" % replicas.rank)
     mean = transport.mean([torch.tensor([float(replicas.rank)])])[0].item()
+    everyone = transport.everyone.gather(b"%d" % transport.everyone.rank)
+    replicas.close()
     return {
         "replica": (replicas.rank, replicas.world_size, replicas.num_inside),
         "group": group,
         "seen": [os.environ.get(key) for key in SEEN],
         "told": told,
         "mean": mean,
-        "everyone": transport.everyone.gather(b"%d" % transport.everyone.rank),
+        "everyone": everyone,
+        "sealed": getattr(transport, "_links", None) is not None,
     }
 
 
-def test_a_framework_sees_a_replica_of_one_process_without_a_launcher():
-    results = launched(joined, 2, 1)
-    for rank, found in enumerate(results):
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_framework_sees_a_replica_of_one_process_without_a_launcher(sealed, tmp_path):
+    secret = tmp_path / "secret" if sealed else None
+    if sealed:
+        write_secret(secret)
+    for rank, found in enumerate(all_good(launched(joined, 2, 1, secret))):
+        assert found["sealed"] == sealed
         assert found["replica"] == (rank, 2, 1)
         assert found["group"] is None
         assert found["seen"] == [None] * 4
@@ -49,13 +57,29 @@ def test_a_framework_sees_a_replica_of_one_process_without_a_launcher():
 
 
 def test_a_framework_sees_the_processes_of_its_replica_alone():
-    results = launched(joined, 4, 2)
-    for rank, found in enumerate(results):
+    for rank, found in enumerate(all_good(launched(joined, 4, 2))):
         assert found["replica"] == (rank // 2, 2, 2)
         assert found["group"] == (rank % 2, 2)
         assert found["seen"] == [str(rank % 2), "2", str(rank), "2"]
         assert found["told"] == [b"replica 0", b"replica 1", b"beside 0", b"beside 1"]
         assert found["everyone"] == [b"0", b"1", b"2", b"3"]
+
+
+def left_alone():
+    transport = join_replicas().transport
+    transport.gather(b"")
+    if transport.rank == 1:
+        os._exit(1)
+    with pytest.raises(ReplicaLostError) as raised:
+        transport.gather(b"")
+    return raised.value.rank, str(raised.value)
+
+
+def test_a_replica_that_is_gone_is_named():
+    (rank, said), gone = launched(left_alone, 2)
+    assert gone is None
+    assert rank == 1
+    assert said.startswith("replica 0 of 2 lost its connection to replica 1 in step 0")
 
 
 def test_processes_that_cannot_be_divided_are_an_error_on_all():

@@ -65,6 +65,17 @@ def stopper(at):
     return Stop()
 
 
+def spoiler():
+    from transformers import TrainerCallback
+
+    class Spoil(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **_):
+            if state.global_step == 1:
+                model.model.norm.weight.grad.fill_(float("inf"))
+
+    return Spoil()
+
+
 def token_loss(model, batch, count):
     return model(**batch, num_items_in_batch=torch.tensor(count)).loss
 
@@ -123,6 +134,7 @@ def refused(replicas, out):
     attempt("same data", dataset=tiny.Tokens())
     attempt("another's checkpoint", resume=f"{out}/muon/replica_0/checkpoint-{tiny.STOP}")
     attempt("look ahead", recipe="psyche")
+    attempt("not finite", before=[spoiler()] if replicas.rank else [])
     attempt("batches found", arguments={"auto_find_batch_size": True})
     attempt("other lengths", arguments={"max_steps": 4 + replicas.rank})
     said["one stops"] = one_stops(replicas, out)
@@ -229,6 +241,8 @@ def test_what_cannot_hold_for_replicas_is_one_error_on_all_of_them(replicas):
         assert of_one["batches found"].startswith(
             "UsageError: MuonwireCallback: auto_find_batch_size is True"
         )
+        assert of_one["not finite"].startswith("NonFiniteUpdateError: ")
+        assert "step 2, rank" in of_one["not finite"]
         assert of_one["other lengths"].startswith(
             "ExchangeError: the plans of training of replica(s) 1 differ"
         )

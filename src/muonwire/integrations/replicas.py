@@ -92,6 +92,14 @@ class Replicas:
         path = Path(path)
         return path if self.world_size == 1 or path.name == own else path / own
 
+    def close(self) -> None:
+        """Say goodbye to the other replicas, where messages are sealed by a secret, so that each stays until the others have all
+        they need; else nothing. Call it at the end of the program.
+        """
+        close = getattr(self.transport, "close", None)
+        if close is not None:
+            close()
+
     def newest_in_all(self, steps: Sequence[int]) -> int | None:
         """The highest step that every replica has a checkpoint of, or None; all replicas call it together.
 
