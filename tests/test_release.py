@@ -24,6 +24,7 @@ ROOM_EXTRAS = {
     "train": {"train", "report"},
     # Replicas that come and go.
     "transport": {"elastic"},
+    "integrations": {"integrations"},
     "pages": {"report"},
     "bench": {"train", "report"},
     # With torchft's DiLoCo beside the recipes.

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOMS = (
     *("polar", "codec", "transport", "stages", "optim", "recipes"),
-    *("tasks", "train", "compare", "spectra", "pages", "lab"),
+    *("tasks", "train", "integrations", "compare", "spectra", "pages", "lab"),
 )
 # Attributes that make a browser load something when the page is opened; a plain link does not.
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}

@@ -15,6 +15,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -39,6 +40,23 @@ def address_of(rank: int) -> str:
     return _addresses.get(rank, "")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """The replicas that have found each other, before any process group is made of them.
+
+    Args:
+        store: that all of them share.
+        rank: of this replica.
+        world_size: their number.
+        interface: that leads to the master.
+    """
+
+    store: Store
+    rank: int
+    world_size: int
+    interface: Interface
+
+
 def join(
     *,
     backend: str,
@@ -60,6 +78,32 @@ def join(
 
     Returns:
         The interface that leads to the master.
+
+    Raises:
+        ExchangeError: as ``meet``.
+    """
+    met = meet(join_timeout_s=join_timeout_s, secret=secret, allow_public=allow_public)
+    met.store.set_timeout(timedelta(seconds=timeout_s))
+    dist.init_process_group(
+        backend,
+        store=met.store,
+        rank=met.rank,
+        world_size=met.world_size,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return met.interface
+
+
+def meet(
+    *,
+    join_timeout_s: float = JOIN_TIMEOUT_S,
+    secret: Secret | None = None,
+    allow_public: bool = False,
+) -> Meeting:
+    """Let the replicas that a launcher started find and reach each other, without making a process group.
+
+    Args:
+        join_timeout_s, secret, allow_public: see ``join``.
 
     Raises:
         ExchangeError: the master cannot be reached, a replica does not come, two cannot connect, they have different secrets, or
@@ -102,11 +146,7 @@ def join(
     _addresses.clear()
     if not interface.is_loopback:
         _addresses.update({peer: place["address"] for peer, place in places.items()})
-    store.set_timeout(timedelta(seconds=timeout_s))
-    dist.init_process_group(
-        backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s)
-    )
-    return interface
+    return Meeting(store=store, rank=rank, world_size=world_size, interface=interface)
 
 
 def chosen_interface(host: str, port: int) -> Interface:
