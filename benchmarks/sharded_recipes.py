@@ -25,9 +25,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from muonwire import recipes
-from muonwire.optim import shards
 from muonwire.transport import Transport, check_replicas, mesh_transport, run_threads
-from muonwire.transport.shards import is_sharded
+from muonwire.transport.shards import as_sharded, cut_of, is_sharded, place_of
 
 ROOT = Path(__file__).parents[1]
 STEPS = 5
@@ -69,10 +68,10 @@ def train(name: str, model: nn.Module, transport: Transport) -> tuple[list[Tenso
         for key, param in model.named_parameters():
             seed = zlib.crc32(f"{key} {transport.rank} {step}".encode())
             whole = torch.randn(param.shape, generator=torch.Generator().manual_seed(seed))
-            cut = shards.cut_of(param) if is_sharded(param) else None
+            cut = cut_of(param) if is_sharded(param) else None
             if cut is not None:
-                own = cut.of(whole, shards.place_of(param)).contiguous()
-                whole = shards.as_sharded(own, cut, param)
+                own = cut.of(whole, place_of(param)).contiguous()
+                whole = as_sharded(own, cut, param)
             param.grad = whole
         optimizer.step()
     optimizer.synchronize()

@@ -8,9 +8,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from muonwire import recipes
-from muonwire.optim import shards
 from muonwire.transport import mesh_transport
-from muonwire.transport.shards import is_sharded
+from muonwire.transport.shards import as_sharded, cut_of, is_sharded, place_of
 
 STEPS = 5
 OPTIONS = {
@@ -60,8 +59,8 @@ def give_gradients(model, *, replica, step):
         seed = zlib.crc32(f"{name} {replica} {step}".encode())
         whole = torch.randn(param.shape, generator=torch.Generator().manual_seed(seed)).to(param.dtype)
         if is_sharded(param):
-            cut = shards.cut_of(param)
-            whole = shards.as_sharded(cut.of(whole, shards.place_of(param)).contiguous(), cut, param)
+            cut = cut_of(param)
+            whole = as_sharded(cut.of(whole, place_of(param)).contiguous(), cut, param)
         param.grad = whole
 
 

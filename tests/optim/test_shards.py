@@ -8,7 +8,7 @@ from torch.distributed.tensor import Shard
 
 from muonwire.errors import UsageError
 from muonwire.optim import nested, shards
-from muonwire.optim.shards import Cut
+from muonwire.transport.shards import Cut
 
 
 @given(size=st.integers(0, 9), count=st.integers(1, 5), dim=st.integers(0, 1))

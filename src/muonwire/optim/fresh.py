@@ -7,7 +7,7 @@ from torch import Tensor
 
 from muonwire.optim.groups import AROUND, OUTER
 from muonwire.optim.kept import FRAGMENT, MASTER, SHARED, unsent, wide_dtype
-from muonwire.optim.shards import all_shared_out
+from muonwire.optim.nested import all_shared_out
 from muonwire.stages.base import State
 from muonwire.stages.chain import Chain
 from muonwire.stages.layout import MatrixLayout

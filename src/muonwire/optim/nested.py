@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.optim import shards
 from muonwire.stages.base import State
-from muonwire.transport.shards import local
+from muonwire.transport.shards import as_sharded, cut_of, local, place_of, shared_out
 
 Path = tuple[str, ...]
 
@@ -19,6 +18,18 @@ Path = tuple[str, ...]
 def copied(state: State) -> State:
     """The dicts anew, with the same entries."""
     return {key: copied(value) if isinstance(value, dict) else value for key, value in state.items()}
+
+
+def all_shared_out(state: State, param: Tensor) -> State:
+    """Nested states as they are kept beside a sharded parameter; see ``shared_out``."""
+    return {
+        key: all_shared_out(value, param)
+        if isinstance(value, dict)
+        else shared_out(value, param)
+        if isinstance(value, Tensor)
+        else value
+        for key, value in state.items()
+    }
 
 
 def localized(state: State) -> State:
@@ -45,9 +56,9 @@ def write_back(own: State, state: State, param: Tensor) -> None:
             if isinstance(before, Tensor) and local(before).data_ptr() == value.data_ptr() and value.numel():
                 continue
             more = value.ndim - param.ndim
-            cut = shards.cut_of(param, (*value.shape[: max(more, 0)], *param.shape))
-            fits = cut is not None and tuple(value.shape) == cut.shard_shape(shards.place_of(param))
-            state[key] = shards.as_sharded(value, cut, param) if fits and cut is not None else value
+            cut = cut_of(param, (*value.shape[: max(more, 0)], *param.shape))
+            fits = cut is not None and tuple(value.shape) == cut.shard_shape(place_of(param))
+            state[key] = as_sharded(value, cut, param) if fits and cut is not None else value
 
 
 def leaves(state: State, names: set[str] | None = None, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -118,7 +129,7 @@ def read(told: dict[str, Any], own: Any, param: Tensor) -> State:
         elif kind == _TENSOR:
             # What a codec keeps may be on the CPU whatever the weights are on.
             tensor = value[0] if value[1] == "cpu" else value[0].to(local(param).device)
-            found[key] = shards.shared_out(tensor, param)
+            found[key] = shared_out(tensor, param)
         else:
             found[key] = value[0]
     return found

@@ -13,9 +13,8 @@ from muonwire.optim.fragments import FRAGMENTS
 from muonwire.optim.groups import AROUND
 from muonwire.optim.kept import FRAGMENT, HELD, MASTER, wide_dtype
 from muonwire.optim.passes import copied
-from muonwire.optim.shards import shared_out
 from muonwire.stages.base import State
-from muonwire.transport.shards import is_sharded
+from muonwire.transport.shards import is_sharded, shared_out
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer

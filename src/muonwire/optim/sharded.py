@@ -22,13 +22,13 @@ from muonwire.errors import UsageError
 from muonwire.optim import nested, shards
 from muonwire.optim.groups import rates
 from muonwire.optim.passes import Pass
-from muonwire.optim.shards import FAILED, OTHERS, Cut, Item, Swapper
+from muonwire.optim.shards import FAILED, OTHERS, Item, Swapper
 from muonwire.stages.base import State
 from muonwire.stages.chain import Chain
 from muonwire.stages.rounds import Rounds, drive
 from muonwire.transport.base import Transport
 from muonwire.transport.mesh import MeshTransport
-from muonwire.transport.shards import is_sharded, local
+from muonwire.transport.shards import Cut, as_sharded, cut_of, is_sharded, local
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -115,7 +115,7 @@ class _Work:
             [
                 (path, cut, leaf.dtype)
                 for path, leaf in sorted(nested.tensors_of(state, {name for name, _ in self.core.members}))
-                if is_sharded(leaf) and (cut := shards.cut_of(param, leaf.shape)) is not None
+                if is_sharded(leaf) and (cut := cut_of(param, leaf.shape)) is not None
             ]
             for param, state in zip(of.params, of.states, strict=True)
         ]
@@ -183,7 +183,7 @@ class _Work:
         update, *rest = found
         self.current[i] = update
         for (path, cut, _), shard in zip(self.leaves[i], rest, strict=True):
-            nested.put(self.of.states[i], path, shards.as_sharded(shard, cut, self.of.params[i]))
+            nested.put(self.of.states[i], path, as_sharded(shard, cut, self.of.params[i]))
 
     def has_others(self) -> bool:
         """Whether any state of the core is not cut, or was not, before or after it ran."""
@@ -384,7 +384,7 @@ class _Run:
 
 
 def _cut(param: Tensor) -> Cut:
-    cut = shards.cut_of(param)
+    cut = cut_of(param)
     assert cut is not None
     return cut
 

@@ -1,8 +1,4 @@
-"""How sharded tensors are cut, and the all-to-alls that make whole tensors of shards and shards of whole tensors.
-
-Of S processes, process s holds entries s · ⌈n/S⌉ up to (s + 1) · ⌈n/S⌉ along the dimension of n that is cut, as torch's DTensor has
-it; the last shards may be shorter, or empty.
-"""
+"""What carries shards between the processes of a replica: who owns a tensor, what travels together, and two all-to-alls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +8,9 @@ import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import State
 from muonwire.transport.base import SingleReplica, Transport
 from muonwire.transport.mesh import MeshTransport, mesh_transport
-from muonwire.transport.shards import is_sharded, local
+from muonwire.transport.shards import Cut, cut_of, is_sharded, local, place_of
 
 # Every message of an all-to-all begins with so many bytes, of which the first is a status, and its tensors begin at multiples.
 ALIGNED_BYTES = 16
@@ -23,123 +18,6 @@ ALIGNED_BYTES = 16
 BUCKET_BYTES = 32 << 20
 # Bits of the status: this process cannot go on; it has states that are not cut, which are told behind.
 FAILED, OTHERS = 1, 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """A tensor that is cut into shards.
-
-    Args:
-        shape: of the whole.
-        dim: along which it is cut.
-        count: S, the number of processes.
-    """
-
-    shape: tuple[int, ...]
-    dim: int
-    count: int
-
-    def bounds(self, place: int) -> tuple[int, int]:
-        """First entry and end of a process's shard along ``dim``."""
-        size = self.shape[self.dim]
-        each = -(-size // self.count)
-        return min(size, place * each), min(size, (place + 1) * each)
-
-    def of(self, whole: Tensor, place: int) -> Tensor:
-        """A process's shard, in the memory of the whole."""
-        begin, end = self.bounds(place)
-        return whole.narrow(self.dim, begin, end - begin)
-
-    def shard_shape(self, place: int) -> tuple[int, ...]:
-        """That of a process's shard."""
-        begin, end = self.bounds(place)
-        return (*self.shape[: self.dim], end - begin, *self.shape[self.dim + 1 :])
-
-    def numel(self, place: int) -> int:
-        """Entries of a process's shard."""
-        return torch.Size(self.shard_shape(place)).numel()
-
-
-def cut_of(param: Any, shape: Sequence[int] | None = None) -> Cut | None:
-    """How a sharded parameter is cut, or a tensor of its state; None where that is not of the parameter's shape.
-
-    Args:
-        param: a DTensor.
-        shape: of the state, of which the last dimensions are the parameter's. Default: the parameter's.
-    """
-    own = tuple(param.shape)
-    shape = own if shape is None else tuple(shape)
-    more = len(shape) - len(own)
-    if more < 0 or shape[more:] != own:
-        return None
-    (placement,) = param.placements
-    return Cut(shape=shape, dim=placement.dim % len(own) + more, count=param.device_mesh.size())
-
-
-def as_sharded(shard: Tensor, cut: Cut, param: Any) -> Tensor:
-    """The DTensor whose shard this is, on the parameter's mesh."""
-    from torch.distributed.tensor import DTensor, Shard
-
-    stride = torch.empty(cut.shape, device="meta").stride()
-    made: Tensor = DTensor.from_local(
-        shard,
-        param.device_mesh,
-        (Shard(cut.dim),),
-        run_check=False,
-        shape=torch.Size(cut.shape),
-        stride=stride,
-    )
-    return made
-
-
-def place_of(param: Any) -> int:
-    """Which of the processes that share the parameter this one is."""
-    place: int = param.device_mesh.get_local_rank()
-    return place
-
-
-def shared_out(value: Tensor, param: Tensor) -> Tensor:
-    """A tensor of a parameter's state as it is kept: sharded like the parameter where it has its shape, else whole.
-
-    Args:
-        value: whole, the same on all processes; or a DTensor on any mesh.
-        param: that may be sharded.
-    """
-    if not is_sharded(param):
-        return value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
-    cut = cut_of(param, value.shape)
-    if is_sharded(value):
-        alike: Any = value
-        same_mesh = alike.device_mesh == param.device_mesh  # type: ignore[attr-defined]
-        if cut is not None and same_mesh and cut == cut_of_placed(alike):
-            return value
-        value = alike.full_tensor()
-    if cut is None:
-        return value
-    return as_sharded(cut.of(value, place_of(param)).contiguous(), cut, param)
-
-
-def cut_of_placed(tensor: Any) -> Cut | None:
-    """How a DTensor is cut; None where it is not, or in more ways than one."""
-    if len(tensor.placements) != 1 or type(tensor.placements[0]).__name__ != "Shard":
-        return None
-    return Cut(
-        shape=tuple(tensor.shape),
-        dim=tensor.placements[0].dim % max(tensor.ndim, 1),
-        count=tensor.device_mesh.size(),
-    )
-
-
-def all_shared_out(state: State, param: Tensor) -> State:
-    """Nested states as they are kept beside a sharded parameter; see ``shared_out``."""
-    return {
-        key: all_shared_out(value, param)
-        if isinstance(value, dict)
-        else shared_out(value, param)
-        if isinstance(value, Tensor)
-        else value
-        for key, value in state.items()
-    }
 
 
 def transport_for(group: Mapping[str, Any], transport: Transport, *, streams: bool) -> Transport:
