@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from muonwire import codec, optim, recipes, stages
 from muonwire.errors import NonFiniteUpdateError, ReplicaLostError, UsageError
-from muonwire.transport import ProcessGroupTransport, check_replicas, site_transport
+from muonwire.transport import ProcessGroupTransport, Secret, check_replicas, site_transport
 from tests.replicas import run_replicas
 
 MODULES = ("lightning.pytorch",)
@@ -244,6 +244,8 @@ def raised(kind, function, *args, **options):
 def misuse(folder):
     """What goes wrong, in the words of this replica; and what goes right with other precisions and ways to optimize."""
     as_under_torchrun()
+    from muonwire.integrations.lightning import ReplicaStrategy
+
     rank = torch.distributed.get_rank()
     muon = partial(make_optimizer, "muon")
     said = {}
@@ -302,6 +304,14 @@ def misuse(folder):
         for name, module in (("bf16", half), ("fp16", scaled))
     }
     said["norms"] = norms
+
+    def sealed():
+        return ProcessGroupTransport(secret=Secret(bytes(range(32))))
+
+    # The last one, since the process group stays sealed.
+    guarded, strategy = fit(muon, folder / "f", strategy=ReplicaStrategy(sealed))
+    strategy.transport.close()
+    said["sealed"] = same(guarded.network.parameters(), weights)
     return said
 
 
@@ -319,6 +329,7 @@ def test_what_goes_wrong_is_one_error_on_all_replicas_and_precisions_and_manual_
         assert "the part of replica 0 of 2" in said["foreign part"]
         assert "different places" in said["one resumes"]
         assert said["manual"]
+        assert said["sealed"]
         # Eight steps of at most 0.01 times the scale move a weight by less than this; products in half precision round.
         assert 0 < said["distances"]["bf16"] < 0.05
         assert 0 < said["distances"]["fp16"] < 0.05
