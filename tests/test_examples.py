@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Command
+from tests.commands import Command, ForkingPopen
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -102,6 +102,7 @@ def test_lightning_fit(free_port, tmp_path):
 
 def test_two_hosts_by_torchrun_itself(record, monkeypatch, free_port):
     commands = record.commands
+    monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
     monkeypatch.setattr(
         record, "commands", lambda example: [c.replace("29400", str(free_port)) for c in commands(example)]
     )

@@ -110,6 +110,7 @@ def fit(
 
         def validation_step(self, batch, batch_idx):
             loss = self.loss(batch)
+            self.own_loss = loss
             self.log("val_loss", loss, sync_dist=True)
 
         def on_validation_epoch_end(self):
@@ -204,6 +205,8 @@ def compare(folder):
             "resumed": same(resumed.network.parameters(), weights),
             "validated": all(same(a, b) for a, b in zip(whole.validated, shared, strict=True)),
             "sent": (traffic.sent_bytes, strategy.figures()["sent_bytes"], again.figures()["sent_bytes"]),
+            "loss": float(logged["val_loss"]),
+            "own_loss": float(whole.own_loss),
             "logged": float(logged["muonwire/bits_per_parameter_step"]),
             "num_parameters": sum(p.numel() for p in weights),
         }
@@ -211,7 +214,8 @@ def compare(folder):
 
 
 def test_a_training_that_was_cut_ends_with_the_bits_and_bytes_of_a_plain_loop(tmp_path):
-    for found in run_replicas(compare, 2, tmp_path, modules=MODULES):
+    both = run_replicas(compare, 2, tmp_path, modules=MODULES)
+    for found in both:
         for name in RECIPES:
             its = found[name]
             assert its["whole"], name
@@ -225,6 +229,10 @@ def test_a_training_that_was_cut_ends_with_the_bits_and_bytes_of_a_plain_loop(tm
             bits = 8 * whole_bytes / its["num_parameters"] / 8
             assert 0.5 * bits < its["logged"] <= bits, name
     for name in RECIPES:
+        first, second = (found[name] for found in both)
+        # The mean over both replicas' parts of the data.
+        assert first["loss"] == second["loss"]
+        assert first["own_loss"] != second["own_loss"]
         parts = {p.name for p in (tmp_path / name).iterdir()}
         assert parts == {f"epoch={e}.ckpt{suffix}" for e in range(2) for suffix in ("", ".replica1")}
         first, second = (
