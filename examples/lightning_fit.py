@@ -21,6 +21,7 @@ from muonwire import recipes
 from muonwire.integrations.lightning import ReplicaStrategy
 
 FOLDER = Path("runs/lightning_fit")
+strategy = ReplicaStrategy()
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning")
 
@@ -37,7 +38,8 @@ class Student(pl.LightningModule):
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         """The loss of a batch."""
         x, y = batch
-        return (self.net(x) - y).square().mean()
+        loss: Tensor = (self.net(x) - y).square().mean()
+        return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
         """Logs the loss, averaged over the replicas."""
@@ -54,7 +56,7 @@ class Student(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A recipe, over the strategy's way to the other replicas."""
-        return recipes.one_bit_muon(self, lr=0.01, interval=5, transport=self.trainer.strategy.transport)
+        return recipes.one_bit_muon(self, lr=0.01, interval=5, transport=strategy.transport)
 
 
 pl.seed_everything(0, verbose=False)
@@ -62,12 +64,14 @@ teacher = nn.Sequential(nn.Linear(32, 128), nn.Tanh(), nn.Linear(128, 32)).requi
 x = torch.randn(4096, 32)
 data = TensorDataset(x, teacher(x))
 trainer = pl.Trainer(
-    strategy=ReplicaStrategy(),
+    strategy=strategy,
     accelerator="cpu",
     devices=2,
     max_epochs=2,
     callbacks=[ModelCheckpoint(dirpath=FOLDER, save_last=True)],
-    **{"logger": False, "enable_progress_bar": False, "enable_model_summary": False},
+    logger=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
 )
 last = FOLDER / "last.ckpt"
 resume = last if last.exists() else None

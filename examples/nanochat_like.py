@@ -46,7 +46,7 @@ class Block(nn.Module):
         q, k, v = (f(h).unflatten(-1, (HEADS, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
         y = fn.scaled_dot_product_attention(head_norm(_rotate(q)), head_norm(_rotate(k)), v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).flatten(2))
-        return x + self.down(fn.relu(self.up(norm(x))).square())
+        return torch.add(x, self.down(fn.relu(self.up(norm(x))).square()))
 
 
 torch.manual_seed(0)
@@ -64,7 +64,7 @@ draw = torch.Generator().manual_seed(transport.rank)
 for step in range(STEPS):
     start = torch.randint(len(text) - SEQUENCE - 1, (BATCH, 1), generator=draw)
     tokens = text[start + torch.arange(SEQUENCE + 1)]
-    loss = fn.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    loss = nn.CrossEntropyLoss()(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -85,8 +85,9 @@ def test_a_training_writes_what_its_meter_and_its_metrics_say(tmp_path):
     assert value("loss", 'kind="training"') == last["local_loss"]
     assert value("loss", 'kind="evaluation"') == last["eval_loss"]
     # The digests at the end come after the last step's line.
-    assert 0 < value("egress_bytes_total") <= first[0].egress_bytes
-    assert 0 < value("received_bytes_total") <= first[0].received_bytes
+    for name in ("sent_bytes", "egress_bytes", "received_bytes"):
+        parts = found[f"muonwire_{name}_total"]
+        assert 0 < value(f"{name}_total", 'purpose="update"') < sum(parts.values()) <= getattr(first[0], name)
     assert all('run="run",replica="0"' in labels for its in found.values() for labels in its)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 

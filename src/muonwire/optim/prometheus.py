@@ -16,6 +16,8 @@ from muonwire.transport import Traffic
 
 # The most often that the file is written; a collector reads it every 15 seconds or so.
 EVERY_S = 1.0
+# What is there from the start; see Meter.
+PURPOSES = ("update", "digest", "control")
 # Of each metric, without "muonwire_": its type and what it is.
 METRICS = {
     "steps_total": ("counter", "Optimizer steps done, those of a checkpoint included."),
@@ -25,12 +27,12 @@ METRICS = {
     "replicas": ("gauge", "Replicas, or sites, that train together at present."),
     "interval_steps": ("gauge", "Local steps from one synchronization to the next; 1 without local steps."),
     "synchronizations_total": ("counter", "Steps in which updates were exchanged."),
-    "sent_bytes_total": ("counter", "Bytes of this replica's messages, a payload counted once."),
+    "sent_bytes_total": ("counter", "Bytes of this replica's messages, a payload counted once, by purpose."),
     "egress_bytes_total": (
         "counter",
-        "Bytes that left this replica, a payload counted once for each that got it.",
+        "Bytes that left this replica, a payload counted once for each that got it, by purpose.",
     ),
-    "received_bytes_total": ("counter", "Bytes that arrived from other replicas."),
+    "received_bytes_total": ("counter", "Bytes that arrived from other replicas, by purpose."),
     "wait_seconds_total": ("counter", "Seconds in which this replica stood still for others."),
     "overlap_seconds_total": ("counter", "Seconds in exchanges in which this replica went on."),
     "peer_wait_seconds_total": ("counter", "Seconds of standing still, by the replica waited for."),
@@ -80,9 +82,9 @@ class PrometheusFile:
         everyone = optimizer.transport.everyone
         self._labels = {"replica": str(everyone.rank)} if labels is None else dict(labels)
         for name in self._labels:
-            if not (name.isascii() and name.isidentifier()) or name in ("kind", "peer"):
+            if not (name.isascii() and name.isidentifier()) or name in ("kind", "peer", "purpose"):
                 raise UsageError(
-                    f'prometheus: the label {name!r} is none; it has letters, digits and "_", and is not "kind" or "peer"'
+                    f'prometheus: the label {name!r} is none; give letters, digits and "_", but not "kind", "peer" or "purpose"'
                 )
         self._optimizer = optimizer
         self._losses: dict[str, float] = {}
@@ -132,15 +134,17 @@ class PrometheusFile:
             "replicas": len(transport.members),
             "interval_steps": interval if optimizer.adapting is None else optimizer.adapting.now,
             "synchronizations_total": self._synchronizations,
-            "sent_bytes_total": total.sent_bytes,
-            "egress_bytes_total": total.egress_bytes,
-            "received_bytes_total": total.received_bytes,
             "wait_seconds_total": total.wait_s,
             "overlap_seconds_total": total.overlap_s,
         }
         samples: dict[str, list[tuple[dict[str, str], float]]] = {
             name: [({}, value)] for name, value in plain.items()
         }
+        by_purpose = {**dict.fromkeys(PURPOSES, Traffic()), **transport.meter.by_purpose}
+        for name in ("sent_bytes", "egress_bytes", "received_bytes"):
+            samples[f"{name}_total"] = [
+                ({"purpose": purpose}, getattr(traffic, name)) for purpose, traffic in by_purpose.items()
+            ]
         samples["loss"] = [({"kind": kind}, value) for kind, value in self._losses.items()]
         waits = dict(transport.meter.wait_s)
         samples["peer_wait_seconds_total"] = [({"peer": peer}, seconds) for peer, seconds in waits.items()]
