@@ -1,4 +1,6 @@
-"""A loop with accelerate on two replicas: torchrun --nproc-per-node 2 examples/accelerate_loop.py
+"""A loop with accelerate on two replicas.
+
+    torchrun --nproc-per-node 2 examples/accelerate_loop.py
 
 The loop is accelerate's own: prepare, accumulate, clip, step, save_state. Three lines are for the replicas.
 """

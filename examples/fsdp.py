@@ -1,4 +1,6 @@
-"""Sharded weights inside a replica, one-bit Muon between replicas: torchrun --nproc-per-node 4 examples/fsdp.py
+"""Sharded weights inside a replica, one-bit Muon between replicas.
+
+    torchrun --nproc-per-node 4 examples/fsdp.py
 
 Two replicas of two processes each. `fully_shard` cuts the weights of a replica between its processes, on a fast link; every fifth
 step the replicas exchange the signs of what their weights changed by, on a slow one.

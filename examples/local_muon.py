@@ -1,4 +1,6 @@
-"""Local Muon on a model of your own: torchrun --nproc-per-node 2 examples/local_muon.py
+"""Local Muon on a model of your own.
+
+    torchrun --nproc-per-node 2 examples/local_muon.py
 
 Each replica trains on its own data; every fifth step they exchange what their weights changed by, at about a
 tenth of a bit a parameter and step.

@@ -1,4 +1,6 @@
-"""transformers' Trainer on two replicas: torchrun --nproc-per-node 2 examples/trainer.py
+"""transformers' Trainer on two replicas.
+
+    torchrun --nproc-per-node 2 examples/trainer.py
 
 Each replica is a Trainer of its own with half of the data. Every fifth step they exchange a bit a parameter. Run it again and it
 goes on from the newest checkpoint that both have.

@@ -4,6 +4,8 @@ The processes fork from a server that has imported torch, and what optimizers pu
 costs tenths of a second and not an import each.
 """
 
+import importlib
+import multiprocessing
 import os
 import tempfile
 import traceback
@@ -39,21 +41,49 @@ def _enter(function, rank, world_size, path, pipe, args):
     dist.destroy_process_group()
 
 
-def run_replicas(function, world_size, *args, expect_lost=()):
-    """Results in rank order; None for the ranks that are expected to die, an exception for what a replica raised."""
+def _enter_forked(function, rank, world_size, path, pipes, args):
+    # A replica that dies closes its pipe; another's copy would keep it open.
+    for other, pipe in enumerate(pipes):
+        if other != rank:
+            pipe.close()
+    _enter(function, rank, world_size, path, pipes[rank], args)
+
+
+def _fork_all(modules, function, world_size, path, pipes, args):
+    """Import what all replicas need, once, and fork them."""
+    for module in modules:
+        importlib.import_module(module)
+    forking = multiprocessing.get_context("fork")
+    replicas = []
+    for rank in range(world_size):
+        replica = forking.Process(target=_enter_forked, args=(function, rank, world_size, path, pipes, args))
+        replica.start()
+        replicas.append(replica)
+    for pipe in pipes:
+        pipe.close()
+    for replica in replicas:
+        replica.join()
+
+
+def run_replicas(function, world_size, *args, expect_lost=(), modules=()):
+    """Results in rank order; None for the ranks that are expected to die, an exception for what a replica raised.
+
+    ``modules`` are imported once for all replicas, where the server has not imported them.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        pipes, processes = [], []
-        for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_enter,
-                args=(function, rank, world_size, str(Path(folder) / "store"), theirs, args),
-                daemon=True,
-            )
+        pipes, ends = zip(*(context.Pipe() for _ in range(world_size)), strict=True)
+        store = str(Path(folder) / "store")
+        if modules:
+            targets = [(_fork_all, (modules, function, world_size, store, ends, args))]
+        else:
+            targets = [
+                (_enter, (function, rank, world_size, store, end, args)) for rank, end in enumerate(ends)
+            ]
+        processes = [context.Process(target=t, args=given, daemon=not modules) for t, given in targets]
+        for process in processes:
             process.start()
-            theirs.close()
-            pipes.append(ours)
-            processes.append(process)
+        for end in ends:
+            end.close()
         results = [None] * world_size
         waiting = {pipe: rank for rank, pipe in enumerate(pipes)}
         while waiting:

@@ -17,6 +17,7 @@ DOCUMENTS = {
     "docs/optimizer.md": "from stand_ins import model, transport",
     "docs/own_loop.md": "# It makes all that it uses.",
     "docs/choose.md": "from stand_ins import model",
+    "docs/prometheus.md": "from stand_ins import data, loss, model",
     "docs/links.md": "from stand_ins import data, loss, model, transport",
 }
 STAND_INS = '''"""A model, its loss, and a replica's data."""

@@ -1,12 +1,14 @@
 """The settings of one training run."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from muonwire import recipes
 from muonwire.errors import UsageError
+from muonwire.optim.prometheus import check_path
 from muonwire.tasks import TaskSettings, TextSettings
 from muonwire.train.schedule import lr_factor
 
@@ -30,6 +32,8 @@ class TrainConfig:
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
         probes: steps at which Diagnostics measures, at equal distances; it keeps one float32 copy of the hidden matrices. 0: none.
         tensorboard: write TensorBoard events beside metrics.jsonl.
+        prometheus: a file that ends in .prom, for the textfile collector of Prometheus' node exporter: steps, losses, bytes,
+            waiting; the first replica of each host writes it, once a second at most (docs/prometheus.md). Default: none.
         sites: the replicas make so many sites of equally many, by their order; those of a site average their gradients at every
             step and exchange as one with the other sites (docs/sites.md). Default: every replica is by itself.
         compile: run the model through torch.compile, which needs a C++ compiler on a CPU; the loss rounds differently.
@@ -48,6 +52,7 @@ class TrainConfig:
     digest_every: int = 50
     probes: int = 4
     tensorboard: bool = True
+    prometheus: Path | None = None
     sites: int | None = None
     compile: bool = False
     # Without a name, its options stand among the run's own on the command line.
@@ -56,6 +61,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         name, options = recipes.parse_recipe(self.recipe)
         recipes.find(name).make_options(options)
+        if self.prometheus is not None:
+            check_path(self.prometheus)
         if self.sites is not None and self.sites < 2:
             raise UsageError(
                 f"train: sites is {self.sites}; give at least 2, or leave it out: then every replica is by itself"
@@ -81,7 +88,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What decides the outcome of the run, as JSON has it."""
         settings = {**asdict(self), "task": self.task.identity()}
-        for key in ("checkpoint_every", "digest_every", "probes", "tensorboard"):
+        for key in ("checkpoint_every", "digest_every", "probes", "tensorboard", "prometheus"):
             del settings[key]
         if not self.compile:
             del settings["compile"]

@@ -14,6 +14,7 @@ from torch import nn
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
 from muonwire.optim import sharing
+from muonwire.optim.prometheus import PrometheusFile
 from muonwire.tasks.base import Task
 from muonwire.train import checkpoint, resume
 from muonwire.train.compiled import compiled
@@ -165,6 +166,8 @@ class Trainer:
         self.say: Callable[[str], None] = print
         # Where this replica writes its host's events, if it does.
         self.events: Events | None = None
+        # Where this replica writes for Prometheus, if it does.
+        self.prometheus: PrometheusFile | None = None
         # What there is to say about how the run was resumed, a line each.
         self.notes: list[str] = []
         # The replicas that share the folder; found out when a checkpoint is saved first.
@@ -257,6 +260,9 @@ class Trainer:
                     **self.diagnostics.measure(),
                     **intervals.with_interval(figures.take(due=last or on_time)),
                 )
+                if self.prometheus is not None:
+                    evaluated = {} if eval_loss is None else {"evaluation": eval_loss}
+                    self.prometheus.write({"training": loss, **evaluated}, due=last or on_time)
                 if on_progress is not None:
                     share = (self._totals.exchange_s - waited_s) / (time.perf_counter() - began_s)
                     on_progress(

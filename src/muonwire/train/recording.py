@@ -5,9 +5,11 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from muonwire.optim.prometheus import PrometheusFile
 from muonwire.train.events import STATUS, Events
 from muonwire.train.loop import Trainer
 from muonwire.train.progress import Display
+from muonwire.transport.members import MembersTransport
 from muonwire.transport.waiting import SAID_AT_S, watching
 
 # The first replica of a host speaks for it; the others say something where a wait is so long that the first may be the cause.
@@ -21,7 +23,8 @@ def first_of_host(rank: int) -> bool:
 
 @contextmanager
 def recording(trainer: Trainer, display: Display) -> Iterator[None]:
-    """Within the block the trainer's host has its events and status written, and waits that take long are told of.
+    """Within the block the trainer's host has its events and status written, and a file for Prometheus where one is wanted; waits
+    that take long are told of.
 
     All replicas enter it together. Where hosts share a folder, rank 0 writes for all.
 
@@ -57,6 +60,11 @@ def recording(trainer: Trainer, display: Display) -> Iterator[None]:
             events.enabled = events.enabled and _token_in(trainer) != token
             opened.enter_context(events)
         trainer.events = events
+        path = trainer.config.prometheus
+        if path is not None and (first_here or everyone.rank == 0):
+            name = transport.name if isinstance(transport, MembersTransport) else str(everyone.rank)
+            labels = {"run": trainer.folder.resolve().name, "replica": name}
+            trainer.prometheus = PrometheusFile(path, trainer.optimizer, labels=labels)
         yield
 
 

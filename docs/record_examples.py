@@ -1,0 +1,79 @@
+"""Runs the programs of examples/ as their docstrings say, and keeps what they print, which their pages show.
+
+python docs/record_examples.py [NAME ...]    default: all
+
+All lines of a docstring's commands run at once, each a program; on one machine, so 10.0.0.1 is 127.0.0.1 here.
+"""
+
+import ast
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+RECORDS = ROOT / "evidence" / "examples"
+# Runs until the others have ended.
+SERVER = "torchft_lighthouse"
+
+
+def commands(example: Path) -> list[str]:
+    """The indented lines of the program's docstring."""
+    text = ast.get_docstring(ast.parse(example.read_text())) or ""
+    return [line.strip() for line in text.splitlines() if line.startswith("    ")]
+
+
+def words(command: str) -> list[str]:
+    """What to start on this machine: this Python, its scripts and this folder's programs."""
+    program, *rest = shlex.split(command.replace("10.0.0.1", "127.0.0.1"))
+    rest = [str(ROOT / word) if word.startswith("examples/") else word for word in rest]
+    if program == SERVER:
+        return [str(Path(sys.executable).with_name(SERVER)), *rest]
+    return [sys.executable, *(["-m", "torch.distributed.run"] if program == "torchrun" else []), *rest]
+
+
+def run(example: Path, *, timeout_s: float = 600.0) -> str:
+    """What the program's commands print together, in an empty folder.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "printed").open("a+") as printed:
+        started: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            for command in commands(example):
+                errors = subprocess.DEVNULL if command.startswith(SERVER) else None
+                started[command] = subprocess.Popen(
+                    words(command), cwd=folder, env=environment, stdout=printed, stderr=errors
+                )
+            failed = [
+                command
+                for command, process in started.items()
+                if not command.startswith(SERVER) and process.wait(timeout_s)
+            ]
+        finally:
+            for process in started.values():
+                process.kill()
+                process.wait()
+        if failed:
+            raise RuntimeError(f"{example.name}: {'; '.join(failed)} failed")
+        printed.seek(0)
+        return printed.read()
+
+
+def main(names: list[str]) -> None:
+    """Run and record."""
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    for example in sorted(EXAMPLES.glob("*.py")):
+        if not names or example.stem in names:
+            text = run(example)
+            (RECORDS / f"{example.stem}.txt").write_text(text)
+            print(f"{example.stem}:\n{text}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
