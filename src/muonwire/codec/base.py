@@ -61,10 +61,7 @@ class Drafts:
     def add(self, *pieces: Encoded) -> None:
         """Add the pieces of the tensor that was added to ``checks``, whose values may change from then on."""
         self._pieces.append(
-            [
-                one.body if all(on_host(field.values.device) for field in one.fields) else one.fields
-                for one in pieces
-            ]
+            [one.body if all(field.values.is_cpu for field in one.fields) else one.fields for one in pieces]
         )
 
     @property

@@ -66,12 +66,10 @@ def fetch(tensors: Sequence[Tensor]) -> list[Any]:
     Args:
         tensors: uint8, int16, int32, int64 or float64.
     """
-    found: list[Any] = [None] * len(tensors)
+    found: list[Any] = [t.numpy().reshape(-1) if t.is_cpu else None for t in tensors]
     away: dict[torch.device, list[int]] = {}
     for i, tensor in enumerate(tensors):
-        if on_host(tensor.device):
-            found[i] = tensor.reshape(-1).numpy()
-        else:
+        if found[i] is None:
             away.setdefault(tensor.device, []).append(i)
     for indices in away.values():
         flat = [tensors[i].reshape(-1).view(torch.uint8) for i in indices]

@@ -214,7 +214,9 @@ class Pipeline(Codec):
             device=device,
         )
 
-    def _values(self, body: bytes, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor | None, int]:
+    def _values(
+        self, body: bytes, shape: Shape, device: torch.device = CPU
+    ) -> tuple[Tensor, Tensor | None, int]:
         num_blocks, block_numel = self.transform.grid(shape)
         count = self.select.count(num_blocks, block_numel)
         positions, seed, read = None, 0, 0

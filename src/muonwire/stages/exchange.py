@@ -235,10 +235,11 @@ class Exchange(TalkingStage):
     def _signals(
         self, updates: Tensors, states: States, context: Context, drafts: Drafts
     ) -> Iterable[Tensor]:
-        """What is to be sent of each tensor, made when it is asked for; zeros where the host sees that it is not finite."""
+        """What is to be sent of each tensor, made when it is asked for; zeros where the host sees now that it is not finite."""
         for update, state in zip(updates, states, strict=True):
             signal = self.feedback.signal(update, state, context)
             if not drafts.checks.add(signal):
+                context.transport.requested |= Flag.DIVERGED
                 signal = torch.zeros_like(signal)
             yield signal
 
