@@ -8,6 +8,7 @@ import torch
 
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.integrations import Replicas, Shard, StreamShard, join_replicas
+from muonwire.integrations.replicas import _see_one_gpu
 from muonwire.transport import SingleReplica, run_threads
 from muonwire.transport.secret import write_secret
 from tests.integrations.launched import all_good, launched
@@ -80,6 +81,19 @@ def test_a_replica_that_is_gone_is_named():
     assert gone is None
     assert rank == 1
     assert said.startswith("replica 0 of 2 lost its connection to replica 1 in step 0")
+
+
+@pytest.mark.parametrize(("visible", "own"), [(None, "1"), ("3,5", "5"), ("7", "7")])
+def test_a_replica_of_one_process_sees_one_gpu(visible, own, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    _see_one_gpu(1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == own
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(UsageError, match="uses a GPU already"):
+        _see_one_gpu(1)
 
 
 def test_processes_that_cannot_be_divided_are_an_error_on_all():

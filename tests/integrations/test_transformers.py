@@ -178,13 +178,16 @@ def with_options(replicas, out):
 
 
 def one_stops(replicas, out):
-    """The step in which each replica ends when replica 0 alone is told to stop after step 3 of interval 4; and what is saved."""
+    """On a stream: in which step a replica ends when replica 0 alone is told to stop after step 3; the losses evaluated."""
+    from tests.integrations import tiny
+
     before = [stopper(3)] if replicas.rank == 0 else []
     trainer, _, _ = make(
         replicas,
         "one_bit_muon(interval=4)",
         f"{out}/stop",
         before=before,
+        dataset=replicas.shard(tiny.Stream()),
         arguments={"save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2},
     )
     trainer.train()
@@ -348,6 +351,8 @@ def test_half_of_the_pair_is_noticed(alone, tmp_path):
         output_dir=str(tmp_path), max_steps=1, report_to="none", use_cpu=True, disable_tqdm=True
     )
     wire = MuonwireCallback("muon", replicas=alone)
+    with pytest.raises(UsageError, match="the Trainer is not made yet"):
+        wire.newest_checkpoint()
     trainer = Trainer(
         model=tiny.llama(),
         args=args,

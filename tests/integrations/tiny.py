@@ -21,6 +21,13 @@ class Tokens(torch.utils.data.Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """The same samples without a length."""
+
+    def __iter__(self):
+        return (sample for sample in map(Tokens().__getitem__, range(160)))
+
+
 def llama():
     torch.manual_seed(0)
     return LlamaForCausalLM(

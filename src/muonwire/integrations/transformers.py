@@ -165,6 +165,10 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
 
         All replicas call it together, after the Trainer is made. A replica that was killed while it saved has one less.
         """
+        if self._args is None:
+            raise UsageError(
+                "newest_checkpoint: the Trainer is not made yet, which knows the folder; call it afterwards"
+            )
         folder = Path(self._args.output_dir)
         found = {}
         for path in folder.glob("checkpoint-*"):
