@@ -934,8 +934,9 @@ def gpu_state() -> str:
 def frameworks_table() -> str:
     """The frameworks that were tested, with the versions that were installed then."""
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
-    bounds = dict(re.findall(r"([\w-]+)>=([\w.]+)", " ".join(chain.from_iterable(extras.values()))))
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    wanted = chain(project["dependencies"], *project["optional-dependencies"].values())
+    bounds = dict(re.findall(r"([\w-]+)>=([\w.]+)", " ".join(wanted)))
     lines = ["| framework | tested with | oldest | what | test |", "|---|---|---|---|---|"]
     for row in json.loads(FRAMEWORKS.read_text()):
         name = row["package"]
