@@ -66,6 +66,7 @@ def test_mypy_accepts_the_snippets(document, folder):
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_snippets_run_with_one_replica(document, folder, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(folder)
     monkeypatch.delitem(__import__("sys").modules, "stand_ins", raising=False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
