@@ -55,7 +55,7 @@ def settings_of(options: argparse.Namespace) -> CompareConfig:
         task=f"text(evaluation_sequences={options.evaluation_sequences})",
         sequence=options.sequence,
         batch=options.batch,
-        replicas=2,
+        replicas=options.replicas,
         steps=options.steps,
         evaluate_every=options.steps,
         lr_grid=tuple(options.rates),
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--rates", nargs="+", type=float, default=[0.001, 0.003, 0.01])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--sequence", type=int, default=128)

@@ -7,6 +7,7 @@ python docs/generate.py --check
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -32,6 +33,7 @@ OWNERS = ROOT / "evidence" / "owners"
 EMULATE = ROOT / "evidence" / "emulate"
 STREAMING = ROOT / "evidence" / "streaming"
 PLAN = ROOT / "evidence" / "plan"
+LORA = ROOT / "evidence" / "lora.json"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -58,6 +60,7 @@ TABLED = tuple(
         "docs/emulate.md",
         "docs/plan.md",
         "docs/streaming.md",
+        "docs/lora.md",
     )
 )
 REPLICAS = 4
@@ -790,6 +793,48 @@ def streaming_loss_table() -> str:
     return "\n".join(lines).replace("-", "−").replace("|−−−", "|---") + "\n"
 
 
+def lora_table() -> str:
+    """Perplexity of adapters on held-out text, by recipe and seed, and over that of the best dense recipe with the same seed."""
+    from muonwire.transport import Link
+
+    record = json.loads(LORA.read_text())
+    dense = {
+        seed: min(
+            r["final_eval_loss"]
+            for r in record["runs"]
+            if r["seed"] == seed and r["recipe"] in ("muon", "adamw")
+        )
+        for seed in {r["seed"] for r in record["runs"]}
+    }
+    rates = ", ".join(f"{lr:g}" for lr in record["rates"])
+    lines = [
+        f"| recipe | best rate of {rates} | seed | perplexity | over the best dense | bit a parameter | kB sent a step | "
+        f"s a step at {Link.parse(record['link'])} |",
+        "|---" * 8 + "|",
+    ]
+    for run in record["runs"]:
+        loss = run["final_eval_loss"]
+        over = 100 * (math.exp(loss - dense[run["seed"]]) - 1)
+        step_s = sum(run[f"{part}_s_per_step"] for part in ("compute", "optimizer", "link"))
+        cells = (
+            f"`{run['recipe']}`",
+            f"{run['lr']:g}{' (edge)' * run['lr_at_grid_edge']}",
+            str(run["seed"]),
+            f"{math.exp(loss):.2f}",
+            f"{over:+.2f} %".replace("-", "−"),
+            f"{run['bits_per_parameter_step']:.3g}",
+            f"{run['bytes_sent_per_step'] / 1e3:,.1f}",
+            f"{step_s:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    before, numel = math.exp(record["before"]), record["runs"][0]["num_parameters"]
+    lines.append(
+        f"\nPerplexity before the first step: {before:.2f}. {record['steps']} steps; {numel:,} entries are trained. Of a "
+        f"step, the time of computation is that of this machine, which did other work: {record['machine']}."
+    )
+    return "\n".join(lines) + "\n"
+
+
 def streaming_wait_table() -> str:
     """The share of the time that a replica waits on an emulated link."""
     lines = ["| recipe | link | waits | kB sent a step, all copies | H at the end |", "|---" * 5 + "|"]
@@ -860,6 +905,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("plan table", PLAN, plan_table),
         ("streaming loss", STREAMING / "text.json", streaming_loss_table),
         ("streaming wait", STREAMING / "wait.json", streaming_wait_table),
+        ("lora table", LORA, lora_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),
