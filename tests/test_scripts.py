@@ -181,7 +181,9 @@ def test_fragments_and_delays_are_compared(run, tmp_path):
     }
 
 
-def test_adapters_of_a_model_are_compared(run, tmp_path):
+def test_adapters_of_a_model_are_compared(run, tmp_path, monkeypatch):
+    # Drawing its charts takes longer than the runs; tests/compare does it.
+    monkeypatch.setattr("muonwire.compare.comparison.write_compare_report", lambda *_, **__: None)
     evidence = tmp_path / "lora.json"
     few = ("--steps", 2, "--replicas", 1, "--rank", 2, "--sequence", 16, "--evaluation-sequences", 2)
     recipes = ("muon", "one_bit_muon(interval=2)")

@@ -20,7 +20,7 @@ EXAMPLES = (
     "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
     "muonwire train --model HuggingFaceTB/SmolLM2-135M --dtype bfloat16 --lr 0.002 --clip 1 --out runs/mine",
     "muonwire train --model smollm2 --lora 8 --recipe one_bit_muon --replicas 2 --text docs/*.md --out runs/adapters",
-    "muonwire train --model config.json --tokenizer tokenizer.json --dataset wikitext:wikitext-2-raw-v1 --out runs/new",
+    "muonwire train --model config.json --tokenizer tokenizer.json --dataset Salesforce/wikitext:wikitext-2-raw-v1 --out runs/new",
     "muonwire train --task vision --recipe muon --model resnet --batch 32 --out runs/digits",
     "muonwire train --recipe one_bit_muon --replicas 4 --sites 2 --out runs/sites",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
