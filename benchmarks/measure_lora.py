@@ -26,7 +26,6 @@ from muonwire.train.checkpoint import write_json
 from muonwire.train.metrics import read_metrics
 
 RECIPES = ("muon", "one_bit_muon", "adamw")
-TEXT_BYTES = 1_000_000
 
 
 def write_base(name: str, folder: Path) -> None:
@@ -38,10 +37,10 @@ def write_base(name: str, folder: Path) -> None:
     load_model(place, dtype=torch.bfloat16).save_pretrained(folder)  # type: ignore[operator]
 
 
-def write_text(path: Path) -> None:
+def write_text(path: Path, *, size_bytes: int) -> None:
     """The text that is learnt."""
     if not path.is_file():
-        path.write_bytes(read_text(())[:TEXT_BYTES])
+        path.write_bytes(read_text(())[:size_bytes])
 
 
 def settings_of(options: argparse.Namespace) -> CompareConfig:
@@ -119,6 +118,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--text-bytes", type=int, default=1_000_000)
     parser.add_argument("--sequence", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--evaluation-sequences", type=int, default=64)
@@ -127,7 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     write_base(options.model, options.out / "base")
-    write_text(options.out / "text.txt")
+    write_text(options.out / "text.txt", size_bytes=options.text_bytes)
     settings = settings_of(options)
     summary = compare(settings, command="python -m benchmarks.measure_lora")
     write_json(options.evidence, evidence_of(settings, summary, options.model))

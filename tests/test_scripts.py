@@ -185,7 +185,20 @@ def test_adapters_of_a_model_are_compared(run, tmp_path, monkeypatch):
     # Drawing its charts takes longer than the runs; tests/compare does it.
     monkeypatch.setattr("muonwire.compare.comparison.write_compare_report", lambda *_, **__: None)
     evidence = tmp_path / "lora.json"
-    few = ("--steps", 2, "--replicas", 1, "--rank", 2, "--sequence", 16, "--evaluation-sequences", 2)
+    few = (
+        "--steps",
+        2,
+        "--replicas",
+        1,
+        "--rank",
+        2,
+        "--sequence",
+        16,
+        "--evaluation-sequences",
+        2,
+        "--text-bytes",
+        9_000,
+    )
     recipes = ("muon", "one_bit_muon(interval=2)")
     chosen = ("--recipes", *recipes, "--rates", 0.01, 0.02, "--seeds", 0)
     out, model = ("--out", tmp_path / "runs"), ("--model", write_model(tmp_path / "model"))
