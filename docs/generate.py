@@ -794,43 +794,46 @@ def streaming_loss_table() -> str:
 
 
 def lora_table() -> str:
-    """Perplexity of adapters on held-out text, by recipe and seed, and over that of the best dense recipe with the same seed."""
+    """Perplexity of adapters on held-out text by recipe: at each rate, and at the best one over the best dense recipe, by seed."""
     from muonwire.transport import Link
 
     record = json.loads(LORA.read_text())
+    runs, seeds = record["runs"], sorted({r["seed"] for r in record["runs"]})
+    rates = sorted(record["rates"])
     dense = {
         seed: min(
-            r["final_eval_loss"]
-            for r in record["runs"]
-            if r["seed"] == seed and r["recipe"] in ("muon", "adamw")
+            r["final_eval_loss"] for r in runs if r["seed"] == seed and r["recipe"] in ("muon", "adamw")
         )
-        for seed in {r["seed"] for r in record["runs"]}
+        for seed in seeds
     }
-    rates = ", ".join(f"{lr:g}" for lr in record["rates"])
-    lines = [
-        f"| recipe | best rate of {rates} | seed | perplexity | over the best dense | bit a parameter | kB sent a step | "
-        f"s a step at {Link.parse(record['link'])} |",
-        "|---" * 8 + "|",
+    heads = [
+        *(f"rate {lr:g}" for lr in rates),
+        *(f"seed {seed}, over the best dense" for seed in seeds),
+        *("bit a parameter and step", "kB sent a step", f"s a step on {Link.parse(record['link'])}"),
     ]
-    for run in record["runs"]:
-        loss = run["final_eval_loss"]
-        over = 100 * (math.exp(loss - dense[run["seed"]]) - 1)
-        step_s = sum(run[f"{part}_s_per_step"] for part in ("compute", "optimizer", "link"))
-        cells = (
-            f"`{run['recipe']}`",
-            f"{run['lr']:g}{' (edge)' * run['lr_at_grid_edge']}",
-            str(run["seed"]),
-            f"{math.exp(loss):.2f}",
-            f"{over:+.2f} %".replace("-", "−"),
-            f"{run['bits_per_parameter_step']:.3g}",
-            f"{run['bytes_sent_per_step'] / 1e3:,.1f}",
-            f"{step_s:.1f}",
-        )
+    lines = [f"| recipe | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for recipe in dict.fromkeys(r["recipe"] for r in runs):
+        own = {r["seed"]: r for r in runs if r["recipe"] == recipe}
+        tried = {t["lr"]: t["loss"] for t in record["tried"] if t["recipe"] == recipe}
+        best = next(iter(own.values()))
+        cells = [f"`{recipe}`"]
+        for lr in rates:
+            text = f"{math.exp(tried[lr]):.2f}" if tried.get(lr) is not None else ""
+            cells.append(f"**{text}**" if lr == best["lr"] else text)
+        for seed in seeds:
+            loss = own[seed]["final_eval_loss"] if seed in own else None
+            over = "" if loss is None else f"{100 * math.expm1(loss - dense[seed]):+.2f} %".replace("-", "−")
+            cells.append("" if loss is None else f"{math.exp(loss):.2f}, {over}")
+        cells += [
+            f"{best['bits_per_parameter_step']:.3g}",
+            f"{best['bytes_sent_per_step'] / 1e3:,.1f}",
+            f"{best['link_s_per_step']:.2f}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
-    before, numel = math.exp(record["before"]), record["runs"][0]["num_parameters"]
+    before, numel = math.exp(record["before"]), runs[0]["num_parameters"]
     lines.append(
-        f"\nPerplexity before the first step: {before:.2f}. {record['steps']} steps; {numel:,} entries are trained. Of a "
-        f"step, the time of computation is that of this machine, which did other work: {record['machine']}."
+        f"\nPerplexity before the first step: {before:.2f}. {record['steps']} steps; {numel:,} entries are trained. Rates were "
+        f"tried with seed {seeds[0]}; the best one, in bold, has the columns of seeds."
     )
     return "\n".join(lines) + "\n"
 
