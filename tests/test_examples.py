@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import Command, ForkingPopen
+from tests.small_lm import write_model
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -36,7 +37,7 @@ def recorded(name):
     return (ROOT / "evidence" / "examples" / f"{name}.txt").read_text()
 
 
-def under_torchrun(name, port, folder, *, replicas=2, one_prints=True):
+def under_torchrun(name, port, folder, *words, replicas=2, one_prints=True):
     """What is printed, by the first replica alone or by all; the processes are forked, with torchrun's variables."""
     environment = {
         **os.environ,
@@ -47,7 +48,7 @@ def under_torchrun(name, port, folder, *, replicas=2, one_prints=True):
     size = {"WORLD_SIZE": str(replicas), "LOCAL_WORLD_SIZE": str(replicas)}
     processes = [
         Command(
-            [ROOT / "examples" / f"{name}.py", *SHORTER.get(name, [])],
+            [ROOT / "examples" / f"{name}.py", *SHORTER.get(name, []), *words],
             python=True,
             cwd=folder,
             env={**environment, **size, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -122,6 +123,22 @@ def test_fsdp(free_port, tmp_path):
     assert last < 0.2 * first
     # A sign every fifth step, and frames.
     assert 0.2 < bits < 0.22
+
+
+def test_lora_tunes_adapters_that_open_in_peft(free_port, tmp_path):
+    from peft import AutoPeftModelForCausalLM
+
+    printed = under_torchrun("lora", free_port, tmp_path, write_model(tmp_path / "base"), 22)
+    assert shape(printed.replace("8,704 of 37,792", "2,442,240 of 136,957,248")) == shape(recorded("lora"))
+    ((sent_kb,),) = numbers(r"trained 8,704 of 37,792 parameters, sent (\S+) kB in 22 steps", printed)
+    # Two synchronizations of a bit an entry, and what replicas tell each other besides.
+    assert 2 * 8_704 / 8e3 < sent_kb < 4
+    ((before, after),) = numbers(r"perplexity on held-out text (\S+) -> (\S+),", printed)
+    assert after < 0.95 * before
+    opened = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "runs" / "lora_adapters")
+    changed = [p for n, p in opened.named_parameters() if ".lora_B." in n]
+    assert len(changed) == 14
+    assert all(p.abs().max() > 0 for p in changed)
 
 
 def test_two_hosts_by_torchrun_itself(record, monkeypatch, free_port):

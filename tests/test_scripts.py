@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from muonwire.compare.hosts import lacking
 from muonwire.transport.message import Refusal
 from tests.commands import ForkingPopen
+from tests.small_lm import write_model
 from tests.spectra.conftest import write_gguf
 
 ROOT = Path(__file__).parents[1]
@@ -214,6 +215,40 @@ def test_fragments_and_delays_are_compared(run, tmp_path):
     assert {"one_bit_muon(interval=2)", "one_bit_muon(interval=2, fragments=2, delay=1, mix=0.5)"} <= {
         r["recipe"] for r in record["runs"]
     }
+
+
+def test_adapters_of_a_model_are_compared(run, tmp_path, monkeypatch):
+    # Drawing its charts takes longer than the runs; tests/compare does it.
+    monkeypatch.setattr("muonwire.compare.comparison.write_compare_report", lambda *_, **__: None)
+    evidence = tmp_path / "lora.json"
+    few = (
+        "--steps",
+        2,
+        "--replicas",
+        1,
+        "--rank",
+        2,
+        "--sequence",
+        16,
+        "--evaluation-sequences",
+        2,
+        "--text-bytes",
+        9_000,
+    )
+    recipes = ("muon", "one_bit_muon(interval=2)")
+    chosen = ("--recipes", *recipes, "--rates", 0.01, 0.02, "--seeds", 0)
+    out, model = ("--out", tmp_path / "runs"), ("--model", write_model(tmp_path / "model"))
+    said = run("measure_lora.py", *out, "--evidence", evidence, *model, *few, *chosen)
+    record = json.loads(evidence.read_text())
+    assert [(t["recipe"], t["lr"]) for t in record["tried"]] == [
+        (r, lr) for r in recipes for lr in (0.01, 0.02)
+    ]
+    for best in record["runs"]:
+        losses = {t["lr"]: t["loss"] for t in record["tried"] if t["recipe"] == best["recipe"]}
+        assert best["final_eval_loss"] == losses[best["lr"]] == min(losses.values())
+        assert best["num_parameters"] == 2_176
+        assert f"{best['recipe']}, seed 0" in said
+    assert 4 < record["before"] < 7
 
 
 @pytest.mark.skipif(

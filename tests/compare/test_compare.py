@@ -312,6 +312,16 @@ def quick(**changes):
     return CompareConfig(preset="quick", **changes).resolve()
 
 
+def test_a_model_of_ones_own_is_compared():
+    given = {"model": "smollm2", "lora": 4, "dtype": "bfloat16", "dataset": "books", "column": "story"}
+    config = CompareConfig(**given, task="text(lora_dropout=0.1)").resolve()
+    assert config.task == dataclasses.replace(PRESETS["quick"].task, **given, lora_dropout=0.1)
+    # Nobody has searched its rates.
+    assert not config.known_rates
+    with pytest.raises(UsageError, match="model, lora belong to --task text, but the task is vision"):
+        CompareConfig(task="vision", model="smollm2", lora=4)
+
+
 def test_the_rates_that_quick_knows_are_the_best_that_both_processor_classes_agree_on():
     kept = Path(__file__).parents[2] / "evidence" / "demo"
     preset = PRESETS["quick"]

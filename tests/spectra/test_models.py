@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from muonwire.errors import UsageError
-from muonwire.spectra.models import ByteTokens, HubTokens, Opened, open_model, packaged_smollm2
+from muonwire.spectra.models import ByteTokens, HubTokens, Opened, open_model
 from muonwire.spectra.weights import Choice, weights_of
 from muonwire.tasks import TextSettings, VisionSettings
+from muonwire.tasks.pretrained import packaged_smollm2
 from muonwire.train import TrainConfig, train
 from tests.spectra.conftest import build_small
 

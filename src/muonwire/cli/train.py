@@ -18,6 +18,9 @@ EXAMPLES = (
     "muonwire train --recipe muon --replicas 4 --out runs/muon --resume",
     "muonwire train --recipe muon --replicas 4 --steps 600 --out runs/muon --resume",
     "muonwire train --recipe distro --text book.txt --model-size micro --out runs/book",
+    "muonwire train --model HuggingFaceTB/SmolLM2-135M --dtype bfloat16 --lr 0.002 --clip 1 --out runs/mine",
+    "muonwire train --model smollm2 --lora 8 --recipe one_bit_muon --replicas 2 --text docs/*.md --out runs/adapters",
+    "muonwire train --model config.json --tokenizer tokenizer.json --dataset Salesforce/wikitext:wikitext-2-raw-v1 --out runs/new",
     "muonwire train --task vision --recipe muon --model resnet --batch 32 --out runs/digits",
     "muonwire train --recipe one_bit_muon --replicas 4 --sites 2 --out runs/sites",
     "torchrun --nproc-per-node 4 -m muonwire train --recipe muon --out runs/muon",
@@ -33,7 +36,7 @@ class TrainCommand:
     Args:
         task: "text", "vision", or a task of your own; with --help after it, the options of that task.
         config: the run.
-        out: folder for metrics.jsonl, checkpoints, TensorBoard events and result.json.
+        out: folder for metrics.jsonl, checkpoints, TensorBoard events, result.json, and with --model the trained one, in model/.
         replicas: processes to start on this machine; under torchrun, which starts them itself, leave it out. With --elastic they
             are one site.
         resume: continue from the newest checkpoint in --out. The options that shape the outcome must be those it was started with,

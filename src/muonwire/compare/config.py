@@ -10,7 +10,7 @@ from muonwire.compare.peers.train import PeerConfig
 from muonwire.errors import UsageError
 from muonwire.recipes import parse_call, parse_recipe
 from muonwire.tasks import TaskSettings, TextSettings, settings_type
-from muonwire.tasks.text import BYTES
+from muonwire.tasks.documents import COLUMN, SPLIT
 from muonwire.train.config import TrainConfig
 from muonwire.transport.link import Link
 from muonwire.transport.site_groups import check_sites
@@ -87,7 +87,9 @@ FRONTIER = (
 
 # Short forms of the options of two tasks: the task, and its option. Those of any other task are written task(option=value).
 SHORT_FORMS = {
-    **{name: ("text", name) for name in ("text", "tokenizer", "own_text", "model_size", "sequence")},
+    **{name: ("text", name) for name in ("text", "dataset", "split", "column", "tokenizer", "own_text")},
+    **{name: ("text", name) for name in ("model", "model_size", "dtype", "lora", "checkpoint_activations")},
+    "sequence": ("text", "sequence"),
     "images": ("vision", "data"),
     "vision_model": ("vision", "model"),
 }
@@ -151,10 +153,15 @@ class CompareConfig:
             where ``tune_steps`` is given. Default: all of them.
         task: "text", next-token prediction with a Llama, "vision", classification of small images, or a task of your own. Options
             that have no flag here are written as those of recipes: "vision(evaluation_images=500)".
-        text: files of your own instead of the King James text.
-        tokenizer: "bytes", the path of a tokenizer.json, or a hub name.
+        text: files of your own, text or Parquet, instead of the King James text.
+        dataset, split, column: a data set of the library datasets, its split, and the column with the text.
+        tokenizer: "bytes", the path of a tokenizer.json, or a hub name. Default: the model's own, bytes for a preset.
         own_text: each replica draws from its own part of the training text instead of all of it.
+        model: a causal language model of transformers, as `muonwire train` takes it. Default: the Llama of model_size.
         model_size: preset of the Llama.
+        dtype: of the weights, float32 or bfloat16.
+        lora: rank of adapters, which alone are trained and exchanged; 0: none.
+        checkpoint_activations: compute activations anew in the backward pass instead of keeping them.
         sequence: tokens a sequence.
         images: folder with MNIST's four IDX files, for the vision task. Default: 5,000 digits of MNIST.
         vision_model: "vit", "resnet", "vit_pico" or "resnet_pico". Default: "vit".
@@ -193,9 +200,16 @@ class CompareConfig:
     finalists: tuple[str, ...] | None = None
     task: str = "text"
     text: tuple[Path, ...] = ()
-    tokenizer: str = BYTES
+    dataset: str | None = None
+    split: str = SPLIT
+    column: str = COLUMN
+    tokenizer: str | None = None
     own_text: bool = False
+    model: str | None = None
     model_size: str | None = None
+    dtype: str = "float32"
+    lora: int = 0
+    checkpoint_activations: bool = False
     sequence: int | None = None
     images: Path | None = None
     vision_model: str | None = None

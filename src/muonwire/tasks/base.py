@@ -5,8 +5,10 @@ A task is two classes: frozen settings, whose fields are options of the command 
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -73,6 +75,21 @@ class Task(ABC):
     @abstractmethod
     def batch_terms(self) -> int:
         """Loss terms (tokens, images) of one replica's batch."""
+
+    def carried(self, model: nn.Module) -> list[tuple[str, Tensor]]:
+        """The tensors by name that checkpoints hold and whose digests replicas compare: the parameters and the buffers.
+
+        A task may leave out those that training does not change, where ``build_model`` gives them again.
+        """
+        return [*model.named_parameters(), *model.named_buffers()]
+
+    def export(self, model: nn.Module, folder: Path) -> bool:
+        """Write the trained model into ``folder`` as other programs open it; False where the task has no such form, as by default.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +177,16 @@ def build_seeded(build: Callable[[], nn.Module], *, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within the block torch's generators, of the CPU and of ``device``, begin at ``seed``; they are then as they were before."""
+    with torch.random.fork_rng(
+        [] if device.type == "cpu" else [device], device_type=device.type if device.type != "cpu" else "cuda"
+    ):
+        torch.manual_seed(seed)
+        yield
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -27,6 +27,8 @@ class TrainConfig:
         schedule: of the learning rate after the warm-up: cosine, linear (both to lr_floor) or constant.
         warmup_steps: steps of linear rise to lr.
         lr_floor: last learning rate as a share of lr.
+        accumulate: parts in which a replica's batch is computed, one after the other: the same step in less memory.
+        clip: largest norm of a replica's own gradient, to which a longer one is shortened before the optimizer. Default: none.
         evaluate_every: steps between evaluations; the last step is always evaluated.
         checkpoint_every: steps between checkpoints, the last step always; 0: only when a signal stops the run.
         digest_every: steps between comparisons of the replicas' weights; 0: at the end only.
@@ -47,6 +49,8 @@ class TrainConfig:
     schedule: str = "cosine"
     warmup_steps: int = 10
     lr_floor: float = 0.1
+    accumulate: int = 1
+    clip: float | None = None
     evaluate_every: int = 50
     checkpoint_every: int = 100
     digest_every: int = 50
@@ -75,6 +79,10 @@ class TrainConfig:
             raise UsageError(
                 f"train: steps is {self.steps} and evaluate_every is {self.evaluate_every}; both are at least 1"
             )
+        if self.accumulate < 1:
+            raise UsageError(f"train: accumulate is {self.accumulate}; a batch has at least 1 part")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"train: clip is {self.clip}; it must be positive, or be left out")
         for name in ("warmup_steps", "checkpoint_every", "digest_every", "probes", "lr_floor", "seed"):
             if getattr(self, name) < 0:
                 raise UsageError(f"train: {name} is {getattr(self, name)}; it must not be negative")
@@ -90,8 +98,8 @@ class TrainConfig:
         settings = {**asdict(self), "task": self.task.identity()}
         for key in ("checkpoint_every", "digest_every", "probes", "tensorboard", "prometheus"):
             del settings[key]
-        if not self.compile:
-            del settings["compile"]
-        if self.sites is None:
-            del settings["sites"]
+        # Checkpoints from before these were there do not name them.
+        for key, unused in (("compile", False), ("sites", None), ("accumulate", 1), ("clip", None)):
+            if settings[key] == unused:
+                del settings[key]
         return settings

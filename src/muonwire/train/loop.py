@@ -5,11 +5,13 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 from muonwire import recipes
 from muonwire.errors import NonFiniteUpdateError
@@ -17,6 +19,7 @@ from muonwire.optim import sharing
 from muonwire.optim.prometheus import PrometheusFile
 from muonwire.tasks.base import Task
 from muonwire.train import checkpoint, resume
+from muonwire.train.accumulate import accumulate, split_batch
 from muonwire.train.compiled import compiled
 from muonwire.train.config import TrainConfig
 from muonwire.train.diagnostics import Diagnostics
@@ -177,6 +180,9 @@ class Trainer:
         self._compute_times: list[float] = []
         self._optimizer_times: list[float] = []
         torch.manual_seed(config.seed * 1000 + self.everyone.rank)
+        if config.accumulate > 1:
+            # A batch that has no such parts is refused before the first step.
+            split_batch(task.batch(seed=config.seed, step=1, rank=0, world_size=1), config.accumulate)
 
     def request_stop(self) -> None:
         """Ask all replicas to stop together after one of the next steps, with a checkpoint."""
@@ -228,6 +234,7 @@ class Trainer:
             enabled=self.writes,
             transport=self.transport,
         ) as write:
+            self._check_given()
             if self.step == 0:
                 write(0, **asdict(self._totals), eval_loss=self._evaluate()[0])
             while self.step < config.steps and not self.stops:
@@ -346,7 +353,8 @@ class Trainer:
 
     def identity(self) -> dict[str, Any]:
         """What a run must have in common with this one to go on from its checkpoints."""
-        shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
+        carried = {name for name, _ in self.named_tensors()}
+        shapes = {name: list(p.shape) for name, p in self.model.named_parameters() if name in carried}
         return {
             "config": self.settings(),
             "task": {"kind": self.config.task.name, **self.task.description},
@@ -354,8 +362,8 @@ class Trainer:
         }
 
     def named_tensors(self) -> list[tuple[str, torch.Tensor]]:
-        """The model's parameters and buffers."""
-        return [*self.model.named_parameters(), *self.model.named_buffers()]
+        """The model's parameters and buffers that checkpoints hold and replicas compare."""
+        return self.task.carried(self.model)
 
     def _one_step(self) -> tuple[float, float]:
         config = self.config
@@ -367,9 +375,9 @@ class Trainer:
         start_s = time.perf_counter()
         number, count = self.data_slice
         batch = self.task.batch(seed=config.seed, step=step, rank=number, world_size=count)
-        loss = self.task.loss(self._compute, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
+        value = accumulate(partial(self.task.loss, self._compute), batch, parts=config.accumulate)
+        if config.clip is not None:
+            clip_grad_norm_(self.model.parameters(), config.clip)
         if not math.isfinite(value):
             self.transport.requested |= Flag.DIVERGED
         computed_s = time.perf_counter()
@@ -398,6 +406,18 @@ class Trainer:
     def _check_replicas(self) -> str:
         with self.optimizer.shared_weights():
             return check_replicas(self.named_tensors(), self.transport)
+
+    def _check_given(self) -> None:
+        """Compare what no checkpoint holds, such as the model below adapters, which every replica has from a place of its own."""
+        carried = {name for name, _ in self.named_tensors()}
+        given = [entry for entry in self.model.named_parameters() if entry[0] not in carried]
+        if given:
+            check_replicas(given, self.everyone)
+
+    def export(self, folder: Path) -> bool:
+        """Write the shared weights as other programs open them, where the task can; all replicas call it, one writes."""
+        with self.optimizer.shared_weights():
+            return self.writes and self.task.export(self.model, folder)
 
     def _evaluate(self) -> tuple[float | None, float | None]:
         """Mean evaluation loss of the shared weights, and mean training loss since the last evaluation, over all replicas."""

@@ -26,6 +26,8 @@ from muonwire.transport.secret import find_secret
 from muonwire.transport.site_groups import check_sites
 
 CONFIG = "config.json"
+# Where a run leaves the trained model of a user, as transformers opens it.
+MODEL = "model"
 
 
 def check_folder(folder: Path, config: TrainConfig, *, resume: bool) -> None:
@@ -120,10 +122,13 @@ def train_here(
         trainer.begin()
         result = trainer.run(show)
         trainer.finish()
+    written = result.finished and not result.diverged and trainer.export(folder / MODEL)
     if isinstance(trainer.transport, SiteTransport):
         trainer.transport.close()
     if first and result.finished:
         print(_outcome(result, folder), flush=True)
+    if written:
+        print(f"the trained model is in {folder / MODEL}, for from_pretrained", flush=True)
     return result
 
 

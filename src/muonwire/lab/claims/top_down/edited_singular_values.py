@@ -10,10 +10,11 @@ from muonwire.lab.claims.top_down import NOTE
 from muonwire.spectra.edit import edit_model
 from muonwire.spectra.edits import parse_edit
 from muonwire.spectra.likeness import Likeness, Reference, text_windows
-from muonwire.spectra.models import PACKAGED, ByteTokens, Opened, open_model, packaged_smollm2
+from muonwire.spectra.models import ByteTokens, Opened, open_model
 from muonwire.spectra.sweep import SWEEP, sweep
 from muonwire.spectra.talk import PROMPTS, Sampling, answer
 from muonwire.tasks.models import build_llama
+from muonwire.tasks.pretrained import PACKAGED, packaged_smollm2
 from muonwire.tasks.text import read_text
 
 KINDS = ("attention", "mlp")
