@@ -362,15 +362,14 @@ class Exchange(TalkingStage):
     ) -> Rounds:
         """The updates that the means make; ``bodies`` are all replicas' by tensor, None where owners averaged them."""
         updates: list[Tensor] = []
+        checks = Checks()
         for mean, param, state in zip(means, params, states, strict=True):
             if mean is None:
                 break
             # A copy: what follows in the chain may change it.
             copy = mean.to(param.device, copy=True)
             updates.append(self.feedback.restore(copy, state).to(param.dtype))
-        checks = Checks()
-        for update in updates:
-            checks.add(update)
+            checks.add(updates[-1])
         finite = checks.results((yield from read(checks.sums)))
         if len(updates) == len(params) and all(finite):
             return updates
