@@ -71,8 +71,8 @@ TRIES = {
     ],
     "elastic": [f"python {HERE / 'release_elastic.py'}"],
     "integrations": [
-        f"torchrun --nproc-per-node 2 {ROOT / 'examples' / 'trainer.py'} trainer",
-        f"torchrun --nproc-per-node 2 {ROOT / 'examples' / 'accelerate_loop.py'} accelerate",
+        f"python -m torch.distributed.run --nproc-per-node 2 {ROOT / 'examples' / 'trainer.py'} trainer",
+        f"python -m torch.distributed.run --nproc-per-node 2 {ROOT / 'examples' / 'accelerate_loop.py'} accelerate",
     ],
     "docs": [f"mkdocs build --quiet --strict --config-file {ROOT / 'mkdocs.yml'} --site-dir FOLDER/site"],
 }
@@ -195,9 +195,17 @@ def pinned() -> list[str]:
 
 
 def oldest(requirements: list[str]) -> list[str]:
-    """The lower bound of each requirement as its exact version, and nothing on what those need themselves."""
-    bounds = [re.match(r"([\w.-]+)>=([\w.]+)", text) for text in requirements]
-    return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound})
+    """The lower bound of each package as its exact version, and nothing on what those need themselves."""
+    bounds: dict[str, str] = {}
+    for text in requirements:
+        if found := re.match(r"([\w.-]+)>=([\w.]+)", text):
+            # An extra may need a later one than the core.
+            bounds[found[1]] = max(bounds.get(found[1], "0"), found[2], key=_numbers)
+    return sorted(f"{name}=={version}" for name, version in bounds.items())
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def build() -> Path:
