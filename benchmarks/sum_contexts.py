@@ -27,6 +27,7 @@ from benchmarks.owners import INTERVAL, optimizer_of, text_steps
 
 from muonwire.codec import sums
 from muonwire.codec.pack.fields import Ints
+from muonwire.stages.base import Context
 from muonwire.stages.owners import Owners
 from muonwire.stages.pieces import cut
 from muonwire.transport import run_threads
@@ -42,9 +43,18 @@ class Watched:
         self.own: Ints = np.zeros(0, dtype=np.int64)
         self._rounds = Owners.rounds
 
-    def rounds(self, owners: Owners, bodies: Any, shapes: Any, *rest: Any) -> Generator[Any, Any, Any]:
+    def rounds(
+        self,
+        owners: Owners,
+        bodies: Any,
+        shapes: Any,
+        scales: Any,
+        states: Any,
+        context: Context,
+        devices: Any,
+    ) -> Generator[Any, Any, Any]:
         """In place of ``Owners.rounds``."""
-        transport, step = rest[-1].transport, rest[-1].step
+        transport, step = context.transport, context.step
         signs = np.zeros(sum(map(int, map(np.prod, shapes))), dtype=np.int64)
         starts = np.cumsum([0, *map(np.prod, shapes)])
         for pieces, of_owner in zip(owners.pieces(shapes, transport.world_size), bodies, strict=True):
@@ -54,7 +64,7 @@ class Watched:
         self.totals[step] = self.totals.get(step, 0) + signs
         if transport.rank == 0:
             self.own = signs
-        return (yield from self._rounds(owners, bodies, shapes, *rest))
+        return (yield from self._rounds(owners, bodies, shapes, scales, states, context, devices))
 
 
 def left(values: Ints, *known: Ints) -> float:

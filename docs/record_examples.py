@@ -59,14 +59,17 @@ def run(example: Path, *, timeout_s: float = 600.0) -> str:
         RuntimeError: one of them failed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "printed").open("a+") as printed:
+    with tempfile.TemporaryDirectory() as folder:
         started: dict[str, subprocess.Popen[bytes]] = {}
+        # A file each, since lines of two programs would run into one another.
+        printed = [Path(folder) / f"printed_{i}" for i, _ in enumerate(commands(example))]
         try:
-            for command in commands(example):
+            for command, path in zip(commands(example), printed, strict=True):
                 errors = subprocess.DEVNULL if command.startswith(SERVER) else None
-                started[command] = subprocess.Popen(
-                    words(command), cwd=folder, env=environment, stdout=printed, stderr=errors
-                )
+                with path.open("a") as file:
+                    started[command] = subprocess.Popen(
+                        words(command), cwd=folder, env=environment, stdout=file, stderr=errors
+                    )
             failed = [
                 command
                 for command, process in started.items()
@@ -78,8 +81,7 @@ def run(example: Path, *, timeout_s: float = 600.0) -> str:
                 process.wait()
         if failed:
             raise RuntimeError(f"{example.name}: {'; '.join(failed)} failed")
-        printed.seek(0)
-        return printed.read()
+        return "".join(path.read_text() for path in printed)
 
 
 def main(names: list[str]) -> None:

@@ -19,7 +19,8 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 # What each room may need beside the core; a room that is not named needs the core alone.
 ROOM_EXTRAS = {
-    "tasks": {"train"},
+    # With adapters, data sets and Parquet, where these are wanted.
+    "tasks": {"train", "integrations"},
     # A run's page is drawn where the report's packages are there.
     "train": {"train", "report"},
     # Replicas that come and go.

@@ -17,6 +17,7 @@ from muonwire.compare.virtual import run_virtual
 from muonwire.errors import UsageError
 from muonwire.lab import Check, Input, Pivot, Plot, Reading, Row, Setting, Value
 from muonwire.lab.engine.input import plain, write_about
+from muonwire.tasks.text import BYTES
 from muonwire.train.checkpoint import write_json
 
 # About a quarter of dense traffic, as much as approach D sends on the text task's model.
@@ -101,13 +102,17 @@ def settings(out: Path, *, quick: bool) -> CompareConfig:
     )
 
 
+# Options for texts and models of the user's.
+OTHER_MODELS = ("dataset", "split", "column", "model", "dtype", "lora", "checkpoint_activations")
+
+
 def identity(quick: bool) -> dict[str, Any]:
     """What the comparison is made with, as JSON has it."""
     made_with = asdict(settings(Path(), quick=quick))
     # Where it lies, and what has no part in these runs.
-    for name in ("out", "peers", "emulate", "emulate_recipes", "sites"):
+    for name in ("out", "peers", "emulate", "emulate_recipes", "sites", *OTHER_MODELS):
         del made_with[name]
-    return plain(made_with)
+    return plain(made_with | {"tokenizer": BYTES})
 
 
 def make(folder: Path, quick: bool) -> None:
