@@ -40,7 +40,7 @@ def _replicated(name, steps, options):
 @pytest.mark.parametrize(("name", "options"), CASES, ids=[recipes.format_recipe(*case) for case in CASES])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_replicas_hold_bit_identical_weights_and_learn(name, options, world_size):
-    results = run_replicas(_replicated, world_size, name, 30, options)
+    results = run_replicas(_replicated, world_size, name, 16, options)
     assert len({digest for digest, _, _, _ in results}) == 1
     for _, _, traffic, change in results:
         assert change < 0

@@ -13,7 +13,7 @@ from muonwire.train.metrics import METRICS, read_metrics
 from muonwire.train.schedule import lr_factor
 from muonwire.transport import SingleReplica
 
-TINY = TextSettings(sequence=16, batch=2, evaluation_sequences=4)
+TINY = TextSettings(model_size="pico", sequence=16, batch=2, evaluation_sequences=4)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_a_checkpoint_of_another_run_is_refused(task, tmp_path, options, says):
 def test_a_checkpoint_of_another_model_is_refused(task, tmp_path):
     finished(task, tmp_path)
     other = TextTask(TextSettings(sequence=16, batch=2, evaluation_sequences=4, model_size="micro"))
-    with pytest.raises(UsageError, match="model_size was 'nano', now 'micro'"):
+    with pytest.raises(UsageError, match="model_size was 'pico', now 'micro'"):
         Trainer(config(steps=4, task=other.settings), other, SingleReplica(), tmp_path).resume()
 
 
