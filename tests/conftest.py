@@ -24,6 +24,9 @@ LONGEST = (
     "compare/test_compare.py",
     "transport/test_links.py",
     "optim/test_elastic.py",
+    "optim/test_elastic_sites.py",
+    "recipes/test_conformance.py",
+    "recipes/test_recipes.py",
     "transport/test_rendezvous.py",
     "optim/test_faults.py",
     "test_snippets.py",
@@ -31,6 +34,10 @@ LONGEST = (
     "train/test_folders.py",
     "test_site.py",
     "test_add.py",
+    "test_examples.py",
+    "train/test_loop.py",
+    "stages/test_owners_bytes.py",
+    "spectra/test_models.py",
 )
 
 

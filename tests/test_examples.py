@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Command, ForkingPopen
+from tests.commands import Command
 from tests.small_lm import write_model
 
 ROOT = Path(__file__).parents[1]
@@ -141,13 +141,8 @@ def test_lora_tunes_adapters_that_open_in_peft(free_port, tmp_path):
     assert all(p.abs().max() > 0 for p in changed)
 
 
-def test_two_hosts_by_torchrun_itself(record, monkeypatch, free_port):
-    commands = record.commands
-    monkeypatch.setattr(subprocess, "Popen", ForkingPopen)
-    monkeypatch.setattr(
-        record, "commands", lambda example: [c.replace("29400", str(free_port)) for c in commands(example)]
-    )
-    printed = record.run(ROOT / "examples" / "two_hosts.py", timeout_s=180)
+def test_two_hosts(free_port, tmp_path):
+    printed = under_torchrun("two_hosts", free_port, tmp_path, one_prints=False)
     lines = sorted(printed.splitlines())
     assert list(map(shape, lines)) == [shape(line) for line in sorted(recorded("two_hosts").splitlines())]
     (first, last), _ = numbers(r"loss (\S+) -> (\S+),", printed)
