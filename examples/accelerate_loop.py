@@ -16,9 +16,8 @@ from muonwire import recipes
 from muonwire.integrations import join_replicas
 from muonwire.integrations.accelerate import connect
 
-replicas = (
-    join_replicas()
-)  # before Accelerator, which would take the other replica for a second GPU of this one
+# Before Accelerator, which would take the other replica for a second GPU of this one.
+replicas = join_replicas()
 accelerator = Accelerator(gradient_accumulation_steps=2, cpu=not torch.cuda.is_available())
 
 torch.manual_seed(0)

@@ -17,9 +17,8 @@ from muonwire.integrations import join_replicas
 from muonwire.integrations.transformers import MuonwireCallback
 from muonwire.transport import digest_all
 
-replicas = (
-    join_replicas()
-)  # before TrainingArguments, which would take the other replica for a second GPU of this one
+# Before TrainingArguments, which would take the other replica for a second GPU of this one.
+replicas = join_replicas()
 
 # Python's own source, byte by byte.
 text = torch.frombuffer(bytearray(Path(os.__file__).read_bytes()), dtype=torch.uint8).long()
