@@ -2,42 +2,14 @@
 
 import pytest
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainingArguments,
-    get_cosine_schedule_with_warmup,
-)
+from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
 from muonwire import recipes
-
-
-class Tokens(torch.utils.data.Dataset):
-    def __len__(self):
-        return 64
-
-    def __getitem__(self, index):
-        tokens = torch.randint(0, 64, (16,), generator=torch.Generator().manual_seed(index))
-        return {"input_ids": tokens, "labels": tokens}
+from tests.integrations.tiny import Tokens, llama
 
 
 def run(name, options, out, resume=None):
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
+    model = llama()
     optimizer = recipes.build(name, model, lr=0.01, **options)
     trainer = Trainer(
         model=model,
@@ -54,7 +26,7 @@ def run(name, options, out, resume=None):
             seed=1,
             max_grad_norm=1.0,
         ),
-        train_dataset=Tokens(),
+        train_dataset=Tokens(length=64),
         optimizers=(optimizer, get_cosine_schedule_with_warmup(optimizer, 2, 8)),
     )
     trainer.train(resume_from_checkpoint=resume)

@@ -7,11 +7,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State, States, Tensors
+from muonwire.stages.base import Context, ElementwiseStage, State, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam(Stage):
+class Adam(ElementwiseStage):
     """m ← β₁ m + (1 − β₁) u; v ← β₂ v + (1 − β₂) u²; returns m̂ / (√v̂ + ε), with m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ).
 
     With the optimizer's decoupled weight decay this is AdamW.
@@ -32,16 +32,6 @@ class Adam(Stage):
             raise UsageError(
                 f"adam: {self.beta1=}, {self.beta2=}, {self.eps=}; betas lie in [0, 1), eps is positive"
             )
-
-    @property
-    @override
-    def elementwise(self) -> bool:
-        return True
-
-    @property
-    @override
-    def reads_params(self) -> bool:
-        return False
 
     @override
     def init(self, param: Tensor) -> State:

@@ -202,6 +202,20 @@ def total_bytes(estimates: Iterable[float | None]) -> float | None:
     return None if None in known else float(sum(filter(None, known)))
 
 
+class ElementwiseStage(Stage):
+    """A stage that works entry by entry, and does not read the parameters."""
+
+    @property
+    @override
+    def elementwise(self) -> bool:
+        return True
+
+    @property
+    @override
+    def reads_params(self) -> bool:
+        return False
+
+
 class StageInRounds(Stage):
     """A stage that is written as ``rounds``, of which ``apply`` follows."""
 

@@ -6,11 +6,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, States, Tensors
+from muonwire.stages.base import Context, ElementwiseStage, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByRate(Stage):
+class ByRate(ElementwiseStage):
     """u ← lr^power · u, and u ← 0 where lr = 0.
 
     The optimizer multiplies by the rate after the whole chain. A chain of ByRate(power=1), stages, ByRate(power=-1) takes the rate
@@ -27,16 +27,6 @@ class ByRate(Stage):
     def __post_init__(self) -> None:
         if self.power not in (1, -1):
             raise UsageError(f"by_rate: power is {self.power}; allowed are 1 and -1")
-
-    @property
-    @override
-    def elementwise(self) -> bool:
-        return True
-
-    @property
-    @override
-    def reads_params(self) -> bool:
-        return False
 
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:

@@ -6,25 +6,17 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.stages.base import Context, States, TalkingStage, Tensors
+from muonwire.stages.base import Context, ElementwiseStage, States, TalkingStage, Tensors
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Reply, Request
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean(TalkingStage):
-    """u ← (1/R) Σᵣ uᵣ over the R replicas, in the parameters' dtype on the wire, summed in rank order and at least in float32."""
+class Mean(ElementwiseStage, TalkingStage):
+    """u ← (1/R) Σᵣ uᵣ over the R replicas, in the parameters' dtype on the wire, summed in rank order and at least in float32.
 
-    @property
-    @override
-    def elementwise(self) -> bool:
-        """True: the mean of a shard is the shard of the mean."""
-        return True
-
-    @property
-    @override
-    def reads_params(self) -> bool:
-        return False
+    The mean of a shard is the shard of the mean.
+    """
 
     @override
     def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:

@@ -7,11 +7,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.errors import UsageError
-from muonwire.stages.base import Context, Stage, State, States, Tensors
+from muonwire.stages.base import Context, ElementwiseStage, State, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Momentum(Stage):
+class Momentum(ElementwiseStage):
     """Momentum in its two usual forms, with or without Nesterov's look-ahead.
 
     "ema": v ← β v + (1 − β) u, returns v, or (1 − β) u + β v with Nesterov;
@@ -36,16 +36,6 @@ class Momentum(Stage):
             raise UsageError(f"momentum: beta is {self.beta}; it must lie in [0, 1)")
         if self.form not in ("ema", "heavy_ball"):
             raise UsageError(f"momentum: form is {self.form!r}; allowed are ema and heavy_ball")
-
-    @property
-    @override
-    def elementwise(self) -> bool:
-        return True
-
-    @property
-    @override
-    def reads_params(self) -> bool:
-        return False
 
     @override
     def init(self, param: Tensor) -> State:

@@ -5,22 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.stages.base import Context, Stage, States, Tensors
+from muonwire.stages.base import Context, ElementwiseStage, States, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sign(Stage):
+class Sign(ElementwiseStage):
     """u ← sign(u), with sign(0) = 0. Source: Bernstein et al., "signSGD", arXiv 1802.04434."""
-
-    @property
-    @override
-    def elementwise(self) -> bool:
-        return True
-
-    @property
-    @override
-    def reads_params(self) -> bool:
-        return False
 
     @override
     def apply(self, updates: Tensors, params: Tensors, states: States, context: Context) -> list[Tensor]:
