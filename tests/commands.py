@@ -71,11 +71,8 @@ def _enter(words, cwd, environment, host, output, errors):
     launch.start_method = lambda modules=(): "fork"
     what, *rest = words
     if what == "-m":
-        if rest[0] == "muonwire":
-            main(rest[1:])
-        else:
-            sys.argv = rest
-            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        assert rest[0] == "muonwire"
+        main(rest[1:])
     elif what == "-c":
         sys.argv = ["-c", *rest[1:]]
         exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
@@ -169,16 +166,13 @@ def run(words, *, timeout=180, **options):
 
 
 class ForkingPopen(subprocess.Popen):
-    """subprocess.Popen, with commands and scripts of ours and torchrun, on a host or not, forked from the server.
-
-    What torchrun starts then are interpreters of their own.
-    """
+    """subprocess.Popen, with commands and scripts of ours, on a host or not, forked from the server."""
 
     def __new__(cls, args, *, text=None, start_new_session=False, **options):
         words, host = [str(word) for word in args], None
         if words[:3] == ["ip", "netns", "exec"]:
             host, words = Host(address="", namespace=words[3]), words[4:]
-        ours = words[1:3] in (["-m", "muonwire"], ["-m", "torch.distributed.run"]) or words[1].endswith(".py")
+        ours = words[1:3] == ["-m", "muonwire"] or words[1].endswith(".py")
         if words[0] == sys.executable and ours:
             return Command(words[1:], python=True, host=host, **options)
         return _Popen(args, text=text, start_new_session=start_new_session, **options)
