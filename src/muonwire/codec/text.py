@@ -1,6 +1,5 @@
 """The textual form of codecs: "dct(chunk=64) | topk(k=32) | sign(scale=chunk)"."""
 
-import ast
 import re
 from dataclasses import fields
 from typing import Any
@@ -13,6 +12,7 @@ from muonwire.codec.quantize import Quantize
 from muonwire.codec.select import Select
 from muonwire.codec.transform import Transform
 from muonwire.errors import UsageError
+from muonwire.literals import read_literal
 
 # Each part by its name: those of codec/table.py, and what a program adds.
 PARTS: dict[str, type[Part]] = {
@@ -31,7 +31,7 @@ _PART = re.compile(r"(?P<name>\w+)(?:\((?P<options>.*)\))?")
 
 def _value(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return read_literal(text)
     except (ValueError, SyntaxError):
         return text
 

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args, get_
 from torch import nn
 
 from muonwire.errors import UsageError
+from muonwire.literals import read_expression
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import RecipeSettings
 from muonwire.recipes.describe import default_of, docstring
@@ -231,7 +232,7 @@ def parse_call(text: str, *, what: str, example: str) -> tuple[str, dict[str, An
         UsageError: the text has another form.
     """
     try:
-        expression = ast.parse(text.strip(), mode="eval").body
+        expression = read_expression(text.strip())
         call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
         name = ast.unparse(call.func)
         if all(word.isidentifier() for word in name.split(".")) and not call.args:
