@@ -4,7 +4,8 @@
 
 Each setting has hosts in network namespaces with a link of its own. There `muonwire plan --measure` measures the link and the step,
 and writes its prediction to prediction.json of the setting before anything is trained. Then its own command trains there, and
-`muonwire compare --virtual` seeks the best rates of the recipe and of dense Muon for the same work. Time is that of the steps, as
+`muonwire compare --virtual` seeks the best rates of the recipe and of dense Muon for the same work, in a grid that grows until the
+best rate lies inside it. Time is that of the steps, as
 the first replica's metrics have it: without the start and evaluations. What is done is kept and not repeated, so that
 `--times-only` may go first, while nothing else runs, and the losses later.
 """
@@ -31,8 +32,10 @@ from muonwire.transport.link import Link
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 PORT = 29400
 REFERENCE = "muon"
-# Rates around those of the evidence, for recipes with Muon and with Adam inside.
+# Rates around those of the evidence, for recipes with Muon and with Adam inside. Each is twice the last, and a best rate at an end
+# adds the next one there, at most so often.
 GRIDS = {"muon": ("0.007", "0.014", "0.028"), "adam": ("0.00175", "0.0035", "0.007")}
+MOST_ADDED = 5
 SHARED = "sign(scale=shared)"
 LONGEST_S = 3600.0
 # What a prediction of time may be off by, as a share of what was measured.
@@ -227,8 +230,8 @@ def train(setting: Setting, line: dict[str, Any], machines: Sequence[Host], fold
 
 
 def best_loss(setting: Setting, recipe: str, grid: Sequence[str], folder: Path) -> dict[str, Any]:
-    """The loss of the best rate for the same work, by virtual replicas."""
-    words = ["compare", "--virtual", "--recipes", recipe, "--lr-grid", *grid, "--seeds", "0"]
+    """The loss of the best rate for the same work, by virtual replicas; a best rate at an end of the grid adds one there."""
+    words = ["compare", "--virtual", "--recipes", recipe, "--seeds", "0"]
     words += [
         "--replicas",
         str(setting.replicas),
@@ -239,9 +242,17 @@ def best_loss(setting: Setting, recipe: str, grid: Sequence[str], folder: Path) 
     ]
     words += [*task_words(setting), "--out", str(folder)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
-    subprocess.run([sys.executable, "-m", "muonwire", *words], check=True, env=env, capture_output=True)
-    (entry,) = json.loads((folder / "summary.json").read_text())
-    return {key: entry[key] for key in ("recipe", "lr", "lr_at_grid_edge", "final_eval_loss")}
+    rates = [float(rate) for rate in grid]
+    for _ in range(1 + MOST_ADDED):
+        command = [sys.executable, "-m", "muonwire", *words, "--lr-grid", *(f"{rate:g}" for rate in rates)]
+        # Runs of the rates before are kept in the folder, and not repeated.
+        subprocess.run(command, check=True, env=env, capture_output=True)
+        (entry,) = json.loads((folder / "summary.json").read_text())
+        if not entry["lr_at_grid_edge"]:
+            break
+        rates = [rates[0] / 2, *rates] if entry["lr"] == rates[0] else [*rates, 2 * rates[-1]]
+    kept = {key: entry[key] for key in ("recipe", "lr", "lr_at_grid_edge", "final_eval_loss")}
+    return kept | {"grid": rates}
 
 
 def run_it(setting: Setting, out: Path, folder: Path) -> dict[str, Any]:

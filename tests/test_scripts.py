@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import plan_check
 from benchmarks.soak import judge
 from safetensors.torch import load_file
 
@@ -377,3 +378,22 @@ def test_recipes_on_shards_are_compared(run, tmp_path):
     expected = next(r["bytes"] for r in committed if r["recipe"] == "distro")
     # Positions of coefficients are rounded as the processor does it.
     assert found["bytes"] == pytest.approx(expected, rel=0.05)
+
+
+def test_a_plan_is_held_against_rates_that_lie_inside_their_grid(monkeypatch, tmp_path):
+    asked = []
+
+    def compare(command, **_):
+        rates = [float(rate) for rate in command[command.index("--lr-grid") + 1 :]]
+        asked.append(rates)
+        best = min(rates, key=lambda rate: abs(rate - 0.003))
+        edge = best in (rates[0], rates[-1])
+        entry = {"recipe": "muon", "lr": best, "lr_at_grid_edge": edge, "final_eval_loss": 1.0}
+        (tmp_path / "summary.json").write_text(json.dumps([entry]))
+
+    monkeypatch.setattr(plan_check.subprocess, "run", compare)
+    found = plan_check.best_loss(plan_check.SETTINGS[0], "muon", ("0.007", "0.014"), tmp_path)
+    assert asked == [[0.007, 0.014], [0.0035, 0.007, 0.014], [0.00175, 0.0035, 0.007, 0.014]]
+    assert found == {"recipe": "muon", "lr": 0.0035, "lr_at_grid_edge": False, "final_eval_loss": 1.0} | {
+        "grid": asked[-1]
+    }
