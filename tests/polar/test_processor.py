@@ -11,7 +11,7 @@ import torch
 from muonwire.bench.break_even import measure_rates, take_turns
 from muonwire.errors import UsageError
 from muonwire.polar import PROCESSORS, explain, find_processor, polar, polar_list, set_processor
-from muonwire.polar.processor import slowest
+from muonwire.polar.processor import _recognized, slowest
 from tests.polar.polar_inputs import gaussian
 
 CPU = torch.device("cpu")
@@ -22,6 +22,7 @@ ORDER = list(PROCESSORS)
 def recognized():
     yield
     set_processor(None)
+    _recognized.cache_clear()
 
 
 def found(**variables):
@@ -37,33 +38,39 @@ def found(**variables):
 
 
 def test_the_same_machine_always_decides_alike():
-    assert found() == found() == find_processor(CPU).name
+    assert found() == find_processor(CPU).name
 
 
 @pytest.mark.parametrize(
-    ("variables", "wanted"),
-    [
-        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "avx2"),
-        ({"ONEDNN_MAX_CPU_ISA": "avx512_core"}, "avx512"),
-        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "avx512_bf16"),
-        ({"ATEN_CPU_CAPABILITY": "avx2"}, "avx2"),
-        ({"ATEN_CPU_CAPABILITY": "default"}, "generic"),
-    ],
+    ("limit", "wanted"), [("AVX2", "avx2"), ("avx512_core", "avx512"), ("AVX512_CORE_BF16", "avx512_bf16")]
 )
-def test_a_limit_of_instruction_sets_lowers_the_class(variables, wanted):
+def test_a_limit_of_onednn_lowers_the_class(limit, wanted, monkeypatch):
     limited = slowest([wanted, find_processor(CPU).name])
-    assert found(**variables) == limited.name
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    _recognized.cache_clear()
+    assert find_processor(CPU) is limited
 
 
-def test_overridden_by_variable_and_by_call():
+@pytest.mark.parametrize(("capability", "wanted"), [("avx2", "avx2"), ("default", "generic")])
+def test_a_limit_of_torch_lowers_the_class(capability, wanted):
+    """Which torch reads as it is loaded, so that it takes a process of its own."""
+    assert found(ATEN_CPU_CAPABILITY=capability) == slowest([wanted, find_processor(CPU).name]).name
+
+
+def test_overridden_by_variable_and_by_call(monkeypatch):
+    recognized = find_processor(CPU)
     assert found(MUONWIRE_PROCESSOR="gpu_fp16") == "gpu_fp16"
-    assert "UsageError: processor: 'zen3' is no class; allowed are generic, avx2" in found(
-        MUONWIRE_PROCESSOR="zen3"
-    )
+    monkeypatch.setenv("MUONWIRE_PROCESSOR", "zen3")
+    # What was recognized stays until it is asked anew.
+    assert find_processor(CPU) is recognized
+    _recognized.cache_clear()
+    with pytest.raises(UsageError, match="processor: 'zen3' is no class; allowed are generic, avx2"):
+        find_processor(CPU)
     set_processor("avx2")
     assert find_processor(CPU) is PROCESSORS["avx2"]
     set_processor(None)
-    assert find_processor(CPU).name == found()
+    monkeypatch.delenv("MUONWIRE_PROCESSOR")
+    assert find_processor(CPU) is recognized
     with pytest.raises(UsageError, match="allowed are generic, avx2"):
         set_processor("zen3")
 
