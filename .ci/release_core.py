@@ -14,7 +14,7 @@ import time
 from importlib.metadata import metadata
 from pathlib import Path
 
-LIBRARY = ("errors", "codec", "polar", "transport", "stages", "optim", "recipes")
+LIBRARY = ("errors", "literals", "codec", "polar", "transport", "stages", "optim", "recipes")
 SURROUNDINGS = """
 import os
 import torch
