@@ -120,6 +120,15 @@ def test_a_gradient_is_shortened_to_clip(settings, tmp_path):
     assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
 
 
+def test_a_gradient_that_is_too_long_to_be_measured_ends_the_run(settings, tmp_path):
+    trainer = Trainer(config(settings, clip=1.0), settings.make(), SingleReplica(), tmp_path)
+    for param in trainer.model.parameters():
+        # Finite, as the loss is, but its square is not.
+        param.register_hook(lambda grad: torch.full_like(grad, 1e30))
+    result = trainer.run()
+    assert (result.diverged, result.steps) == (True, 0)
+
+
 def run_two(made, tmp_path, transport, *, models=None, **options):
     mine = made if models is None else replace(made, model=str(models[transport.rank]))
     trainer = Trainer(config(made, **options), mine.make(), transport, tmp_path)

@@ -376,9 +376,11 @@ class Trainer:
         number, count = self.data_slice
         batch = self.task.batch(seed=config.seed, step=step, rank=number, world_size=count)
         value = accumulate(partial(self.task.loss, self._compute), batch, parts=config.accumulate)
+        norm = 0.0
         if config.clip is not None:
-            clip_grad_norm_(self.model.parameters(), config.clip)
-        if not math.isfinite(value):
+            norm = float(clip_grad_norm_(self.model.parameters(), config.clip))
+        # A gradient whose norm overflows would be shortened to nothing.
+        if not (math.isfinite(value) and math.isfinite(norm)):
             self.transport.requested |= Flag.DIVERGED
         computed_s = time.perf_counter()
         self.diagnostics.observe(step)
