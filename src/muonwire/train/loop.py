@@ -286,7 +286,7 @@ class Trainer:
                 due = config.checkpoint_every and (last or self.step % config.checkpoint_every == 0)
                 if due or (self.stops and not last):
                     self.save()
-            if eval_loss is None and not diverged and self.step >= config.steps:
+            if eval_loss is None and not diverged and self.complete:
                 eval_loss, _ = self._evaluate()
         return self._result(diverged=diverged, eval_loss=eval_loss)
 
@@ -304,6 +304,11 @@ class Trainer:
     def stops(self) -> bool:
         """Whether the run is to end before its last step."""
         return Flag.STOP in self.transport.agreed
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done, and the replicas have synchronized after the last."""
+        return self.step >= self.config.steps
 
     def begin(self) -> None:
         """Meet the other replicas before the first step, where they are not there already."""
@@ -434,7 +439,7 @@ class Trainer:
         return sums[0] / sums[1], (sums[2] / sums[3] if sums[3] else None)
 
     def _result(self, *, diverged: bool, eval_loss: float | None) -> RunResult:
-        finished = diverged or self.step >= self.config.steps
+        finished = diverged or self.complete
         if self.events is not None:
             self.events.end("diverged" if diverged else "finished" if finished else "stopped")
         digest = "" if diverged else self._check_replicas()
