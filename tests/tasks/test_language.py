@@ -302,6 +302,8 @@ def test_bad_models_say_what_is_wanted(settings, folder, tmp_path, monkeypatch):
     (adapters / "adapter_config.json").write_text("{}")
     run = tmp_path / "run"
     write_model(run / "model")
+    # As `muonwire train` leaves it there.
+    (run / "config.json").write_text('{"recipe": "muon"}')
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((folder / "config.json").read_bytes())

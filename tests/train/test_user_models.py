@@ -100,7 +100,7 @@ def test_the_parts_of_a_batch_give_its_gradient(settings):
         # Means of means, in float32.
         assert loss == pytest.approx(found[0][0], rel=1e-6)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-6)
-    with pytest.raises(UsageError, match="accumulate is 3, but a replica's batch has 4 tokens"):
+    with pytest.raises(UsageError, match="accumulate is 3, but a replica's batch is 4"):
         split_batch(batch, 3)
     with pytest.raises(UsageError, match="accumulate is 3"):
         Trainer(config(settings, accumulate=3), task, SingleReplica(), settings.text[0].parent / "refused")

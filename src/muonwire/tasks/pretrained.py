@@ -91,7 +91,8 @@ def find_model(name: str, *, forms: str = TRAINED_FORMS) -> Place:
                 f"merge_and_unload, then save_pretrained), or give the base model. Wanted is {forms}"
             )
         inside = path / "model"
-        if not (path / CONFIG).is_file() and (inside / CONFIG).is_file():
+        # A run has a config.json of its own, beside the model that it leaves.
+        if not _is_config(path / CONFIG) and _is_config(inside / CONFIG):
             raise UsageError(f"model: {name} is a folder without a model, but {inside} has one; give that")
         if not (path / CONFIG).is_file():
             raise UsageError(f"model: {name} is a folder without a model; wanted is {forms}")
@@ -109,14 +110,24 @@ def find_model(name: str, *, forms: str = TRAINED_FORMS) -> Place:
 
 
 def _check_config(name: str, path: Path, forms: str) -> None:
+    problem = _config_problem(path)
+    if problem:
+        raise UsageError(f"model: {name} is a folder without a model: {path} {problem}; wanted is {forms}")
+
+
+def _is_config(path: Path) -> bool:
+    return not _config_problem(path)
+
+
+def _config_problem(path: Path) -> str:
+    """Why a file is no configuration of transformers; empty where it is one."""
     try:
         content = json.loads(path.read_text())
-        known = isinstance(content, dict) and "model_type" in content
-        problem = "has no model_type, so that it is no configuration of transformers"
     except (OSError, ValueError) as error:
-        known, problem = False, f"cannot be read ({error})"
-    if not known:
-        raise UsageError(f"model: {name} is a folder without a model: {path} {problem}; wanted is {forms}")
+        return f"cannot be read ({error})"
+    if isinstance(content, dict) and "model_type" in content:
+        return ""
+    return "has no model_type, so that it is no configuration of transformers"
 
 
 def read_config(place: Place, *, forms: str = TRAINED_FORMS) -> Any:
