@@ -19,7 +19,7 @@ from muonwire.train.status import read_status
 from muonwire.transport import SingleReplica, digest_all
 from muonwire.transport.elastic import ElasticSettings, ElasticTransport
 from tests.commands import Command
-from tests.tiny_task import TINY, TinySettings
+from tests.tiny_task import TINY, TinySettings, TinyTask
 
 SIZES = [
     "--model-size",
@@ -131,15 +131,31 @@ def test_one_that_is_stopped_while_it_waits_keeps_its_steps_and_goes_on(tmp_path
             member.kill()
 
 
-def member(name, folder, lighthouse, *, least):
+SMALL = TinySettings(sequence=8, batch=1, evaluation_sequences=2)
+
+
+class GivenTask(TinyTask):
+    """A part of the model is not trained, and comes from elsewhere."""
+
+    entry = 0.0
+
+    def build_model(self, *, seed):
+        model = super().build_model(seed=seed)
+        model.embed_tokens.weight.requires_grad_(False).fill_(self.entry)
+        return model
+
+    def carried(self, model):
+        return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def member(name, folder, lighthouse, *, least, task=None):
     """In this process: three steps, of which the second and the last are followed by a synchronization."""
     how = ElasticSettings(lighthouse=lighthouse, name=name, min_replicas=least, timeout_s=10, linger_s=0.1)
-    task = TinySettings(sequence=8, batch=1, evaluation_sequences=2)
     config = TrainConfig(
-        recipe="one_bit_muon(interval=2)", steps=3, checkpoint_every=100, tensorboard=False, task=task
+        recipe="one_bit_muon(interval=2)", steps=3, checkpoint_every=100, tensorboard=False, task=SMALL
     )
     trainer = ElasticTrainer(
-        config, task.make(), ElasticTransport(how), folder / name, home=SingleReplica(), device="cpu"
+        config, task or SMALL.make(), ElasticTransport(how), folder / name, home=SingleReplica(), device="cpu"
     )
     if (folder / name).joinpath("checkpoints").exists():
         assert trainer.resume()
@@ -151,9 +167,12 @@ def train_together(members, on_progress):
     results = {}
 
     def run(name, trainer):
-        trainer.begin()
-        results[name] = trainer.run(lambda progress: on_progress(name, trainer, progress.step))
-        trainer.finish()
+        try:
+            trainer.begin()
+            results[name] = trainer.run(lambda progress: on_progress(name, trainer, progress.step))
+            trainer.finish()
+        except UsageError as error:
+            results[name] = error
         trainer.transport.close()
 
     threads = [threading.Thread(target=run, args=item) for item in members.items()]
@@ -191,6 +210,18 @@ def test_one_that_is_stopped_in_the_last_synchronization_goes_on_from_there(
     # What it had trained alone is in the shared weights now, and in its checkpoint.
     assert digest_all(ada.optimizer.shared()) != before
     assert member("ada", tmp_path, later_lighthouse, least=1).complete
+
+
+def test_members_with_another_base_of_their_adapters_are_strangers(tmp_path, lighthouse):
+    members = {}
+    for name, entry in (("ada", 0.0), ("bob", 1.0)):
+        task = GivenTask(SMALL)
+        task.entry = entry
+        members[name] = member(name, tmp_path, lighthouse, least=1, task=task)
+    results = train_together(members, lambda *_: None)
+    assert isinstance(results["bob"], UsageError)
+    assert "bob trains something else" in str(results["bob"])
+    assert results["ada"].finished
 
 
 def test_a_folder_has_one_replica(tmp_path):

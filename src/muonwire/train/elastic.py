@@ -66,7 +66,9 @@ class ElasticTrainer(Trainer):
         # Probes of the gradients compare the replicas at fixed steps.
         super().__init__(replace(config, probes=0), task, transport, folder, device=device)
         self.everyone = home
-        self.elastic = Elastic(self.optimizer, model=self.model)
+        given = self.given()
+        common = digest_all(given).hex() if given else ""
+        self.elastic = Elastic(self.optimizer, model=self.model, common=common)
         self._asked_to_stop = False
         # The same on all replicas of a site.
         self._stops = False

@@ -414,11 +414,13 @@ class Trainer:
         with self.optimizer.shared_weights():
             return check_replicas(self.named_tensors(), self.transport)
 
-    def _check_given(self) -> None:
-        """Compare what no checkpoint holds, such as the model below adapters, which every replica has from a place of its own."""
+    def given(self) -> list[tuple[str, torch.Tensor]]:
+        """What no checkpoint holds, such as the model below adapters, which every replica has from a place of its own."""
         carried = {name for name, _ in self.named_tensors()}
-        given = [entry for entry in self.model.named_parameters() if entry[0] not in carried]
-        if given:
+        return [entry for entry in self.model.named_parameters() if entry[0] not in carried]
+
+    def _check_given(self) -> None:
+        if given := self.given():
             check_replicas(given, self.everyone)
 
     def export(self, folder: Path) -> bool:
