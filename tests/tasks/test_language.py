@@ -95,6 +95,17 @@ def test_a_tokenizer_of_another_model_ends_documents_as_its_own_does(named, sett
     assert replace(settings, model=None, tokenizer=str(other)).make().vocabulary == TOKENS
 
 
+def test_a_tokenizer_may_have_tokens_that_the_text_has_not(settings, tmp_path):
+    exact = write_model(tmp_path / "exact", vocabulary=TOKENS)
+    tokenizer = AutoTokenizer.from_pretrained(exact)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(exact)
+    assert len(tokenizer) == TOKENS + 1
+    task = replace(settings, model=str(exact)).make()
+    assert task.vocabulary == TOKENS
+    assert task.build_model(seed=0).training
+
+
 def test_a_tokenizer_without_settings_beside_it(settings, tmp_path):
     write_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
@@ -332,7 +343,7 @@ def test_bad_models_say_what_is_wanted(settings, folder, tmp_path, monkeypatch):
         ),
         ({"model": str(tmp_path / "own_code.json"), "tokenizer": "bytes"}, "code that it brings along"),
         ({"model": str(folder / "config.json"), "lora": 2}, "give a model that has weights"),
-        ({"model": str(long)}, "tokenizer has 257 tokens, but the model knows 100"),
+        ({"model": str(long)}, "text needs 257 tokens of its tokenizer, but the model knows 100"),
         ({"sequence": 65}, "takes at most 64 tokens"),
         (
             {"lora": 2, "lora_targets": ("q_proj", "query")},

@@ -203,8 +203,8 @@ class Models:
             )
         if vocabulary > known:
             raise UsageError(
-                f"text task: the tokenizer has {vocabulary} tokens, but the model knows {known}; give the model's own "
-                "tokenizer, or a config.json with a larger vocab_size"
+                f"text task: the text needs {vocabulary} tokens of its tokenizer, but the model knows {known}; give the model's "
+                "own tokenizer, or a config.json with a larger vocab_size"
             )
         longest = getattr(text, "max_position_embeddings", None)
         if longest is not None and self._sequence > longest:

@@ -211,10 +211,8 @@ class TextTask(Task):
         if self._models.place is None or settings.tokenizer == BYTES:
             return tokenize(BREAK.join(documents), settings.tokenizer or BYTES)
         tokens = pack(documents, self._tokenizer)
-        # Some tokenizers name fewer tokens than they give.
-        return tokens, max(len(self._tokenizer), int(tokens.max()) + 1) if len(tokens) else len(
-            self._tokenizer
-        )
+        # Those that the text needs: a tokenizer may name more, such as one for padding that the model never sees.
+        return tokens, int(tokens.max()) + 1 if len(tokens) else 0
 
     @cached_property
     def _tokenizer(self) -> Any:
