@@ -11,8 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from muonwire.errors import UsageError
 from muonwire.tasks import TextSettings
 from muonwire.tasks import text as text_task
+from muonwire.tasks.pretrained import find_model, load_model
 from muonwire.tasks.text import pack
 from tests.small_lm import END, TOKENS, write_model, write_tokenizer
+from tests.spectra.conftest import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +178,23 @@ def test_adapters_are_exported_as_peft_opens_them(settings, folder, tmp_path):
     assert written["base_model_name_or_path"] == str(folder)
     assert (tmp_path / "out/adapter_model.safetensors").stat().st_size < 20_000
     opened = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = task.train_tokens[None, :16]
+    with torch.no_grad():
+        assert torch.equal(opened(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
+def test_adapters_of_a_gguf_file_open_on_its_decoded_weights(settings, tmp_path):
+    from peft import PeftModel
+
+    write_gguf(tmp_path / "tiny.gguf")
+    task = replace(settings, model=str(tmp_path / "tiny.gguf"), lora=2, dtype="bfloat16").make()
+    model = task.build_model(seed=0)
+    with torch.no_grad():
+        for param in trainable(model).values():
+            param.add_(0.1)
+    assert task.export(model, tmp_path / "out")
+    base = load_model(find_model(str(tmp_path / "tiny.gguf")), dtype=torch.bfloat16)
+    opened = PeftModel.from_pretrained(base, tmp_path / "out")
     ids = task.train_tokens[None, :16]
     with torch.no_grad():
         assert torch.equal(opened(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
