@@ -34,6 +34,7 @@ elastic = Elastic(optimizer, model=model)
 elastic.join()
 print(f"{name}: begins at step {optimizer.num_steps} with {', '.join(transport.members)}", flush=True)
 members = transport.members
+loss = torch.tensor(torch.nan)
 while optimizer.num_steps < leaves_after:
     # Every step's batch is drawn for those that are there, and each takes its slice.
     number, count = transport.data_slice

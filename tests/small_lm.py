@@ -21,25 +21,29 @@ def write_tokenizer(folder: Path, *, end: bool = True) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
-def write_model(folder: Path, *, vocabulary: int = 264, tied: bool = True, **options) -> Path:
-    """A Llama of two layers of 32 features with random weights; it knows more tokens than its tokenizer has."""
+def small_llama(*, vocabulary: int, layers: int = 2, tied: bool = True, **options):
+    """A Llama of layers of 32 features with random weights, which follow from torch's generator."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=END,
-        **options,
-    )
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **options}))
+
+
+def write_model(folder: Path, *, vocabulary: int = 264, **options) -> Path:
+    """A small Llama and a tokenizer, of which it knows more tokens than there are."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        small_llama(vocabulary=vocabulary, eos_token_id=END, **options).save_pretrained(folder)
     write_tokenizer(folder)
     return folder

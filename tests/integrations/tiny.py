@@ -1,10 +1,11 @@
 """A tiny Llama, tokens for it, and the plain loop that frameworks are compared with. Imported by replicas' processes."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, get_scheduler
+from transformers import get_scheduler
 
 from muonwire import recipes
 from muonwire.transport import check_replicas
+from tests.small_lm import small_llama
 
 RATE, DECAY, STEPS, STOP, BATCH, ACCUMULATE = 0.01, 0.02, 6, 3, 4, 2
 
@@ -30,20 +31,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 def llama():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            max_position_embeddings=32,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-    )
+    return small_llama(vocabulary=64, layers=1, max_position_embeddings=32)
 
 
 def weights(model):

@@ -4,8 +4,6 @@ from torch import nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
 )
@@ -14,6 +12,7 @@ from muonwire.errors import UsageError
 from muonwire.optim import route
 from muonwire.tasks import build_vision_model
 from tests.models import SmallNet
+from tests.small_lm import small_llama
 
 
 def roles(model, **options):
@@ -23,23 +22,9 @@ def roles(model, **options):
     }
 
 
-def llama(tied):
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            tie_word_embeddings=tied,
-        )
-    )
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_llama_is_routed_by_role(tied):
-    got = roles(llama(tied))
+    got = roles(small_llama(vocabulary=32, layers=1, tied=tied))
     assert got["model.layers.0.self_attn.q_proj.weight"] == ("hidden", "polar", "matrix")
     assert got["model.layers.0.mlp.down_proj.weight"] == ("hidden", "polar", "matrix")
     assert got["model.embed_tokens.weight"] == ("embedding", "adam", "matrix")
@@ -298,7 +283,7 @@ class Wrapper(nn.Module):
     "path", ["_orig_mod", "module", "_fsdp_wrapped_module", "base_model.model", "my_language_model"]
 )
 def test_a_head_is_found_inside_any_wrapper(path):
-    model = llama(tied=False)
+    model = small_llama(vocabulary=32, layers=1, tied=False)
     for name in reversed(path.split(".")):
         model = Wrapper(model, name)
     got = roles(model)
@@ -308,7 +293,7 @@ def test_a_head_is_found_inside_any_wrapper(path):
 
 
 def test_a_compiled_model_and_a_sequence_around_a_model_keep_their_heads():
-    compiled = roles(torch.compile(llama(tied=False), backend="eager"))
+    compiled = roles(torch.compile(small_llama(vocabulary=32, layers=1, tied=False), backend="eager"))
     assert compiled["_orig_mod.lm_head.weight"][:2] == ("head", "adam")
     plain = nn.ModuleDict({"body": nn.Linear(8, 8), "lm_head": nn.Linear(8, 50)})
     assert roles(nn.Sequential(plain))["0.lm_head.weight"][:2] == ("head", "adam")

@@ -15,6 +15,7 @@ from muonwire.spectra.likeness import Reference, log_probabilities, text_windows
 from muonwire.spectra.models import ByteTokens, Opened
 from muonwire.spectra.sweep import SWEEP, Editor, Point, sweep
 from muonwire.spectra.talk import Sampling, answer, repetition, stream
+from tests.small_lm import small_llama
 from tests.spectra.conftest import KINDS, build_small
 
 TEXT = "In the beginning God created the heaven and the earth. " * 20
@@ -59,15 +60,8 @@ def test_windows_are_spread_over_the_text() -> None:
 
 def test_different_vocabularies_are_refused() -> None:
     """They have no distribution in common."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    other = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
     with pytest.raises(UsageError, match="vocabularies of 256 and 300"):
-        _reference(_opened()).compare(other)
+        _reference(_opened()).compare(small_llama(vocabulary=300))
 
 
 @pytest.mark.parametrize("kind", KINDS)

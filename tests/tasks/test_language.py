@@ -5,12 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muonwire.errors import UsageError
 from muonwire.tasks import TextSettings
+from muonwire.tasks import text as text_task
+from muonwire.tasks.pretrained import find_model, load_model
 from muonwire.tasks.text import pack
 from tests.small_lm import END, TOKENS, write_model, write_tokenizer
+from tests.spectra.conftest import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +77,42 @@ def test_documents_are_packed_with_the_end_token_or_a_line_break_between(folder,
     assert plain.decode(pack([b"one", b"two"], plain).tolist()) == "one\ntwo"
 
 
-def test_a_tokenizer_of_another_model(settings, tmp_path):
-    write_tokenizer(tmp_path, end=False)
+def test_many_documents_are_tokenized_in_parts(folder, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    documents = [f"document {n}".encode() for n in range(7)]
+    at_once = pack(documents, tokenizer)
+    monkeypatch.setattr(text_task, "TOKENIZED_AT_ONCE", 3)
+    assert torch.equal(pack(documents, tokenizer), at_once)
+
+
+@pytest.mark.parametrize("named", ["folder", "tokenizer.json"])
+def test_a_tokenizer_of_another_model_ends_documents_as_its_own_does(named, settings, folder, tmp_path):
+    write_tokenizer(tmp_path, end=True)
+    other = tmp_path if named == "folder" else tmp_path / named
+    given, own = replace(settings, tokenizer=str(other)).make(), settings.make()
+    assert torch.equal(given.train_tokens, own.train_tokens)
+    assert given.export(given.build_model(seed=0), tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").eos_token == "<end>"
+    # The preset takes the same names.
+    assert replace(settings, model=None, tokenizer=str(other)).make().vocabulary == TOKENS
+
+
+def test_a_tokenizer_may_have_tokens_that_the_text_has_not(settings, tmp_path):
+    exact = write_model(tmp_path / "exact", vocabulary=TOKENS)
+    tokenizer = AutoTokenizer.from_pretrained(exact)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.save_pretrained(exact)
+    assert len(tokenizer) == TOKENS + 1
+    task = replace(settings, model=str(exact)).make()
+    assert task.vocabulary == TOKENS
+    assert task.build_model(seed=0).training
+
+
+def test_a_tokenizer_without_settings_beside_it(settings, tmp_path):
+    write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
     named = replace(settings, tokenizer=str(tmp_path / "tokenizer.json")).make()
-    own = settings.make()
-    assert named.train_tokens[:200].tolist() == own.train_tokens[:200].tolist()
+    assert named.train_tokens[:200].tolist() == settings.make().train_tokens[:200].tolist()
     assert replace(settings, tokenizer="bytes").make().vocabulary == 256
 
 
@@ -148,6 +183,23 @@ def test_adapters_are_exported_as_peft_opens_them(settings, folder, tmp_path):
         assert torch.equal(opened(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
 
 
+def test_adapters_of_a_gguf_file_open_on_its_decoded_weights(settings, tmp_path):
+    from peft import PeftModel
+
+    write_gguf(tmp_path / "tiny.gguf")
+    task = replace(settings, model=str(tmp_path / "tiny.gguf"), lora=2, dtype="bfloat16").make()
+    model = task.build_model(seed=0)
+    with torch.no_grad():
+        for param in trainable(model).values():
+            param.add_(0.1)
+    assert task.export(model, tmp_path / "out")
+    base = load_model(find_model(str(tmp_path / "tiny.gguf")), dtype=torch.bfloat16)
+    opened = PeftModel.from_pretrained(base, tmp_path / "out")
+    ids = task.train_tokens[None, :16]
+    with torch.no_grad():
+        assert torch.equal(opened(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
 def test_adapters_of_a_bfloat16_model_are_float32(settings):
     model = replace(settings, lora=2, dtype="bfloat16").make().build_model(seed=0)
     assert {p.dtype for p in trainable(model).values()} == {torch.float32}
@@ -209,6 +261,54 @@ def test_settings_are_read_from_what_they_wrote_and_old_ones_name_nothing_new(se
     assert TextSettings(tokenizer="bytes") == TextSettings()
 
 
+def test_a_model_that_sees_the_tokens_it_is_to_predict_is_refused(settings, tmp_path):
+    from transformers import BertConfig
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    path = tmp_path / "config.json"
+    write_tokenizer(tmp_path)
+    for is_decoder in (True, False):
+        BertConfig(
+            vocab_size=TOKENS, max_position_embeddings=32, is_decoder=is_decoder, **sizes
+        ).to_json_file(path)
+        task = replace(settings, model=str(path)).make()
+        if is_decoder:
+            assert task.build_model(seed=0).training
+        else:
+            with pytest.raises(UsageError, match=r"BertLMHeadModel says .* depends on later ones"):
+                task.build_model(seed=0)
+
+
+def test_a_model_without_some_of_its_weights_is_refused(settings, tmp_path):
+    lacks = write_model(tmp_path / "lacks", tied=False)
+    weights = load_file(lacks / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, lacks / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks lm_head\.weight of the weights of a LlamaForCausalLM"):
+        replace(settings, model=str(lacks)).make().build_model(seed=0)
+
+
+def test_adapters_of_transposed_matrices(settings, tmp_path, recwarn):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    write_tokenizer(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=TOKENS, bos_token_id=END, eos_token_id=END, **sizes)
+    ).save_pretrained(tmp_path)
+    recwarn.clear()
+    made = replace(settings, model=str(tmp_path), lora=2)
+    shapes = {
+        n.removeprefix("base_model.model.transformer.h.0."): tuple(p.shape)
+        for n, p in trainable(made.make().build_model(seed=0)).items()
+    }
+    assert not recwarn.list
+    assert shapes["attn.c_attn.lora_A.default.weight"] == (2, 32)
+    assert shapes["attn.c_attn.lora_B.default.weight"] == (96, 2)
+    with pytest.raises(UsageError, match="linear layers are c_attn, c_fc, c_proj, lm_head"):
+        replace(made, lora_targets=("q_proj",)).make().build_model(seed=0)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -232,10 +332,18 @@ def test_bad_models_say_what_is_wanted(settings, folder, tmp_path, monkeypatch):
     (adapters / "adapter_config.json").write_text("{}")
     run = tmp_path / "run"
     write_model(run / "model")
+    # As `muonwire train` leaves it there.
+    (run / "config.json").write_text('{"recipe": "muon"}')
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "config.json").write_bytes((folder / "config.json").read_bytes())
     (tmp_path / "image.json").write_text('{"model_type": "resnet"}')
+    own_code = (
+        '{"model_type": "vit", "vocab_size": 264, "auto_map": {"AutoModelForCausalLM": "modeling.Own"}}'
+    )
+    (tmp_path / "own_code.json").write_text(own_code)
+    damaged = write_model(tmp_path / "damaged")
+    (damaged / "tokenizer.json").write_text("{")
     (tmp_path / "other.json").write_text('{"recipe": "muon"}')
     long = write_model(tmp_path / "short_vocabulary", vocabulary=100)
     cases = [
@@ -246,11 +354,22 @@ def test_bad_models_say_what_is_wanted(settings, folder, tmp_path, monkeypatch):
         ({"model": str(bare)}, "no weights.*from scratch, give .*config.json"),
         ({"model": str(tmp_path / "other.json")}, "no model_type"),
         ({"model": str(tmp_path / "image.json"), "tokenizer": "bytes"}, "is no language model"),
-        ({"model": str(bare / "config.json")}, "has no tokenizer beside it; name one with --tokenizer"),
+        ({"model": str(bare / "config.json")}, "has no tokenizer beside it .*; name one with --tokenizer"),
+        ({"model": str(damaged)}, "no tokenizer beside it that can be opened .Expecting property name"),
+        (
+            {"tokenizer": str(bare)},
+            "tokenizer: .* cannot be loaded .*; give bytes, a tokenizer.json or the folder",
+        ),
+        ({"model": str(tmp_path / "own_code.json"), "tokenizer": "bytes"}, "code that it brings along"),
         ({"model": str(folder / "config.json"), "lora": 2}, "give a model that has weights"),
-        ({"model": str(long)}, "tokenizer has 257 tokens, but the model knows 100"),
+        ({"model": str(long)}, "text needs 257 tokens of its tokenizer, but the model knows 100"),
         ({"sequence": 65}, "takes at most 64 tokens"),
-        ({"lora": 2, "lora_targets": ("query",)}, "its linear layers are down_proj, gate_proj"),
+        (
+            {"lora": 2, "lora_targets": ("q_proj", "query")},
+            "added to query; .* linear layers are down_proj, gate",
+        ),
+        ({"lora": 2, "lora_targets": ("q_proj", "lm_head")}, "lm_head shares its matrix with the embedding"),
+        ({"lora": 2, "lora_targets": ("embed_tokens",)}, "cannot be added to embed_tokens"),
     ]
     for options, says in cases:
         with pytest.raises(UsageError, match=says):

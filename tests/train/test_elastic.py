@@ -5,21 +5,21 @@ import json
 import re
 import signal
 import subprocess
-import sys
+import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from muonwire.cli.main import main
 from muonwire.errors import UsageError
 from muonwire.train import TrainConfig
-from muonwire.train.elastic import LOCK, train_elastic
+from muonwire.train.elastic import LOCK, ElasticTrainer, train_elastic
 from muonwire.train.events import read_events
 from muonwire.train.status import read_status
-from muonwire.transport.elastic import ElasticSettings
+from muonwire.transport import SingleReplica, digest_all
+from muonwire.transport.elastic import ElasticSettings, ElasticTransport
 from tests.commands import Command
-from tests.tiny_task import TINY
+from tests.tiny_task import TINY, TinySettings, TinyTask
 
 SIZES = [
     "--model-size",
@@ -34,19 +34,6 @@ SIZES = [
     "--no-tensorboard",
     *TINY,
 ]
-
-
-@pytest.fixture
-def lighthouse(free_port):
-    program = Path(sys.executable).with_name("torchft_lighthouse")
-    times = ["--join_timeout_ms", "2000", "--heartbeat_timeout_ms", "1000"]
-    process = subprocess.Popen(
-        [program, "--bind", f"127.0.0.1:{free_port}", "--min_replicas", "1", *times],
-        stderr=subprocess.DEVNULL,
-    )
-    yield f"127.0.0.1:{free_port}"
-    process.kill()
-    process.wait()
 
 
 def start(name, lighthouse, folder, *words):
@@ -142,6 +129,99 @@ def test_one_that_is_stopped_while_it_waits_keeps_its_steps_and_goes_on(tmp_path
     finally:
         for member in members.values():
             member.kill()
+
+
+SMALL = TinySettings(sequence=8, batch=1, evaluation_sequences=2)
+
+
+class GivenTask(TinyTask):
+    """A part of the model is not trained, and comes from elsewhere."""
+
+    entry = 0.0
+
+    def build_model(self, *, seed):
+        model = super().build_model(seed=seed)
+        model.embed_tokens.weight.requires_grad_(False).fill_(self.entry)
+        return model
+
+    def carried(self, model):
+        return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+
+def member(name, folder, lighthouse, *, least, task=None):
+    """In this process: three steps, of which the second and the last are followed by a synchronization."""
+    how = ElasticSettings(lighthouse=lighthouse, name=name, min_replicas=least, timeout_s=10, linger_s=0.1)
+    config = TrainConfig(
+        recipe="one_bit_muon(interval=2)", steps=3, checkpoint_every=100, tensorboard=False, task=SMALL
+    )
+    trainer = ElasticTrainer(
+        config, task or SMALL.make(), ElasticTransport(how), folder / name, home=SingleReplica(), device="cpu"
+    )
+    if (folder / name).joinpath("checkpoints").exists():
+        assert trainer.resume()
+    return trainer
+
+
+def train_together(members, on_progress):
+    """What becomes of each, by name."""
+    results = {}
+
+    def run(name, trainer):
+        try:
+            trainer.begin()
+            results[name] = trainer.run(lambda progress: on_progress(name, trainer, progress.step))
+            trainer.finish()
+        except UsageError as error:
+            results[name] = error
+        trainer.transport.close()
+
+    threads = [threading.Thread(target=run, args=item) for item in members.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+def test_one_that_is_stopped_in_the_last_synchronization_goes_on_from_there(
+    tmp_path, lighthouse, later_lighthouse
+):
+    def stop(name, trainer, step):
+        transport, done = trainer.transport, trainer.transport.commits
+        if step == 1 and name == "bob":
+            # After the synchronization of step 2.
+            transport.stopping = lambda: transport.commits > done
+        if step == 2 and name == "ada":
+            # While it waits for bob, who has left.
+            transport.stopping = lambda: trainer.optimizer.num_steps == 3
+
+    two = {name: member(name, tmp_path, lighthouse, least=2) for name in ("ada", "bob")}
+    stopped = train_together(two, stop)
+    assert {name: (r.steps, r.finished) for name, r in stopped.items()} == {
+        "ada": (3, False),
+        "bob": (2, False),
+    }
+    assert not (tmp_path / "ada/result.json").exists()
+    ada = member("ada", tmp_path, later_lighthouse, least=1)
+    assert (ada.step, ada.optimizer.steps_alone) == (3, 1)
+    before = digest_all(ada.optimizer.shared())
+    (result,) = train_together({"ada": ada}, lambda *_: None).values()
+    assert (result.steps, result.finished) == (3, True)
+    # What it had trained alone is in the shared weights now, and in its checkpoint.
+    assert digest_all(ada.optimizer.shared()) != before
+    assert member("ada", tmp_path, later_lighthouse, least=1).complete
+
+
+def test_members_with_another_base_of_their_adapters_are_strangers(tmp_path, lighthouse):
+    members = {}
+    for name, entry in (("ada", 0.0), ("bob", 1.0)):
+        task = GivenTask(SMALL)
+        task.entry = entry
+        members[name] = member(name, tmp_path, lighthouse, least=1, task=task)
+    results = train_together(members, lambda *_: None)
+    assert isinstance(results["bob"], UsageError)
+    assert "bob trains something else" in str(results["bob"])
+    assert results["ada"].finished
 
 
 def test_a_folder_has_one_replica(tmp_path):

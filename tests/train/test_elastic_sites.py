@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 
-import pytest
-
 from muonwire.train import checkpoint
 from muonwire.train.events import read_events
 from tests.commands import Command, run
@@ -16,17 +14,6 @@ from tests.train.test_elastic import SIZES, wait_for
 
 RECIPE = "one_bit_muon(interval=2)"
 LONG = ("--min-replicas", "1", "--steps", "100000", "--checkpoint-every", "10", "--evaluate-every", "50")
-
-
-@pytest.fixture
-def lighthouse():
-    os.environ.setdefault("RUST_LOG", "error")
-    from torchft.coordination import LighthouseServer
-
-    times = {"join_timeout_ms": 2000, "heartbeat_timeout_ms": 1000, "quorum_tick_ms": 20}
-    server = LighthouseServer(bind="127.0.0.1:0", min_replicas=1, **times)
-    yield f"127.0.0.1:{server.address().rpartition(':')[2]}"
-    server.shutdown()
 
 
 def words(name, lighthouse, folder, *more):

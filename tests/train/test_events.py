@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from muonwire.errors import StoppedError
 from muonwire.train import TrainConfig, Trainer
 from muonwire.train.events import EVENTS, STATUS, Events, read_events
 from muonwire.train.progress import Display
@@ -178,16 +179,28 @@ def test_waits_and_refused_messages_are_told(tmp_path, monkeypatch):
     assert status.waiting is None
 
 
-def test_a_run_that_fails_says_so(tmp_path):
-    def fails():
+@pytest.mark.parametrize(
+    ("error", "state", "told"),
+    [
+        (ValueError("no such luck"), "failed", {"error": "ValueError: no such luck"}),
+        # Such as a member that is asked to leave before it has met the others.
+        (StoppedError("asked to stop"), "stopped", {}),
+    ],
+)
+def test_a_run_that_ends_with_an_error_says_so(error, state, told, tmp_path):
+    def ends():
         with Events(tmp_path, SingleReplica(), steps=9):
-            raise ValueError("no such luck")
+            raise error
 
-    with pytest.raises(ValueError, match="no such luck"):
-        fails()
+    with pytest.raises(type(error), match=str(error)):
+        ends()
     end = read_events(tmp_path)[-1]
-    assert (end["event"], end["outcome"], end["error"]) == ("end", "failed", "ValueError: no such luck")
-    assert read_status(tmp_path).state == "failed"
+    assert {name: end[name] for name in end if name in ("event", "outcome", "error")} == {
+        "event": "end",
+        "outcome": state,
+        **told,
+    }
+    assert read_status(tmp_path).state == state
 
 
 def test_a_folder_that_takes_nothing_is_said_once_and_ends_nothing(tmp_path, capsys):

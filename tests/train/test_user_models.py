@@ -100,7 +100,7 @@ def test_the_parts_of_a_batch_give_its_gradient(settings):
         # Means of means, in float32.
         assert loss == pytest.approx(found[0][0], rel=1e-6)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=1e-6)
-    with pytest.raises(UsageError, match="accumulate is 3, but a replica's batch has 4 tokens"):
+    with pytest.raises(UsageError, match="accumulate is 3, but a replica's batch is 4"):
         split_batch(batch, 3)
     with pytest.raises(UsageError, match="accumulate is 3"):
         Trainer(config(settings, accumulate=3), task, SingleReplica(), settings.text[0].parent / "refused")
@@ -118,6 +118,15 @@ def test_a_gradient_is_shortened_to_clip(settings, tmp_path):
     trainer.optimizer.register_step_pre_hook(norm)
     trainer.run()
     assert norms == pytest.approx([1e-3] * 6, rel=1e-3)
+
+
+def test_a_gradient_that_is_too_long_to_be_measured_ends_the_run(settings, tmp_path):
+    trainer = Trainer(config(settings, clip=1.0), settings.make(), SingleReplica(), tmp_path)
+    for param in trainer.model.parameters():
+        # Finite, as the loss is, but its square is not.
+        param.register_hook(lambda grad: torch.full_like(grad, 1e30))
+    result = trainer.run()
+    assert (result.diverged, result.steps) == (True, 0)
 
 
 def run_two(made, tmp_path, transport, *, models=None, **options):

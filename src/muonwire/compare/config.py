@@ -155,7 +155,7 @@ class CompareConfig:
             that have no flag here are written as those of recipes: "vision(evaluation_images=500)".
         text: files of your own, text or Parquet, instead of the King James text.
         dataset, split, column: a data set of the library datasets, its split, and the column with the text.
-        tokenizer: "bytes", the path of a tokenizer.json, or a hub name. Default: the model's own, bytes for a preset.
+        tokenizer: "bytes", a tokenizer.json or the folder of one, or a hub name. Default: the model's own, bytes for a preset.
         own_text: each replica draws from its own part of the training text instead of all of it.
         model: a causal language model of transformers, as `muonwire train` takes it. Default: the Llama of model_size.
         model_size: preset of the Llama.

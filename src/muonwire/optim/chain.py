@@ -289,7 +289,7 @@ class ChainOptimizer(torch.optim.Optimizer):
         if overflowed:
             problem: str | None = "a scaled gradient overflowed"
         elif Flag.DIVERGED in self.transport.requested and self._failure is None:
-            problem = "the loss is not finite"
+            problem = "the loss, or its gradient, is not finite"
         else:
             problem = find_problem(self.named_parameters(), self.changes.ask(params))
         ensure_agreement(self, params)

@@ -74,12 +74,15 @@ class Elastic:
     Args:
         optimizer: of a recipe, built with an ElasticTransport or an ElasticSiteTransport.
         model: whose buffers a replica that joins takes over, too. Default: none.
+        common: a text that is the same on all, such as a digest of weights that are not trained. Default: empty.
 
     Raises:
         UsageError: another transport, or an optimizer that is wrong where replicas come and go.
     """
 
-    def __init__(self, optimizer: ChainOptimizer, *, model: torch.nn.Module | None = None) -> None:
+    def __init__(
+        self, optimizer: ChainOptimizer, *, model: torch.nn.Module | None = None, common: str = ""
+    ) -> None:
         transport = optimizer.transport
         if not isinstance(transport, MembersTransport):
             raise UsageError(
@@ -90,6 +93,7 @@ class Elastic:
         self.optimizer = optimizer
         self.transport = transport
         self.model = model
+        self.common = common
         # Called with a line for the user where something becomes of this replica's own state.
         self.say: Callable[[str], None] = lambda line: None
         self._taken = False
@@ -372,7 +376,9 @@ class Elastic:
 
     def _settings(self) -> str:
         optimizer = self.optimizer
-        text = f"{optimizer.local} {optimizer.look_ahead} {describe_groups(optimizer.param_groups)}"
+        text = (
+            f"{optimizer.local} {optimizer.look_ahead} {describe_groups(optimizer.param_groups)}{self.common}"
+        )
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _give(self) -> dict[str, Any]:

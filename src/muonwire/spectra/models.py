@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from muonwire.errors import UsageError
 from muonwire.tasks import TASKS
 from muonwire.tasks.pretrained import FORMS as MODEL_FORMS
 from muonwire.tasks.pretrained import PACKAGED as PACKAGED
-from muonwire.tasks.pretrained import Place, find_model, load_model, load_tokenizer
+from muonwire.tasks.pretrained import Place, find_model, load_model, load_tokenizer, named_tokenizer
 from muonwire.tasks.text import BYTES
 from muonwire.train.checkpoint import MANIFEST, latest
 
@@ -184,8 +185,9 @@ def _pretrained(place: Place, dtype: torch.dtype | None) -> Opened:
         # Reading it takes as long as reading the weights, so it is left until it is needed; a GGUF file always has one.
         tokens = HubTokens(lambda: load_tokenizer(place))
     else:
-        found = load_tokenizer(place)
-        tokens = None if found is None else HubTokens(lambda: found)
+        with suppress(UsageError):
+            found = load_tokenizer(place)
+            tokens = HubTokens(lambda: found)
     if tokens is None and model.config.get_text_config().vocab_size == 256:  # type: ignore[operator,union-attr]
         tokens = ByteTokens()
     source = place.at if isinstance(place.at, Path) else None
@@ -223,12 +225,5 @@ def _text_tokens(tokenizer: str | None, model: str) -> Tokens | None:
     if tokenizer == model:
         place = find_model(model)
         return HubTokens(lambda: load_tokenizer(place))
-    from transformers import PreTrainedTokenizerFast
-
-    if Path(tokenizer).is_file():
-        return HubTokens(lambda: PreTrainedTokenizerFast(tokenizer_file=tokenizer))
-    try:
-        loaded = PreTrainedTokenizerFast.from_pretrained(tokenizer)
-        return HubTokens(lambda: loaded)
-    except OSError as error:
-        raise UsageError(f"model: its tokenizer {tokenizer!r} cannot be opened ({error})") from error
+    loaded = named_tokenizer(tokenizer)
+    return HubTokens(lambda: loaded)

@@ -19,6 +19,7 @@ from muonwire.tasks.pretrained import (
     TRAINED_FORMS,
     Adapters,
     Place,
+    check_causal,
     find_model,
     load_model,
     load_tokenizer,
@@ -110,10 +111,15 @@ class Models:
         if self.place is not None and self.place.gguf is None:
             self._config = read_config(self.place)
         self._digest: str | None = None
+        self._is_causal = False
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's own, if it has one; of ``transformers``."""
+        """The model's own, of ``transformers``; None for a preset.
+
+        Raises:
+            UsageError: a user's model has none.
+        """
         return None if self.place is None else load_tokenizer(self.place)
 
     def build(self, *, vocabulary: int, seed: int) -> nn.Module:
@@ -124,7 +130,8 @@ class Models:
             seed: of weights that begin at random.
 
         Raises:
-            UsageError: it cannot be read, knows fewer tokens, takes shorter sequences, or cannot compute activations anew.
+            UsageError: it cannot be read, knows fewer tokens, takes shorter sequences, sees the tokens that it is to predict, or
+                cannot compute activations anew.
         """
         settings, dtype = self._settings, DTYPES[self._settings.dtype]
         adapters = settings.adapters
@@ -140,12 +147,17 @@ class Models:
             model = load_model(self.place, dtype=dtype, seed=seed)
         if self.place is not None:
             self.check(vocabulary=vocabulary, config=model.config)
+            if not self._is_causal:
+                check_causal(model, self.place.name)
+                self._is_causal = True
         if settings.checkpoint_activations:
             _checkpoint_activations(model)
         if self.place is not None and adapters is not None:
             with warnings.catch_warnings():
                 # peft asks transformers by a name that is about to go.
                 warnings.simplefilter("ignore", FutureWarning)
+                # It sees by itself that GPT-2's matrices are stored transposed.
+                warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
                 model = adapters.add_to(model, base=self._base_name, seed=seed)
         return model.train()
 
@@ -191,8 +203,8 @@ class Models:
             )
         if vocabulary > known:
             raise UsageError(
-                f"text task: the tokenizer has {vocabulary} tokens, but the model knows {known}; give the model's own "
-                "tokenizer, or a config.json with a larger vocab_size"
+                f"text task: the text needs {vocabulary} tokens of its tokenizer, but the model knows {known}; give the model's "
+                "own tokenizer, or a config.json with a larger vocab_size"
             )
         longest = getattr(text, "max_position_embeddings", None)
         if longest is not None and self._sequence > longest:

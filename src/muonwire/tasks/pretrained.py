@@ -23,7 +23,11 @@ FORMS = (
 # What a training run takes besides.
 TRAINED_FORMS = f"{FORMS}; or a config.json, whose model is trained from scratch"
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+TOKENIZERS = f"bytes, a {TOKENIZER} or the folder of one, or a hub name that this machine can reach"
 ADAPTERS = "adapter_config.json"
+# Tokens that both sequences of check_causal begin with.
+_SAME = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,8 @@ def find_model(name: str, *, forms: str = TRAINED_FORMS) -> Place:
                 f"merge_and_unload, then save_pretrained), or give the base model. Wanted is {forms}"
             )
         inside = path / "model"
-        if not (path / CONFIG).is_file() and (inside / CONFIG).is_file():
+        # A run has a config.json of its own, beside the model that it leaves.
+        if not _is_config(path / CONFIG) and _is_config(inside / CONFIG):
             raise UsageError(f"model: {name} is a folder without a model, but {inside} has one; give that")
         if not (path / CONFIG).is_file():
             raise UsageError(f"model: {name} is a folder without a model; wanted is {forms}")
@@ -105,14 +110,24 @@ def find_model(name: str, *, forms: str = TRAINED_FORMS) -> Place:
 
 
 def _check_config(name: str, path: Path, forms: str) -> None:
+    problem = _config_problem(path)
+    if problem:
+        raise UsageError(f"model: {name} is a folder without a model: {path} {problem}; wanted is {forms}")
+
+
+def _is_config(path: Path) -> bool:
+    return not _config_problem(path)
+
+
+def _config_problem(path: Path) -> str:
+    """Why a file is no configuration of transformers; empty where it is one."""
     try:
         content = json.loads(path.read_text())
-        known = isinstance(content, dict) and "model_type" in content
-        problem = "has no model_type, so that it is no configuration of transformers"
     except (OSError, ValueError) as error:
-        known, problem = False, f"cannot be read ({error})"
-    if not known:
-        raise UsageError(f"model: {name} is a folder without a model: {path} {problem}; wanted is {forms}")
+        return f"cannot be read ({error})"
+    if isinstance(content, dict) and "model_type" in content:
+        return ""
+    return "has no model_type, so that it is no configuration of transformers"
 
 
 def read_config(place: Place, *, forms: str = TRAINED_FORMS) -> Any:
@@ -155,7 +170,9 @@ def load_model(
         config = read_config(place, forms=forms)
         make = AutoModelForCausalLM.from_config
         try:
-            return build_seeded(lambda: make(config, dtype=dtype or torch.float32), seed=seed)
+            return build_seeded(
+                lambda: make(config, dtype=dtype or torch.float32, trust_remote_code=False), seed=seed
+            )
         except Exception as error:
             # A configuration that makes no model raises errors of any class.
             raise _cannot_open(place, error, forms) from error
@@ -167,13 +184,54 @@ def load_model(
     quiet = redirect_stderr(io.StringIO()) if gguf else nullcontext()
     try:
         with quiet, without_bars():
-            model: nn.Module = AutoModelForCausalLM.from_pretrained(
-                place.at, dtype=wanted, trust_remote_code=False, **place.options, **dense
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                place.at,
+                dtype=wanted,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **place.options,
+                **dense,
             )
     except Exception as error:
         # A damaged file raises errors of any class.
         raise _cannot_open(place, error, forms) from error
-    return model
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        # transformers draws them at random, in each process for itself.
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise UsageError(
+            f"model: {place.name} lacks {missing[0]}{more} of the weights of a {type(model).__name__}; give a model that has them "
+            "all, or its config.json alone, whose model is trained from scratch"
+        )
+    found: nn.Module = model
+    return found
+
+
+def check_causal(model: nn.Module, name: str) -> None:
+    """Raise UsageError where the model sees the tokens that it is to predict, as encoders do: its loss would mean nothing.
+
+    Args:
+        model: of transformers; it computes the logits of two short sequences that differ in their second half only.
+        name: of the model, for the message.
+    """
+    first = torch.arange(2 * _SAME) % 2
+    tokens = torch.stack([first, torch.cat([first[:_SAME], 1 - first[_SAME:]])])
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(input_ids=tokens, use_cache=False).logits
+    except Exception:
+        # Where the model computes on another device alone, this one cannot tell.
+        return
+    finally:
+        model.train(was_training)
+    change = (logits[0].float() - logits[1].float())[:_SAME].abs().max()
+    # Experts may multiply other numbers of tokens together then, which rounds otherwise.
+    if change > 4 * torch.finfo(logits.dtype).eps * logits.abs().max():
+        raise UsageError(
+            f"model: {name} is no causal language model: what its {type(model).__name__} says of a token depends on later ones. "
+            'Give one that sees the past only (some encoders do with "is_decoder": true in their config.json)'
+        )
 
 
 @contextmanager
@@ -192,8 +250,11 @@ def without_bars() -> Iterator[None]:
 
 def _cannot_open(place: Place, error: Exception, forms: str) -> UsageError:
     # Their messages have many lines, of which the first names the cause.
-    lines = str(error).strip().splitlines()
-    cause = lines[0] if lines else type(error).__name__
+    cause = _cause(error)
+    if "trust_remote_code" in str(error):
+        return UsageError(
+            f"model: {place.name} cannot be opened: it needs code that it brings along, which is not run; wanted is {forms}"
+        )
     if isinstance(place.at, str):
         return UsageError(
             f"model: {place.name} cannot be opened: no folder has this name, and from the hub it cannot be loaded ({cause}). Where "
@@ -203,22 +264,63 @@ def _cannot_open(place: Place, error: Exception, forms: str) -> UsageError:
     return UsageError(f"model: {place.name} cannot be opened ({cause}); wanted is {forms}")
 
 
+def _cause(error: Exception) -> str:
+    """The first line of a message, which may have many."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def load_tokenizer(place: Place) -> Any:
-    """The tokenizer of ``transformers`` that lies with a model; None where there is none.
+    """The tokenizer of ``transformers`` that lies with a model.
 
     Args:
         place: see find_model.
-    """
-    from transformers import AutoTokenizer
 
+    Raises:
+        UsageError: there is none, or it cannot be opened.
+    """
     at = place.at.parent if place.scratch and isinstance(place.at, Path) else place.at
     try:
-        found = AutoTokenizer.from_pretrained(at, trust_remote_code=False, **place.options)
-        # Without a vocabulary in the folder, some tokenizer classes load an empty one.
-        return found if found("a")["input_ids"] else None
-    except Exception:
-        # A missing tokenizer raises errors of any class.
-        return None
+        return _tokenizer_at(at, **place.options)
+    except Exception as error:
+        # A tokenizer that is missing, is damaged, or lacks a library raises errors of any class.
+        raise UsageError(
+            f"model: {place.name} has no tokenizer beside it that can be opened ({_cause(error)}); name one with --tokenizer: "
+            f"{TOKENIZERS}"
+        ) from error
+
+
+def named_tokenizer(name: str) -> Any:
+    """A tokenizer of ``transformers``, with its special tokens where a ``tokenizer_config.json`` lies beside it.
+
+    Args:
+        name: a tokenizer.json, the folder of one, or a hub name.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    path = Path(name)
+    whole = path.name == TOKENIZER and path.with_name("tokenizer_config.json").is_file()
+    try:
+        if path.is_file() and not whole:
+            return PreTrainedTokenizerFast(tokenizer_file=name)
+        return _tokenizer_at(path.parent if path.is_file() else name)
+    except Exception as error:
+        raise UsageError(
+            f"tokenizer: {name!r} cannot be loaded ({_cause(error)}); give {TOKENIZERS}"
+        ) from error
+
+
+def _tokenizer_at(at: Path | str, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    found = AutoTokenizer.from_pretrained(at, trust_remote_code=False, **options)
+    if not found("a")["input_ids"]:
+        # Without a vocabulary in the folder, some classes of tokenizers load an empty one.
+        raise ValueError("it has no vocabulary")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +351,8 @@ class Adapters:
             seed: of the initial weights.
 
         Raises:
-            UsageError: peft is not installed, or no layer has one of the names.
+            UsageError: peft is not installed, or a name is that of no linear layer, or of one that shares its matrix with the
+                embedding.
         """
         try:
             from peft import LoraConfig, get_peft_model
@@ -257,6 +360,8 @@ class Adapters:
             raise UsageError(
                 f"lora: adapters need the library peft, which cannot be imported ({error}); pip install 'muonwire[integrations]'"
             ) from error
+        self._check(model)
+        names = _linear_layers(model)
         config: Any = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
@@ -264,16 +369,42 @@ class Adapters:
             lora_alpha=2 * self.rank if self.alpha is None else self.alpha,
             target_modules=list(self.targets) or "all-linear",
             lora_dropout=self.dropout,
-            base_model_name_or_path=base,
         )
         try:
             adapted: nn.Module = build_seeded(lambda: get_peft_model(model, config), seed=seed)
         except ValueError as error:
-            names = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
             raise UsageError(
-                f"lora: adapters cannot be added to {', '.join(self.targets) or 'the linear layers'} "
-                f"({str(error).splitlines()[0][:160]}); its linear layers are {', '.join(sorted(names)) or 'none'}"
+                f"lora: adapters cannot be added to {', '.join(self.targets) or 'the linear layers'} ({_cause(error)}); its linear "
+                f"layers, of which --lora-targets takes some, are {names}"
             ) from error
         # peft puts the model's own idea of its name here.
         config.base_model_name_or_path = base
         return adapted
+
+    def _check(self, model: nn.Module) -> None:
+        """Raise UsageError where a target is not a linear layer with a matrix of its own; peft would pass over an unknown name."""
+        tables = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        for target in self.targets:
+            found = [m for n, m in model.named_modules() if f".{n}".endswith(f".{target}")]
+            if not any(map(_is_linear, found)):
+                raise UsageError(
+                    f"lora: adapters cannot be added to {target}; the model's linear layers are {_linear_layers(model)}"
+                )
+            if any(p in tables for m in found for p in m.parameters(recurse=False)):
+                raise UsageError(
+                    f"lora: {target} shares its matrix with the embedding, which a merged adapter would change, too; leave it out "
+                    "of --lora-targets"
+                )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    # GPT-2's are of a class of their own, and stored transposed.
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _linear_layers(model: nn.Module) -> str:
+    """The last parts of their names, each once."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
+    return ", ".join(sorted(names)) or "none"

@@ -17,12 +17,14 @@ from muonwire.errors import UsageError
 from muonwire.tasks.base import About, Batch, Task, check_at_least_one, seeded, step_generator
 from muonwire.tasks.documents import BREAK, COLUMN, SPLIT, read_documents
 from muonwire.tasks.language import Models, ModelSettings
+from muonwire.tasks.pretrained import TOKENIZER, TOKENIZERS, named_tokenizer
 
 # The text is cut into blocks, and every 20th goes to validation: a fixed split that samples the whole text.
 BLOCK_TOKENS = 4096
 VALIDATION_EVERY = 20
 EVALUATION_BATCH = 16
 BYTES = "bytes"
+TOKENIZED_AT_ONCE = 1000
 # Options that checkpoints do not name where they are as here, those from before the options were there among them.
 LATER = (
     *("own_text", "dataset", "split", "column"),
@@ -40,8 +42,8 @@ class TextSettings(ModelSettings):
         dataset: a name or folder that the library datasets loads, NAME:CONFIGURATION where it has several. Default: none.
         split: of the data set.
         column: of Parquet files and the data set, that holds the text, a document a row.
-        tokenizer: "bytes" (256 tokens), the path of a tokenizer.json of the ``tokenizers`` library, or a hub name. Default: the
-            model's own, bytes for a preset.
+        tokenizer: "bytes" (256 tokens), a tokenizer.json of the ``tokenizers`` library or the folder of one, or a hub name.
+            Default: the model's own, bytes for a preset.
         sequence: tokens a sequence.
         batch: sequences a replica and step.
         evaluation_sequences: sequences of the validation text that are evaluated, spread evenly over it.
@@ -110,19 +112,20 @@ def load_named_tokenizer(name: str) -> Any:
     """A tokenizer of the ``tokenizers`` library.
 
     Args:
-        name: the path of a tokenizer.json, or a hub name.
+        name: a tokenizer.json, the folder of one, or a hub name.
 
     Raises:
         UsageError: it cannot be loaded.
     """
     from tokenizers import Tokenizer
 
+    path = Path(name)
+    path = path / TOKENIZER if path.is_dir() else path
     try:
-        return Tokenizer.from_file(name) if Path(name).is_file() else Tokenizer.from_pretrained(name)
+        return Tokenizer.from_file(str(path)) if path.is_file() else Tokenizer.from_pretrained(name)
     except Exception as error:  # the library raises bare Exception for all of its failures
         raise UsageError(
-            f"tokenizer: {name!r} cannot be loaded ({str(error)[:120]}); give 'bytes', the path of a tokenizer.json, "
-            "or a hub name that this machine can reach"
+            f"tokenizer: {name!r} cannot be loaded ({str(error)[:120]}); give {TOKENIZERS}"
         ) from error
 
 
@@ -150,10 +153,19 @@ def pack(documents: Iterable[bytes], tokenizer: Any) -> Tensor:
     end = tokenizer.eos_token_id
     if end is None:
         texts = [BREAK.decode().join(texts)]
-    # A long text is cut into windows later; the tokenizer's warning about its length would mislead.
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     ends = [] if end is None else [end]
-    parts = [np.asarray([*ids, *ends], dtype=np.int64) for ids in encoded]
+    parts = []
+    # Lists of Python's numbers take many times the memory of the array, so that no more of them are there at once than need be.
+    for begin in range(0, len(texts), TOKENIZED_AT_ONCE):
+        # A long text is cut into windows later; the tokenizer's warning about its length would mislead.
+        encoded = tokenizer(
+            texts[begin : begin + TOKENIZED_AT_ONCE],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        parts += [np.asarray([*ids, *ends], dtype=np.int64) for ids in encoded]
     return torch.from_numpy(np.concatenate(parts))
 
 
@@ -198,28 +210,17 @@ class TextTask(Task):
         settings = self.settings
         if self._models.place is None or settings.tokenizer == BYTES:
             return tokenize(BREAK.join(documents), settings.tokenizer or BYTES)
-        if self._tokenizer is None:
-            raise UsageError(
-                f"text task: {settings.model} has no tokenizer beside it; name one with --tokenizer: bytes, the path of a "
-                "tokenizer.json, or a hub name"
-            )
         tokens = pack(documents, self._tokenizer)
-        # Some tokenizers name fewer tokens than they give.
-        return tokens, max(len(self._tokenizer), int(tokens.max()) + 1) if len(tokens) else len(
-            self._tokenizer
-        )
+        # Those that the text needs: a tokenizer may name more, such as one for padding that the model never sees.
+        return tokens, int(tokens.max()) + 1 if len(tokens) else 0
 
     @cached_property
     def _tokenizer(self) -> Any:
-        """Of ``transformers``, for a user's model; None where the tokens are bytes, or there is none."""
+        """Of ``transformers``, for a user's model; None where the tokens are bytes."""
         name = self.settings.tokenizer
         if self._models.place is None or name == BYTES:
             return None
-        if name is None:
-            return self._models.tokenizer
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast(tokenizer_object=load_named_tokenizer(name))
+        return self._models.tokenizer if name is None else named_tokenizer(name)
 
     @property
     @override

@@ -18,10 +18,10 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     Raises:
         UsageError: the length is no multiple of ``parts``.
     """
-    for name, tensor in batch.items():
+    for tensor in batch.values():
         if len(tensor) % parts:
             raise UsageError(
-                f"train: accumulate is {parts}, but a replica's batch has {len(tensor)} {name}; give a divisor of --batch"
+                f"train: accumulate is {parts}, but a replica's batch is {len(tensor)}; give a divisor of --batch"
             )
     pieces = {name: tensor.chunk(parts) for name, tensor in batch.items()}
     return [{name: tensors[i] for name, tensors in pieces.items()} for i in range(parts)]

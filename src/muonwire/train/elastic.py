@@ -66,7 +66,9 @@ class ElasticTrainer(Trainer):
         # Probes of the gradients compare the replicas at fixed steps.
         super().__init__(replace(config, probes=0), task, transport, folder, device=device)
         self.everyone = home
-        self.elastic = Elastic(self.optimizer, model=self.model)
+        given = self.given()
+        common = digest_all(given).hex() if given else ""
+        self.elastic = Elastic(self.optimizer, model=self.model, common=common)
         self._asked_to_stop = False
         # The same on all replicas of a site.
         self._stops = False
@@ -84,6 +86,13 @@ class ElasticTrainer(Trainer):
     @override
     def stops(self) -> bool:
         return self._stops
+
+    @property
+    @override
+    def complete(self) -> bool:
+        # Where it was asked to stop while the last synchronization waited, the last local steps are its own still.
+        alone = self.optimizer.steps_alone if self.optimizer.local is not None else 0
+        return super().complete and not alone
 
     @property
     @override
@@ -105,16 +114,14 @@ class ElasticTrainer(Trainer):
 
     @override
     def run(self, on_progress: Callable[[Progress], None] | None = None) -> RunResult:
-        """As Trainer's. One that is asked to stop while it waits for others keeps a checkpoint of its steps, too.
-
-        Raises:
-            StoppedError: it was asked to stop while the last synchronization waited; the last checkpoint is kept.
-        """
+        """As Trainer's. One that is asked to stop while it waits for others keeps a checkpoint of its steps, too."""
         try:
+            if self.step >= self.config.steps and not self.complete:
+                # It comes back from the last synchronization, with nobody that was further.
+                self._synchronize_last(time.monotonic())
+                self.save()
             return super().run(on_progress)
         except StoppedError:
-            if self.optimizer.num_steps >= self.config.steps:
-                raise
             self._stops, self.step = True, self.optimizer.num_steps
             if self.events is not None:
                 self.events.stepped(self.step)
@@ -124,21 +131,25 @@ class ElasticTrainer(Trainer):
     @override
     def finish(self) -> None:
         """Stay a while for replicas that are away."""
-        if not self.stops and self.step >= self.config.steps:
+        if not self.stops and self.complete:
             self.elastic.finish(linger_s=self.transport.how.linger_s)
 
     @override
     def _step_optimizer(self, step: int) -> int:
         began_s = time.monotonic()
         self.elastic.step()
+        self._synchronize_last(began_s)
+        self._stops = self.transport.stops()
+        return self.optimizer.num_steps
+
+    def _synchronize_last(self, began_s: float) -> None:
+        """Synchronize after the last step, and note what was synchronized since ``began_s``, on time.monotonic()."""
         if self.optimizer.num_steps >= self.config.steps:
             self.elastic.synchronize()
         if self.transport.commits != self._seen_commits:
             self._note_synchronization()
             if self.events is not None:
                 self.events.members(epoch=self.transport.epoch, seconds=round(time.monotonic() - began_s, 3))
-        self._stops = self.transport.stops()
-        return self.optimizer.num_steps
 
     def _note_synchronization(self) -> None:
         self._seen_commits = self.transport.commits

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from muonwire.errors import StoppedError
 from muonwire.train.metrics import read_lines
 from muonwire.transport import Traffic, Transport
 
@@ -114,12 +115,14 @@ class Events:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        failed = error is not None and not isinstance(error, StoppedError)
         if error is not None:
-            self._outcome = "failed"
+            self._outcome = "failed" if failed else "stopped"
+        if failed:
             self._status["error"] = f"{type(error).__name__}: {error}"
         self._status["outcome"] = self._outcome
         self._flush()
-        end = {"outcome": self._outcome, **({"error": self._status["error"]} if error is not None else {})}
+        end = {"outcome": self._outcome, **({"error": self._status["error"]} if failed else {})}
         self.add("end", step=self._step, **end)
         self._status["waiting"] = None
         self._write_status(time.time())

@@ -286,7 +286,7 @@ class Trainer:
                 due = config.checkpoint_every and (last or self.step % config.checkpoint_every == 0)
                 if due or (self.stops and not last):
                     self.save()
-            if eval_loss is None and not diverged and self.step >= config.steps:
+            if eval_loss is None and not diverged and self.complete:
                 eval_loss, _ = self._evaluate()
         return self._result(diverged=diverged, eval_loss=eval_loss)
 
@@ -304,6 +304,11 @@ class Trainer:
     def stops(self) -> bool:
         """Whether the run is to end before its last step."""
         return Flag.STOP in self.transport.agreed
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done, and the replicas have synchronized after the last."""
+        return self.step >= self.config.steps
 
     def begin(self) -> None:
         """Meet the other replicas before the first step, where they are not there already."""
@@ -376,9 +381,11 @@ class Trainer:
         number, count = self.data_slice
         batch = self.task.batch(seed=config.seed, step=step, rank=number, world_size=count)
         value = accumulate(partial(self.task.loss, self._compute), batch, parts=config.accumulate)
+        norm = 0.0
         if config.clip is not None:
-            clip_grad_norm_(self.model.parameters(), config.clip)
-        if not math.isfinite(value):
+            norm = float(clip_grad_norm_(self.model.parameters(), config.clip))
+        # A gradient whose norm overflows would be shortened to nothing.
+        if not (math.isfinite(value) and math.isfinite(norm)):
             self.transport.requested |= Flag.DIVERGED
         computed_s = time.perf_counter()
         self.diagnostics.observe(step)
@@ -407,11 +414,13 @@ class Trainer:
         with self.optimizer.shared_weights():
             return check_replicas(self.named_tensors(), self.transport)
 
-    def _check_given(self) -> None:
-        """Compare what no checkpoint holds, such as the model below adapters, which every replica has from a place of its own."""
+    def given(self) -> list[tuple[str, torch.Tensor]]:
+        """What no checkpoint holds, such as the model below adapters, which every replica has from a place of its own."""
         carried = {name for name, _ in self.named_tensors()}
-        given = [entry for entry in self.model.named_parameters() if entry[0] not in carried]
-        if given:
+        return [entry for entry in self.model.named_parameters() if entry[0] not in carried]
+
+    def _check_given(self) -> None:
+        if given := self.given():
             check_replicas(given, self.everyone)
 
     def export(self, folder: Path) -> bool:
@@ -432,7 +441,7 @@ class Trainer:
         return sums[0] / sums[1], (sums[2] / sums[3] if sums[3] else None)
 
     def _result(self, *, diverged: bool, eval_loss: float | None) -> RunResult:
-        finished = diverged or self.step >= self.config.steps
+        finished = diverged or self.complete
         if self.events is not None:
             self.events.end("diverged" if diverged else "finished" if finished else "stopped")
         digest = "" if diverged else self._check_replicas()
