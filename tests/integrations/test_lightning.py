@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from muonwire import codec, optim, recipes, stages
-from muonwire.errors import NonFiniteUpdateError, ReplicaLostError, UsageError
+from muonwire.errors import DivergedReplicasError, NonFiniteUpdateError, ReplicaLostError, UsageError
 from muonwire.transport import ProcessGroupTransport, Secret, check_replicas, site_transport
 from tests.replicas import run_replicas
 
@@ -318,6 +318,8 @@ def with_metric(module):
 def misuse(folder):
     """What goes wrong, in the words of this replica; and what goes right with other precisions and ways to optimize."""
     as_under_torchrun()
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
     from muonwire.integrations.lightning import ReplicaStrategy
 
     rank = torch.distributed.get_rank()
@@ -359,6 +361,15 @@ def misuse(folder):
     torch.distributed.barrier()
     said["spoiled part"] = raised(UsageError, fit, muon, folder / "a", resume=first)
     said["one resumes"] = raised(UsageError, fit, muon, folder / "a", resume=first if rank == 0 else None)
+
+    # Averages of weights that differ between synchronizations are each replica's own.
+    few = {"max_epochs": 1, "limit_train_batches": 4}
+    local = partial(make_optimizer, "one_bit_muon")
+    said["own average"] = raised(
+        DivergedReplicasError, fit, local, folder / "a", callbacks=[EMAWeightAveraging()], **few
+    )
+    averaged, _ = fit(muon, folder / "a", callbacks=[EMAWeightAveraging()], **few)
+    said["average"] = [p.tolist() for p in averaged.network.parameters()]
 
     said["own choice"] = raised(UsageError, choose_alone, folder / "g")
 
@@ -432,6 +443,8 @@ def test_what_goes_wrong_is_one_error_on_all_replicas_and_precisions_and_manual_
         # The scale was off before gradients were clipped.
         assert len(said["norms"]) == 8
         assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in said["norms"])
+        assert "weights were changed from outside" in said["own average"]
+    assert both[0]["average"] == both[1]["average"]
     assert both[0]["distances"] == both[1]["distances"]
 
 
