@@ -114,6 +114,7 @@ def refused(replicas, out):
     other = f"{out}/muon/replica_{1 - replicas.rank}"
     attempt("another's, loaded", lambda: accelerator.load_state(other))
     attempt("another's, saved", lambda: accelerator.save_state(other))
+    attempt("one folder", lambda: accelerator.save_state(f"{out}/shared"))
     attempt("another transport", lambda: prepared(Replicas(SingleReplica()), "muon")[1] and mixed(replicas))
     return said
 
@@ -152,11 +153,9 @@ def test_what_cannot_hold_for_replicas_is_refused(replicas):
     for rank, said in enumerate(r["said"] for r in replicas):
         assert "processes 0 and 1 of 2 took their first step on the same data" in said["same data"]
         assert "same data, meant" not in said
-        assert (
-            f"is the state of replica {1 - rank} of 2, this is replica {rank} of 2"
-            in said["another's, loaded"]
-        )
+        assert f"is the state of replica {1 - rank}, this is replica {rank} of 2" in said["another's, loaded"]
         assert f"is the state of replica {1 - rank}, this is replica {rank}" in said["another's, saved"]
+        assert "one folder" in replicas[0]["said"] | replicas[1]["said"]
         assert "transport (SingleReplica) is not that of the replicas" in said["another transport"]
 
 
@@ -164,8 +163,24 @@ def test_a_state_saved_without_connect_is_not_taken_for_a_replicas_own(tmp_path)
     accelerator, _, things, _ = prepared(Replicas(SingleReplica()), "muon")
     train(accelerator, things, last=1)
     accelerator.save_state(str(tmp_path))
-    whose = json.loads((tmp_path / "muonwire.json").read_text())
-    assert (whose["replica"], whose["replicas"], whose["total"]["step"]) == (0, 1, 1)
-    (tmp_path / "muonwire.json").unlink()
+    note = tmp_path / "muonwire_replica_0.json"
+    whose = json.loads(note.read_text())
+    assert (whose["replicas"], whose["total"]["step"]) == (1, 1)
+    note.unlink()
     with pytest.raises(UsageError, match="saved without connect"):
         accelerator.load_state(str(tmp_path))
+
+
+def test_an_optimizer_that_is_no_recipes_is_refused():
+    from accelerate import Accelerator
+
+    from muonwire.integrations.accelerate import connect
+
+    model = torch.nn.Linear(2, 2)
+    accelerator = Accelerator(cpu=True)
+    prepared = accelerator.prepare(recipes.muon(model, lr=0.1))
+    for optimizer in (torch.optim.SGD(model.parameters()), prepared):
+        with pytest.raises(
+            UsageError, match=f"is a {type(optimizer).__name__}, .* before accelerator.prepare"
+        ):
+            connect(accelerator, model, optimizer, replicas=Replicas(SingleReplica()))

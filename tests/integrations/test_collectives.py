@@ -34,6 +34,11 @@ def test_all_get_what_one_broadcasts(value):
     assert [its for its, _ in found] == [value] * 3
 
 
+def test_all_get_the_same_kinds_of_what_json_gives_back_otherwise():
+    found = on_replicas(lambda rank, said: said.broadcast({1: (2, 3)}, source=1))
+    assert [its for its, _ in found] == [{"1": [2, 3]}] * 3
+
+
 def test_what_json_cannot_hold_is_one_error_on_all():
     for text, _ in on_replicas(lambda rank, said: said.broadcast({1, 2}, source=2)):
         assert "cannot broadcast: replica 2 has a set" in text
@@ -65,6 +70,12 @@ def test_tensors_of_any_shape_are_stacked(shape):
         assert all((found[rank] == rank).all() for rank in range(3))
 
 
+def test_tensors_of_shapes_of_their_own_are_gathered():
+    for found, _ in on_replicas(lambda rank, said: said.each(torch.full((rank, 2), rank), group=None)):
+        assert [its.tolist() for its in found] == [[], [[1, 1]], [[2, 2]] * 2]
+        assert found[0].shape == (0, 2)
+
+
 def test_decisions_are_everybodys():
     assert [found for found, _ in on_replicas(lambda rank, said: said.decisions(rank == 1))] == [
         [False, True, False]
@@ -78,7 +89,7 @@ def test_decisions_are_everybodys():
             lambda rank, said: said.gather(f"barrier {rank // 2}"),
             "different places (replica 0: barrier 0; replica 1",
         ),
-        (lambda rank, said: said.stack(torch.zeros(2 + rank // 2)), "shape (3,)"),
+        (lambda rank, said: said.stack(torch.zeros(2 + rank // 2)), "the shapes (2,), (2,), (3,) by rank"),
         (lambda rank, said: said.reduce(torch.zeros(2), "median"), "the reduction is 'median'"),
         (
             lambda rank, said: said.agree("save", "is full" * (rank == 1), remedy="more"),

@@ -1,6 +1,7 @@
 """Lightning trains with muonwire between its replicas, stops and goes on, to the bits of a plain loop on the same batches."""
 
 import copy
+import json
 import os
 import warnings
 from functools import partial
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from muonwire import codec, optim, recipes, stages
-from muonwire.errors import NonFiniteUpdateError, ReplicaLostError, UsageError
+from muonwire.errors import DivergedReplicasError, NonFiniteUpdateError, ReplicaLostError, UsageError
 from muonwire.transport import ProcessGroupTransport, Secret, check_replicas, site_transport
 from tests.replicas import run_replicas
 
@@ -188,6 +189,12 @@ def cut_power():
     return Cut()
 
 
+def raised(kind, function, *args, **options):
+    with pytest.raises(kind) as caught:
+        function(*args, **options)
+    return str(caught.value)
+
+
 def compare(folder):
     """What each recipe came to on this replica: comparisons with the plain loop, and bytes."""
     as_under_torchrun()
@@ -198,7 +205,12 @@ def compare(folder):
         whole, strategy = fit(optimizer, folder / name, num_sanity_val_steps=0)
         with pytest.raises(PowerCutError):
             fit(optimizer, folder / f"{name}_cut", callbacks=[cut_power()])
-        resumed, again = fit(optimizer, folder / "rest", resume=folder / f"{name}_cut" / "epoch=0.ckpt")
+        # As ModelCheckpoint(save_last="link") has it.
+        last = folder / f"{name}_cut" / "last.ckpt"
+        if torch.distributed.get_rank() == 0:
+            last.symlink_to("epoch=0.ckpt")
+        torch.distributed.barrier()
+        resumed, again = fit(optimizer, folder / "rest", resume=last)
         logged = whole.trainer.callback_metrics
         found[name] = {
             "whole": same(whole.network.parameters(), weights),
@@ -210,19 +222,43 @@ def compare(folder):
             "logged": float(logged["muonwire/bits_per_parameter_step"]),
             "num_parameters": sum(p.numel() for p in weights),
         }
+        # By itself, Lightning validates a checkpoint's weights.
+        loader = DataLoader(make_data(), batch_size=16)
+        whole.trainer.validate(whole, loader, ckpt_path=folder / name / "epoch=0.ckpt", verbose=False)
+        found[name]["chosen"] = same(whole.validated[-1], shared[0])
+        found[name]["kept"] = strategy.figures()["sent_bytes"]
+    if torch.distributed.get_rank() == 1:
+        # It does not live to return it.
+        (folder / "found.json").write_text(json.dumps(found))
+    found["lost"] = raised(
+        ReplicaLostError, fit, partial(make_optimizer, "one_bit_muon"), folder / "lost", prepare=die
+    )
     return found
 
 
-def test_a_training_that_was_cut_ends_with_the_bits_and_bytes_of_a_plain_loop(tmp_path):
-    both = run_replicas(compare, 2, tmp_path, modules=MODULES)
+def die(module):
+    """Replica 1 ends in its third step."""
+
+    def check(gradient):
+        if torch.distributed.get_rank() == 1 and module.global_step == 2:
+            os._exit(1)
+
+    module.network[0].weight.register_hook(check)
+
+
+def test_a_training_that_was_cut_ends_as_a_plain_loop_to_the_bit_and_a_replica_that_dies_is_named(tmp_path):
+    first, _ = run_replicas(compare, 2, tmp_path, expect_lost=(1,), modules=MODULES)
+    assert "replica 1" in first["lost"]
+    both = [first, json.loads((tmp_path / "found.json").read_text())]
     for found in both:
         for name in RECIPES:
             its = found[name]
             assert its["whole"], name
             assert its["resumed"], name
             assert its["validated"], name
+            assert its["chosen"], name
             plain_bytes, whole_bytes, resumed_bytes = its["sent"]
-            assert whole_bytes == plain_bytes > 0
+            assert its["kept"] == whole_bytes == plain_bytes > 0
             # Replicas agree once more after a load, and were compared in the sanity check.
             assert 0 <= resumed_bytes - plain_bytes <= 200, name
             # Logged before the last synchronization and the last digests.
@@ -243,15 +279,47 @@ def test_a_training_that_was_cut_ends_with_the_bits_and_bytes_of_a_plain_loop(tm
         assert same(first["state_dict"].values(), second["state_dict"].values())
 
 
-def raised(kind, function, *args, **options):
-    with pytest.raises(kind) as caught:
-        function(*args, **options)
-    return str(caught.value)
+def choose_alone(folder):
+    """The best two of three epochs are other ones to each replica, which does not average what it logs."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    losses = [[3, 1, 2], [1, 3, 2]][torch.distributed.get_rank()]
+
+    def own_loss(module):
+        module.validation_step = lambda batch, batch_idx: module.log(
+            "val_loss", float(losses[module.current_epoch])
+        )
+
+    keep = ModelCheckpoint(dirpath=folder, filename="{epoch}", monitor="val_loss", mode="max", save_top_k=2)
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, "limit_train_batches": 2}
+    fit(partial(make_optimizer, "muon"), folder / "all", prepare=own_loss, callbacks=[keep], **options)
+
+
+def with_metric(module):
+    """A metric of torchmetrics beside the loss; what it says between replicas is heard."""
+    import torchmetrics
+
+    module.ranks, module.said = torchmetrics.CatMetric(), []
+    step = module.validation_step
+
+    def validation_step(batch, batch_idx):
+        step(batch, batch_idx)
+        rank = module.trainer.global_rank
+        module.ranks.update(torch.full((1 + rank,), float(rank)))
+
+    def on_validation_epoch_end():
+        through = module.ranks.dist_sync_fn
+        module.said.append(type(through.__self__).__name__)
+        module.log("ranks", module.ranks.compute().mean())
+
+    module.validation_step, module.on_validation_epoch_end = validation_step, on_validation_epoch_end
 
 
 def misuse(folder):
     """What goes wrong, in the words of this replica; and what goes right with other precisions and ways to optimize."""
     as_under_torchrun()
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
     from muonwire.integrations.lightning import ReplicaStrategy
 
     rank = torch.distributed.get_rank()
@@ -274,8 +342,12 @@ def misuse(folder):
     said["alone"] = raised(UsageError, fit, lambda model, _: recipes.muon(model, lr=0.1), folder / "a")
     said["batch norm"] = raised(UsageError, fit, muon, folder / "a", sync_batchnorm=True)
 
-    fit(muon, folder / "b", max_epochs=1)
-    first = folder / "b" / "epoch=0.ckpt"
+    fit(muon, folder / "b")
+    first, second = (folder / "b" / f"epoch={epoch}.ckpt" for epoch in range(2))
+    if rank == 1:
+        Path(f"{second}.replica1").write_bytes(Path(f"{first}.replica1").read_bytes())
+    torch.distributed.barrier()
+    said["other steps"] = raised(UsageError, fit, muon, folder / "a", resume=second)
     if rank == 1:
         Path(f"{first}.replica1").rename(folder / "elsewhere")
     torch.distributed.barrier()
@@ -284,10 +356,27 @@ def misuse(folder):
         Path(f"{first}.replica1").write_bytes(first.read_bytes())
     torch.distributed.barrier()
     said["foreign part"] = raised(UsageError, fit, muon, folder / "a", resume=first)
+    if rank == 1:
+        Path(f"{first}.replica1").write_bytes(b"not what torch.save has written")
+    torch.distributed.barrier()
+    said["spoiled part"] = raised(UsageError, fit, muon, folder / "a", resume=first)
     said["one resumes"] = raised(UsageError, fit, muon, folder / "a", resume=first if rank == 0 else None)
 
+    # Averages of weights that differ between synchronizations are each replica's own.
+    few = {"max_epochs": 1, "limit_train_batches": 4}
+    local = partial(make_optimizer, "one_bit_muon")
+    said["own average"] = raised(
+        DivergedReplicasError, fit, local, folder / "a", callbacks=[EMAWeightAveraging()], **few
+    )
+    averaged, _ = fit(muon, folder / "a", callbacks=[EMAWeightAveraging()], **few)
+    said["average"] = [p.tolist() for p in averaged.network.parameters()]
+
+    said["own choice"] = raised(UsageError, choose_alone, folder / "g")
+
     weights, _, _ = plain("muon")
-    by_hand, _ = fit(muon, folder / "c", manual=True)
+    by_hand, _ = fit(muon, folder / "c", manual=True, prepare=with_metric)
+    said["metric"] = float(by_hand.trainer.callback_metrics["ranks"])
+    said["through"] = {*by_hand.said}
     half, _ = fit(muon, folder / "d", precision="bf16-mixed")
     norms = []
 
@@ -335,7 +424,17 @@ def test_what_goes_wrong_is_one_error_on_all_replicas_and_precisions_and_manual_
         assert "replica 1 has no" in said["no part"]
         assert "replica 1 has in" in said["foreign part"]
         assert "the part of replica 0 of 2" in said["foreign part"]
+        assert "cannot go on from epoch=0.ckpt: replica 1 cannot read" in said["spoiled part"]
         assert "different places" in said["one resumes"]
+        assert (
+            "cannot go on from epoch=1.ckpt: its parts are of the steps 8, 4 by replica"
+            in said["other steps"]
+        )
+        assert "replica 0: remove epoch=1.ckpt; replica 1: remove epoch=0.ckpt" in said["own choice"]
+        assert "monitors, or names files by, with sync_dist=True" in said["own choice"]
+        # One value of replica 0, two of replica 1.
+        assert said["metric"] == pytest.approx(2 / 3)
+        assert said["through"] == {"Collectives"}
         assert said["manual"]
         assert said["sealed"]
         # Eight steps of at most 0.01 times the scale move a weight by less than this; products in half precision round.
@@ -344,25 +443,9 @@ def test_what_goes_wrong_is_one_error_on_all_replicas_and_precisions_and_manual_
         # The scale was off before gradients were clipped.
         assert len(said["norms"]) == 8
         assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in said["norms"])
+        assert "weights were changed from outside" in said["own average"]
+    assert both[0]["average"] == both[1]["average"]
     assert both[0]["distances"] == both[1]["distances"]
-
-
-def lose_one(folder):
-    as_under_torchrun()
-
-    def die(module):
-        def check(gradient):
-            if torch.distributed.get_rank() == 1 and module.global_step == 2:
-                os._exit(1)
-
-        module.network[0].weight.register_hook(check)
-
-    return raised(ReplicaLostError, fit, partial(make_optimizer, "one_bit_muon"), folder, prepare=die)
-
-
-def test_a_replica_that_dies_is_named(tmp_path):
-    said, _ = run_replicas(lose_one, 2, tmp_path, expect_lost=(1,), modules=MODULES)
-    assert "replica 1" in said
 
 
 def of_sites(folder):

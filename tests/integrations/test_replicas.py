@@ -9,6 +9,7 @@ import torch
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.integrations import Replicas, Shard, StreamShard, join_replicas
 from muonwire.integrations.replicas import _see_one_gpu
+from muonwire.integrations.shards import SameData
 from muonwire.transport import SingleReplica, run_threads
 from muonwire.transport.secret import write_secret
 from tests.integrations.launched import all_good, launched
@@ -32,6 +33,10 @@ def joined(processes, secret=None):
     mean = transport.mean([torch.tensor([float(replicas.rank)])])[0].item()
     everyone = transport.everyone.gather(b"%d" % transport.everyone.rank)
     replicas.close()
+    # The launcher's variables are gone, and it joins none anew.
+    assert join_replicas(processes_per_replica=processes) is replicas
+    with pytest.raises(UsageError, match=f"joined with {processes} before"):
+        join_replicas(processes_per_replica=4)
     return {
         "replica": (replicas.rank, replicas.world_size, replicas.num_inside),
         "group": group,
@@ -110,6 +115,15 @@ def test_without_a_launcher_there_is_one_replica(monkeypatch):
     assert str(replicas.folder("runs/a")) == "runs/a"
 
 
+def test_a_launcher_that_leaves_out_a_variable_is_not_taken_for_none(monkeypatch):
+    for key in (*SEEN, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 2, but MASTER_ADDR, MASTER_PORT is not set"):
+        join_replicas()
+
+
 def test_a_process_group_that_is_there_already_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
@@ -149,6 +163,14 @@ class Two(SingleReplica):
         self.rank, self.world_size = 1, 2
 
 
+class Letters(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter("abcde")
+
+    def __len__(self):
+        return 5
+
+
 def test_a_dataset_of_the_datasets_library_stays_one():
     import datasets
 
@@ -158,6 +180,10 @@ def test_a_dataset_of_the_datasets_library_stays_one():
     assert shard["text"][:] == ["b", "d"]
     stream = Replicas(Two()).shard(whole.to_iterable_dataset())
     assert [row["text"] for row in stream] == ["b", "d"]
+    sized = Replicas(Two()).shard(torch.utils.data.ChainDataset([Letters()]))
+    assert list(sized) == ["b", "d"]
+    with pytest.raises(UsageError, match="DatasetDict holds train, test; give one of these"):
+        Replicas(Two()).shard(datasets.DatasetDict({"train": whole, "test": whole}))
     with pytest.raises(UsageError, match="int has neither an index nor an iterator"):
         Replicas(Two()).shard(3)
 
@@ -174,3 +200,31 @@ def test_the_newest_checkpoint_is_one_that_all_have():
         return [replicas.newest_in_all(s) for s in ([4, 8, 12][: 3 - rank], [] if rank else [4])]
 
     assert run_threads(worker, replicas=2) == [[8, None], [8, None]]
+
+
+@pytest.mark.parametrize("steps", [([8], [4]), ([4, 8], [])])
+def test_a_run_whose_checkpoints_do_not_meet_does_not_begin_anew(steps):
+    def worker(rank, make):
+        with pytest.raises(UsageError) as raised:
+            Replicas(make()).newest_in_all(steps[rank])
+        return str(raised.value)
+
+    for said in run_threads(worker, replicas=2):
+        assert "no checkpoint that all have" in said
+        assert f"process 0: {', '.join(map(str, steps[0]))}; process 1: " in said
+
+
+def test_only_what_replicas_train_on_is_compared():
+    def worker(rank, make):
+        data = [SameData(make()) for _ in range(3)]
+        # A model that no tensor goes into, in the first; evaluated on other data, in the second.
+        data[0].check()
+        with torch.no_grad():
+            data[1].see(torch.tensor(rank))
+        for its in data[1:]:
+            its.see(torch.tensor(7) if its is data[1] else torch.tensor(rank))
+        data[2].check()
+        with pytest.raises(UsageError, match="processes 0 and 1 of 2 took their first step on the same"):
+            data[1].check()
+
+    run_threads(worker, replicas=2)

@@ -65,6 +65,32 @@ def stopper(at):
     return Stop()
 
 
+def at_event(event, when):
+    """Wants to stop at another event, in a step."""
+    from transformers import TrainerCallback
+
+    def act(args, state, control, **_):
+        control.should_training_stop |= state.global_step == when
+
+    callback = TrainerCallback()
+    setattr(callback, event, act)
+    return callback
+
+
+def listener():
+    """What a callback of the user's reads in the metrics."""
+    from transformers import TrainerCallback
+
+    class Listen(TrainerCallback):
+        def __init__(self):
+            self.heard = []
+
+        def on_evaluate(self, args, state, control, metrics, **_):
+            self.heard.append(metrics["eval_loss"])
+
+    return Listen()
+
+
 def spoiler():
     from transformers import TrainerCallback
 
@@ -131,15 +157,38 @@ def refused(replicas, out):
         except Exception as error:
             said[what] = f"{type(error).__name__}: {error}"
 
-    attempt("same data", dataset=tiny.Tokens())
-    attempt("another's checkpoint", resume=f"{out}/muon/replica_0/checkpoint-{tiny.STOP}")
+    # What they evaluate before may differ.
+    attempt(
+        "same data",
+        dataset=tiny.Tokens(),
+        evaluated=tiny.Tokens(1000 + 100 * replicas.rank, 8),
+        arguments={"eval_strategy": "steps", "eval_on_start": True},
+    )
+    best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    best |= {"metric_for_best_model": "loss"}
+    attempt("best", arguments=best)
+    attempt("another's checkpoint", resume=f"{out}/best/replica_0/checkpoint-1", arguments=best)
+    said["fewer"] = fewer(f"{out}/best")
+    attempt("one is kept", arguments={"save_total_limit": 1})
     attempt("look ahead", recipe="psyche")
     attempt("not finite", before=[spoiler()] if replicas.rank else [])
     attempt("batches found", arguments={"auto_find_batch_size": True})
     attempt("other lengths", arguments={"max_steps": 4 + replicas.rank})
     said["one stops"] = one_stops(replicas, out)
+    said["one stops after an epoch"] = one_stops(
+        replicas, out, at=("on_epoch_end", 1), dataset=replicas.shard(tiny.Tokens(length=16))
+    )
     said["options"] = with_options(replicas, out)
     return said
+
+
+def fewer(out):
+    """A replica alone comes to what two have left."""
+    trainer, wire, _ = make(Replicas(SingleReplica()), "muon", out)
+    checkpoint = wire.newest_checkpoint()
+    with pytest.raises(UsageError) as raised:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return str(raised.value)
 
 
 def with_options(replicas, out):
@@ -148,11 +197,12 @@ def with_options(replicas, out):
 
     from tests.integrations import tiny
 
+    listening = listener()
     trainer, _, _ = make(
         replicas,
         "one_bit_muon(interval=2)",
         f"{out}/options",
-        before=[EarlyStoppingCallback(early_stopping_patience=2)],
+        before=[listening, EarlyStoppingCallback(early_stopping_patience=2)],
         evaluated=tiny.Tokens(1000 + 100 * replicas.rank, 8),
         unused=True,
         arguments={
@@ -172,23 +222,24 @@ def with_options(replicas, out):
     return {
         "step": state.global_step,
         "best": (state.best_global_step, state.best_metric, state.best_model_checkpoint),
+        "heard": listening.heard,
         "own": [row["eval_loss"] for row in state.log_history if "eval_loss" in row],
         "weights": tiny.weights(trainer.model),
     }
 
 
-def one_stops(replicas, out):
-    """On a stream: in which step a replica ends when replica 0 alone is told to stop after step 3; the losses evaluated."""
+def one_stops(replicas, out, *, at=("on_log", 2), dataset=None):
+    """In which step a replica ends when replica 0 alone is told to stop at an event of a step; the losses evaluated."""
     from tests.integrations import tiny
 
-    before = [stopper(3)] if replicas.rank == 0 else []
+    before = [at_event(*at)] if replicas.rank == 0 else []
     trainer, _, _ = make(
         replicas,
         "one_bit_muon(interval=4)",
         f"{out}/stop",
         before=before,
-        dataset=replicas.shard(tiny.Stream()),
-        arguments={"save_strategy": "no", "eval_strategy": "steps", "eval_steps": 2},
+        dataset=dataset or replicas.shard(tiny.Stream()),
+        arguments={"save_strategy": "no", "eval_strategy": "steps", "eval_steps": 4},
     )
     trainer.train()
     evaluated = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
@@ -240,7 +291,10 @@ def test_what_cannot_hold_for_replicas_is_one_error_on_all_of_them(replicas):
         assert of_one["look ahead"].startswith(
             "UsageError: MuonwireCallback: psyche trains at weights that differ"
         )
+        assert "best" not in of_one
         assert "process 1 goes on from replica 0 of 2" in of_one["another's checkpoint"]
+        assert "process 0 goes on from replica 0 of 2, of 1 replica(s) now" in of_one["fewer"]
+        assert of_one["one is kept"].startswith("UsageError: MuonwireCallback: save_total_limit is 1; ")
         assert of_one["batches found"].startswith(
             "UsageError: MuonwireCallback: auto_find_batch_size is True"
         )
@@ -251,10 +305,11 @@ def test_what_cannot_hold_for_replicas_is_one_error_on_all_of_them(replicas):
         )
 
 
-def test_a_replica_that_is_told_to_stop_stops_all_at_the_next_exchange(replicas):
-    (step, losses), (same_step, same_losses) = (r["refused"]["one stops"] for r in replicas)
+@pytest.mark.parametrize("case", ["one stops", "one stops after an epoch"])
+def test_a_replica_that_is_told_to_stop_stops_all_at_the_next_exchange(replicas, case):
+    (step, losses), (same_step, same_losses) = (r["refused"][case] for r in replicas)
     assert step == same_step == 4
-    assert len(losses) == 2
+    assert len(losses) == 1
     assert losses == same_losses
 
 
@@ -267,6 +322,7 @@ def test_replicas_decide_alike_which_model_is_the_best(replicas):
         assert metric == min(means)
         assert step == 2 * (1 + means.index(metric))
         assert folder.endswith(f"replica_{rank}/checkpoint-{step}")
+    assert first["heard"] == second["heard"] == means
     assert first["step"] == second["step"]
     assert all(torch.equal(w, second["weights"][name]) for name, w in first["weights"].items())
     assert first["weights"]["unused"].tolist() == [1, 1, 1]
@@ -277,7 +333,11 @@ def with_several_processes(out):
     from tests.integrations import tiny
 
     replicas = join_replicas(processes_per_replica=2)
-    trainer, _, seen = make(replicas, "one_bit_muon(interval=2)", out, arguments={"max_steps": 4})
+    # One process of a replica, not its first, is told to stop, and the others with it after the next exchange.
+    before = [at_event("on_log", 2)] if replicas.transport.everyone.rank == 3 else []
+    trainer, _, seen = make(
+        replicas, "one_bit_muon(interval=2)", out, before=before, arguments={"save_steps": 4}
+    )
     trainer.train()
     saved = sorted(path.name for path in trainer_folder(trainer).iterdir())
     return {
@@ -324,6 +384,8 @@ def test_reporters_see_the_bytes(alone, tmp_path):
     trainer.train()
     events = b"".join(path.read_bytes() for path in tmp_path.rglob("events.out.tfevents*"))
     assert b"train/muonwire_sent_bytes" in events
+    # Another Trainer of the same arguments reports, too.
+    assert trainer.args.report_to == ["tensorboard"]
     assert trainer.state.log_history[0]["muonwire_sent_bytes"] == 0
     group = trainer.optimizer.param_groups[0]
     assert (group["initial_lr"], group["weight_decay"]) == (0.01, 0.02)

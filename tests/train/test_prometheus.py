@@ -140,3 +140,16 @@ def test_labels_that_prometheus_does_not_take_are_refused(labels, tmp_path):
 def test_other_file_names_are_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(UsageError, match=r"does not end in \.prom"):
         TrainConfig(prometheus=tmp_path / "metrics.txt")
+
+
+def test_numbers_and_labels_of_any_kind_are_written_as_prometheus_reads_them(tmp_path):
+    path = tmp_path / "muonwire.prom"
+    loss = torch.tensor(0.5, requires_grad=True)
+    kinds = {"tensor": loss, "numpy": loss.detach().double().numpy()[()]}
+    PrometheusFile(path, optimizer(), labels={"rank": 3, "run": "a\udcff"}).write(kinds, due=True)
+    found = read(path)["muonwire_loss"]
+    assert {labels.split(",")[0]: value for labels, value in found.items()} == {
+        'kind="tensor"': 0.5,
+        'kind="numpy"': 0.5,
+    }
+    assert all(',rank="3",' in labels for labels in found)

@@ -34,8 +34,8 @@ except ImportError as error:
 
 __all__ = ["Connection", "connect"]
 
-# In a folder that save_state has written: whose it is.
-WHOSE = "muonwire.json"
+# In a folder that save_state has written: whose it is. In the name, so that two that write at once see each other.
+WHOSE = "muonwire_replica_{}.json"
 # What shards the weights, or makes an optimizer of its own.
 _REFUSED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
@@ -74,17 +74,18 @@ class Connection:
         """Note in a folder of ``save_state`` whose it is, and what was sent before.
 
         Raises:
-            UsageError: the folder is another replica's.
+            UsageError: the folder is another replica's, or another saves into it at the same time.
         """
-        path = Path(folder) / WHOSE
-        if path.exists() and json.loads(path.read_text())["replica"] != self.replicas.rank:
-            raise UsageError(
-                f"accelerate: {folder} is the state of replica {json.loads(path.read_text())['replica']}, this is replica "
-                f"{self.replicas.rank}; give each its own, as by save_state(replicas.folder({folder!r}))"
-            )
         total = {**self._figures.in_all(step=self.optimizer.num_steps), "step": self.optimizer.num_steps}
-        whose = {"replica": self.replicas.rank, "replicas": self.replicas.world_size, "total": total}
-        path.write_text(json.dumps(whose, indent=1) + "\n")
+        own = self._whose(folder)
+        own.write_text(json.dumps({"replicas": self.replicas.world_size, "total": total}, indent=1) + "\n")
+        others = self._others(folder)
+        if others:
+            own.unlink()
+            raise UsageError(
+                f"accelerate: {folder} is the state of replica {others[0]}, this is replica {self.replicas.rank}; give each its "
+                f"own, as by save_state(replicas.folder({folder!r})), or by project_dir=replicas.folder(...) of Accelerator"
+            )
 
     def load(self, folder: str) -> None:
         """Make sure that a folder that is about to be loaded is this replica's, and go on from its totals.
@@ -92,20 +93,32 @@ class Connection:
         Raises:
             UsageError: it is another's, of another number of replicas, or without that note.
         """
-        path = Path(folder) / WHOSE
-        if not path.exists():
+        own, others = self._whose(folder), self._others(folder)
+        if not own.exists() and not others:
             raise UsageError(
-                f"accelerate: {folder} has no {WHOSE}, so it was saved without connect(); what compression left out is each "
+                f"accelerate: {folder} has no {own.name}, so it was saved without connect(); what compression left out is each "
                 "replica's own, and it is not known whose this is"
             )
-        whose = json.loads(path.read_text())
-        if (whose["replica"], whose["replicas"]) != (self.replicas.rank, self.replicas.world_size):
+        whose = json.loads(own.read_text()) if own.exists() else {}
+        if whose.get("replicas") != self.replicas.world_size:
+            found = f"{self.replicas.rank} of {whose['replicas']}" if whose else str(others[0])
             raise UsageError(
-                f"accelerate: {folder} is the state of replica {whose['replica']} of {whose['replicas']}, this is replica "
-                f"{self.replicas.rank} of {self.replicas.world_size}; load each replica's own, as by "
+                f"accelerate: {folder} is the state of replica {found}, this is replica {self.replicas.rank} of "
+                f"{self.replicas.world_size}; start as many replicas, and load each replica's own, as by "
                 "load_state(replicas.folder(...))"
             )
         self._figures.resume(whose["total"], step=whose["total"]["step"])
+
+    def _whose(self, folder: str) -> Path:
+        return Path(folder) / WHOSE.format(self.replicas.rank)
+
+    def _others(self, folder: str) -> list[str]:
+        """The other replicas whose notes are in the folder."""
+        begin, end = WHOSE.split("{}")
+        names = [
+            path.name.removeprefix(begin).removesuffix(end) for path in Path(folder).glob(WHOSE.format("*"))
+        ]
+        return sorted(name for name in names if name != str(self.replicas.rank))
 
 
 def connect(
@@ -129,8 +142,14 @@ def connect(
         same_data: whether replicas may train on the same data. Default: no.
 
     Raises:
-        UsageError: accelerate sees other processes than this replica's, shards the weights, or the optimizer has another transport.
+        UsageError: accelerate sees other processes than this replica's, shards the weights, or the optimizer is no recipe's or has
+            another transport.
     """
+    if not isinstance(optimizer, ChainOptimizer):
+        raise UsageError(
+            f"accelerate: the optimizer is a {type(optimizer).__name__}, which does not talk to other replicas; give a recipe's, "
+            "or one that muonwire.optim.local_steps has wrapped, before accelerator.prepare"
+        )
     if accelerator.distributed_type in _REFUSED:
         raise UsageError(
             f"accelerate: {accelerator.distributed_type} shards the weights or makes an optimizer of its own; use data parallelism "

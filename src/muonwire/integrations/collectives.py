@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from muonwire.errors import UsageError
+from muonwire.integrations.shards import same_among
 from muonwire.transport import Transport, digest
 
 REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -20,6 +21,7 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "max": lambda stacked: stacked.amax(0),
     "min": lambda stacked: stacked.amin(0),
 }
+ALIKE = "start them with the same program, the same checkpoint to go on from, and as many batches"
 # By the names that torch.distributed has for them.
 REDUCTIONS["avg"] = REDUCTIONS["mean"]
 
@@ -36,12 +38,13 @@ class Collectives:
         self._everyone = everyone
         self._who = who
 
-    def gather(self, place: str, payload: bytes = b"") -> list[bytes]:
+    def gather(self, place: str, payload: bytes = b"", *, remedy: str = ALIKE) -> list[bytes]:
         """The replicas' payloads, in rank order.
 
         Args:
             place: where the replica is, such as "barrier setup"; without a line break.
             payload: of this replica. Default: none.
+            remedy: for the message.
 
         Raises:
             UsageError: the replicas are at different places; on all of them.
@@ -52,10 +55,7 @@ class Collectives:
         ]
         if any(its != own for its, _, _ in parts):
             places = "; ".join(f"replica {rank}: {its.decode()}" for rank, (its, _, _) in enumerate(parts))
-            raise UsageError(
-                f"{self._who}: the replicas are at different places ({places}); start them with the same program, the same "
-                "checkpoint to go on from, and as many batches"
-            )
+            raise UsageError(f"{self._who}: the replicas are at different places ({places}); {remedy}")
         return [value for _, _, value in parts]
 
     def agree(self, what: str, problem: str, *, remedy: str) -> None:
@@ -72,7 +72,7 @@ class Collectives:
             raise UsageError(f"{self._who}: cannot {what}: {told}. Remedy: {remedy}")
 
     def broadcast(self, value: Any, *, source: int) -> Any:
-        """What the replica ``source`` has; it travels as JSON.
+        """What the replica ``source`` has, as JSON gives it back, on that one too: tuples are lists, keys are texts.
 
         Raises:
             UsageError: JSON cannot hold it; on all replicas.
@@ -89,26 +89,48 @@ class Collectives:
             raise UsageError(
                 f"{self._who}: cannot broadcast: replica {source} {found[1]}; texts, numbers, lists and dicts of them are allowed"
             )
-        return value if mine else json.loads(found[0])
+        return json.loads(found[0])
 
     def decisions(self, decision: bool) -> list[bool]:
         """The replicas' decisions, in rank order."""
         return [value == b"1" for value in self.gather("decision", b"%d" % bool(decision))]
 
+    def each(self, tensor: Tensor, group: Any = None) -> list[Tensor]:
+        """The replicas' tensors, in rank order, on this one's device; they have one dtype, and shapes of their own.
+
+        Args:
+            tensor: of this replica.
+            group: not used; torchmetrics, which calls this, gives one. Default: none.
+
+        Raises:
+            UsageError: they have several dtypes.
+        """
+        plain = tensor.detach().cpu().contiguous()
+        payload = plain.view(-1).view(torch.uint8).numpy().tobytes()
+        shape = json.dumps(list(plain.shape)).encode()
+        tensors = []
+        for message in self.gather(f"tensor of {plain.dtype}", shape + b"\n" + payload):
+            sizes, _, values = message.partition(b"\n")
+            empty = torch.empty(json.loads(sizes), dtype=plain.dtype)
+            filled = (
+                torch.frombuffer(bytearray(values), dtype=plain.dtype).view_as(empty) if values else empty
+            )
+            tensors.append(filled.to(tensor.device))
+        return tensors
+
     def stack(self, tensor: Tensor) -> Tensor:
         """The replicas' tensors, (...) -> (replicas, ...), on this one's device; they have one dtype and shape.
 
         Raises:
-            UsageError: they do not.
+            UsageError: they do not; on all replicas.
         """
-        plain = tensor.detach().cpu().contiguous()
-        payload = plain.view(-1).view(torch.uint8).numpy().tobytes()
-        parts = self.gather(f"tensor of {plain.dtype} and shape {tuple(plain.shape)}", payload)
-        tensors = [
-            torch.frombuffer(bytearray(part), dtype=plain.dtype).view(plain.shape) if part else plain
-            for part in parts
-        ]
-        return torch.stack(tensors).to(tensor.device)
+        tensors = self.each(tensor)
+        shapes = [tuple(its.shape) for its in tensors]
+        if len(set(shapes)) > 1:
+            raise UsageError(
+                f"{self._who}: the replicas' tensors have the shapes {', '.join(map(str, shapes))} by rank; give one shape on all"
+            )
+        return torch.stack(tensors)
 
     def reduce(self, tensor: Tensor, how: str) -> Tensor:
         """The tensors reduced over the replicas in rank order, identical bits on all; integers have a float32 mean.
@@ -136,9 +158,8 @@ class Collectives:
         """
         tensors = [leaf for leaf in _pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
         seen = self.gather("first batch", b"".join(digest(tensor) for tensor in tensors))
-        for rank, its in enumerate(seen):
-            if its and its in seen[:rank]:
-                raise UsageError(
-                    f"{self._who}: replicas {seen.index(its)} and {rank} drew the same first batch; give each replica data of its "
-                    f"own: {remedy}"
-                )
+        if same := same_among(seen):
+            raise UsageError(
+                f"{self._who}: replicas {' and '.join(map(str, same))} drew the same first batch; give each replica data of its "
+                f"own: {remedy}"
+            )

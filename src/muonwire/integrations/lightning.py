@@ -31,9 +31,12 @@ from muonwire.transport import (
 try:
     import lightning.pytorch as pl
     from lightning.fabric.utilities.cloud_io import get_filesystem
-    from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+    from lightning.pytorch.plugins.precision import MixedPrecision
     from lightning.pytorch.strategies import DDPStrategy
     from lightning.pytorch.trainer.states import TrainerFn
+    from torchmetrics import Metric
+
+    from muonwire.integrations.lightning_precision import Clipping
 except ImportError as error:
     raise UsageError(
         f"muonwire.integrations.lightning needs lightning ({error}); install it: pip install 'muonwire[integrations]'"
@@ -41,6 +44,8 @@ except ImportError as error:
 
 __all__ = ["ReplicaStrategy"]
 
+# Where replicas choose different checkpoints.
+_MONITORED = "log what ModelCheckpoint monitors, or names files by, with sync_dist=True"
 # What a replica's checkpoint holds besides Lightning's own entries.
 ENTRY = "muonwire"
 
@@ -52,10 +57,12 @@ class ReplicaStrategy(DDPStrategy):
     divided among all replicas by Lightning's DistributedSampler; the first batches of a fit are compared, and replicas that draw
     the same one are refused. ``trainer.world_size`` is 1, and ``trainer.global_rank`` the replica's number.
 
-    Validation sees the weights that all replicas share, after their digests were compared. When training ends, replicas synchronize
-    and are compared again. Every step logs, under "muonwire/": "sent_bytes", "egress_bytes" and "received_bytes" (``Traffic``, of
-    training, since the first step), "bits_per_parameter_step" (8 · sent_bytes / trainable parameters / steps), "wait_s" and, where
-    it changes, "interval".
+    While it trains, validation sees the weights that all replicas share, after their digests were compared; metrics of torchmetrics
+    in the module are those of all replicas. When training ends, replicas synchronize and are compared again.
+
+    Every step logs, under "muonwire/": "sent_bytes", "egress_bytes" and "received_bytes" (``Traffic``, of training, since the
+    first step), "bits_per_parameter_step" (8 · sent_bytes / trainable parameters / steps), "wait_s" and, where it changes,
+    "interval".
 
     Every replica writes its part of a checkpoint: replica 0 at the path itself, which is an ordinary Lightning checkpoint of the
     shared weights, replica r beside it with the suffix ".replica<r>". ``trainer.fit(ckpt_path=PATH)`` on every replica goes on
@@ -141,21 +148,28 @@ class ReplicaStrategy(DDPStrategy):
             )
         precision = self.precision_plugin
         if type(precision) is MixedPrecision:
-            self.precision_plugin = _Clipping(
+            self.precision_plugin = Clipping(
                 "bf16-mixed" if precision.scaler is None else "16-mixed", precision.device, precision.scaler
             )
-        self._data_checked = self._same_data
-        self._holding, self._before = None, Traffic()
+        if self._fitting:
+            self._data_checked = self._same_data
+            self._holding, self._before = None, Traffic()
         # DDPStrategy's own would broadcast the whole model where it does not train.
         super(DDPStrategy, self).setup(trainer)
-        self._join_around()
-        self._began = self.transport.meter.training
+        if self._fitting:
+            self._join_around()
+            self._began = self.transport.meter.training
+        for metric in self._module.modules():
+            # Else they talk through torch.distributed by themselves.
+            if isinstance(metric, Metric) and metric.process_group is None:
+                theirs = metric.dist_sync_fn
+                if theirs is None or isinstance(getattr(theirs, "__self__", None), Collectives):
+                    metric.dist_sync_fn = self._said.each
 
     @override
     def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
         transport = self.transport
-        fitting = self._trainer.state.fn == TrainerFn.FITTING
-        if not fitting or not isinstance(transport, SiteTransport) or transport.num_inside == 1:
+        if not self._fitting or not isinstance(transport, SiteTransport) or transport.num_inside == 1:
             return model
         if transport.averages_inside:
             return model
@@ -197,6 +211,11 @@ class ReplicaStrategy(DDPStrategy):
     @property
     def _trainer(self) -> "pl.Trainer":
         return self._module.trainer
+
+    @property
+    def _fitting(self) -> bool:
+        """Whether Lightning trains; what it validates or tests by itself are the weights that are there, such as a checkpoint's."""
+        return self._trainer.state.fn == TrainerFn.FITTING
 
     # Training
 
@@ -250,8 +269,8 @@ class ReplicaStrategy(DDPStrategy):
 
     @override
     def on_validation_start(self) -> None:
-        self._hold()
-        if self._holding is not None:
+        if self._fitting:
+            self._hold()
             check_replicas(self._module.named_parameters(), self.transport)
 
     @override
@@ -307,6 +326,7 @@ class ReplicaStrategy(DDPStrategy):
             UsageError: a replica cannot write its part; on all of them.
         """
         everyone, whole = self.transport.everyone, "optimizer_states" in checkpoint
+        self._said.gather(f"save {Path(filepath).name}", remedy=_MONITORED)
         problem = ""
         with self._own_weights():
             if whole:
@@ -326,14 +346,21 @@ class ReplicaStrategy(DDPStrategy):
                 try:
                     path = self._own_path(filepath)
                     self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options=storage_options)
-                except OSError as error:
-                    problem = f"cannot write its part of {filepath} ({error})"
+                except Exception as error:
+                    # The others wait for this replica's word, whatever it is.
+                    problem = f"cannot write its part of {filepath} ({type(error).__name__}: {error})"
         self._said.agree(
             f"save {Path(filepath).name}", problem, remedy="see to its disk; the checkpoint before is whole"
         )
 
     @override
     def remove_checkpoint(self, filepath: str | Path) -> None:
+        """Remove this replica's part; all replicas call it together.
+
+        Raises:
+            UsageError: they are about to remove different ones; on all of them.
+        """
+        self._said.gather(f"remove {Path(filepath).name}", remedy=_MONITORED)
         path = self._own_path(filepath)
         if get_filesystem(path).exists(path):
             self.checkpoint_io.remove_checkpoint(path)
@@ -355,16 +382,23 @@ class ReplicaStrategy(DDPStrategy):
         """This replica's part. For a fit, all replicas call it together.
 
         Raises:
-            UsageError: a replica has no part, or one of another replica or number of replicas; on all of them.
+            UsageError: a replica has no part, or one of another replica, number of replicas, or step; on all of them.
         """
+        if Path(checkpoint_path).is_symlink():
+            # By ModelCheckpoint(save_last="link"); the parts lie beside what it names.
+            checkpoint_path = Path(checkpoint_path).resolve()
         everyone, own = self.transport.everyone, self._own_path(checkpoint_path)
         there = get_filesystem(own).exists(own)
-        if self._trainer.state.fn != TrainerFn.FITTING:
+        if not self._fitting:
             return super().load_checkpoint(own if there else checkpoint_path, weights_only)
         loaded: dict[str, Any] = {}
         problem = "" if there else f"has no {own}"
         if there:
-            loaded = super().load_checkpoint(own, weights_only)
+            try:
+                loaded = super().load_checkpoint(own, weights_only)
+            except Exception as error:
+                problem = f"cannot read {own} ({type(error).__name__}: {error})"
+        if not problem:
             entry = loaded.get(ENTRY, {})
             found = entry.get("replica"), entry.get("replicas")
             if not entry:
@@ -377,14 +411,21 @@ class ReplicaStrategy(DDPStrategy):
             "go on with as many replicas, in the same order, and where machines share no folder with the path that each has; or "
             "load the weights into the model and begin a new fit"
         )
-        self._said.agree(f"go on from {Path(checkpoint_path).name}", problem, remedy=remedy)
+        what = f"go on from {Path(checkpoint_path).name}"
+        self._said.agree(what, problem, remedy=remedy)
+        steps = [step.decode() for step in self._said.gather(what, b"%d" % loaded["global_step"])]
+        if len(set(steps)) > 1:
+            raise UsageError(
+                f"ReplicaStrategy: cannot {what}: its parts are of the steps {', '.join(steps)} by replica, as where one was "
+                "stopped before it had saved; go on from a checkpoint that is whole"
+            )
         return loaded
 
     @override
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         super().load_model_state_dict(checkpoint, strict=strict)
         entry = checkpoint.get(ENTRY)
-        if entry is None or self._trainer.state.fn != TrainerFn.FITTING:
+        if entry is None or not self._fitting:
             return
         self._before = Traffic(**entry["traffic"])
         parameters = dict(self._module.named_parameters())
@@ -443,30 +484,3 @@ class ReplicaStrategy(DDPStrategy):
     @property
     def _said(self) -> Collectives:
         return Collectives(self.transport.everyone, who="ReplicaStrategy")
-
-
-class _Clipping(MixedPrecision):
-    """Mixed precision that clips gradients, after it has taken off a scaler's scale; the optimizer then gets what the scaler found.
-
-    Lightning refuses to clip where an optimizer takes the scaler's attributes, and leaves the scale to it.
-    """
-
-    @override
-    def optimizer_step(  # type: ignore[override]
-        self, optimizer: Any, model: "pl.LightningModule", closure: Callable[[], Any], **kwargs: Any
-    ) -> Any:
-        if self.scaler is None:
-            return super().optimizer_step(optimizer, model, closure, **kwargs)
-        result = closure()
-        if result is None and model.automatic_optimization:
-            # training_step has left this batch out; the others take their step.
-            return optimizer.step(**kwargs)
-        self.scaler.unscale_(optimizer)
-        self._after_closure(model, optimizer)
-        output = self.scaler.step(optimizer, **kwargs)
-        self.scaler.update()
-        return output
-
-    @override
-    def clip_gradients(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        Precision.clip_gradients(self, optimizer, *args, **kwargs)

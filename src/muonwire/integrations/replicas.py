@@ -37,6 +37,10 @@ _LAUNCHER = {
 }
 
 
+# What join_replicas has joined, with the processes of a replica: the launcher's variables are gone then.
+_joined: "list[tuple[int, Replicas]]" = []
+
+
 @dataclass(frozen=True)
 class Replicas:
     """The replicas of a training, as one of their processes sees them.
@@ -101,13 +105,27 @@ class Replicas:
             close()
 
     def newest_in_all(self, steps: Sequence[int]) -> int | None:
-        """The highest step that every replica has a checkpoint of, or None; all replicas call it together.
+        """The highest step that every replica has a checkpoint of, or None at the first start; all replicas call it together.
+
+        None, too, where replicas were killed while they saved for the first time, so that some have one and others none.
 
         Args:
             steps: of which this replica has one.
+
+        Raises:
+            UsageError: there is no such step, though replicas have gone further; on all of them.
         """
         told = self.transport.everyone.gather(json.dumps(sorted(steps)).encode(), purpose="control")
-        common = set.intersection(*(set(json.loads(steps)) for steps in told))
+        found: list[list[int]] = [json.loads(steps) for steps in told]
+        common = set.intersection(*map(set, found))
+        if not common and (all(found) or any(len(of_one) > 1 for of_one in found)):
+            what = "; ".join(
+                f"process {i}: {', '.join(map(str, its)) or 'none'}" for i, its in enumerate(found)
+            )
+            raise UsageError(
+                f"replicas: there is no checkpoint that all have; those that each has are of the steps {what}. Give each its own "
+                "folder back, with as many replicas as before, or begin a new run in another folder"
+            )
         return max(common, default=None)
 
 
@@ -127,7 +145,8 @@ def join_replicas(
 
     Between replicas messages travel through gloo; inside a replica the framework uses nccl on GPUs.
 
-    Without a launcher, or where all its processes make one replica, there is one, and nothing is changed.
+    Without a launcher, or where all its processes make one replica, there is one, and nothing is changed. Called again, as in a
+    notebook, it returns what it has joined.
 
     Args:
         processes_per_replica: how many processes make a replica; those whose ranks follow one another, as torchrun numbers the
@@ -138,11 +157,25 @@ def join_replicas(
         allow_public: listen without a secret where the internet may reach it. Default: no.
 
     Raises:
-        UsageError: torch.distributed is initialized already, or the processes cannot be divided so.
+        UsageError: torch.distributed is initialized already, the processes cannot be divided so, they were divided in another way
+            before, or the launcher has left out a variable.
         ExchangeError: the replicas do not find or reach each other, or give different numbers.
     """
-    count = int(os.environ["WORLD_SIZE"]) if all(key in os.environ for key in _NEEDED) else 1
     inside = processes_per_replica
+    for before, replicas in _joined:
+        if before != inside:
+            raise UsageError(
+                f"join_replicas: {inside} process(es) a replica, but they were joined with {before} before; join them once, "
+                "and hand on what it returns"
+            )
+        return replicas
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [key for key in _NEEDED if key not in os.environ]
+    if missing and count > 1:
+        raise UsageError(
+            f"join_replicas: WORLD_SIZE is {count}, but {', '.join(missing)} is not set; let torchrun start the processes, or set "
+            f"{', '.join(_NEEDED)} on each of them"
+        )
     if inside < 1 or count % inside:
         raise UsageError(
             f"join_replicas: {count} process(es) with {inside} a replica; give processes_per_replica a number that divides them"
@@ -175,7 +208,7 @@ def join_replicas(
     check_agreement(f"{inside} processes a replica", everyone, what="numbers of processes a replica")
     _show_inside(met, inside, wait_s=timeout_s + 2 * LONGER_S)
     if inside == 1:
-        return Replicas(everyone)
+        return _note(inside, everyone)
     ranks = [list(range(first, first + inside)) for first in range(0, count, inside)]
     leaders = [of_replica[0] for of_replica in ranks]
     between = group("leaders", leaders, timeout_s + LONGER_S) if met.rank in leaders else None
@@ -183,7 +216,12 @@ def join_replicas(
     made.waits.limit_s = timeout_s
     everyone.waits = made.waits
     everyone.members = tuple(made.members[rank // inside] for rank in range(count))
-    return Replicas(made)
+    return _note(inside, made)
+
+
+def _note(inside: int, transport: Transport) -> Replicas:
+    _joined.append((inside, Replicas(transport)))
+    return _joined[0][1]
 
 
 def _show_inside(met: Meeting, inside: int, *, wait_s: float) -> None:

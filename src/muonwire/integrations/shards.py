@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -77,11 +77,17 @@ def shard(dataset: Any, *, rank: int, world_size: int) -> Any:
     """A replica's part of a dataset; see Replicas.shard."""
     if world_size == 1:
         return dataset
+    if isinstance(dataset, Mapping):
+        raise UsageError(
+            f"shard: {type(dataset).__name__} holds {', '.join(map(str, dataset))}; give one of these datasets"
+        )
     if not hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
         raise UsageError(
             f"shard: {type(dataset).__name__} has neither an index nor an iterator; give a dataset"
         )
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    # torch's IterableDataset inherits an index, and may have a length, too.
+    indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, IterableDataset) or not indexed:
         return StreamShard(dataset, rank=rank, world_size=world_size)
     own = Shard(dataset, rank=rank, world_size=world_size)
     if hasattr(dataset, "select") and hasattr(dataset, "column_names"):
@@ -98,8 +104,9 @@ class SameData:
     """
 
     def __init__(self, transport: Transport) -> None:
-        self._transport = transport.everyone
+        self._transport, self._inside = transport.everyone, transport.num_inside
         self._digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        self._seen = False
 
     def watch(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """See what goes into the model, and check it before the optimizer's first step, on all replicas."""
@@ -115,27 +122,44 @@ class SameData:
         stepped = optimizer.register_step_pre_hook(before_step)
 
     def see(self, *batch: Any) -> None:
-        """Take a batch into account: all tensors in it."""
-        for tensor in _tensors(batch):
+        """Take a batch into account: all tensors in it. What is only evaluated does not count."""
+        for tensor in _tensors(batch) if torch.is_grad_enabled() else ():
+            self._seen = True
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             self._digest.update(content.numpy().data)
 
     def check(self) -> None:
-        """Compare with the other replicas; all call it together.
+        """Compare with the other replicas; all call it together. One that has seen no tensors says nothing.
 
         Raises:
             UsageError: two replicas have seen the same; on all of them.
         """
-        seen = self._transport.gather(self._digest.digest(), purpose="control")
-        same = next(
-            ([i for i, d in enumerate(seen) if d == own] for own in seen if seen.count(own) > 1), None
-        )
-        if same is not None:
+        seen = self._transport.gather(self._digest.digest() if self._seen else b"", purpose="control")
+        if same := same_among(seen, inside=self._inside):
             which = " and ".join(map(str, same))
             raise UsageError(
                 f"replicas: processes {which} of {len(seen)} took their first step on the same data, so they would train as one; "
                 "give each replica its own part, as by train_dataset=replicas.shard(dataset), or same_data=True if it is meant"
             )
+
+
+def same_among(seen: Sequence[bytes], *, inside: int = 1) -> list[int]:
+    """The ranks that have told the same digest, where they belong to several replicas; empty digests do not count.
+
+    Processes of one replica may have the same data: the framework repeats samples where there are fewer than it needs.
+
+    Args:
+        seen: the digests, in rank order.
+        inside: processes of a replica. Default: 1.
+
+    >>> same_among([b"", b"a", b"b", b"", b"a"]), same_among([b"a", b"b"]), same_among([b"a", b"a", b"b", b"c"], inside=2)
+    ([1, 4], [], [])
+    """
+    for own in dict.fromkeys(filter(None, seen)):
+        ranks = [rank for rank, its in enumerate(seen) if its == own]
+        if len({rank // inside for rank in ranks}) > 1:
+            return ranks
+    return []
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

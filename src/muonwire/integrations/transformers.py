@@ -18,6 +18,7 @@ different data.
 import json
 import re
 from collections.abc import Callable
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,13 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
         self.optimizer: ChainOptimizer | None = None
         self.figures: Figures | None = None
         self._args: Any = None
+        self._report_to: list[str] | None = None
         self._training = False
+        # Whether the epoch has had a batch.
+        self._fed = False
         self._synchronized_step: int | None = None
+        # Metrics that are means already.
+        self._averaged: dict[str, float] | None = None
 
     # The optimizer
 
@@ -134,24 +140,29 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
         """The argument of this name of the Trainer: callbacks of your own, this one, and then those that ``report_to`` names.
 
         The Trainer calls reporters before any callback of the user's, and they would not see the bytes. So they are named here, and
-        ``args.report_to`` becomes empty. Only replica 0 reports.
+        ``args.report_to`` is empty until the Trainer is made. Only replica 0 reports. One more callback, which comes first, lets
+        yours see the metrics' means.
 
         Args:
             args: the TrainingArguments.
             *before: callbacks of your own, called before this one.
         """
         reporters = get_reporting_integration_callbacks(args.report_to) if self.replicas.rank == 0 else []
-        args.report_to = []
-        return [*before, self, *(reporter() for reporter in reporters)]
+        self._report_to, args.report_to = args.report_to, []
+        return [_MeansFirst(self), *before, self, *(reporter() for reporter in reporters)]
 
     def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take the arguments, and check that they can hold for replicas."""
         self._args = args
+        if self._report_to is not None:
+            # For whoever makes another Trainer of the same arguments.
+            args.report_to = self._report_to
         if self.replicas.world_size == 1:
             return
-        for name, remedy in _REFUSED.items():
-            if getattr(args, name, None):
-                raise UsageError(f"MuonwireCallback: {name} is {getattr(args, name)!r}; {remedy}")
+        for name, (allowed, remedy) in _REFUSED.items():
+            value = getattr(args, name, None)
+            if not allowed(value):
+                raise UsageError(f"MuonwireCallback: {name} is {value!r}; {remedy}")
         if args.world_size != self.replicas.num_inside:
             raise UsageError(
                 f"MuonwireCallback: the Trainer sees {args.world_size} process(es), this replica has {self.replicas.num_inside}; "
@@ -164,22 +175,18 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
         """The folder of the newest checkpoint that all replicas have, for ``resume_from_checkpoint``; None where there is none.
 
         All replicas call it together, after the Trainer is made. A replica that was killed while it saved has one less.
+
+        Raises:
+            UsageError: the Trainer is not made yet; or there are checkpoints, but none of a step that all replicas have.
         """
         if self._args is None:
             raise UsageError(
                 "newest_checkpoint: the Trainer is not made yet, which knows the folder; call it afterwards"
             )
         folder = Path(self._args.output_dir)
-        found = {}
-        for path in folder.glob("checkpoint-*"):
-            number = re.fullmatch(r"checkpoint-(\d+)", path.name)
-            try:
-                # It is written last.
-                json.loads((path / "trainer_state.json").read_text())
-            except (OSError, ValueError):
-                continue
-            if number:
-                found[int(number[1])] = path
+        # Where a training of one replica, or of several, has left its own; on_train_begin then says whose they are.
+        elsewhere = [folder.parent] if self.replicas.world_size > 1 else sorted(folder.glob("replica_*"))
+        found = next(filter(None, map(_checkpoints, [folder, *elsewhere])), {})
         step = self.replicas.newest_in_all(list(found))
         return None if step is None else str(found[step])
 
@@ -197,8 +204,6 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
         saved = next((row for row in reversed(state.log_history) if _REPLICA in row), None)
         if saved is not None and state.global_step:
             self.figures.resume(saved, step=state.global_step)
-        if self.replicas.world_size == 1:
-            return
         check_agreement(_plan(args, state), self.transport, what="plans of training")
         mine = {_REPLICA: self.replicas.rank, _REPLICAS: self.replicas.world_size}
         others = {key: (saved or mine)[key] for key in mine}
@@ -212,9 +217,13 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
                 if w
             )
             raise UsageError(
-                f"MuonwireCallback: {what}, of {self.replicas.world_size} replicas now; what compression left out is each "
-                "replica's own, so let each resume from its own folder, as by resume_from_checkpoint=wire.newest_checkpoint()"
+                f"MuonwireCallback: {what}, of {self.replicas.world_size} replica(s) now; what compression left out is each "
+                "replica's own, so start as many replicas and let each resume from its own folder, as by "
+                "resume_from_checkpoint=wire.newest_checkpoint(), or begin a new run with the weights alone, by "
+                "from_pretrained(checkpoint) and another output_dir"
             )
+        if self.replicas.world_size == 1:
+            return
         if not any(hasattr(p, "to_local") for p in model.parameters()):
             check_replicas(model, self.transport, purpose="control")
         if self.replicas.rank:
@@ -223,38 +232,62 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
         if not self.same_data:
             SameData(self.transport).watch(model, optimizer)
 
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note that the epoch has had no batch yet."""
+        self._fed = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Stop where another replica stops."""
+        self._fed = True
+        return self._share_stop(state, control)
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Stop where another replica stops."""
+        return self._share_stop(state, control)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """After a step: synchronize where the weights are about to be evaluated or saved, and stop where another replica stops."""
-        if self.replicas.world_size > 1:
-            self._share_stop(state, control)
-        self._settle(state, control)
+        self._share_stop(state, control)
+        self._settle(args, state, control)
         # The wish may have come with the message of this synchronization.
         control.should_training_stop |= Flag.STOP in self.transport.agreed
         return control
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """As ``on_step_end``, for what is done at the end of an epoch."""
-        self._settle(state, control)
+        if self._fed:
+            # Without, the Trainer itself stops: there are no data.
+            self._share_stop(state, control)
+        self._settle(args, state, control)
         return control
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Replace the metrics by their means over the replicas, and stop where another replica stops."""
+        self.average(kwargs["metrics"])
+        if control.should_save:
+            self._note(state)
         if not self._training or self.replicas.world_size == 1:
             return control
-        metrics = kwargs["metrics"]
+        stops = self.transport.everyone.gather(b"%d" % bool(control.should_training_stop), purpose="control")
+        if b"1" in stops:
+            self.transport.agreed |= Flag.STOP
+            control.should_training_stop = True
+        return control
+
+    def average(self, metrics: dict[str, float]) -> None:
+        """Replace the metrics of an evaluation while it trains by their means over the replicas, once."""
+        if not self._training or self.replicas.world_size == 1 or self._averaged is metrics:
+            return
+        self._averaged = metrics
         numbers = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-        told = self.transport.everyone.gather(
-            json.dumps([control.should_training_stop, numbers]).encode(), purpose="control"
-        )
-        stops, everyones = zip(*map(json.loads, told), strict=True)
+        told = self.transport.everyone.gather(json.dumps(numbers).encode(), purpose="control")
+        everyones = [json.loads(of_one) for of_one in told]
         for key in numbers:
             if all(key in of_one for of_one in everyones):
                 metrics[key] = sum(of_one[key] for of_one in everyones) / len(everyones)
-        control.should_training_stop = any(stops)
-        return control
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Make sure that what was saved is what all replicas share.
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Make sure that what was saved is what all replicas share, and stop where another replica stops.
 
         Raises:
             UsageError: a callback behind this one asked for it.
@@ -264,16 +297,17 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
                 f"MuonwireCallback: a callback behind this one asked for the checkpoint of step {state.global_step}, before "
                 "which the replicas have not synchronized; name it before this one, as by callbacks=wire.callbacks(args, yours)"
             )
+        return self._share_stop(state, control)
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Add the bytes to a log of training."""
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Add the bytes to a log of training, and stop where another replica stops."""
         logs = kwargs.get("logs")
-        if self.figures is None or logs is None or not {"loss", "train_loss"} & set(logs):
-            return
-        ends = "train_loss" in logs
-        row = (self.figures.in_all if ends else self.figures.since_last)(step=state.global_step)
-        logs.update(row)
-        state.log_history[-1].update(row)
+        if self.figures is not None and logs is not None and {"loss", "train_loss"} & set(logs):
+            ends = "train_loss" in logs
+            row = (self.figures.in_all if ends else self.figures.since_last)(step=state.global_step)
+            logs.update(row)
+            state.log_history[-1].update(row)
+        return self._share_stop(state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make sure that all replicas end with the same weights."""
@@ -293,15 +327,18 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
             )
         return self.optimizer
 
-    def _share_stop(self, state: Any, control: Any) -> None:
+    def _share_stop(self, state: Any, control: Any) -> Any:
         """Stop all replicas in the same step: the wish travels in the header of the next message."""
+        if not self._training or self.replicas.world_size == 1:
+            return control
         if Flag.STOP in self.transport.agreed:
             control.should_training_stop = True
         elif control.should_training_stop and state.global_step < state.max_steps:
             control.should_training_stop = False
             self.transport.requested |= Flag.STOP
+        return control
 
-    def _settle(self, state: Any, control: Any) -> None:
+    def _settle(self, args: Any, state: Any, control: Any) -> None:
         """Synchronize and compare before an evaluation, a checkpoint or the end."""
         wanted = control.should_evaluate or control.should_save or control.should_training_stop
         if wanted and self._synchronized_step != state.global_step:
@@ -310,11 +347,45 @@ class MuonwireCallback(TrainerCallback):  # type: ignore[misc]
             self._synchronized_step = state.global_step
             if self.replicas.world_size > 1:
                 check_replicas(optimizer.named_parameters(), self.transport)
-        if control.should_save and self.figures is not None:
-            # Which replica's checkpoint it is, and what was sent before, for when the run goes on from it.
-            mine = {_REPLICA: self.replicas.rank, _REPLICAS: self.replicas.world_size}
-            totals = self.figures.in_all(step=state.global_step)
-            state.log_history.append({**totals, **mine, "step": state.global_step, "epoch": state.epoch})
+        # With the strategy "best" it is the evaluation that decides.
+        if control.should_save or (control.should_evaluate and args.save_strategy == "best"):
+            self._note(state)
+
+    def _note(self, state: Any) -> None:
+        """Which replica's checkpoint it will be, and what was sent before, for when the run goes on from it."""
+        history = state.log_history
+        noted = any(_REPLICA in row and row["step"] == state.global_step for row in history[-8:])
+        if self.figures is None or noted:
+            return
+        mine = {_REPLICA: self.replicas.rank, _REPLICAS: self.replicas.world_size}
+        totals = self.figures.in_all(step=state.global_step)
+        history.append({**totals, **mine, "step": state.global_step, "epoch": state.epoch})
+
+
+class _MeansFirst(TrainerCallback):  # type: ignore[misc]
+    """Called before callbacks of the user's, which decide by metrics."""
+
+    def __init__(self, wire: MuonwireCallback) -> None:
+        self._wire = wire
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Average the metrics."""
+        self._wire.average(kwargs["metrics"])
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """The whole checkpoints in a folder, by step."""
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        number = re.fullmatch(r"checkpoint-(\d+)", path.name)
+        try:
+            # It is written last.
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        if number:
+            found[int(number[1])] = path
+    return found
 
 
 _ELSEWHERE = {
@@ -322,11 +393,28 @@ _ELSEWHERE = {
     "weight_decay": "weight_decay in TrainingArguments",
     "transport": "replicas=Replicas(transport)",
 }
-# TrainingArguments that cannot hold for replicas, with what to do instead.
-_REFUSED = {
-    "auto_find_batch_size": "one replica would begin anew with smaller batches and the others would not; give a batch size",
-    "fsdp": "the optimizer is made before the weights are sharded; shard the model in a loop of your own",
-    "deepspeed": "DeepSpeed makes an optimizer of its own; use the Trainer's DistributedDataParallel inside a replica",
+# TrainingArguments that cannot hold for replicas: what is allowed, and what to do instead.
+_REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "auto_find_batch_size": (
+        not_,
+        "one replica would begin anew with smaller batches and the others would not; give a batch size",
+    ),
+    "fsdp": (
+        not_,
+        "the optimizer is made before the weights are sharded; shard the model in a loop of your own",
+    ),
+    "deepspeed": (
+        not_,
+        "DeepSpeed makes an optimizer of its own; use the Trainer's DistributedDataParallel inside a replica",
+    ),
+    "enable_jit_checkpoint": (
+        not_,
+        "the replica that gets the signal would save alone, before the others have synchronized; let save_steps save",
+    ),
+    "save_total_limit": (
+        lambda limit: limit != 1,
+        "if a replica were killed while it saves, no checkpoint would be left that all have; give 2 or more",
+    ),
 }
 _PLANNED = (
     *(

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from muonwire.errors import UsageError
 from muonwire.optim.chain import ChainOptimizer
 from muonwire.transport import Traffic
@@ -80,7 +82,8 @@ class PrometheusFile:
         self.path = Path(path)
         check_path(self.path)
         everyone = optimizer.transport.everyone
-        self._labels = {"replica": str(everyone.rank)} if labels is None else dict(labels)
+        given: Mapping[str, object] = {"replica": everyone.rank} if labels is None else labels
+        self._labels = {name: str(value) for name, value in given.items()}
         for name in self._labels:
             if not (name.isascii() and name.isidentifier()) or name in ("kind", "peer", "purpose"):
                 raise UsageError(
@@ -103,7 +106,10 @@ class PrometheusFile:
             losses: by kind, such as "training"; those that are not given stay as they were. Default: none.
             due: write it however early it is. Default: False.
         """
-        self._losses |= losses or {}
+        self._losses |= {
+            kind: float(value.detach() if isinstance(value, Tensor) else value)
+            for kind, value in (losses or {}).items()
+        }
         messages = self._update().num_messages
         self._synchronizations += messages != self._messages
         self._messages = messages
@@ -113,7 +119,7 @@ class PrometheusFile:
         partial = self.path.with_name(self.path.name + ".partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(self.text())
+            partial.write_text(self.text(), encoding="utf-8", errors="replace")
             partial.replace(self.path)
         except OSError as error:
             if not self._complained:

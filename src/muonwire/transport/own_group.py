@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from muonwire.errors import UsageError
 from muonwire.transport.ahead import InFlight
-from muonwire.transport.channel import Channel
 from muonwire.transport.process_group import ProcessGroupTransport
 from muonwire.transport.rendezvous import EXCHANGE_TIMEOUT_S, address_of
 from muonwire.transport.secret import Secret
@@ -89,27 +88,16 @@ class OwnGroupTransport(ProcessGroupTransport):
         return self._channels
 
     @override
-    def channel(self) -> Channel:
-        """A channel over connections of its own between the same replicas, sealed where this transport is.
-
-        Raises:
-            ReplicaLostError: another replica does not make its end.
-        """
-        if self.world_size == 1:
-            return Channel(self, at_once=True)
-        number = len(self._channels) + 1
-        made = OwnGroupTransport(
-            PrefixStore(f"channel {number}", self._store),
+    def _make_beside(self, name: str) -> ProcessGroupTransport:
+        return OwnGroupTransport(
+            PrefixStore(name, self._store),
             rank=self.rank,
             world_size=self.world_size,
             numbers=self._numbers,
             secret=self._secret,
-            run=f"{self._run}/channel {number}",
+            run=f"{self._run}/{name}",
             timeout_s=self._timeout_s,
         )
-        made.waits.limit_s = self.waits.limit_s
-        self._channels.append(made)
-        return Channel(made)
 
     @override
     def _start(self, sends: bool, peer: int, buffer: Tensor, tag: int) -> InFlight:

@@ -187,13 +187,20 @@ class ProcessGroupTransport(FrameTransport):
 
     @override
     def channel(self) -> Channel:
-        """A channel over a gloo group of its own between the same replicas, sealed where this transport is.
+        """A channel over connections of its own between the same replicas, sealed where this transport is.
 
         Raises:
             ReplicaLostError: another replica does not make its end.
         """
         if self.world_size == 1:
             return Channel(self, at_once=True)
+        made = self._make_beside(f"channel {len(self._beside) + 1}")
+        made.waits.limit_s = self.waits.limit_s
+        self._beside.append(made)
+        return Channel(made)
+
+    def _make_beside(self, name: str) -> "ProcessGroupTransport":
+        """A transport between the same replicas, over a gloo group of its own."""
         ranks = dist.get_process_group_ranks(self._group)
         limit = timedelta(seconds=self._timeout_s)
         if self.device.type == "cpu" and self._links is None:  # as long as in this group
@@ -204,18 +211,13 @@ class ProcessGroupTransport(FrameTransport):
         except RuntimeError as error:
             raise self._lost(None, error) from error
         secret, run = (None, "") if self._links is None else (self._links.secret, self._links.run)
-        made = ProcessGroupTransport(
-            group, secret=secret, run=f"{run}/channel {len(self._beside) + 1}", timeout_s=self._timeout_s
-        )
-        made.waits.limit_s = self.waits.limit_s
-        _channels.setdefault(self._group, []).append(made)
-        return Channel(made)
+        return ProcessGroupTransport(group, secret=secret, run=f"{run}/{name}", timeout_s=self._timeout_s)
 
     @property
     def _beside(self) -> "list[ProcessGroupTransport]":
-        """The transports of the channels beside this one's group."""
+        """The transports of the channels beside this one."""
         group = self.group or dist.group.WORLD
-        return [] if group is None else _channels.get(group, [])
+        return [] if group is None else _channels.setdefault(group, [])
 
     @override
     def carried_bytes(self, num_bytes: int) -> int:
