@@ -14,10 +14,12 @@ import pytest
 from muonwire.cli.main import main
 from muonwire.compare import PRESETS, CompareConfig
 from muonwire.compare import compare as compare_here
+from muonwire.compare.comparison import check_data
 from muonwire.compare.runs import Run, candidates, pending, run_folder, short_runs
 from muonwire.compare.summary import summarize
 from muonwire.errors import UsageError
 from muonwire.recipes import RECIPES as RECIPE_NAMES
+from muonwire.tasks import TextSettings
 from muonwire.train.metrics import read_metrics
 from tests.commands import Command, run
 
@@ -274,6 +276,25 @@ def test_finished_runs_are_not_repeated_and_lost_ones_are(finished, tmp_path):
     again = json.loads((out / "summary.json").read_text())
     digests = [[e["weights_digest"] for e in s] for s in (first, again)]
     assert digests[0] == digests[1]
+
+
+def test_runs_are_not_kept_beside_those_of_other_data(tmp_path):
+    text = tmp_path / "book.txt"
+    settings = TextSettings(text=(text,), model_size="pico", sequence=16, batch=2, evaluation_sequences=1)
+    text.write_bytes(b"In the beginning. " * 8_000)
+    check_data(tmp_path, settings, settings.make())
+    check_data(tmp_path, settings, settings.make())
+    # Other settings are other runs.
+    check_data(
+        tmp_path, dataclasses.replace(settings, batch=4), dataclasses.replace(settings, batch=4).make()
+    )
+    text.write_bytes(b"In the beginning, " * 8_000)
+    with pytest.raises(
+        UsageError, match=r"has changed since runs were kept in .*: data_digest \(\w+ then, \w+ now\)"
+    ):
+        check_data(tmp_path, settings, settings.make())
+    text.write_bytes(b"In the beginning. " * 8_000)
+    check_data(tmp_path, settings, settings.make())
 
 
 def test_an_unfinished_comparison_is_summarized_as_far_as_it_went(finished, tmp_path):

@@ -1,5 +1,6 @@
 """`muonwire compare`: many recipes, the same work for each, and one report."""
 
+import json
 import platform
 import sys
 from importlib.metadata import version
@@ -19,12 +20,15 @@ from muonwire.compare.summary import curves, summarize
 from muonwire.compare.virtual import run_virtual
 from muonwire.compare.worker import worker
 from muonwire.errors import ExchangeError, StoppedError, UsageError
+from muonwire.tasks import Task, TaskSettings
 from muonwire.train.checkpoint import write_json
 from muonwire.train.launch import launch
 
 RESULTS = "results.parquet"
 LINKS = "links.parquet"
 SUMMARY = "summary.json"
+# What the runs in a folder were trained on.
+TRAINED_ON = "tasks.json"
 
 
 def machine() -> str:
@@ -103,6 +107,35 @@ def _setting(config: Comparison, command: str, summary: list[dict[str, Any]]) ->
     )
 
 
+def check_data(out: Path, settings: TaskSettings, task: Task) -> None:
+    """Note what the runs in a folder are trained on, or make sure that it is the same as before.
+
+    Args:
+        out: of the comparison; it is there.
+        settings: of the task.
+        task: made of them.
+
+    Raises:
+        UsageError: the files or the model that the settings name hold something else now, so that runs that are kept there would be
+            compared with others.
+    """
+    path = out / TRAINED_ON
+    notes: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    own = json.loads(json.dumps({"settings": settings.identity(), "task": task.description}))
+    before = next((note["task"] for note in notes if note["settings"] == own["settings"]), None)
+    if before is None:
+        write_json(path, [*notes, own])
+        return
+    now = own["task"]
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        what = ", ".join(f"{key} ({before.get(key)} then, {now.get(key)} now)" for key in changed)
+        raise UsageError(
+            f"compare: the data or the model has changed since runs were kept in {out}: {what}; give another --out, or put back "
+            "what was there"
+        )
+
+
 def _notes_on_links(config: Comparison, summary: list[dict[str, Any]]) -> list[str]:
     """Whether the links were emulated, and how the kernel's counters agree with the meter."""
     entries = [found for entry in summary for found in entry.get("links", {}).values()]
@@ -143,14 +176,15 @@ def compare(settings: CompareConfig, *, command: str) -> list[dict[str, Any]]:
         command: how to call this again, for the report.
 
     Raises:
-        UsageError: bad settings or data, peers where network namespaces are not allowed, or hosts where there is a GPU;
-            before anything is trained.
+        UsageError: bad settings or data, other data than that of runs which are kept, peers where network namespaces are not
+            allowed, or hosts where there is a GPU; before anything is trained.
         ReplicaLostError, ExchangeError: a replica was lost; the report shows what was finished before.
         StoppedError: SIGTERM or Ctrl-C; likewise.
     """
     config = settings.resolve()
-    config.task.make()
+    task = config.task.make()
     config.out.mkdir(parents=True, exist_ok=True)
+    check_data(config.out, config.task, task)
     lacks = lacking() if config.emulate or config.peers else ""
     if lacks and config.peers:
         raise UsageError(
