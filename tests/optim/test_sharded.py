@@ -143,7 +143,7 @@ def _resume(folder, shape, names):
 
 
 @pytest.mark.parametrize(
-    ("shape", "names"), [((2, 2), SAVED), ((2, 0), SAVED[:2]), ((2, 1), SAVED[:2]), ((2, 4), SAVED[:1])]
+    ("shape", "names"), [((2, 2), SAVED[2:]), ((2, 0), SAVED[:2]), ((2, 1), SAVED[:2]), ((2, 4), SAVED[:1])]
 )
 def test_a_distributed_checkpoint_goes_on_with_any_number_of_processes(shape, names, trained, folder):
     """At 2 × 0 the replicas are single processes with whole weights."""
@@ -353,6 +353,8 @@ def _refusals():
     fully_shard(last.hidden[2], mesh=mesh["shard"])
     groups = [{"params": [last.hidden[0].weight]}, {"params": [last.hidden[2].weight]}]
     found["a part of the weights"] = _said(lambda: ChainOptimizer(groups, chain=stages.Sign(), lr=0.1))
+    alone = {"outer_chain": stages.Mean(), "local": LocalSteps(interval=2)}
+    found["no model"] = _said(lambda: local_steps(torch.optim.SGD(model.parameters(), lr=0.1), **alone))
     optimizer = recipes.build("muon", model, lr=0.1, transport=transport)
     weight = model.hidden[0].weight
     weight.grad = DTensor.from_local(torch.ones(weight.shape), weight.device_mesh, (Replicate(),))
@@ -375,6 +377,7 @@ def test_what_cannot_be_done_is_refused_when_it_is_built():
         "streaming": "use fragments=1 and delay=0",
         "whole weights": "call fully_shard on the whole model",
         "a part of the weights": "group 0[0] is whole on every process",
+        "no model": "give model=model",
         "whole gradients": "(Replicate(),), the parameter (Shard(dim=0),)",
         "weights beside the mesh": "fully_shard without CPUOffloadPolicy",
         "copies of shards": "which mesh_transport's first axis stands for",
@@ -438,7 +441,8 @@ def _evaluated(mesh):
 def around(model, transport):
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     exchange = stages.Exchange(codec=codec.parse("sign(scale=tensor)"), feedback=stages.EF14())
-    return local_steps(inner, outer_chain=exchange, local=LocalSteps(interval=2), transport=transport)
+    options = {"outer_chain": exchange, "local": LocalSteps(interval=2), "transport": transport}
+    return local_steps(inner, model=model, **options)
 
 
 def test_masters_wrapped_optimizers_and_a_broadcast_are_those_of_whole_replicas():

@@ -33,7 +33,7 @@ def local_steps(
         local: how long replicas step alone, and the outer rate.
         transport: the way to the other replicas. Default: one replica.
         model: whose floating buffers are averaged at synchronizations, whose parameters' names are used, and whose modules gather
-            weights anew after these have moved, where they are sharded. Default: none.
+            weights anew after these have moved, where they are sharded, so that these need it. Default: none.
         lifecycle: see Lifecycle. Default: its defaults.
 
     Raises:

@@ -72,7 +72,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             by what is not sent yet (Psyche's distro.rs). Default: none; they hold θ.
         around: an optimizer that takes the local steps in place of the groups' chains; its groups are this optimizer's.
         model: whose floating buffers are compared at the start and averaged at synchronizations, and whose modules gather weights
-            anew after these have moved, where they are sharded. Default: none.
+            anew after these have moved, where they are sharded; local steps with sharded weights need it. Default: none.
         lifecycle: see Lifecycle. Default: its defaults.
 
     Raises:
@@ -164,8 +164,12 @@ class ChainOptimizer(torch.optim.Optimizer):
             if self.streaming is not None:
                 group[FRAGMENTS] = first.get(FRAGMENTS) or first_counts(self.local)
         groups.check(group)
-        every_group = [*self.param_groups, group]
-        self.transport = transport_for(every_group, self.transport, streams=self.streaming is not None)
+        self.transport = transport_for(
+            [*self.param_groups, group],
+            self.transport,
+            streams=self.streaming is not None,
+            unseen=self._model is None and (self.local is not None or bool(self.look_ahead)),
+        )
         self.outer |= dict(zip(params, outer, strict=False))
         # States exist from the start, so that a checkpoint taken before the first step can be loaded.
         layouts = zip(params, group["layouts"], strict=True)

@@ -329,8 +329,8 @@ class _Run:
 
     def _talk(self) -> None:
         beside = [w.prefix for w in self._works if self._waits and not w.core.members]
-        if not any(work.wholes for work in self._works) and not self._talks(beside):
-            # The flags of the other replicas' processes in this place; they own nothing, too.
+        if not any(w.wholes and w.core.talks for w in self._works) and not self._talks(beside):
+            # The flags of the other replicas' processes in this place; they own nothing that is exchanged, too.
             self._talking.gather(b"")
             self._settle()
         self._run_cores()

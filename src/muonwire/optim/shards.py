@@ -20,16 +20,20 @@ BUCKET_BYTES = 32 << 20
 FAILED, OTHERS = 1, 2
 
 
-def transport_for(groups: Sequence[Mapping[str, Any]], transport: Transport, *, streams: bool) -> Transport:
+def transport_for(
+    groups: Sequence[Mapping[str, Any]], transport: Transport, *, streams: bool, unseen: bool
+) -> Transport:
     """The transport that the groups' parameters need, which is the given one, but for sharded weights that train alone.
 
     Args:
         groups: all of the optimizer, of parameters.
         transport: that the optimizer was given.
         streams: whether fragments synchronize at different times, or messages travel while the replica goes on.
+        unseen: whether weights move outside of steps, too, as where replicas synchronize, and the model is not known that sees it.
 
     Raises:
-        UsageError: weights are sharded otherwise than along one axis of a mesh, or not as the transport has it.
+        UsageError: weights are sharded otherwise than along one axis of a mesh, or not as the transport has it, or steps are local
+            and no model is given.
     """
     trained = [
         (name, param)
@@ -53,6 +57,11 @@ def transport_for(groups: Sequence[Mapping[str, Any]], transport: Transport, *, 
     if streams:
         raise UsageError(
             "ChainOptimizer: fragments, delay and merge='arrival' are not there for sharded weights; use fragments=1 and delay=0"
+        )
+    if unseen:
+        raise UsageError(
+            "ChainOptimizer: local steps with sharded weights need the model, some of whose modules keep whole weights after an "
+            "evaluation and must gather them anew; give model=model"
         )
     mesh: Any = sharded[0][1].device_mesh
     if type(transport) is SingleReplica:
