@@ -353,6 +353,10 @@ def _refusals():
     fully_shard(last.hidden[2], mesh=mesh["shard"])
     groups = [{"params": [last.hidden[0].weight]}, {"params": [last.hidden[2].weight]}]
     found["a part of the weights"] = _said(lambda: ChainOptimizer(groups, chain=stages.Sign(), lr=0.1))
+    last.hidden[0].weight.requires_grad_(False)
+    optimizer = ChainOptimizer(groups, chain=stages.Sign(), lr=0.1)
+    last.hidden[0].weight.requires_grad_(True)
+    found["a part is trained later"] = _said(optimizer.step)
     alone = {"outer_chain": stages.Mean(), "local": LocalSteps(interval=2)}
     found["no model"] = _said(lambda: local_steps(torch.optim.SGD(model.parameters(), lr=0.1), **alone))
     optimizer = recipes.build("muon", model, lr=0.1, transport=transport)
@@ -376,6 +380,7 @@ def test_what_cannot_be_done_is_refused_when_it_is_built():
         "whole replicas": "make it with mesh_transport(mesh)",
         "streaming": "use fragments=1 and delay=0",
         "whole weights": "call fully_shard on the whole model",
+        "a part is trained later": "group 0[0] is whole on every process",
         "a part of the weights": "group 0[0] is whole on every process",
         "no model": "give model=model",
         "whole gradients": "(Replicate(),), the parameter (Shard(dim=0),)",

@@ -164,12 +164,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             if self.streaming is not None:
                 group[FRAGMENTS] = first.get(FRAGMENTS) or first_counts(self.local)
         groups.check(group)
-        self.transport = transport_for(
-            [*self.param_groups, group],
-            self.transport,
-            streams=self.streaming is not None,
-            unseen=self._model is None and (self.local is not None or bool(self.look_ahead)),
-        )
+        self._fit_transport([*self.param_groups, group])
         self.outer |= dict(zip(params, outer, strict=False))
         # States exist from the start, so that a checkpoint taken before the first step can be loaded.
         layouts = zip(params, group["layouts"], strict=True)
@@ -179,6 +174,14 @@ class ChainOptimizer(torch.optim.Optimizer):
         self.state.update(fresh)
         self.agreement.reached = False
         self.record_weights()
+
+    def _fit_transport(self, param_groups: Sequence[dict[str, Any]]) -> None:
+        self.transport = transport_for(
+            param_groups,
+            self.transport,
+            streams=self.streaming is not None,
+            unseen=self._model is None and (self.local is not None or bool(self.look_ahead)),
+        )
 
     def keeps_master(self, param: Tensor) -> bool:
         """Whether a float32 copy of a 16-bit weight takes the updates."""
@@ -192,6 +195,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             for param, layout in zip(group["params"], group["layouts"], strict=True):
                 if param.requires_grad:
                     if param not in self.state:
+                        # It was frozen.
+                        self._fit_transport(self.param_groups)
                         self.state[param] = fresh_state(self, param, members, layout)
                     params.append(param)
         return params
