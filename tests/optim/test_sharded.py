@@ -11,13 +11,14 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate
 
 from muonwire import codec, recipes, stages
 from muonwire.errors import ExchangeError, NonFiniteUpdateError, ReplicaLostError, UsageError
 from muonwire.optim import shards
 from muonwire.optim.around import local_steps
 from muonwire.optim.chain import ChainOptimizer
-from muonwire.optim.settings import LocalSteps
+from muonwire.optim.settings import Lifecycle, LocalSteps
 from muonwire.transport import ProcessGroupTransport, check_replicas, mesh_transport, run_threads
 from muonwire.transport.shards import local
 from tests.optim.sharded_nets import (
@@ -142,7 +143,7 @@ def _resume(folder, shape, names):
 
 
 @pytest.mark.parametrize(
-    ("shape", "names"), [((2, 2), SAVED), ((2, 0), SAVED[:2]), ((2, 1), SAVED[:2]), ((2, 4), SAVED[:1])]
+    ("shape", "names"), [((2, 2), SAVED[2:]), ((2, 0), SAVED[:2]), ((2, 1), SAVED[:2]), ((2, 4), SAVED[:1])]
 )
 def test_a_distributed_checkpoint_goes_on_with_any_number_of_processes(shape, names, trained, folder):
     """At 2 × 0 the replicas are single processes with whole weights."""
@@ -298,6 +299,16 @@ def _alone():
         shards.BUCKET_BYTES = before
         made.append((weights(model, optimizer), optimizer.transport.swaps.total.num_messages))
     found["buckets"] = made
+    # Updates of 16-bit weights without masters are wide on their way, too.
+    model = shard(net(torch.bfloat16), mesh)
+    below = stages.plain(lambda update: update - update.bfloat16().float(), name="below")
+    params, lifecycle = [model.hidden[0].weight], Lifecycle(masters=False)
+    optimizer = ChainOptimizer(
+        params, chain=stages.chain(stages.Momentum(), below), lr=1e6, lifecycle=lifecycle
+    )
+    before = params[0].full_tensor()
+    advance(model, optimizer, range(2))
+    found["wide"] = torch.equal(params[0].full_tensor(), before)
     return found
 
 
@@ -311,6 +322,7 @@ def test_a_replica_that_trains_alone_needs_no_transport():
         assert found["gradients"][0] is UsageError
         (at_once, swaps), (in_buckets, more_swaps) = found["buckets"]
         assert (swaps, more_swaps) == (4, 4)
+        assert not found["wide"]
         assert all(map(torch.equal, at_once, in_buckets))
     model = net()
     params = [model.hidden[0].weight, model.hidden[2].weight]
@@ -337,6 +349,23 @@ def _refusals():
     twice = net()
     fully_shard(twice, mesh=mesh)
     found["copies of shards"] = _said(lambda: recipes.build("muon", twice, lr=0.1))
+    last = net()
+    fully_shard(last.hidden[2], mesh=mesh["shard"])
+    groups = [{"params": [last.hidden[0].weight]}, {"params": [last.hidden[2].weight]}]
+    found["a part of the weights"] = _said(lambda: ChainOptimizer(groups, chain=stages.Sign(), lr=0.1))
+    last.hidden[0].weight.requires_grad_(False)
+    optimizer = ChainOptimizer(groups, chain=stages.Sign(), lr=0.1)
+    last.hidden[0].weight.requires_grad_(True)
+    found["a part is trained later"] = _said(optimizer.step)
+    alone = {"outer_chain": stages.Mean(), "local": LocalSteps(interval=2)}
+    found["no model"] = _said(lambda: local_steps(torch.optim.SGD(model.parameters(), lr=0.1), **alone))
+    optimizer = recipes.build("muon", model, lr=0.1, transport=transport)
+    weight = model.hidden[0].weight
+    weight.grad = DTensor.from_local(torch.ones(weight.shape), weight.device_mesh, (Replicate(),))
+    found["whole gradients"] = _said(optimizer.step)
+    # As CPUOffloadPolicy has it on a machine with GPUs.
+    weight.device_mesh._device_type = "cuda"
+    found["weights beside the mesh"] = _said(lambda: recipes.build("muon", model, lr=0.1))
     other = shard(net(), mesh["replica"])
     found["other axis"] = _said(lambda: recipes.build("muon", other, lr=0.1, transport=transport))
     cube = init_device_mesh("cpu", (2, 2, 1), mesh_dim_names=("replica", "shard", "tensor"))
@@ -351,6 +380,11 @@ def test_what_cannot_be_done_is_refused_when_it_is_built():
         "whole replicas": "make it with mesh_transport(mesh)",
         "streaming": "use fragments=1 and delay=0",
         "whole weights": "call fully_shard on the whole model",
+        "a part is trained later": "group 0[0] is whole on every process",
+        "a part of the weights": "group 0[0] is whole on every process",
+        "no model": "give model=model",
+        "whole gradients": "(Replicate(),), the parameter (Shard(dim=0),)",
+        "weights beside the mesh": "fully_shard without CPUOffloadPolicy",
         "copies of shards": "which mesh_transport's first axis stands for",
         "other axis": "with the second axis of the mesh",
         "three axes": 'mesh["replica", "shard"]',
@@ -380,13 +414,40 @@ def _others():
             local(model.hidden[0].weight).add_(1.0)
     recipes.build("distro", model, lr=0.1, transport=mesh_transport(mesh), start="broadcast")
     found["broadcast"] = ([], check_replicas(model, mesh_transport(mesh)))
+    found |= _evaluated(mesh)
     return text, found
+
+
+def _loss(model, step=9):
+    with torch.no_grad():
+        return loss_of(model, replica=0, step=step)
+
+
+def _evaluated(mesh):
+    """A forward pass without a backward one leaves whole weights in the outermost module."""
+    model = net()
+    fully_shard(model, mesh=mesh["shard"])
+    _loss(model)
+    # Made of shards all the same.
+    optimizer = recipes.build("one_bit_muon", model, lr=0.02, transport=mesh_transport(mesh), interval=4)
+    advance(model, optimizer, range(2))
+    transport, own = optimizer.transport, _loss(model)
+    with optimizer.shared_weights():
+        shared = _loss(model)
+        during = check_replicas(model, transport)
+    again = _loss(model)
+    optimizer.synchronize()
+    return {
+        "during": ([own, again, shared, _loss(net())], during),
+        "after": ([_loss(model)], check_replicas(model, transport)),
+    }
 
 
 def around(model, transport):
     inner = torch.optim.AdamW(model.parameters(), lr=0.01)
     exchange = stages.Exchange(codec=codec.parse("sign(scale=tensor)"), feedback=stages.EF14())
-    return local_steps(inner, outer_chain=exchange, local=LocalSteps(interval=2), transport=transport)
+    options = {"outer_chain": exchange, "local": LocalSteps(interval=2), "transport": transport}
+    return local_steps(inner, model=model, **options)
 
 
 def test_masters_wrapped_optimizers_and_a_broadcast_are_those_of_whole_replicas():
@@ -408,6 +469,12 @@ def test_masters_wrapped_optimizers_and_a_broadcast_are_those_of_whole_replicas(
     for what, expected in run_threads(worker, replicas=2)[0].items():
         for mine, theirs in zip(made[0][1][what][0], expected, strict=True):
             assert torch.equal(mine, theirs), what
+    # Evaluation sees the weights that it is to see, and training goes on with its own.
+    for _, found in made:
+        own, again, shared, start = found["during"][0]
+        assert own == again != shared
+        assert shared == start
+    assert len({float(found["after"][0][0]) for _, found in made}) == 1
 
 
 def _die():

@@ -390,6 +390,17 @@ def test_masters_are_shown_and_can_be_left_out():
     assert "16-bit" not in str(recipes.build("muon", SmallNet(), lr=0.01))
 
 
+def test_16_bit_weights_train_without_masters():
+    for name in recipes.RECIPES:
+        if name == "psyche":
+            # Masters have no effect there, and the option is refused.
+            continue
+        model = SmallNet().bfloat16()
+        optimizer = built(name, RECIPE_OPTIONS.get(name, {}), model, masters=False)
+        train(model, optimizer, 2)
+        assert not all(map(torch.equal, model.parameters(), SmallNet().bfloat16().parameters())), name
+
+
 def test_masters_keep_updates_that_16_bits_lose():
     moved = []
     for masters in (True, False):

@@ -32,7 +32,8 @@ def local_steps(
         outer_chain: a stage that exchanges, or a function from a parameter to one.
         local: how long replicas step alone, and the outer rate.
         transport: the way to the other replicas. Default: one replica.
-        model: whose floating buffers are averaged at synchronizations, and whose parameters' names are used. Default: none.
+        model: whose floating buffers are averaged at synchronizations, whose parameters' names are used, and whose modules gather
+            weights anew after these have moved, where they are sharded, so that these need it. Default: none.
         lifecycle: see Lifecycle. Default: its defaults.
 
     Raises:

@@ -40,7 +40,7 @@ from muonwire.polar.processor import named_processor
 from muonwire.stages.base import Stage, Watch
 from muonwire.stages.chain import Chain
 from muonwire.transport.base import Flag, SingleReplica, Transport
-from muonwire.transport.shards import local
+from muonwire.transport.shards import local, reshard
 
 
 class ChainOptimizer(torch.optim.Optimizer):
@@ -71,7 +71,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             steps the parameters then hold θ − lr · sign(δ), with θ the shared weights, so that gradients are taken at weights moved
             by what is not sent yet (Psyche's distro.rs). Default: none; they hold θ.
         around: an optimizer that takes the local steps in place of the groups' chains; its groups are this optimizer's.
-        model: whose floating buffers are compared at the start and averaged at synchronizations. Default: none.
+        model: whose floating buffers are compared at the start and averaged at synchronizations, and whose modules gather weights
+            anew after these have moved, where they are sharded; local steps with sharded weights need it. Default: none.
         lifecycle: see Lifecycle. Default: its defaults.
 
     Raises:
@@ -163,7 +164,7 @@ class ChainOptimizer(torch.optim.Optimizer):
             if self.streaming is not None:
                 group[FRAGMENTS] = first.get(FRAGMENTS) or first_counts(self.local)
         groups.check(group)
-        self.transport = transport_for(group, self.transport, streams=self.streaming is not None)
+        self._fit_transport([*self.param_groups, group])
         self.outer |= dict(zip(params, outer, strict=False))
         # States exist from the start, so that a checkpoint taken before the first step can be loaded.
         layouts = zip(params, group["layouts"], strict=True)
@@ -173,6 +174,14 @@ class ChainOptimizer(torch.optim.Optimizer):
         self.state.update(fresh)
         self.agreement.reached = False
         self.record_weights()
+
+    def _fit_transport(self, param_groups: Sequence[dict[str, Any]]) -> None:
+        self.transport = transport_for(
+            param_groups,
+            self.transport,
+            streams=self.streaming is not None,
+            unseen=self._model is None and (self.local is not None or bool(self.look_ahead)),
+        )
 
     def keeps_master(self, param: Tensor) -> bool:
         """Whether a float32 copy of a 16-bit weight takes the updates."""
@@ -186,6 +195,8 @@ class ChainOptimizer(torch.optim.Optimizer):
             for param, layout in zip(group["params"], group["layouts"], strict=True):
                 if param.requires_grad:
                     if param not in self.state:
+                        # It was frozen.
+                        self._fit_transport(self.param_groups)
                         self.state[param] = fresh_state(self, param, members, layout)
                     params.append(param)
         return params
@@ -429,7 +440,7 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def shared_weights(self) -> AbstractContextManager[None]:
         """Within the block the parameters hold the weights that all replicas share, for evaluation and comparison."""
-        return holding_shared(self.trained(), self.state)
+        return holding_shared(self.trained(), self.state, self._reshard)
 
     def shared(self) -> list[tuple[str, Tensor]]:
         """The shared weights of all trained parameters, by name."""
@@ -437,7 +448,13 @@ class ChainOptimizer(torch.optim.Optimizer):
 
     def record_weights(self) -> None:
         """Remember what the parameters hold now; later changes by others are noticed."""
+        self._reshard()
         self.changes.record(self.trained(), self.state, in_states=not self.transport.shards_inside)
+
+    def _reshard(self) -> None:
+        """The next forward pass sees what the shards hold now; see ``reshard``."""
+        if self.transport.shards_inside and self._model is not None:
+            reshard(self._model)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch.optim; what is in flight is waited for, and its result is part of the state until it is merged."""

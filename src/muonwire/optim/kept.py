@@ -1,7 +1,7 @@
 """Copies of weights that an optimizer keeps besides the parameters, and how it notices changes that others made to these."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,18 +60,28 @@ def unsent(state: State, path: Sequence[str]) -> Tensor:
 
 
 @contextmanager
-def holding_shared(params: Sequence[Tensor], states: StatesByParam) -> Iterator[None]:
-    """Within the block the parameters hold the weights that all replicas share."""
+def holding_shared(
+    params: Sequence[Tensor], states: StatesByParam, after_change: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Within the block the parameters hold the weights that all replicas share.
+
+    Args:
+        params: these.
+        states: of the parameters.
+        after_change: called whenever the parameters hold other values. Default: nothing.
+    """
     departed = [p for p in params if SHARED in states[p]]
     own = [local(p).detach().clone() for p in departed]
     with torch.no_grad():
         copy_out(departed, states, SHARED)
+    after_change()
     try:
         yield
     finally:
         with torch.no_grad():
             for param, value in zip(departed, own, strict=True):
                 local(param).copy_(value)
+        after_change()
 
 
 def sample(weight: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from muonwire.errors import UsageError
@@ -16,7 +18,7 @@ from muonwire.stages.chain import Chain
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
 from muonwire.transport.base import SingleReplica, Transport
-from muonwire.transport.shards import local
+from muonwire.transport.shards import is_cut_alike, local
 
 if TYPE_CHECKING:
     from muonwire.optim.chain import ChainOptimizer
@@ -30,7 +32,7 @@ class Pass:
 
     Args:
         chain: that they go through.
-        weights: that the updates move, and that the stages see as parameters.
+        weights: that the updates move.
         updates: the chain's input, one for each weight and of its dtype, at least float32.
         states: of the chain's members, one for each weight.
         context: see Context.
@@ -48,7 +50,18 @@ class Pass:
 
     def rounds(self) -> Rounds:
         """The chain's rounds; see Stage.rounds."""
-        return self.chain.rounds(self.updates, self.weights, self.states, self.context)
+        return self.chain.rounds(self.updates, self.seen, self.states, self.context)
+
+    @cached_property
+    def seen(self) -> list[Tensor]:
+        """What the stages see as parameters: the weights, in the updates' dtype, which is wider than theirs without masters."""
+        return [self._seen(w, u.dtype) for w, u in zip(self.weights, self.updates, strict=True)]
+
+    def _seen(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        if weight.dtype is dtype or self.chain.reads_params:
+            return weight.to(dtype)
+        # It has the shape, and no memory.
+        return torch.zeros((), dtype=dtype, device=weight.device).expand(weight.shape)
 
     def move(self, updates: Sequence[Tensor]) -> None:
         """w ← (1 − lr · weight_decay) w − lr · u, with u the chain's output."""
@@ -67,7 +80,7 @@ def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pa
         zeros: put in zeros instead of the gradients, where one is not finite. Default: False.
 
     Raises:
-        UsageError: a gradient is sparse.
+        UsageError: a gradient is sparse, or cut otherwise than its parameter.
     """
     transport = SingleReplica() if optimizer.local is not None else optimizer.transport
     passes = []
@@ -80,6 +93,13 @@ def inner_passes(optimizer: "ChainOptimizer", *, zeros: bool = False) -> list[Pa
         ]
         if any(p.grad is not None and p.grad.is_sparse for p, _, _ in members):
             raise UsageError(f"ChainOptimizer: {group['name']} has a sparse gradient; stages take dense ones")
+        for param, _, name in members:
+            if param.grad is not None and not is_cut_alike(param.grad, param):
+                placements = [getattr(t, "placements", "none: it is whole") for t in (param.grad, param)]
+                raise UsageError(
+                    f"ChainOptimizer: the gradient of {name} has placements {placements[0]}, the parameter {placements[1]}; cut it "
+                    "alike, as grad.redistribute(param.device_mesh, param.placements) does"
+                )
         if members:
             passes.append(
                 Pass(

@@ -55,8 +55,8 @@ def share(
     overflows, there = zip(*(_OWN.unpack_from(message) for message in told), strict=True)
     if len(set(there)) > 1:
         raise UsageError(
-            "ChainOptimizer: the processes of this replica have gradients of different parameters; with fully_shard all get those "
-            "of every parameter that any of them used"
+            "ChainOptimizer: the processes of this replica have gradients of different parameters; let all use the same ones in a "
+            "step, and set their gradients to none together"
         )
     for place, message in enumerate(told):
         if problem is None and len(message) > _OWN.size:
@@ -124,7 +124,7 @@ class _Work:
 
     def on_shards(self, chain: Chain) -> Rounds:
         """The rounds of the prefix or the suffix."""
-        return chain.rounds(self.current, self.of.weights, self._shards, self.of.context)
+        return chain.rounds(self.current, self.of.seen, self._shards, self.of.context)
 
     def keep(self) -> None:
         """Put what elementwise members have replaced in their states back into the parameters' states."""
@@ -133,20 +133,20 @@ class _Work:
 
     def items(self, i: int, owner: int, *, to_owner: bool) -> list[Item]:
         """What travels of tensor ``i``: the update, with ``to_owner`` the parameter if it is read, and the leaves."""
-        cut, weight = self.cuts[i], self.of.weights[i]
+        cut, weight = self.cuts[i], self.of.seen[i]
         number = 2 if to_owner and self.core.reads_params else 1
         kinds = [(cut, weight.dtype)] * number + [(of, dtype) for _, of, dtype in self.leaves[i]]
         return [Item(cut=of, dtype=dtype, owner=owner) for of, dtype in kinds]
 
     def own_shards(self, i: int) -> list[Tensor]:
         """This process's shards of these items, to the owner."""
-        reads = [self.of.weights[i]] if self.core.reads_params else []
+        reads = [self.of.seen[i]] if self.core.reads_params else []
         kept = [local(nested.at(self.of.states[i], path)) for path, _, _ in self.leaves[i]]
         return [self.current[i], *reads, *kept]
 
     def give(self, i: int, whole: Sequence[Tensor]) -> None:
         """Take the whole tensors of these items."""
-        weight = self.of.weights[i]
+        weight = self.of.seen[i]
         update, *rest = whole
         if self.core.reads_params:
             param, *rest = rest
@@ -171,7 +171,7 @@ class _Work:
     def results_of(self, i: int) -> list[Tensor]:
         """What the owner has of these items, on the way back; zeros where a state is not there any more."""
         update, state = self.made[i]
-        found = [update.to(self.of.weights[i].dtype)]
+        found = [update.to(self.of.seen[i].dtype)]
         for path, cut, dtype in self.leaves[i]:
             leaf = nested.at(state, path)
             fits = isinstance(leaf, Tensor) and tuple(leaf.shape) == cut.shape
@@ -329,8 +329,8 @@ class _Run:
 
     def _talk(self) -> None:
         beside = [w.prefix for w in self._works if self._waits and not w.core.members]
-        if not any(work.wholes for work in self._works) and not self._talks(beside):
-            # The flags of the other replicas' processes in this place; they own nothing, too.
+        if not any(w.wholes and w.core.talks for w in self._works) and not self._talks(beside):
+            # The flags of the other replicas' processes in this place; they own nothing that is exchanged, too.
             self._talking.gather(b"")
             self._settle()
         self._run_cores()

@@ -20,18 +20,27 @@ BUCKET_BYTES = 32 << 20
 FAILED, OTHERS = 1, 2
 
 
-def transport_for(group: Mapping[str, Any], transport: Transport, *, streams: bool) -> Transport:
-    """The transport that a group's parameters need, which is the given one, but for sharded weights that train alone.
+def transport_for(
+    groups: Sequence[Mapping[str, Any]], transport: Transport, *, streams: bool, unseen: bool
+) -> Transport:
+    """The transport that the groups' parameters need, which is the given one, but for sharded weights that train alone.
 
     Args:
-        group: of parameters.
+        groups: all of the optimizer, of parameters.
         transport: that the optimizer was given.
         streams: whether fragments synchronize at different times, or messages travel while the replica goes on.
+        unseen: whether weights move outside of steps, too, as where replicas synchronize, and the model is not known that sees it.
 
     Raises:
-        UsageError: weights are sharded otherwise than along one axis of a mesh, or not as the transport has it.
+        UsageError: weights are sharded otherwise than along one axis of a mesh, or not as the transport has it, or steps are local
+            and no model is given.
     """
-    trained = [(n, p) for n, p in zip(group["names"], group["params"], strict=True) if p.requires_grad]
+    trained = [
+        (name, param)
+        for group in groups
+        for name, param in zip(group["names"], group["params"], strict=True)
+        if param.requires_grad
+    ]
     sharded = [(name, param) for name, param in trained if is_sharded(param)]
     for name, param in trained:
         if is_sharded(param) is not bool(sharded) or (
@@ -48,6 +57,11 @@ def transport_for(group: Mapping[str, Any], transport: Transport, *, streams: bo
     if streams:
         raise UsageError(
             "ChainOptimizer: fragments, delay and merge='arrival' are not there for sharded weights; use fragments=1 and delay=0"
+        )
+    if unseen:
+        raise UsageError(
+            "ChainOptimizer: local steps with sharded weights need the model, some of whose modules keep whole weights after an "
+            "evaluation and must gather them anew; give model=model"
         )
     mesh: Any = sharded[0][1].device_mesh
     if type(transport) is SingleReplica:
@@ -74,6 +88,11 @@ def _check_placement(name: str, param: Any) -> None:
             f"ChainOptimizer: {name} is a DTensor with the placements {tuple(param.placements)}; weights may be sharded along one "
             "dimension over one axis of a mesh, as fully_shard(model, mesh=mesh['shard']) does it: no tensor parallelism beside "
             "it, and no second axis of copies, which mesh_transport's first axis stands for"
+        )
+    if param.device.type != param.device_mesh.device_type:
+        raise UsageError(
+            f"ChainOptimizer: {name} is on the {param.device.type}, its mesh of {param.device_mesh.device_type} devices; whole "
+            "tensors are made on the mesh's devices, so weights have to be there, too: call fully_shard without CPUOffloadPolicy"
         )
     cut = cut_of(param)
     assert cut is not None

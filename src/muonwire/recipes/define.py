@@ -18,6 +18,7 @@ from muonwire.optim.chain import ChainOptimizer
 from muonwire.recipes.base import RecipeSettings
 from muonwire.recipes.describe import default_of, docstring
 from muonwire.transport.base import Transport
+from muonwire.transport.shards import reshard
 
 __all__ = ["Recipe", "format_recipe", "parse_call", "parse_recipe", "recipe", "recipe_of"]
 
@@ -53,6 +54,7 @@ class Recipe:
         if "lr" not in options:
             raise UsageError(f"recipe {self.name}: lr is missing; give a learning rate, such as lr=0.01")
         lr, transport = options.pop("lr"), options.pop("transport", None)
+        reshard(model)
         return self.build(model, self.make_options(options, lr=lr, transport=transport))
 
     def make_options(

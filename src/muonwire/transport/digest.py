@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from muonwire.errors import DivergedReplicasError, ExchangeError, UsageError
 from muonwire.transport.base import Transport
-from muonwire.transport.shards import is_sharded, local
+from muonwire.transport.shards import is_sharded, local, reshard
 
 DIGEST_BYTES = 8
 Named = Iterable[tuple[str, Tensor]]
@@ -84,6 +84,8 @@ def check_replicas(what: nn.Module | Named, transport: Transport, *, purpose: st
             replicas do not hold the same tensors. On all replicas.
         UsageError: a tensor has no digest (see digest); raised before anything is sent.
     """
+    if isinstance(what, nn.Module):
+        reshard(what)
     named = _described(what)
     if not transport.shards_inside:
         return _compare(named, transport, purpose=purpose).hex()

@@ -4,12 +4,13 @@ Of S processes, process s holds entries s · ⌈n/S⌉ up to (s + 1) · ⌈n/S�
 it; the last shards may be shorter, or empty.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -34,6 +35,24 @@ def local(tensor: Tensor) -> Tensor:
     with torch.no_grad():
         shard: Tensor = to_local()
         return shard
+
+
+def reshard(model: nn.Module) -> None:
+    """Let modules that ``fully_shard`` wraps hold shards again, and gather whole weights anew when they are called next.
+
+    After a forward pass without a backward one some keep the whole weights that they have gathered: the outermost one, and others
+    with ``reshard_after_forward=False``. These stay what they were when shards change, and are the parameters that the model names.
+
+    Args:
+        model: whose modules they are; without any, nothing happens.
+    """
+    # Imported by whoever has such a module.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for module in model.modules():
+        if isinstance(module, fsdp.FSDPModule):
+            module.reshard()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +148,18 @@ def shared_out(value: Tensor, param: Tensor) -> Tensor:
     if cut is None:
         return value
     return as_sharded(cut.of(value, place_of(param)).contiguous(), cut, param)
+
+
+def is_cut_alike(gradient: Any, param: Any) -> bool:
+    """Whether a gradient's shards are those of its parameter; so are two that are both whole.
+
+    >>> is_cut_alike(torch.zeros(2), torch.zeros(2))
+    True
+    """
+    if not is_sharded(param) or not is_sharded(gradient):
+        return is_sharded(param) is is_sharded(gradient)
+    same_mesh = gradient.device_mesh == param.device_mesh
+    return bool(same_mesh and tuple(gradient.placements) == tuple(param.placements))
 
 
 def cut_of_placed(tensor: Any) -> Cut | None:
