@@ -80,6 +80,32 @@ def fetch(tensors: Sequence[Tensor]) -> list[Any]:
     return found
 
 
+def quotient(total: Tensor, count: int) -> Tensor:
+    """total / count, each entry rounded once, so that it has the same bits on all machines.
+
+    By a number of the host CUDA would divide by multiplying by its reciprocal, which rounds twice.
+    """
+    if on_host(total.device):
+        return total / count
+    return total / torch.full((), count, dtype=total.dtype, device=total.device)
+
+
+def running_sums(terms: Tensor) -> Tensor:
+    """``terms.cumsum(-1)``, whose order of additions an accelerator may choose anew in each run; here it does not.
+
+    >>> running_sums(torch.tensor([1.0, 2.0, 4.0]))
+    tensor([1., 3., 7.])
+    """
+    if on_host(terms.device):
+        return terms.cumsum(-1)
+    distance = 1
+    while distance < terms.shape[-1]:
+        further = terms[..., distance:] + terms[..., :-distance]
+        terms = torch.cat([terms[..., :distance], further], dim=-1)
+        distance *= 2
+    return terms
+
+
 def flagged(flags: Tensor, count: int) -> Tensor:
     """Where ``count`` flags (1-D, bool) are set, in order (int64): ``nonzero`` without asking the device for their number.
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 from muonwire.codec import items as chosen_items
 from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.finite import all_finite
-from muonwire.codec.host import CPU, Field, octets, on_host
+from muonwire.codec.host import CPU, Field, octets, on_host, quotient
 from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
@@ -164,7 +164,7 @@ class Pipeline(Codec):
             decoded = torch.zeros(shape, dtype=self.quantize.decoded_dtype, device=device)
             for body in bodies:
                 decoded += self.decode_body(body, shape, device=device)
-            return _finite(decoded / len(bodies), shape)
+            return _finite(quotient(decoded, len(bodies)), shape)
         num_blocks, block_numel = self.transform.grid(shape)
         total = torch.zeros(num_blocks * block_numel, dtype=self.quantize.decoded_dtype, device=device)
         senders = torch.zeros(num_blocks * block_numel, device=device) if over == "senders" else None
@@ -174,7 +174,7 @@ class Pipeline(Codec):
             _add(total, values, positions)
             if senders is not None:
                 _add(senders, torch.ones_like(values, dtype=senders.dtype), positions)
-        mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
+        mean = quotient(total, len(bodies)) if senders is None else total / senders.clamp_(min=1)
         return _finite(self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed), shape)
 
     @override

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.host import Field, counts_of, on_host, send
+from muonwire.codec.host import CPU, Field, counts_of, on_host, running_sums, send
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.codec.quantize.bits import packed, unpacked
@@ -28,8 +28,8 @@ GAUSSIAN = {
 
 
 def gaussian_levels(bits: int) -> Tensor:
-    """The 2^bits levels (float32, ascending) for the standard normal distribution."""
-    half = torch.tensor(GAUSSIAN[bits])
+    """The 2^bits levels (float32, ascending) for the standard normal distribution, on the CPU."""
+    half = torch.tensor(GAUSSIAN[bits], device=CPU)
     return torch.cat([-half.flip(0), half])
 
 
@@ -68,9 +68,9 @@ def lloyd_levels(values: Tensor, bits: int) -> Tensor:
         return torch.zeros(num_levels, dtype=torch.float64, device=values.device)
     counts, sums, means = _cells(values)
     ends = send(torch.tensor([0, len(counts)]), values.device)
-    counts_before = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    sums_before = torch.cat([sums.new_zeros(1), sums.cumsum(0)])
-    magnitude = sums.abs().cumsum(0)
+    counts_before = torch.cat([counts.new_zeros(1), running_sums(counts)])
+    sums_before = torch.cat([sums.new_zeros(1), running_sums(sums)])
+    magnitude = running_sums(sums.abs())
     shares = magnitude[-1] * torch.arange(1, num_levels, device=values.device) / num_levels
     edges = torch.cat([ends[:1], torch.searchsorted(magnitude, shares), ends[1:]])
     # A group without values stays where it starts.
@@ -154,7 +154,7 @@ class Codebook(Quantize):
             # A multiple of the scale past float32's range would not be finite.
             limit = scales.LARGEST / levels[-1].item()
             levels, book = send(levels, values.device), []
-            narrow = torch.minimum(narrow, scales.round_down(torch.tensor(limit, dtype=torch.float64)))
+            narrow = narrow.clamp(max=scales.below(limit))
             scale = sharing.spread(narrow.float())
         else:
             rounded = self._narrow_levels(lloyd_levels(unit, self.bits), narrow)

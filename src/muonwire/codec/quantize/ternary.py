@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.host import Field, counts_of, octets, on_host, send
+from muonwire.codec.host import Field, counts_of, octets, on_host, running_sums, send
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.codec.quantize.bits import Codes
@@ -149,7 +149,7 @@ class Ternary(Quantize):
         sums = torch.zeros(size, dtype=torch.float64, device=magnitude.device)
         sums.index_add_(0, cells, magnitude.double())
         totals_count = counts.flip(1).cumsum(1).flip(1)[:, 1:]
-        totals = sums.view(sharing.num, -1).flip(1).cumsum(1).flip(1)[:, 1:]
+        totals = running_sums(sums.view(sharing.num, -1).flip(1)).flip(1)[:, 1:]
         means = totals / totals_count.clamp(min=1)
         # ‖v − decoded‖² = ‖v‖² − (sum over Δ)² / (number over Δ).
         best = (totals * means).argmax(1)
