@@ -3,9 +3,9 @@
 `python -m benchmarks.standin` tries it. A tensor of the stand-in has the device "lazy", which torch knows by name and has no
 kernels for. Operations on it are those of the CPU, with their bits, under the rules of a real accelerator: what mixes it with a
 tensor of the CPU fails, unless that has no dimensions and torch's own list of operations says that they may mix; ``.numpy()`` and
-``.tolist()`` fail; a number of the host divides by its reciprocal, as CUDA has it; sums up to each entry (``cumsum``) of floats fail
-where deterministic algorithms are asked for; what brings values to the host, or lets the host wait for one (``.item()``, ``bool()``,
-``torch.equal``, ``nonzero``), is a crossing.
+``.tolist()`` fail; a number of the host divides by its reciprocal, as CUDA has it; ``cumsum`` of floats fails where deterministic
+algorithms are asked for; what brings values to the host, or lets the host wait for one (``.item()``, ``bool()``, ``torch.equal``,
+``nonzero``), is a crossing.
 
     with StandIn() as device:
         x = torch.ones(4, device=device.name)
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchgen
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -198,7 +197,9 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @staticmethod
     def _check_repeats(operation: str) -> None:
         if torch.are_deterministic_algorithms_enabled():
-            raise RuntimeError(f"{operation} of floats does not have a deterministic implementation on {DEVICE}")
+            raise RuntimeError(
+                f"{operation} of floats does not have a deterministic implementation on {DEVICE}"
+            )
 
     @staticmethod
     def _check_dtypes(operation: str, result: Any) -> None:
@@ -209,13 +210,23 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @cache
 def _unchecked() -> frozenset[str]:
     """The operations of which torch does not compare the devices of the arguments, so that one may be a number of the CPU."""
-    listed = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
+    listed = (
+        Path(torch.__file__).parents[1]
+        / "torchgen"
+        / "packaged"
+        / "ATen"
+        / "native"
+        / "native_functions.yaml"
+    )
     entries = listed.read_text(encoding="utf-8").split("\n- func: ")[1:]
     return frozenset(e.split("(", 1)[0] for e in entries if "device_check: NoCheck" in e)
 
 
 def _may_mix(func: Any) -> bool:
-    return func._schema.name.removeprefix("aten::") + f".{func._schema.overload_name}".rstrip(".") in _unchecked()
+    return (
+        func._schema.name.removeprefix("aten::") + f".{func._schema.overload_name}".rstrip(".")
+        in _unchecked()
+    )
 
 
 def _divides_by_reciprocal(args: Any, kwargs: Any) -> bool:
@@ -225,7 +236,7 @@ def _divides_by_reciprocal(args: Any, kwargs: Any) -> bool:
 
 
 def _by_reciprocal(x: StandInTensor, divisor: float, *, in_place: bool) -> StandInTensor:
-    """x times 1/divisor, in float32 at least, as CUDA divides by a number of the host: another bit than a quotient's may be last."""
+    """x times 1/divisor, in float32 at least, as CUDA divides by a number of the host: the last bit may not be the quotient's."""
     wide = torch.promote_types(x.dtype, torch.float32)
     result = (x.held.to(wide) * torch.tensor(divisor, dtype=wide).reciprocal()).to(x.dtype)
     if in_place:

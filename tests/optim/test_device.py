@@ -6,7 +6,7 @@ from benchmarks.host_crossings import measure_codec, measure_recipe, model, on_t
 from benchmarks.standin import DEVICE, StandIn
 
 from muonwire import recipes
-from muonwire.codec import parse
+from muonwire.codec import host, parse
 from muonwire.errors import NonFiniteUpdateError
 from muonwire.stages import EF14, Context, Exchange, MatrixLayout
 from muonwire.stages.power import PowerSGD
@@ -151,3 +151,23 @@ def test_factors_of_low_rank_stay_on_the_device():
         (result,) = stage.apply([update], [update], states, context)
         assert result.device == DEVICE
         assert device.to_host.num_bytes <= 4
+
+
+def test_a_device_without_float64_trains_to_the_weights_of_the_cpu(monkeypatch):
+    """Whole tensors cross for the codecs, so that even transforms round as on the CPU."""
+
+    def trained(device):
+        built = model(device)
+        optimizer = recipes.distro(built, lr=0.01)
+        for step in range(2):
+            generator = torch.Generator().manual_seed(step)
+            for param in built.parameters():
+                param.grad = torch.randn(param.shape, generator=generator).to(device)
+            optimizer.step()
+        return [p.detach().cpu() for p in built.parameters()]
+
+    here = trained(torch.device("cpu"))
+    monkeypatch.setattr(host, "WITHOUT_FLOAT64", {DEVICE.type})
+    with StandIn(float64=False):
+        there = trained(DEVICE)
+    assert all(map(torch.equal, there, here))

@@ -11,7 +11,7 @@ from typing_extensions import override
 from muonwire.codec import items as chosen_items
 from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.finite import all_finite
-from muonwire.codec.host import CPU, Field, octets, on_host, quotient
+from muonwire.codec.host import CPU, Field, codes_there, octets, on_host, quotient
 from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
@@ -103,8 +103,9 @@ class Pipeline(Codec):
     @override
     def scale_of(self, tensor: Tensor) -> Tensor:
         if not tensor.numel():
-            return torch.zeros((), dtype=torch.float64, device=tensor.device)
-        return tensor.abs().mean(dtype=torch.float64)
+            return torch.zeros((), dtype=torch.float64, device=CPU)
+        here = tensor if codes_there(tensor.device) else tensor.cpu()
+        return here.abs().mean(dtype=torch.float64)
 
     @override
     def init(self, shape: Shape) -> State:
@@ -112,6 +113,8 @@ class Pipeline(Codec):
 
     @override
     def encode_body(self, tensor: Tensor, *, seed: int = 0, state: State | None = None) -> Encoded:
+        if not codes_there(tensor.device):
+            return _moved(self.encode_body(tensor.cpu(), seed=seed, state=state), tensor.device)
         shape = tuple(tensor.shape)
         now = Round(seed=seed) if state is None else Round(seed=seed, state=state)
         wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
@@ -144,6 +147,8 @@ class Pipeline(Codec):
 
     @override
     def decode_body(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
+        if not codes_there(device):
+            return self.decode_body(body, shape).to(device)
         values, positions, seed = self._values(body, shape, device)
         decoded = self._restore(values, positions, shape, seed)
         if not on_host(device):
@@ -158,6 +163,8 @@ class Pipeline(Codec):
         self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
     ) -> Tensor:
         """Where the transform is linear the sum is taken in its domain, with one inverse transform."""
+        if not codes_there(device):
+            return self.mean_bodies(bodies, shape, over=over).to(device)
         if not self.transform.linear or (
             self.transform.seeded and len({b[: _SEED.size] for b in bodies}) > 1
         ):
@@ -242,6 +249,15 @@ class Pipeline(Codec):
             return self.transform.inverse(values.view(num_blocks, block_numel), shape, seed=seed)
         per_block = self._layout(num_blocks, block_numel, positions, values.device).per_block
         return self.transform.inverse_chosen(values, positions, shape, per_block=per_block, seed=seed)
+
+
+def _moved(encoded: Encoded, device: torch.device) -> Encoded:
+    """The same encoding, whose tensors are wanted on another device."""
+    return Encoded(
+        fields=encoded.fields,
+        restore_decoded=lambda: encoded.decoded.to(device),
+        restore_selected=lambda: encoded.selected.to(device),
+    )
 
 
 def _at(flat: Tensor, positions: Tensor) -> Tensor:

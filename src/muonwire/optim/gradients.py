@@ -81,7 +81,7 @@ def are_finite(gradients: Sequence[Tensor], question: Question | None = None) ->
     # The norm of sharded gradients is a DTensor.
     whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
     asked = [] if question is None else question.differ
-    found = fetch([t.double() for t in (*whole, *asked)])
+    found = fetch([t.float() for t in (*whole, *asked)])
     if question is not None:
         question.answers = [bool(answer[0]) for answer in found[len(whole) :]]
     return all(norm[0] <= LARGEST_NORM for norm in found[: len(whole)])

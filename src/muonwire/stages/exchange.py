@@ -14,7 +14,7 @@ from typing_extensions import override
 from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec, Drafts, Encoded
 from muonwire.codec.finite import Checks
-from muonwire.codec.host import send
+from muonwire.codec.host import CPU, send
 from muonwire.codec.part import Shape
 from muonwire.errors import PayloadError, UsageError
 from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
@@ -211,7 +211,8 @@ class Exchange(TalkingStage):
             own = [float(scale[0]) for scale in found]
             if not all(map(math.isfinite, own)):
                 context.transport.requested |= Flag.DIVERGED
-            agreed = yield Request(tensors=[torch.tensor([s if math.isfinite(s) else 0.0 for s in own])])
+            finite = [s if math.isfinite(s) else 0.0 for s in own]
+            agreed = yield Request(tensors=[torch.tensor(finite, device=CPU)])
             (scales,) = agreed.tensors
         shapes = tuple(tuple(u.shape) for u in updates)
         form = self.form(shapes, context.transport.world_size)
@@ -265,7 +266,7 @@ class Exchange(TalkingStage):
         bodies = yield from self._written(drafts, context)
         for i, (shape, dtype) in enumerate(kinds):
             if not bodies[i]:
-                zeros = torch.zeros(shape, dtype=dtype)
+                zeros = torch.zeros(shape, dtype=dtype, device=CPU)
                 seed = round_seed(step=context.step, index=context.place(i))
                 bodies[i] = [self.codec.encode_body(zeros, seed=seed, state=_state({}, scales, i)).body]
         entries = [(*kind, of_tensor[0]) for kind, of_tensor in zip(kinds, bodies, strict=True)]
@@ -306,7 +307,10 @@ class Exchange(TalkingStage):
         for i, (of_tensor, found) in enumerate(zip(by_tensor, written, strict=True)):
             if of_tensor and not found:
                 again = owners.encode(
-                    torch.zeros(shapes[i]), of_tensor, step=context.step, state=_state({}, scales, i)
+                    torch.zeros(shapes[i], device=CPU),
+                    of_tensor,
+                    step=context.step,
+                    state=_state({}, scales, i),
                 )
                 found = [part.body for _, part in again]
             for (owner, _), body in zip(of_tensor, found, strict=True):

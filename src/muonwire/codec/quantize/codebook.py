@@ -67,7 +67,7 @@ def lloyd_levels(values: Tensor, bits: int) -> Tensor:
     if values.numel() == 0:
         return torch.zeros(num_levels, dtype=torch.float64, device=values.device)
     counts, sums, means = _cells(values)
-    ends = send(torch.tensor([0, len(counts)]), values.device)
+    ends = send(torch.tensor([0, len(counts)], device=CPU), values.device)
     counts_before = torch.cat([counts.new_zeros(1), running_sums(counts)])
     sums_before = torch.cat([sums.new_zeros(1), running_sums(sums)])
     magnitude = running_sums(sums.abs())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.host import Field, counts_of, octets, on_host, running_sums, send
+from muonwire.codec.host import CPU, Field, counts_of, octets, on_host, running_sums, send
 from muonwire.codec.quantize import scales
 from muonwire.codec.quantize.base import Layout, Quantize
 from muonwire.codec.quantize.bits import Codes
@@ -136,7 +136,7 @@ class Ternary(Quantize):
 
     def _fit(self, magnitude: Tensor, sharing: scales.Sharing) -> tuple[Tensor, Tensor]:
         """Which values are over Δ, and their mean magnitude (float64) for each scale."""
-        factors = torch.tensor(FACTORS if self.rounding == "search" else FACTORS[:1])
+        factors = torch.tensor(FACTORS if self.rounding == "search" else FACTORS[:1], device=CPU)
         factors = send(factors, magnitude.device)
         # Below the normal numbers a quotient would lose its precision.
         mean = sharing.mean(magnitude).float().clamp(min=torch.finfo(torch.float32).tiny)
