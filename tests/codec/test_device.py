@@ -314,3 +314,40 @@ def test_a_device_without_float64_gets_the_bits_of_the_cpu(text, monkeypatch):
             assert there.device == DEVICE
             assert torch.equal(there.cpu(), on_cpu.decoded)
         assert each_finite([x.to(DEVICE), x.to(DEVICE) / 0]) == [True, False]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_the_host_knows_a_bound_of_what_a_device_decodes(text):
+    chosen, shape = codec.parse(text), (48, 64)
+    x = made(shape)
+    bodies = [chosen.encode_body(scale * x, seed=3).body for scale in (1, 4)]
+    with StandIn() as device:
+        values, bound = chosen.bounded_mean(bodies, shape, device=DEVICE)
+        assert device.to_host.count == 0
+        largest = float(values.abs().max().cpu())
+    unknown = text.startswith(("lowrank", "int(bits=3"))
+    assert math.isinf(bound) if unknown else largest <= bound * (1 + 1e-6)
+    here = chosen.bounded_mean(bodies, shape)
+    assert float(here.values.abs().max()) <= here.bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("ternary", lambda body: body[:3] + b"\xf3" + body[4:]),
+        ("int(bits=2)", lambda body: body[:3] + b"\x0c" + body[4:]),
+        ("int(bits=4)", lambda body: body[:3] + b"\xf0" + body[4:]),
+        ("int(bits=8)", lambda body: body[:3] + b"\xff" + body[4:]),
+        ("float32", lambda body: body[:6] + b"\xc0\x7f" + body[8:]),
+        ("bfloat16", lambda body: body[:6] + b"\x80\xff" + body[8:]),
+        ("float64", lambda body: body[:14] + b"\xf8\x7f" + body[16:]),
+    ],
+)
+def test_of_a_value_that_is_none_no_bound_is_known(text, wrong):
+    chosen, shape = codec.parse(text), (4, 5)
+    body = chosen.encode_body(made(shape)).body
+    with StandIn():
+        assert math.isfinite(chosen.bounded_mean([body], shape, device=DEVICE).bound)
+        values, bound = chosen.bounded_mean([body, wrong(body)], shape, device=DEVICE)
+        assert math.isinf(bound)
+        assert each_finite([values]) == [False]

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import payload as payloads
-from muonwire.codec.base import Codec, Drafts, Encoded
+from muonwire.codec.base import Codec, Drafts, Encoded, Mean
 from muonwire.codec.finite import Checks
 from muonwire.codec.host import CPU, send
 from muonwire.codec.part import Shape
@@ -224,7 +224,7 @@ class Exchange(TalkingStage):
         bodies = yield from self._encode_pieces(owners, signals, shapes, states, scales, context, drafts)
         devices = [p.device for p in params]
         means = yield from owners.rounds(bodies, shapes, scales, states, context, devices)
-        return (yield from self._updates(None, means, params, states, context))
+        return (yield from self._updates(None, [Mean(mean) for mean in means], params, states, context))
 
     @override
     def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
@@ -339,7 +339,7 @@ class Exchange(TalkingStage):
 
     def _decode(
         self, received: Sequence[bytes], shapes: Sequence[Shape], devices: Sequence[torch.device]
-    ) -> tuple[list[list[bytes]], list[Tensor | None]]:
+    ) -> tuple[list[list[bytes]], list[Mean | None]]:
         """By tensor: the replicas' bodies in rank order, and their mean, None where one of them is damaged."""
         by_rank = []
         for rank, payload in enumerate(received):
@@ -348,10 +348,10 @@ class Exchange(TalkingStage):
             except PayloadError as error:
                 raise PayloadError(f"from replica {rank}: {error}") from error
         bodies = [[entries[i].body for entries in by_rank] for i in range(len(shapes))]
-        means: list[Tensor | None] = []
+        means: list[Mean | None] = []
         for of_tensor, shape, device in zip(bodies, shapes, devices, strict=True):
             try:
-                means.append(self.codec.mean_bodies(of_tensor, shape, over=self.over, device=device))
+                means.append(self.codec.bounded_mean(of_tensor, shape, over=self.over, device=device))
             except PayloadError:
                 means.append(None)
         return bodies, means
@@ -359,7 +359,7 @@ class Exchange(TalkingStage):
     def _updates(
         self,
         bodies: Sequence[Sequence[bytes]] | None,
-        means: Sequence[Tensor | None],
+        means: Sequence[Mean | None],
         params: Tensors,
         states: States,
         context: Context,
@@ -371,9 +371,13 @@ class Exchange(TalkingStage):
             if mean is None:
                 break
             # A copy: what follows in the chain may change it.
-            copy = mean.to(param.device, copy=True)
+            copy = mean.values.to(param.device, copy=True)
             updates.append(self.feedback.restore(copy, state).to(param.dtype))
-            checks.add(updates[-1])
+            # Bounds leave the rounding out.
+            if not self.feedback.restores and mean.bound < torch.finfo(param.dtype).max / 2:
+                checks.add_finite()
+            else:
+                checks.add(updates[-1])
         finite = checks.results((yield from read(checks.sums)))
         if len(updates) == len(params) and all(finite):
             return updates

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from muonwire.codec.host import CPU, Field, counts_of, on_host, running_sums, send
 from muonwire.codec.quantize import scales
-from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.base import Decoded, Layout, Quantize
 from muonwire.codec.quantize.bits import packed, unpacked
 from muonwire.errors import UsageError
 
@@ -170,15 +170,16 @@ class Codebook(Quantize):
         return scales.round_nearest(levels.abs()).minimum(bound) * levels.sign().to(torch.bfloat16)
 
     @override
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         self.check_length(data, count, layout.num_blocks)
         split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
         book = self._book_bytes()
         levels = scales.read(data[split : split + book], what="level") if book else gaussian_levels(self.bits)
-        scales.check_range(narrow, levels.abs().max().item())
+        bound = scales.reach(narrow, levels.abs().max().item())
         codes = unpacked(data[split + book :], count, self.bits, layout.device).int()
-        return send(levels, layout.device)[codes] * scales.Sharing(self.scale, count, layout).spread(narrow)
+        scale = scales.Sharing(self.scale, count, layout).spread(narrow)
+        return Decoded(send(levels, layout.device)[codes] * scale, bound)
 
     def _book_bytes(self) -> int:
         return scales.SCALE_BYTES << self.bits if self.fit == "lloyd" else 0

@@ -148,9 +148,15 @@ def read(data: bytes, *, what: str) -> Tensor:
     return numbers
 
 
-def check_range(scales: Tensor, largest_code: float) -> None:
-    """Raise PayloadError where a scale times the largest code is beyond float32."""
-    if scales.numel() and not bool((scales.abs().max() * largest_code).isfinite()):
+def reach(scales: Tensor, largest_code: float = 1.0) -> float:
+    """The largest magnitude of a scale (on the CPU) times the largest code.
+
+    Raises:
+        PayloadError: it is beyond float32.
+    """
+    largest = scales.abs().max().item() if scales.numel() else 0.0
+    if not largest * largest_code <= LARGEST:
         raise PayloadError(
-            f"payload: scale {scales.abs().max().item():g} times {largest_code:g} is not a finite float32 number"
+            f"payload: scale {largest:g} times {largest_code:g} is not a finite float32 number"
         )
+    return largest * largest_code

@@ -17,7 +17,7 @@ from muonwire.codec.host import Field, as_bytes, counts_of, octets, on_host, sen
 from muonwire.codec.memory import strips
 from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
 from muonwire.codec.quantize import scales
-from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.base import Decoded, Layout, Quantize
 from muonwire.errors import PayloadError
 
 Bytes = npt.NDArray[np.uint8]
@@ -89,16 +89,18 @@ class Sign(Quantize):
         )
 
     @override
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         shared, read = self._unpack_scales(data, layout.num_blocks)
         if len(data) - read != (count + 7) // 8:
             raise PayloadError(
                 f"payload: {len(data) - read} bytes of values; {count} values of {self} take {(count + 7) // 8}"
             )
+        bound = 1.0 if self.scale == "none" else scales.reach(shared)
         if on_host(layout.device):
-            return self._signs(np.frombuffer(data, dtype=np.uint8, offset=read), shared, count, layout)
+            bits = np.frombuffer(data, dtype=np.uint8, offset=read)
+            return Decoded(self._signs(bits, shared, count, layout), bound)
         packed = octets(memoryview(data)[read:], layout.device)
-        return self._device_signs(packed, send(shared, layout.device), count, layout)
+        return Decoded(self._device_signs(packed, send(shared, layout.device), count, layout), bound)
 
     def _device_signs(self, packed: Tensor, shared: Tensor, count: int, layout: Layout) -> Tensor:
         """The values behind packed signs (uint8), of which ``shared`` are the scales (float32), on an accelerator."""
