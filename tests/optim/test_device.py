@@ -1,5 +1,7 @@
 """Optimizers whose weights lie on a device: how often the host waits for it, and what crosses; on the stand-in of benchmarks/."""
 
+import warnings
+
 import pytest
 import torch
 from benchmarks.host_crossings import measure_codec, measure_recipe, model, on_two_replicas
@@ -8,6 +10,7 @@ from benchmarks.standin import DEVICE, StandIn
 from muonwire import recipes
 from muonwire.codec import host, parse
 from muonwire.errors import NonFiniteUpdateError
+from muonwire.optim.agreement import Agreement
 from muonwire.stages import EF14, Context, Exchange, MatrixLayout
 from muonwire.stages.power import PowerSGD
 from muonwire.transport import Flag, SingleReplica
@@ -187,3 +190,63 @@ def test_a_device_without_float64_trains_to_the_weights_of_the_cpu(monkeypatch):
     with StandIn(float64=False):
         there = trained(DEVICE)
     assert all(map(torch.equal, there, here))
+
+
+def test_gpus_of_one_class_but_different_names_warn_where_all_multiply_alike():
+    """Two generations of GPU choose other kernels for the same product, and so another order of additions."""
+
+    def meet(rank, make):
+        found = []
+        for multiplies in (True, False):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                agreed = Agreement().reach(
+                    make(),
+                    description="groups",
+                    processor="gpu_bf16",
+                    machine=f"GPU {rank}",
+                    multiplies=multiplies,
+                )
+            found.append((agreed, [str(w.message) for w in caught]))
+        return found
+
+    transport = SingleReplica()
+    assert meet(0, lambda: transport) == [("gpu_bf16", [])] * 2
+    transport.gather = lambda payload, **_: [payload, payload[:-1] + b"1"]
+    (agreed, (message,)), quiet = meet(0, lambda: transport)
+    assert agreed == "gpu_bf16"
+    assert "(gpu_bf16 GPU 0, gpu_bf16 GPU 1 by rank)" in message
+    assert quiet == ("gpu_bf16", [])
+
+
+def test_products_of_matrices_are_known_by_their_stages():
+    """So that replicas on machines that round differently are warned."""
+    multiply = {
+        name
+        for name in ("muon", "distro", "approach_b", "powersgd_muon", "adamw", "one_bit_muon", "sparseloco")
+        if any(
+            chain.multiplies
+            for optimizer in [recipes.build(name, model(torch.device("cpu")), lr=0.01)]
+            for chain in (optimizer.outer.values() if optimizer.local else optimizer.chains)
+        )
+    }
+    assert multiply == {"muon", "distro", "approach_b", "powersgd_muon"}
+
+
+def test_a_scaler_takes_one_wait():
+    with StandIn() as device:
+        built = model(DEVICE)
+        optimizer = recipes.build("local_adamw", built, lr=0.01, interval=3)
+        for found_inf, waits in ((0.0, 2), (1.0, 1)):
+            for param in built.parameters():
+                param.grad = torch.full_like(param, 8.0)
+            optimizer.grad_scale = torch.tensor(4.0).to(DEVICE)
+            optimizer.found_inf = torch.tensor(found_inf).to(DEVICE)
+            device.forget()
+            optimizer.step()
+            # One more for the gradients, unless they overflowed.
+            assert device.to_host.count == waits
+            assert {float(p.grad.unique()[0].cpu()) for p in built.parameters()} == {
+                8.0 if found_inf else 2.0
+            }
+        assert optimizer.skipped_steps == 1

@@ -121,6 +121,11 @@ class Codec(ABC):
         return "tensor"
 
     @property
+    def exact(self) -> bool:
+        """Whether decoding is arithmetic of integers and single entries, which gives the same bits on all machines."""
+        return True
+
+    @property
     def shares_scale(self) -> bool:
         """Whether all replicas encode a tensor with one scale, the mean of their ``scale_of``, which ``state["scale"]`` holds."""
         return False

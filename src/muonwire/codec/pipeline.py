@@ -93,6 +93,11 @@ class Pipeline(Codec):
 
     @property
     @override
+    def exact(self) -> bool:
+        return self.transform.exact
+
+    @property
+    @override
     def shares_scale(self) -> bool:
         return isinstance(self.quantize, Sign) and self.quantize.scale == "shared"
 

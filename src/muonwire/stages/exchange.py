@@ -140,6 +140,11 @@ class Exchange(TalkingStage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return not self.codec.exact or not (self.mean_codec or self.codec).exact
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return False
 

@@ -33,6 +33,11 @@ class Predicted(TalkingStage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return self.through.multiplies or self.direction.multiplies
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return self.through.reads_params or self.direction.reads_params
 

@@ -56,6 +56,11 @@ class Serve(TalkingStage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return not self.codec.exact
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return self.stage.reads_params
 

@@ -40,6 +40,7 @@ class Dct(Chunked):
     """
 
     name: ClassVar[str] = "dct"
+    exact: ClassVar[bool] = False
 
     @override
     def largest_gain(self, shape: Shape) -> float:
