@@ -101,6 +101,21 @@ def measure_codec(text: str, device: torch.device, *, size: int, rounds: int) ->
     }
 
 
+def measure_arithmetic(device: torch.device) -> dict[str, Any]:
+    """Whether what moves shared weights has the CPU's bits: products and sums of entries, in one rounding or in two as there."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 100_003, generator=generator)
+    steps: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "add": lambda x, y: x.add(y, alpha=-0.9),
+        "lerp": lambda x, y: x.lerp(y, 0.05).lerp(y, 0.95),
+        "mul": lambda x, y: x.mul(0.7).add_(y),
+    }
+    same = {
+        name: torch.equal(run(a.to(device), b.to(device)).cpu(), run(a, b)) for name, run in steps.items()
+    }
+    return {**same, "holds": all(same.values())}
+
+
 def model(width: int, device: torch.device) -> nn.Module:
     """An embedding and two layers."""
     torch.manual_seed(0)
@@ -226,10 +241,12 @@ def measure(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "codecs": {
             text: tried(partial(measure_codec, text, device, size=size, rounds=rounds)) for text in CODECS
         },
+        "arithmetic": tried(partial(measure_arithmetic, device)),
         "recipes": {name: tried(partial(measure_recipe, name, device, width=width)) for name in RECIPES},
         "muon": measure_muon(device, width=width if quick else 1024, layers=layers, rounds=rounds),
     }
     checks = [e["holds"] for kind in ("codecs", "recipes") for e in found[kind].values()]
+    checks.append(found["arithmetic"]["holds"])
     return {**found, "checks": len(checks), "passed": sum(checks)}
 
 

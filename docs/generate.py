@@ -983,6 +983,10 @@ def gpu_state() -> str:
             f"| `{name}` | {e['difference']:.2g} | {'yes' if e['replicas_alike'] else '**no**'} | {e['waits']} |"
         )
     rows += failed
+    alike = found["arithmetic"]["holds"]
+    rows.append(
+        f"\nWhat moves shared weights, entry by entry, has the CPU's bits: {'yes' if alike else '**no**'}."
+    )
     speed = found["muon"]
     rows.append(
         f"\nA step of `muon` takes {speed['ours_ms']:.3g} ms, of torch.optim.Muon {speed['torch_ms']:.3g} ms ({speed['matrices']})."
