@@ -186,7 +186,7 @@ class Pipeline(Codec):
             largest = max(largest, bound)
             _add(total, values, positions)
             if senders is not None:
-                _add(senders, torch.ones_like(values, dtype=senders.dtype), positions)
+                _count(senders, positions)
         mean = quotient(total, len(bodies)) if senders is None else total / senders.clamp_(min=1)
         inverse = self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed)
         # Of the sum before it is divided, and of what the transform makes of it.
@@ -286,6 +286,16 @@ def _add(total: Tensor, values: Tensor, positions: Tensor | None) -> None:
     else:
         # Each entry gets one value, so that its order among others does not matter.
         total.index_add_(0, positions, values)
+
+
+def _count(senders: Tensor, positions: Tensor | None) -> None:
+    """Add one to those at ``positions``, which are distinct, or to all."""
+    if positions is None:
+        senders += 1
+    elif on_host(senders.device):
+        senders.numpy()[positions.numpy()] += 1
+    else:
+        senders.index_add_(0, positions, torch.ones_like(positions, dtype=senders.dtype))
 
 
 def _finite(decoded: Tensor, shape: Shape) -> Tensor:

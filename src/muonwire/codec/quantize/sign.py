@@ -62,6 +62,8 @@ class Sign(Quantize):
     def encode(
         self, values: Tensor, layout: Layout, *, seed: int, shared: Tensor | None = None
     ) -> tuple[list[Field], Callable[[], Tensor]]:
+        if self.scale == "none":
+            return self._with_bits(values, None, values.new_zeros(0), layout)
         num_scales = self._num_scales(layout.num_blocks)
         even = self.scale in _ONE_SCALE or layout.per_block is not None
         here = on_host(values.device)
@@ -79,12 +81,19 @@ class Sign(Quantize):
                 check_finite(values)
         narrow = scales.round_nearest(means)
         written = Field(narrow.view(torch.int16), self._pack_scales)
+        fields, decoded = self._with_bits(values, bits, narrow, layout)
+        return [written, *fields], decoded
+
+    def _with_bits(
+        self, values: Tensor, bits: Bytes | None, narrow: Tensor, layout: Layout
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
+        """The signs, which ``bits`` are where they are packed already, and the values that they and the scales stand for."""
         count = values.numel()
-        if not here:
+        if not on_host(values.device):
             packed = packing.pack(values >= 0, 1)
-            return [written, Field(packed)], lambda: self._device_signs(packed, narrow.float(), count, layout)
+            return [Field(packed)], lambda: self._device_signs(packed, narrow.float(), count, layout)
         octets_here = _packed_signs(values) if bits is None else bits
-        return [written, Field(torch.from_numpy(octets_here))], lambda: self._signs(
+        return [Field(torch.from_numpy(octets_here))], lambda: self._signs(
             octets_here, narrow.float(), count, layout
         )
 
