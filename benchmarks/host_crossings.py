@@ -123,7 +123,7 @@ def measure_recipe(name: str, options: dict[str, Any]) -> dict[str, Any]:
             optimizer = recipes.build(name, trained, lr=0.01, transport=transport, **options)
         generator = torch.Generator().manual_seed(transport.rank)
         steps = []
-        for _ in range(4):
+        for _ in range(4 if "interval" in options else 2):
             for param in trained.parameters():
                 param.grad = torch.randn(param.shape, generator=generator).to(DEVICE)
             device.forget()

@@ -2,8 +2,10 @@
 
 `python -m benchmarks.standin` tries it. A tensor of the stand-in has the device "lazy", which torch knows by name and has no
 kernels for. Operations on it are those of the CPU, with their bits, under the rules of a real accelerator: what mixes it with a
-tensor of the CPU fails, unless that has no dimensions; ``.numpy()`` and ``.tolist()`` fail; what brings values to the host, or lets
-the host wait for one (``.item()``, ``bool()``, ``torch.equal``, ``nonzero``), is a crossing.
+tensor of the CPU fails, unless that has no dimensions and torch's own list of operations says that they may mix; ``.numpy()`` and
+``.tolist()`` fail; a number of the host divides by its reciprocal, as CUDA has it; ``cumsum`` of floats fails where deterministic
+algorithms are asked for; what brings values to the host, or lets the host wait for one (``.item()``, ``bool()``, ``torch.equal``,
+``nonzero``), is a crossing.
 
     with StandIn() as device:
         x = torch.ones(4, device=device.name)
@@ -13,6 +15,8 @@ the host wait for one (``.item()``, ``bool()``, ``torch.equal``, ``nonzero``), i
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +98,9 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within its context, in this thread, tensors can be made on and moved to the stand-in device, and crossings are counted.
 
     ``to_host`` are those for which the host waits; ``to_device`` are those of tensors of the CPU.
+
+    Args:
+        float64: whether the device has it; Apple's has not. Default: True.
     """
 
     @classmethod
@@ -101,8 +108,9 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Nothing is compiled here, and asking not to would import torch's compiler.
         return False
 
-    def __init__(self) -> None:
+    def __init__(self, *, float64: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._float64 = float64
         self.to_host, self.to_device = Crossings(), Crossings()
         # Of those to the device, how many the host waits for: those that are not asked not to.
         self.blocking = 0
@@ -152,7 +160,7 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
             waits = not (len(args) > 2 and args[2])
             self._copied(str(name), from_ours=from_ours, to_ours=here, x=args[1], waits=waits)
         elif ours:
-            self._check_mix(str(name), given)
+            self._check_mix(func, given)
             if name is _aten._local_scalar_dense:
                 self.to_host.add(str(name), given[0].element_size())
             elif (
@@ -161,7 +169,13 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 or (name is _aten.repeat_interleave and kwargs.get("output_size") is None and len(args) < 3)
             ):
                 self.to_host.add(str(name), 8)
+            elif name is _aten.cumsum and given[0].is_floating_point():
+                self._check_repeats(str(name))
+            elif name in (_aten.div, _aten.div_) and _divides_by_reciprocal(args, kwargs):
+                return _by_reciprocal(args[0], float(args[1]), in_place=name is _aten.div_)
         result = func(*tree_map(_inner, args), **tree_map(_inner, kwargs))
+        if here and not self._float64:
+            self._check_dtypes(str(name), result)
         return _wrapped(result, {id(x.held): x for x in ours}, here=here)
 
     def _copied(self, operation: str, *, from_ours: bool, to_ours: bool, x: Tensor, waits: bool) -> None:
@@ -172,13 +186,63 @@ class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.blocking += waits
 
     @staticmethod
-    def _check_mix(operation: str, given: list[Tensor]) -> None:
+    def _check_mix(func: Any, given: list[Tensor]) -> None:
         for x in given:
-            if not isinstance(x, StandInTensor) and x.ndim:
+            if not isinstance(x, StandInTensor) and (x.ndim or not _may_mix(func)):
                 raise RuntimeError(
-                    f"{operation}: expected all tensors to be on the same device, but found {DEVICE} and cpu (of shape "
+                    f"{func.overloadpacket}: expected all tensors to be on the same device, but found {DEVICE} and cpu (of shape "
                     f"{tuple(x.shape)})"
                 )
+
+    @staticmethod
+    def _check_repeats(operation: str) -> None:
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(
+                f"{operation} of floats does not have a deterministic implementation on {DEVICE}"
+            )
+
+    @staticmethod
+    def _check_dtypes(operation: str, result: Any) -> None:
+        if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_leaves(result)):
+            raise TypeError(f"{operation}: {DEVICE} does not support float64")
+
+
+@cache
+def _unchecked() -> frozenset[str]:
+    """The operations of which torch does not compare the devices of the arguments, so that one may be a number of the CPU."""
+    listed = (
+        Path(torch.__file__).parents[1]
+        / "torchgen"
+        / "packaged"
+        / "ATen"
+        / "native"
+        / "native_functions.yaml"
+    )
+    entries = listed.read_text(encoding="utf-8").split("\n- func: ")[1:]
+    return frozenset(e.split("(", 1)[0] for e in entries if "device_check: NoCheck" in e)
+
+
+def _may_mix(func: Any) -> bool:
+    return (
+        func._schema.name.removeprefix("aten::") + f".{func._schema.overload_name}".rstrip(".")
+        in _unchecked()
+    )
+
+
+def _divides_by_reciprocal(args: Any, kwargs: Any) -> bool:
+    by_number = not isinstance(args[1], StandInTensor)
+    floats = isinstance(args[0], StandInTensor) and args[0].is_floating_point()
+    return by_number and floats and kwargs.get("rounding_mode") is None
+
+
+def _by_reciprocal(x: StandInTensor, divisor: float, *, in_place: bool) -> StandInTensor:
+    """x times 1/divisor, in float32 at least, as CUDA divides by a number of the host: the last bit may not be the quotient's."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    result = (x.held.to(wide) * torch.tensor(divisor, dtype=wide).reciprocal()).to(x.dtype)
+    if in_place:
+        x.held.copy_(result)
+        return x
+    return StandInTensor(result)
 
 
 def _masked(indices: Any) -> bool:

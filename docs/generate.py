@@ -959,19 +959,34 @@ def gpu_state() -> str:
         "| codec | encode, GB/s | decode, GB/s | bytes as on the CPU | largest difference of what all decode |",
         "|---|---|---|---|---|",
     ]
+    failed = [
+        f"\n`{name}` fails: {e['error']}\n"
+        for kind in ("codecs", "recipes")
+        for name, e in found[kind].items()
+        if "error" in e
+    ]
     for text, e in found["codecs"].items():
+        if "error" in e:
+            continue
         rows.append(
             f"| `{cell(text)}` | {e['encode_gb_s']:.3g} | {e['decode_gb_s']:.3g} | {'yes' if e['same_bytes'] else 'no'} | "
-            f"{e['decoded_difference']:.2g} |"
+            f"{max(e['decoded_difference'], e['mean_difference']):.2g} |"
         )
     rows += [
         "\n| recipe | difference of the weights' change to the CPU's | replicas alike | host waits a step |",
         "|---|---|---|---|",
     ]
     for name, e in found["recipes"].items():
+        if "error" in e:
+            continue
         rows.append(
             f"| `{name}` | {e['difference']:.2g} | {'yes' if e['replicas_alike'] else '**no**'} | {e['waits']} |"
         )
+    rows += failed
+    alike = found["arithmetic"]["holds"]
+    rows.append(
+        f"\nWhat moves shared weights, entry by entry, has the CPU's bits: {'yes' if alike else '**no**'}."
+    )
     speed = found["muon"]
     rows.append(
         f"\nA step of `muon` takes {speed['ours_ms']:.3g} ms, of torch.optim.Muon {speed['torch_ms']:.3g} ms ({speed['matrices']})."

@@ -129,8 +129,10 @@ def decode_all(codec: Codec, payload: bytes, dtype: torch.dtype) -> str:
         assert decoded.dtype == dtype, f"decoded to {decoded.dtype}, {dtype} is this codec's"
     if len(entries) == 1:
         (entry,) = entries
-        mean = codec.mean_bodies([entry.body], entry.shape)
+        mean, bound = codec.bounded_mean([entry.body], entry.shape)
         assert mean.shape == entry.shape, f"mean of shape {tuple(mean.shape)}, {entry.shape} was announced"
+        largest = float(mean.abs().max()) if mean.numel() else 0.0
+        assert largest <= bound * (1 + 1e-5), f"the mean reaches {largest:g}, {bound:g} was its bound"
         assert bool(codec.decode(payload, largest_numel=LARGEST_NUMEL).isfinite().all()), "not finite"
     return "decoded"
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonwire import codec
-from muonwire.codec import packing, payload
+from muonwire.codec import host, packing, payload
 from muonwire.codec.finite import Checks, each_finite
-from muonwire.codec.host import counts_of, fetch, flagged
+from muonwire.codec.host import counts_of, fetch, flagged, running_sums
 from muonwire.codec.quantize.bits import pack_codes
 from muonwire.errors import PayloadError, UsageError
 
@@ -88,7 +88,7 @@ def test_a_device_writes_the_bytes_of_the_cpu_and_reads_them_to_the_same_bits(te
             body = encoded.body
             decoded = encoded.decoded.cpu()
             again = chosen.decode_body(body, shape, device=DEVICE).cpu()
-            mean = chosen.mean_bodies([body, body], shape, device=DEVICE).cpu()
+            mean = chosen.mean_bodies([body] * 3, shape, device=DEVICE).cpu()
         on_cpu = chosen.encode_body(x, seed=3)
         # The sender's own and everybody's are the same, whatever the transform.
         assert torch.equal(decoded, again)
@@ -100,7 +100,7 @@ def test_a_device_writes_the_bytes_of_the_cpu_and_reads_them_to_the_same_bits(te
         else:
             assert body == on_cpu.body
             assert torch.equal(decoded, on_cpu.decoded)
-            assert torch.equal(mean, chosen.mean_bodies([body, body], shape))
+            assert torch.equal(mean, chosen.mean_bodies([body] * 3, shape))
         if "stochastic" not in text:
             assert crossed == 0
 
@@ -250,3 +250,104 @@ def test_a_body_holds_what_the_tensor_held_when_it_was_encoded():
             encoded = chosen.encode_body(there)
             there.zero_()
             assert encoded.body == chosen.encode_body(x).body
+
+
+def test_the_stand_in_refuses_and_rounds_as_cuda_does():
+    x, limit = torch.tensor([0.3, 0.7, 5.0]), torch.tensor(1.0)
+    with StandIn():
+        there = x.to(DEVICE)
+        # Of these two torch looks at the devices of one alone.
+        assert torch.minimum(there, limit).cpu().tolist() == x.clamp(max=1).tolist()
+        with pytest.raises(RuntimeError, match="same device"):
+            there.clamp(max=limit)
+        assert torch.equal((there / 3).cpu(), x * torch.tensor(3.0).reciprocal())
+        assert not torch.equal((there / 3).cpu(), x / 3)
+        assert torch.equal(host.quotient(there, 3).cpu(), x / 3)
+
+
+@pytest.mark.parametrize("text", ["ternary(scale=row)", "codebook(bits=2)", "topk(k=5) | sign(scale=row)"])
+def test_scales_are_found_where_deterministic_algorithms_are_asked_for(text):
+    chosen, x = codec.parse(text), made((12, 16))
+    torch.set_deterministic_debug_mode("error")
+    try:
+        with StandIn():
+            assert chosen.encode_body(x.to(DEVICE)).body == chosen.encode_body(x).body
+    finally:
+        torch.set_deterministic_debug_mode("default")
+
+
+def test_running_sums_are_those_of_cumsum():
+    terms = torch.arange(14.0).view(2, 7)
+    with StandIn():
+        assert torch.equal(running_sums(terms.to(DEVICE)).cpu(), terms.cumsum(-1))
+
+
+@pytest.mark.parametrize(
+    "text", ["int(bits=3, scale=row)", "codebook(bits=2, fit=gaussian)", "dct | topk(k=4) | sign(scale=none)"]
+)
+def test_codecs_do_without_the_device_that_the_program_has_as_its_default(text):
+    """As after torch.set_default_device: what has no device named is made there, and would have to be read back."""
+    chosen, x = codec.parse(text), made((12, 16))
+    with StandIn() as device, DEVICE:
+        there = x.to(DEVICE)
+        device.forget()
+        encoded = chosen.encode_body(there)
+        body = encoded.body
+        assert torch.equal(encoded.decoded, chosen.decode_body(body, (12, 16), device=DEVICE))
+        # The bytes, and what was compared.
+        assert device.to_host.count == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["sign(scale=row)", "dct(chunk=4) | topk(k=4) | int(bits=4)", "lowrank(rank=2) | bfloat16"]
+)
+def test_a_device_without_float64_gets_the_bits_of_the_cpu(text, monkeypatch):
+    chosen, x = codec.parse(text), made((12, 16))
+    on_cpu = chosen.encode_body(x, seed=3, state=chosen.init((12, 16)))
+    with StandIn(float64=False):
+        with pytest.raises(TypeError, match="float64"):
+            x.to(DEVICE).double()
+        monkeypatch.setattr(host, "WITHOUT_FLOAT64", {DEVICE.type})
+        encoded = chosen.encode_body(x.to(DEVICE), seed=3, state=chosen.init((12, 16)))
+        assert encoded.body == on_cpu.body
+        for there in (encoded.decoded, chosen.mean_bodies([encoded.body], (12, 16), device=DEVICE)):
+            assert there.device == DEVICE
+            assert torch.equal(there.cpu(), on_cpu.decoded)
+        assert each_finite([x.to(DEVICE), x.to(DEVICE) / 0]) == [True, False]
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_the_host_knows_a_bound_of_what_a_device_decodes(text):
+    chosen, shape = codec.parse(text), (48, 64)
+    x = made(shape)
+    bodies = [chosen.encode_body(scale * x, seed=3).body for scale in (1, 4)]
+    with StandIn() as device:
+        values, bound = chosen.bounded_mean(bodies, shape, device=DEVICE)
+        assert device.to_host.count == 0
+        largest = float(values.abs().max().cpu())
+    unknown = text.startswith(("lowrank", "int(bits=3"))
+    assert math.isinf(bound) if unknown else largest <= bound * (1 + 1e-6)
+    here = chosen.bounded_mean(bodies, shape)
+    assert float(here.values.abs().max()) <= here.bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("ternary", lambda body: body[:3] + b"\xf3" + body[4:]),
+        ("int(bits=2)", lambda body: body[:3] + b"\x0c" + body[4:]),
+        ("int(bits=4)", lambda body: body[:3] + b"\xf0" + body[4:]),
+        ("int(bits=8)", lambda body: body[:3] + b"\xff" + body[4:]),
+        ("float32", lambda body: body[:6] + b"\xc0\x7f" + body[8:]),
+        ("bfloat16", lambda body: body[:6] + b"\x80\xff" + body[8:]),
+        ("float64", lambda body: body[:14] + b"\xf8\x7f" + body[16:]),
+    ],
+)
+def test_of_a_value_that_is_none_no_bound_is_known(text, wrong):
+    chosen, shape = codec.parse(text), (4, 5)
+    body = chosen.encode_body(made(shape)).body
+    with StandIn():
+        assert math.isfinite(chosen.bounded_mean([body], shape, device=DEVICE).bound)
+        values, bound = chosen.bounded_mean([body, wrong(body)], shape, device=DEVICE)
+        assert math.isinf(bound)
+        assert each_finite([values]) == [False]

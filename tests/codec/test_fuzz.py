@@ -11,6 +11,7 @@ from fuzz.mutations import Message
 
 from muonwire.codec import Pipeline, payload
 from muonwire.codec.quantize import Float32, Sign
+from muonwire.codec.quantize.base import Decoded
 from tests.codec.test_codecs import TEXTS
 
 CASES = 3000
@@ -31,27 +32,31 @@ def _wrong_error(self, data, count, layout):
 
 def _wrong_size(self, data, count, layout):
     torch.zeros(1 << 19)
-    return torch.ones(count)
+    return Decoded(torch.ones(count))
 
 
 def _wrong_memory(self, data, count, layout):
     bytearray(1 << 21)
-    return torch.ones(count)
+    return Decoded(torch.ones(count))
 
 
 def _wrong_value(self, data, count, layout):
-    return torch.full((count,), torch.nan)
+    return Decoded(torch.full((count,), torch.nan))
 
 
 def _wrong_count(self, data, count, layout):
-    return torch.ones(count, dtype=torch.float64)
+    return Decoded(torch.ones(count, dtype=torch.float64))
+
+
+def _wrong_bound(self, data, count, layout):
+    return Decoded(torch.full((count,), 2.0), 1.0)
 
 
 def _wrong_time(self, data, count, layout):
     end = time.process_time() + 1.1 * fuzz.SLOW_S
     while time.process_time() < end:
         pass
-    return torch.ones(count)
+    return Decoded(torch.ones(count))
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,7 @@ def _wrong_time(self, data, count, layout):
         (_wrong_memory, "allocates [0-9]{7} bytes"),
         (_wrong_value, "PayloadError|does not decode what the codec itself wrote"),
         (_wrong_count, "decoded to torch.float64"),
+        (_wrong_bound, "reaches 2, 1 was its bound|does not decode what the codec itself wrote"),
         (_wrong_time, r"takes [\d.]+ s"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -95,7 +95,7 @@ def test_replicas_of_two_classes_agree_and_keep_their_dtype_where_the_run_moves(
 def test_mixed_classes_warn_where_replicas_compute_polar_factors_alike():
     warned = run_replicas(_warnings, 2)
     for messages in warned:
-        assert len(messages["muon"]) == 1
+        assert len(messages["muon"]) == len(messages["distro"]) == 1
         assert "different classes (amx, avx2 by rank); polar factors follow avx2" in messages["muon"][0]
         assert messages["adamw"] == messages["one_bit_muon"] == []
 
@@ -104,7 +104,7 @@ def _warnings():
     import warnings
 
     found = {}
-    for name in ("muon", "adamw", "one_bit_muon"):
+    for name in ("muon", "distro", "adamw", "one_bit_muon"):
         transport = ProcessGroupTransport()
         take_for(CLASSES[transport.rank])
         model = SmallNet()

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarks.standin import DEVICE, StandIn
 
 from muonwire.errors import ReplicaLostError
 from muonwire.transport import ProcessGroupTransport, check_replicas, frames, run_threads, threads
@@ -121,3 +122,16 @@ def test_one_replica_computes_for_all_and_each_is_counted_its_seconds(monkeypatc
     assert own_s == [7.0] * 6
     assert all(results == by_rank[0] for results in by_rank)
     assert by_rank[0][0] is not by_rank[0][1]
+
+
+def test_a_mean_takes_tensors_of_several_devices():
+    """As of a model whose layers lie on two devices, and the shared scales beside a dense mean."""
+
+    def talk(rank, make):
+        with StandIn():
+            there, here = torch.full((3,), float(rank)).to(DEVICE), torch.full((2,), 2.0 * rank)
+            means = make().mean([there, here])
+            return [(m.device.type, m.cpu().tolist()) for m in means]
+
+    for found in run_threads(talk, replicas=2):
+        assert found == [(DEVICE.type, [0.5] * 3), ("cpu", [1.0] * 2)]

@@ -4,11 +4,12 @@ A codec writes two things: a *body*, the bytes of one tensor whose shape both si
 behind a header that names version, codec, shapes and checksum (codec/payload.py). Optimizers send payloads.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +48,18 @@ class Encoded:
     def selected(self) -> Tensor:
         """The entries that were sent, before quantization: the rest of the tensor is what selection dropped."""
         return self.restore_selected()
+
+
+class Mean(NamedTuple):
+    """The mean of what several bodies decode to.
+
+    Args:
+        values: the mean.
+        bound: no magnitude in it is above it, as the host knows without waiting for a device; inf where it does not know.
+    """
+
+    values: Tensor
+    bound: float = math.inf
 
 
 class Drafts:
@@ -108,6 +121,11 @@ class Codec(ABC):
         return "tensor"
 
     @property
+    def exact(self) -> bool:
+        """Whether decoding is arithmetic of integers and single entries, which gives the same bits on all machines."""
+        return True
+
+    @property
     def shares_scale(self) -> bool:
         """Whether all replicas encode a tensor with one scale, the mean of their ``scale_of``, which ``state["scale"]`` holds."""
         return False
@@ -146,9 +164,9 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def mean_bodies(
+    def bounded_mean(
         self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
-    ) -> Tensor:
+    ) -> Mean:
         """Decode the replicas' bodies of one tensor and average them, in the order given.
 
         Args:
@@ -158,6 +176,12 @@ class Codec(ABC):
                 the entry (DeMo's mean, in the transform's domain).
             device: see ``decode_body``. Default: the CPU.
         """
+
+    def mean_bodies(
+        self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
+    ) -> Tensor:
+        """The values of ``bounded_mean``."""
+        return self.bounded_mean(bodies, shape, over=over, device=device).values
 
     @abstractmethod
     def estimate_body_bytes(self, shape: Shape) -> int:

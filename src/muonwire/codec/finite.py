@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from muonwire.codec.host import fetch, on_host
+from muonwire.codec.host import codes_there, fetch, on_host
 from muonwire.errors import UsageError
 
 
@@ -43,7 +43,7 @@ def check_finite(tensor: Tensor) -> None:
 class Checks:
     """Which of several tensors are finite: those in the host's memory at once, those on a device when their sums have crossed.
 
-    On a device the sums are taken in float64, which those of float32 values do not overflow.
+    On a device the sums are taken in float64, which those of float32 values do not overflow; where it has none the host waits.
     """
 
     def __init__(self) -> None:
@@ -54,12 +54,16 @@ class Checks:
 
     def add(self, tensor: Tensor) -> bool:
         """Add the next tensor; False where it is known already that it is not finite."""
-        if on_host(tensor.device):
+        if on_host(tensor.device) or not codes_there(tensor.device):
             self._known.append(all_finite(tensor))
             return bool(self._known[-1])
         self._known.append(None)
         self.sums.append(tensor.sum(dtype=torch.float64))
         return True
+
+    def add_finite(self) -> None:
+        """Add a tensor that is known to be finite."""
+        self._known.append(True)
 
     def results(self, fetched: Sequence[Sequence[float]]) -> list[bool]:
         """Of all tensors in order, from the values of ``sums``."""

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 CPU = torch.device("cpu")
+# Kinds of devices without float64, in which codecs add.
+WITHOUT_FLOAT64 = {"mps"}
+# Of fewer bytes the driver keeps a copy of its own.
+_SMALLEST_PINNED = 1 << 16
 _NUMPY: dict[torch.dtype, Any] = {
     torch.uint8: np.uint8,
     torch.int16: np.int16,
     torch.int32: np.int32,
     torch.int64: np.int64,
+    torch.float32: np.float32,
     torch.float64: np.float64,
 }
 
@@ -44,9 +49,19 @@ def on_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def codes_there(device: torch.device) -> bool:
+    """Whether codecs work on the device. Where it has no float64 they work in the host's memory, and whole tensors cross."""
+    return device.type not in WITHOUT_FLOAT64
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on ``device``; the host does not wait for one that comes from its own memory."""
-    return tensor if tensor.device == device else tensor.to(device, non_blocking=on_host(tensor.device))
+    """A tensor on ``device``; the host does not wait for one that comes from its own memory, which nobody writes to any more."""
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and on_host(tensor.device) and tensor.nbytes > _SMALLEST_PINNED:
+        # Out of other memory the driver copies piece by piece, and may wait for what the device has to do before.
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=on_host(tensor.device))
 
 
 def octets(data: bytes | memoryview, device: torch.device) -> Tensor:
@@ -64,7 +79,7 @@ def fetch(tensors: Sequence[Tensor]) -> list[Any]:
     [[1, 2], [0.5]]
 
     Args:
-        tensors: uint8, int16, int32, int64 or float64.
+        tensors: uint8, int16, int32, int64, float32 or float64.
     """
     found: list[Any] = [t.numpy().reshape(-1) if t.is_cpu else None for t in tensors]
     away: dict[torch.device, list[int]] = {}
@@ -78,6 +93,32 @@ def fetch(tensors: Sequence[Tensor]) -> list[Any]:
         for i, end, own in zip(indices, ends, flat, strict=True):
             found[i] = together[end - len(own) : end].view(_NUMPY[tensors[i].dtype])
     return found
+
+
+def quotient(total: Tensor, count: int) -> Tensor:
+    """total / count, each entry rounded once, so that it has the same bits on all machines.
+
+    By a number of the host CUDA would divide by multiplying by its reciprocal, which rounds twice.
+    """
+    if on_host(total.device):
+        return total / count
+    return total / torch.full((), count, dtype=total.dtype, device=total.device)
+
+
+def running_sums(terms: Tensor) -> Tensor:
+    """``terms.cumsum(-1)``, whose order of additions an accelerator may choose anew in each run; here it does not.
+
+    >>> running_sums(torch.tensor([1.0, 2.0, 4.0]))
+    tensor([1., 3., 7.])
+    """
+    if on_host(terms.device):
+        return terms.cumsum(-1)
+    distance = 1
+    while distance < terms.shape[-1]:
+        further = terms[..., distance:] + terms[..., :-distance]
+        terms = torch.cat([terms[..., :distance], further], dim=-1)
+        distance *= 2
+    return terms
 
 
 def flagged(flags: Tensor, count: int) -> Tensor:

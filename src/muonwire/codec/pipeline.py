@@ -9,18 +9,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import items as chosen_items
-from muonwire.codec.base import Codec, Encoded
+from muonwire.codec.base import Codec, Encoded, Mean
 from muonwire.codec.finite import all_finite
-from muonwire.codec.host import CPU, Field, octets, on_host
+from muonwire.codec.host import CPU, Field, codes_there, octets, on_host, quotient
 from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
+from muonwire.codec.quantize.base import Decoded
 from muonwire.codec.select import All, Select, TopK
 from muonwire.codec.transform import Chunked, Rows, Transform
 from muonwire.errors import PayloadError, UsageError
 
 _SEED = struct.Struct("<I")
-LARGEST = torch.finfo(torch.float32).max
+# Half of what float32 holds: bounds leave the rounding out.
+LARGEST = torch.finfo(torch.float32).max / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,11 @@ class Pipeline(Codec):
 
     @property
     @override
+    def exact(self) -> bool:
+        return self.transform.exact
+
+    @property
+    @override
     def shares_scale(self) -> bool:
         return isinstance(self.quantize, Sign) and self.quantize.scale == "shared"
 
@@ -103,8 +110,9 @@ class Pipeline(Codec):
     @override
     def scale_of(self, tensor: Tensor) -> Tensor:
         if not tensor.numel():
-            return torch.zeros((), dtype=torch.float64, device=tensor.device)
-        return tensor.abs().mean(dtype=torch.float64)
+            return torch.zeros((), dtype=torch.float64, device=CPU)
+        here = tensor if codes_there(tensor.device) else tensor.cpu()
+        return here.abs().mean(dtype=torch.float64)
 
     @override
     def init(self, shape: Shape) -> State:
@@ -112,6 +120,8 @@ class Pipeline(Codec):
 
     @override
     def encode_body(self, tensor: Tensor, *, seed: int = 0, state: State | None = None) -> Encoded:
+        if not codes_there(tensor.device):
+            return _moved(self.encode_body(tensor.cpu(), seed=seed, state=state), tensor.device)
         shape = tuple(tensor.shape)
         now = Round(seed=seed) if state is None else Round(seed=seed, state=state)
         wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
@@ -144,38 +154,44 @@ class Pipeline(Codec):
 
     @override
     def decode_body(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
-        values, positions, seed = self._values(body, shape, device)
+        if not codes_there(device):
+            return self.decode_body(body, shape).to(device)
+        (values, bound), positions, seed = self._values(body, shape, device)
         decoded = self._restore(values, positions, shape, seed)
-        if not on_host(device):
-            return decoded
         # A quantizer decodes to finite values; sums and products of them, as in a transform, may overflow.
         gain = self.transform.largest_gain(shape)
-        safe = gain <= 1 or not values.numel() or gain * values.abs().max().item() < LARGEST
-        return decoded if safe else _finite(decoded, shape)
+        return decoded if gain <= 1 or gain * bound < LARGEST else _finite(decoded, shape)
 
     @override
-    def mean_bodies(
+    def bounded_mean(
         self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
-    ) -> Tensor:
+    ) -> Mean:
         """Where the transform is linear the sum is taken in its domain, with one inverse transform."""
+        if not codes_there(device):
+            here = self.bounded_mean(bodies, shape, over=over)
+            return here._replace(values=here.values.to(device))
         if not self.transform.linear or (
             self.transform.seeded and len({b[: _SEED.size] for b in bodies}) > 1
         ):
             decoded = torch.zeros(shape, dtype=self.quantize.decoded_dtype, device=device)
             for body in bodies:
                 decoded += self.decode_body(body, shape, device=device)
-            return _finite(decoded / len(bodies), shape)
+            return Mean(_finite(quotient(decoded, len(bodies)), shape))
         num_blocks, block_numel = self.transform.grid(shape)
         total = torch.zeros(num_blocks * block_numel, dtype=self.quantize.decoded_dtype, device=device)
         senders = torch.zeros(num_blocks * block_numel, device=device) if over == "senders" else None
-        seed = 0
+        seed, largest = 0, 0.0
         for body in bodies:
-            values, positions, seed = self._values(body, shape, device)
+            (values, bound), positions, seed = self._values(body, shape, device)
+            largest = max(largest, bound)
             _add(total, values, positions)
             if senders is not None:
-                _add(senders, torch.ones_like(values, dtype=senders.dtype), positions)
-        mean = total / len(bodies) if senders is None else total / senders.clamp_(min=1)
-        return _finite(self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed), shape)
+                _count(senders, positions)
+        mean = quotient(total, len(bodies)) if senders is None else total / senders.clamp_(min=1)
+        inverse = self.transform.inverse(mean.view(num_blocks, block_numel), shape, seed=seed)
+        # Of the sum before it is divided, and of what the transform makes of it.
+        reach = len(bodies) * largest * self.transform.largest_gain(shape) if largest else 0.0
+        return Mean(inverse if reach < LARGEST else _finite(inverse, shape), reach)
 
     @override
     def estimate_body_bytes(self, shape: Shape) -> int:
@@ -216,7 +232,7 @@ class Pipeline(Codec):
 
     def _values(
         self, body: bytes, shape: Shape, device: torch.device = CPU
-    ) -> tuple[Tensor, Tensor | None, int]:
+    ) -> tuple[Decoded, Tensor | None, int]:
         num_blocks, block_numel = self.transform.grid(shape)
         count = self.select.count(num_blocks, block_numel)
         positions, seed, read = None, 0, 0
@@ -244,6 +260,15 @@ class Pipeline(Codec):
         return self.transform.inverse_chosen(values, positions, shape, per_block=per_block, seed=seed)
 
 
+def _moved(encoded: Encoded, device: torch.device) -> Encoded:
+    """The same encoding, whose tensors are wanted on another device."""
+    return Encoded(
+        fields=encoded.fields,
+        restore_decoded=lambda: encoded.decoded.to(device),
+        restore_selected=lambda: encoded.selected.to(device),
+    )
+
+
 def _at(flat: Tensor, positions: Tensor) -> Tensor:
     """The values at ``positions``."""
     if on_host(flat.device):
@@ -261,6 +286,16 @@ def _add(total: Tensor, values: Tensor, positions: Tensor | None) -> None:
     else:
         # Each entry gets one value, so that its order among others does not matter.
         total.index_add_(0, positions, values)
+
+
+def _count(senders: Tensor, positions: Tensor | None) -> None:
+    """Add one to those at ``positions``, which are distinct, or to all."""
+    if positions is None:
+        senders += 1
+    elif on_host(senders.device):
+        senders.numpy()[positions.numpy()] += 1
+    else:
+        senders.index_add_(0, positions, torch.ones_like(positions, dtype=senders.dtype))
 
 
 def _finite(decoded: Tensor, shape: Shape) -> Tensor:

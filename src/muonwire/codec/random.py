@@ -63,7 +63,7 @@ def subsets(seed: int, stream: str, num_groups: int, group_numel: int, k: int) -
     tensor([2, 4, 5, 9])
     """
     if num_groups * k == 0:
-        return torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, dtype=torch.int64, device=CPU)
     numel = num_groups * group_numel
     draws = words(seed, stream, -(-numel // 2)).view("<u4")[:numel].reshape(num_groups, group_numel)
     largest = np.partition(draws, k - 1, axis=1)[:, k - 1 : k]

@@ -30,7 +30,7 @@ import torch
 from constriction import stream
 from torch import Tensor
 
-from muonwire.codec.host import CPU, on_host, send
+from muonwire.codec.host import CPU, on_host, quotient, send
 from muonwire.codec.pack.ans import PRECISION, fixed_point_model
 from muonwire.codec.pack.fields import Ints, pack_words, unpack_words
 from muonwire.codec.payload import Reader, varint
@@ -225,7 +225,7 @@ def mean(counts: Ints, replicas: int, *, scale: float, device: torch.device = CP
         narrow = counts.astype(np.uint8 if replicas < 1 << 8 else np.int32)
         total = send(torch.from_numpy(narrow), device).to(torch.int64).mul_(2).sub_(replicas).float() * scale
     # A sum of zeros is +0, whatever their signs.
-    return (total + 0.0) / replicas
+    return quotient(total + 0.0, replicas)
 
 
 def levels_of(counts: Ints, replicas: int) -> Levels:

@@ -137,19 +137,31 @@ class Agreement:
         """Start a new digest, after all replicas were found to be changed alike."""
         self.edits = UNCHANGED
 
-    def reach(self, transport: Transport, *, description: str, processor: str, orthogonalizes: bool) -> str:
+    def reach(
+        self, transport: Transport, *, description: str, processor: str, machine: str, multiplies: bool
+    ) -> str:
         """Make sure that all replicas have the same groups, and return the slowest of their processor classes.
+
+        Args:
+            transport: between the replicas.
+            description: of the groups.
+            processor: class of this replica's.
+            machine: what of the class it is, where that is known, as the name of a GPU.
+            multiplies: whether what all make of the same messages is a product of matrices.
 
         Raises:
             ExchangeError: the descriptions differ.
         """
-        names = check_agreement(description, transport, what="optimizer groups", note=processor)
-        agreed = slowest(names).name
-        if orthogonalizes and len(set(names)) > 1:
+        notes = check_agreement(
+            description, transport, what="optimizer groups", note=f"{processor} {machine}".strip()
+        )
+        agreed = slowest([note.partition(" ")[0] for note in notes]).name
+        if multiplies and len(set(notes)) > 1:
             warnings.warn(
-                f"ChainOptimizer: the replicas' processors are of different classes ({', '.join(names)} by rank); polar factors "
+                f"ChainOptimizer: the replicas' processors are of different classes ({', '.join(notes)} by rank); polar factors "
                 f"follow {agreed} on all of them. Products of different machines may round differently all the same: compare "
-                "the weights with check_replicas, or use a recipe with local steps or approach_b(server=True)",
+                "the weights with check_replicas, or use a recipe with local steps and a codec without dct, or "
+                "approach_b(server=True)",
                 stacklevel=4,
             )
         self.reached = True
@@ -243,7 +255,8 @@ def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor], trans
     Raises:
         ExchangeError: the groups differ.
     """
-    own = find_processor(params[0].device if params else torch.device("cpu"))
+    device = params[0].device if params else torch.device("cpu")
+    own = find_processor(device)
     talking = list(optimizer.outer.values()) if optimizer.local is not None else optimizer.chains
     key = "processor" if optimizer.local is None else "outer_processor"
     settings = f"{optimizer.local} {optimizer.look_ahead} step {optimizer.num_steps}"
@@ -258,10 +271,16 @@ def agree_on_groups(optimizer: "ChainOptimizer", params: Sequence[Tensor], trans
             transport,
             description=f"{settings}: {describe_groups(optimizer.param_groups)}",
             processor=at_home.name,
-            orthogonalizes=any(members.orthogonalizes for members in talking),
+            machine=_machine(device),
+            multiplies=any(members.multiplies for members in talking),
         )
     )
     for group in optimizer.param_groups:
         group[key] = agreed
         # Local steps follow the processor of this replica, the one that they began on.
         group["processor"] = group["processor"] or own.name
+
+
+def _machine(device: torch.device) -> str:
+    """The name of a GPU, of which two of one class may sum in another order; of a CPU the class says enough."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""

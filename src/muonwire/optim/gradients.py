@@ -81,7 +81,7 @@ def are_finite(gradients: Sequence[Tensor], question: Question | None = None) ->
     # The norm of sharded gradients is a DTensor.
     whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
     asked = [] if question is None else question.differ
-    found = fetch([t.double() for t in (*whole, *asked)])
+    found = fetch([t.float() for t in (*whole, *asked)])
     if question is not None:
         question.answers = [bool(answer[0]) for answer in found[len(whole) :]]
     return all(norm[0] <= LARGEST_NORM for norm in found[: len(whole)])
@@ -115,12 +115,15 @@ def not_finite(problem: str, *, step: int, rank: int) -> NonFiniteUpdateError:
 
 def unscale(params: Iterable[Tensor], scale: Tensor | None, found_inf: Tensor | None) -> bool:
     """Undo GradScaler's scale, if it gave one; returns whether it found an overflow."""
-    if found_inf is not None and float(found_inf) > 0:
+    # One wait for both.
+    found = iter(fetch([t.detach().float() for t in (found_inf, scale) if t is not None]))
+    if found_inf is not None and next(found)[0] > 0:
         return True
-    if scale is not None and float(scale) != 1:
+    factor = 1 / float(next(found)[0]) if scale is not None else 1.0
+    if factor != 1:
         for param in params:
             if param.grad is not None:
-                local(param.grad).mul_(1 / float(scale))
+                local(param.grad).mul_(factor)
     return False
 
 

@@ -49,8 +49,8 @@ def initial_state(x: Tensor, *, rank: int, seed: int = 0) -> Tensor:
     m, n = x.shape[-2:]
     if not 1 <= rank <= min(m, n):
         raise UsageError(f"initial_state: rank is {rank!r}; for {m}x{n} it takes 1 ... {min(m, n)}")
-    generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(*x.shape[:-2], n, rank, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    start = torch.randn(*x.shape[:-2], n, rank, generator=generator, device="cpu")
     return householder(start).to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
 
 

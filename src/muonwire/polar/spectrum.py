@@ -67,8 +67,8 @@ class Spectrum:
 @lru_cache(maxsize=64)
 def probe(size: int, device: torch.device) -> Tensor:
     """Unit vector of random signs, the same on every replica and in every process."""
-    generator = torch.Generator().manual_seed(size)
-    signs = torch.randint(0, 2, (size,), generator=generator).to(torch.float32) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(size)
+    signs = torch.randint(0, 2, (size,), generator=generator, device="cpu").to(torch.float32) * 2 - 1
     unit: Tensor = signs / size**0.5
     return unit.to(device)
 

@@ -137,6 +137,11 @@ class Stage(ABC):
         """Whether every replica computes polar factors in this stage, whose rounding follows from the processor."""
         return False
 
+    @property
+    def multiplies(self) -> bool:
+        """Whether every replica multiplies matrices here, which machines round differently. Default: for polar factors."""
+        return self.orthogonalizes
+
     def returns_alike(self, *, alike: bool) -> bool:
         """Whether the updates that the stage returns are the same on all replicas.
 

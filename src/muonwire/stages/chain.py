@@ -76,6 +76,11 @@ class Chain(StageInRounds):
     def orthogonalizes(self) -> bool:
         return any(stage.orthogonalizes for _, stage in self.members)
 
+    @property
+    @override
+    def multiplies(self) -> bool:
+        return any(stage.multiplies for _, stage in self.members)
+
     @override
     def returns_alike(self, *, alike: bool) -> bool:
         for _, stage in self.members:

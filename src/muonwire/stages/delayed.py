@@ -33,6 +33,11 @@ class Delayed(TalkingStage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return self.through.multiplies
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return self.through.reads_params
 

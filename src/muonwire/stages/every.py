@@ -47,6 +47,11 @@ class Every(TalkingStage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return self.full.multiplies or self.otherwise.multiplies
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return self.full.reads_params or self.otherwise.reads_params
 

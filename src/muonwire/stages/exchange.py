@@ -12,9 +12,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec import payload as payloads
-from muonwire.codec.base import Codec, Drafts, Encoded
+from muonwire.codec.base import Codec, Drafts, Encoded, Mean
 from muonwire.codec.finite import Checks
-from muonwire.codec.host import send
+from muonwire.codec.host import CPU, send
 from muonwire.codec.part import Shape
 from muonwire.errors import PayloadError, UsageError
 from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
@@ -140,6 +140,11 @@ class Exchange(TalkingStage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return not self.codec.exact or not (self.mean_codec or self.codec).exact
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return False
 
@@ -211,7 +216,8 @@ class Exchange(TalkingStage):
             own = [float(scale[0]) for scale in found]
             if not all(map(math.isfinite, own)):
                 context.transport.requested |= Flag.DIVERGED
-            agreed = yield Request(tensors=[torch.tensor([s if math.isfinite(s) else 0.0 for s in own])])
+            finite = [s if math.isfinite(s) else 0.0 for s in own]
+            agreed = yield Request(tensors=[torch.tensor(finite, device=CPU)])
             (scales,) = agreed.tensors
         shapes = tuple(tuple(u.shape) for u in updates)
         form = self.form(shapes, context.transport.world_size)
@@ -223,7 +229,7 @@ class Exchange(TalkingStage):
         bodies = yield from self._encode_pieces(owners, signals, shapes, states, scales, context, drafts)
         devices = [p.device for p in params]
         means = yield from owners.rounds(bodies, shapes, scales, states, context, devices)
-        return (yield from self._updates(None, means, params, states, context))
+        return (yield from self._updates(None, [Mean(mean) for mean in means], params, states, context))
 
     @override
     def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
@@ -265,7 +271,7 @@ class Exchange(TalkingStage):
         bodies = yield from self._written(drafts, context)
         for i, (shape, dtype) in enumerate(kinds):
             if not bodies[i]:
-                zeros = torch.zeros(shape, dtype=dtype)
+                zeros = torch.zeros(shape, dtype=dtype, device=CPU)
                 seed = round_seed(step=context.step, index=context.place(i))
                 bodies[i] = [self.codec.encode_body(zeros, seed=seed, state=_state({}, scales, i)).body]
         entries = [(*kind, of_tensor[0]) for kind, of_tensor in zip(kinds, bodies, strict=True)]
@@ -306,7 +312,10 @@ class Exchange(TalkingStage):
         for i, (of_tensor, found) in enumerate(zip(by_tensor, written, strict=True)):
             if of_tensor and not found:
                 again = owners.encode(
-                    torch.zeros(shapes[i]), of_tensor, step=context.step, state=_state({}, scales, i)
+                    torch.zeros(shapes[i], device=CPU),
+                    of_tensor,
+                    step=context.step,
+                    state=_state({}, scales, i),
                 )
                 found = [part.body for _, part in again]
             for (owner, _), body in zip(of_tensor, found, strict=True):
@@ -335,7 +344,7 @@ class Exchange(TalkingStage):
 
     def _decode(
         self, received: Sequence[bytes], shapes: Sequence[Shape], devices: Sequence[torch.device]
-    ) -> tuple[list[list[bytes]], list[Tensor | None]]:
+    ) -> tuple[list[list[bytes]], list[Mean | None]]:
         """By tensor: the replicas' bodies in rank order, and their mean, None where one of them is damaged."""
         by_rank = []
         for rank, payload in enumerate(received):
@@ -344,10 +353,10 @@ class Exchange(TalkingStage):
             except PayloadError as error:
                 raise PayloadError(f"from replica {rank}: {error}") from error
         bodies = [[entries[i].body for entries in by_rank] for i in range(len(shapes))]
-        means: list[Tensor | None] = []
+        means: list[Mean | None] = []
         for of_tensor, shape, device in zip(bodies, shapes, devices, strict=True):
             try:
-                means.append(self.codec.mean_bodies(of_tensor, shape, over=self.over, device=device))
+                means.append(self.codec.bounded_mean(of_tensor, shape, over=self.over, device=device))
             except PayloadError:
                 means.append(None)
         return bodies, means
@@ -355,7 +364,7 @@ class Exchange(TalkingStage):
     def _updates(
         self,
         bodies: Sequence[Sequence[bytes]] | None,
-        means: Sequence[Tensor | None],
+        means: Sequence[Mean | None],
         params: Tensors,
         states: States,
         context: Context,
@@ -367,9 +376,13 @@ class Exchange(TalkingStage):
             if mean is None:
                 break
             # A copy: what follows in the chain may change it.
-            copy = mean.to(param.device, copy=True)
+            copy = mean.values.to(param.device, copy=True)
             updates.append(self.feedback.restore(copy, state).to(param.dtype))
-            checks.add(updates[-1])
+            # Bounds leave the rounding out.
+            if not self.feedback.restores and mean.bound < torch.finfo(param.dtype).max / 2:
+                checks.add_finite()
+            else:
+                checks.add(updates[-1])
         finite = checks.results((yield from read(checks.sums)))
         if len(updates) == len(params) and all(finite):
             return updates

@@ -22,6 +22,8 @@ class Feedback(ABC):
     needs_same_replicas: ClassVar[str] = ""
     # See Stage.replaces_states; of the tensors that were there before the step.
     replaces_states: ClassVar[bool] = False
+    # Whether ``restore`` makes something else of the mean.
+    restores: ClassVar[bool] = False
     # Entries of the state that are the same on all replicas, since what all have sent moves them; the rest is the replica's own.
     shared: ClassVar[tuple[str, ...]] = ()
 
@@ -116,6 +118,7 @@ class EF21(Feedback):
         "its mean estimate is that of the replicas which were there from the start"
     )
     replaces_states: ClassVar[bool] = True
+    restores: ClassVar[bool] = True
     shared: ClassVar[tuple[str, ...]] = ("mean_estimate",)
 
     @override

@@ -125,6 +125,11 @@ class _Power(TalkingStage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return True
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return False
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from muonwire.codec.host import codes_there
 from muonwire.stages.base import Context, Stage, State, States, TalkingStage, Tensors
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.rounds import Rounds
@@ -29,6 +30,11 @@ class Predicted(TalkingStage):
         assert not direction.talks
         self.through = through
         self.direction = direction
+
+    @property
+    @override
+    def multiplies(self) -> bool:
+        return self.through.multiplies or self.direction.multiplies
 
     @property
     @override
@@ -75,8 +81,9 @@ class Predicted(TalkingStage):
         results = [u + p for u, p in zip(sent, predictions, strict=True)]
         directions = self.direction.apply(results, params, [s["direction"] for s in states], context)
         for prediction, result, direction in zip(predictions, results, directions, strict=True):
-            length = (direction * direction).sum().double()
-            overlap = (result * direction).sum().double()
+            wide = torch.float64 if codes_there(direction.device) else direction.dtype
+            length = (direction * direction).sum().to(wide)
+            overlap = (result * direction).sum().to(wide)
             # A quotient that the host does not wait for.
             share = torch.where(length > 0, overlap / torch.where(length > 0, length, 1), 0)
             torch.mul(direction, share, out=prediction)

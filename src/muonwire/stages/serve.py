@@ -11,7 +11,7 @@ from typing_extensions import override
 from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec, Drafts
 from muonwire.codec.finite import each_finite
-from muonwire.codec.host import fetch
+from muonwire.codec.host import CPU, fetch
 from muonwire.errors import PayloadError, UsageError
 from muonwire.stages.base import Context, Stage, State, States, TalkingStage, Tensors
 from muonwire.stages.damage import decode_alone
@@ -53,6 +53,11 @@ class Serve(TalkingStage):
     @override
     def needs_same_replicas(self) -> str:
         return "the state of a tensor is lost with its owner"
+
+    @property
+    @override
+    def multiplies(self) -> bool:
+        return not self.codec.exact
 
     @property
     @override
@@ -102,7 +107,7 @@ class Serve(TalkingStage):
             if bodies is None:
                 # The other replicas wait for this payload: it holds zeros, and the header of its message says why.
                 transport.requested |= Flag.DIVERGED
-                bodies = [self.codec.encode_body(torch.zeros(shape, dtype=dtype), seed=seed).body]
+                bodies = [self.codec.encode_body(torch.zeros(shape, dtype=dtype, device=CPU), seed=seed).body]
             entries.append((shape, dtype, bodies[0]))
         return Request(payload=payloads.pack(str(self.codec), entries))
 

@@ -34,6 +34,11 @@ class Wrapper(Stage):
 
     @property
     @override
+    def multiplies(self) -> bool:
+        return self.stage.multiplies
+
+    @property
+    @override
     def reads_params(self) -> bool:
         return self.stage.reads_params
 

@@ -266,7 +266,7 @@ class FrameTransport(Transport):
     def mean(self, tensors: Sequence[Tensor], *, purpose: str = "update") -> list[Tensor]:
         """Replica j sums the j-th part of everything in rank order and sends the result to all.
 
-        The tensors of each dtype travel together. Results of one dtype are views of one tensor.
+        The tensors of each dtype travel together. Results of one dtype are views of one tensor, where their devices are one.
         """
         if not self.peers:
             self.agreed |= self.requested
@@ -277,12 +277,10 @@ class FrameTransport(Transport):
             # An empty list is an operation too: other replicas may average something, which must be noticed.
             for dtype in dict.fromkeys(t.dtype for t in tensors) or (torch.float32,):
                 indices = [i for i, t in enumerate(tensors) if t.dtype == dtype]
-                mean = self._mean_flat(
-                    [tensors[i] for i in indices], dtype, check, purpose, about=lambda: self._about(tensors)
-                )
-                sizes = [tensors[i].numel() for i in indices]
-                for i, part in zip(indices, torch.split(mean, sizes), strict=True):
-                    results[i] = part.view(tensors[i].shape)
+                alike = [tensors[i] for i in indices]
+                mean = self._mean_flat(alike, dtype, check, purpose, about=lambda: self._about(tensors))
+                for i, part in zip(indices, _returned(mean, alike), strict=True):
+                    results[i] = part
             return [r for r in results if r is not None]
 
     def _mean_flat(
@@ -327,17 +325,17 @@ class FrameTransport(Transport):
             wait_s=time.perf_counter() - start_s,
         )
         self.meter.add(purpose, traffic)
-        # Nobody writes to ``flat`` any more, so that the host need not wait until it has gone to a device; for what comes from one
-        # it must.
-        from_host = flat.device.type == "cpu"
-        return flat[:numel].to(tensors[0].device, non_blocking=from_host) if tensors else flat[:0]
+        return flat[:numel]
 
     def _flatten(self, tensors: Sequence[Tensor], numel: int, padding: int, dtype: torch.dtype) -> Tensor:
         flat = torch.empty(numel + padding, dtype=dtype, device=self.device)
         flat[numel:] = 0
         if tensors:
             rows = [t.reshape(-1) for t in tensors]
-            if rows[0].device == flat.device:
+            if len({row.device for row in rows}) > 1:
+                for place, row in zip(_split(flat[:numel], tensors), rows, strict=True):
+                    place.copy_(row)
+            elif rows[0].device == flat.device:
                 torch.cat(rows, out=flat[:numel])
             else:
                 flat[:numel] = torch.cat(rows)
@@ -448,3 +446,20 @@ class FrameTransport(Transport):
 
 def _bytes(message: Tensor) -> bytes:
     return message.cpu().numpy().tobytes()
+
+
+def _split(flat: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Pieces of ``flat`` with as many entries as the tensors have."""
+    return torch.split(flat, [t.numel() for t in like])
+
+
+def _returned(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The pieces in the tensors' shapes and on their devices, with one transfer if that is one device."""
+    devices = {t.device for t in like}
+    # Nobody writes to ``flat`` any more, so that the host need not wait until it has gone to a device; for what comes from one it
+    # must.
+    from_host = flat.device.type == "cpu"
+    if len(devices) == 1:
+        flat = flat.to(devices.pop(), non_blocking=from_host)
+    pieces = zip(_split(flat, like), like, strict=True)
+    return [piece.to(t.device, non_blocking=from_host).view(t.shape) for piece, t in pieces]

@@ -1,9 +1,10 @@
 """The contract of a quantizer: the selected values to bytes and back."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,18 @@ class Layout:
         return positions // max(self.block_numel, 1)
 
 
+class Decoded(NamedTuple):
+    """What bytes decode to.
+
+    Args:
+        values: on the layout's device.
+        bound: no magnitude is above it, as the host has seen in the bytes, without waiting for the device. Default: it has not.
+    """
+
+    values: Tensor
+    bound: float = math.inf
+
+
 class Quantize(Part):
     """Values (1-D float32) to bytes and back.
 
@@ -58,7 +71,7 @@ class Quantize(Part):
         """
 
     @abstractmethod
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         """The ``count`` values behind ``data`` on the layout's device; on the CPU all finite.
 
         Raises:

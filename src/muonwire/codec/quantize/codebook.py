@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.host import Field, counts_of, on_host, send
+from muonwire.codec.host import CPU, Field, counts_of, on_host, running_sums, send
 from muonwire.codec.quantize import scales
-from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.base import Decoded, Layout, Quantize
 from muonwire.codec.quantize.bits import packed, unpacked
 from muonwire.errors import UsageError
 
@@ -28,8 +28,8 @@ GAUSSIAN = {
 
 
 def gaussian_levels(bits: int) -> Tensor:
-    """The 2^bits levels (float32, ascending) for the standard normal distribution."""
-    half = torch.tensor(GAUSSIAN[bits])
+    """The 2^bits levels (float32, ascending) for the standard normal distribution, on the CPU."""
+    half = torch.tensor(GAUSSIAN[bits], device=CPU)
     return torch.cat([-half.flip(0), half])
 
 
@@ -67,10 +67,10 @@ def lloyd_levels(values: Tensor, bits: int) -> Tensor:
     if values.numel() == 0:
         return torch.zeros(num_levels, dtype=torch.float64, device=values.device)
     counts, sums, means = _cells(values)
-    ends = send(torch.tensor([0, len(counts)]), values.device)
-    counts_before = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    sums_before = torch.cat([sums.new_zeros(1), sums.cumsum(0)])
-    magnitude = sums.abs().cumsum(0)
+    ends = send(torch.tensor([0, len(counts)], device=CPU), values.device)
+    counts_before = torch.cat([counts.new_zeros(1), running_sums(counts)])
+    sums_before = torch.cat([sums.new_zeros(1), running_sums(sums)])
+    magnitude = running_sums(sums.abs())
     shares = magnitude[-1] * torch.arange(1, num_levels, device=values.device) / num_levels
     edges = torch.cat([ends[:1], torch.searchsorted(magnitude, shares), ends[1:]])
     # A group without values stays where it starts.
@@ -154,7 +154,7 @@ class Codebook(Quantize):
             # A multiple of the scale past float32's range would not be finite.
             limit = scales.LARGEST / levels[-1].item()
             levels, book = send(levels, values.device), []
-            narrow = torch.minimum(narrow, scales.round_down(torch.tensor(limit, dtype=torch.float64)))
+            narrow = narrow.clamp(max=scales.below(limit))
             scale = sharing.spread(narrow.float())
         else:
             rounded = self._narrow_levels(lloyd_levels(unit, self.bits), narrow)
@@ -170,15 +170,16 @@ class Codebook(Quantize):
         return scales.round_nearest(levels.abs()).minimum(bound) * levels.sign().to(torch.bfloat16)
 
     @override
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         self.check_length(data, count, layout.num_blocks)
         split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
         book = self._book_bytes()
         levels = scales.read(data[split : split + book], what="level") if book else gaussian_levels(self.bits)
-        scales.check_range(narrow, levels.abs().max().item())
+        bound = scales.reach(narrow, levels.abs().max().item())
         codes = unpacked(data[split + book :], count, self.bits, layout.device).int()
-        return send(levels, layout.device)[codes] * scales.Sharing(self.scale, count, layout).spread(narrow)
+        scale = scales.Sharing(self.scale, count, layout).spread(narrow)
+        return Decoded(send(levels, layout.device)[codes] * scale, bound)
 
     def _book_bytes(self) -> int:
         return scales.SCALE_BYTES << self.bits if self.fit == "lloyd" else 0

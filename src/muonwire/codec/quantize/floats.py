@@ -1,16 +1,18 @@
 """Values as floating-point numbers."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec.finite import all_finite
 from muonwire.codec.host import Field, octets, on_host
-from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.base import Decoded, Layout, Quantize
 from muonwire.errors import PayloadError
 
 
@@ -27,12 +29,26 @@ class _Float(Quantize):
         return [Field(narrow.contiguous().view(torch.uint8))], lambda: narrow.to(self.decoded_dtype)
 
     @override
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         self.check_length(data, count, layout.num_blocks)
         values = octets(data, layout.device).view(self.dtype)
-        if on_host(layout.device) and not all_finite(values):
+        if not on_host(layout.device):
+            return Decoded(values.to(self.decoded_dtype), self._largest(data))
+        # A sum takes less time than a search for the largest, which saves a look at the whole tensor where some of it was chosen.
+        chosen = layout.positions is not None and count > 0
+        bound = float(values.abs().max()) if chosen else math.inf
+        if not (math.isfinite(bound) if chosen else all_finite(values)):
             raise PayloadError(f"payload: a value of its {count} is not finite")
-        return values.to(self.decoded_dtype)
+        return Decoded(values.to(self.decoded_dtype), bound)
+
+    def _largest(self, data: bytes) -> float:
+        """The largest magnitude in the bytes, which the host looks at; inf where one is not finite."""
+        size = self.dtype.itemsize
+        bits = np.frombuffer(data, dtype=f"<i{size}")
+        # Without their signs the bits of numbers are ordered as the magnitudes are; those of NaN are the last.
+        largest = (bits & np.iinfo(bits.dtype).max).max(initial=0)
+        number = torch.from_numpy(largest.reshape(1)).view(self.dtype).item()
+        return number if math.isfinite(number) else math.inf
 
     @override
     def num_bytes(self, count: int, num_blocks: int) -> int:

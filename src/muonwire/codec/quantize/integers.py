@@ -5,16 +5,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from muonwire.codec.host import Field, on_host
 from muonwire.codec.quantize import scales
-from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.base import Decoded, Layout, Quantize
 from muonwire.codec.quantize.bits import packed, unpacked
 from muonwire.codec.quantize.rounding import round_magnitudes, uniforms
 from muonwire.errors import PayloadError, UsageError
+
+# By the width of a code, of which a byte holds some whole: which bytes hold one of ones alone.
+_ONES = {
+    width: np.any(
+        [np.arange(256) >> shift & (1 << width) - 1 == (1 << width) - 1 for shift in range(0, 8, width)],
+        axis=0,
+    )
+    for width in (2, 4, 8)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +89,25 @@ class Int(Quantize):
         return [scales.field(steps), packed(codes, self.bits)], lambda: self._values(codes, step)
 
     @override
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         self.check_length(data, count, layout.num_blocks)
         split = scales.num_bytes(self.scale, layout.num_blocks)
         steps = scales.read(data[:split], what="step")
-        scales.check_range(steps, self.largest_code)
+        bound = scales.reach(steps, self.largest_code)
         codes = unpacked(data[split:], count, self.bits, layout.device)
         step = scales.Sharing(self.scale, count, layout).spread(steps)
         if not on_host(layout.device):
-            return self._values(codes, step).masked_fill_(codes > 2 * self.largest_code, math.nan)
+            values = self._values(codes, step).masked_fill_(codes > 2 * self.largest_code, math.nan)
+            return Decoded(values, bound if self._has_codes_alone(data[split:]) else math.inf)
         if count and codes.max() > 2 * self.largest_code:
             raise PayloadError(
                 f"payload: a value of {self} has the code {codes.max()}, over {2 * self.largest_code}"
             )
-        return self._values(codes, step)
+        return Decoded(self._values(codes, step), bound)
+
+    def _has_codes_alone(self, data: bytes) -> bool:
+        """Whether the host sees that no value has the code of ones alone, which is none; of other widths it does not look."""
+        return self.bits in _ONES and not _ONES[self.bits][np.frombuffer(data, dtype=np.uint8)].any()
 
     def _values(self, codes: Tensor, step: Tensor) -> Tensor:
         return codes.to(torch.float32).sub_(self.largest_code).mul_(step)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muonwire.codec.host import Field, counts_of, send
+from muonwire.codec.host import CPU, Field, counts_of, send
 from muonwire.codec.quantize.base import Layout
 from muonwire.errors import PayloadError
 
@@ -99,6 +99,11 @@ def round_down(exact: Tensor) -> Tensor:
     return _step_bits(narrow, narrow.double() > exact, -1)
 
 
+def below(number: float) -> float:
+    """``round_down`` of a number of the host, which ``clamp`` takes beside tensors of any device."""
+    return float(round_down(torch.tensor(number, dtype=torch.float64, device=CPU)))
+
+
 def round_up(exact: Tensor, *, largest: float = LARGEST) -> Tensor:
     """Float64 numbers ≥ 0 to the bfloat16 number at or above, at most 2⁻⁷ of it (or 2⁻¹³³) away.
 
@@ -109,9 +114,9 @@ def round_up(exact: Tensor, *, largest: float = LARGEST) -> Tensor:
     >>> round_up(torch.tensor([0.0, 1.0, 1.001], dtype=torch.float64))
     tensor([0.0000, 1.0000, 1.0078], dtype=torch.bfloat16)
     """
-    limit = round_down(torch.tensor(largest, dtype=torch.float64))
-    narrow = exact.clamp(max=limit.double()).to(torch.bfloat16)
-    return torch.minimum(_step_bits(narrow, narrow.double() < exact, 1), limit)
+    limit = below(largest)
+    narrow = exact.clamp(max=limit).to(torch.bfloat16)
+    return _step_bits(narrow, narrow.double() < exact, 1).clamp(max=limit)
 
 
 def round_nearest(exact: Tensor) -> Tensor:
@@ -136,16 +141,22 @@ def read(data: bytes, *, what: str) -> Tensor:
         PayloadError: one is not finite.
     """
     if not data:
-        return torch.zeros(0)
+        return torch.zeros(0, device=CPU)
     numbers = torch.from_numpy(np.frombuffer(data, dtype=np.int16).copy()).view(torch.bfloat16).float()
     if not bool(numbers.isfinite().all()):
         raise PayloadError(f"payload: a {what} is not finite")
     return numbers
 
 
-def check_range(scales: Tensor, largest_code: float) -> None:
-    """Raise PayloadError where a scale times the largest code is beyond float32."""
-    if scales.numel() and not bool((scales.abs().max() * largest_code).isfinite()):
+def reach(scales: Tensor, largest_code: float = 1.0) -> float:
+    """The largest magnitude of a scale (on the CPU) times the largest code.
+
+    Raises:
+        PayloadError: it is beyond float32.
+    """
+    largest = scales.abs().max().item() if scales.numel() else 0.0
+    if not largest * largest_code <= LARGEST:
         raise PayloadError(
-            f"payload: scale {scales.abs().max().item():g} times {largest_code:g} is not a finite float32 number"
+            f"payload: scale {largest:g} times {largest_code:g} is not a finite float32 number"
         )
+    return largest * largest_code

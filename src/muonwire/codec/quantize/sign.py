@@ -17,7 +17,7 @@ from muonwire.codec.host import Field, as_bytes, counts_of, octets, on_host, sen
 from muonwire.codec.memory import strips
 from muonwire.codec.pack.fields import digits_bytes, pack_digits, unpack_digits
 from muonwire.codec.quantize import scales
-from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.base import Decoded, Layout, Quantize
 from muonwire.errors import PayloadError
 
 Bytes = npt.NDArray[np.uint8]
@@ -62,6 +62,8 @@ class Sign(Quantize):
     def encode(
         self, values: Tensor, layout: Layout, *, seed: int, shared: Tensor | None = None
     ) -> tuple[list[Field], Callable[[], Tensor]]:
+        if self.scale == "none":
+            return self._with_bits(values, None, values.new_zeros(0), layout)
         num_scales = self._num_scales(layout.num_blocks)
         even = self.scale in _ONE_SCALE or layout.per_block is not None
         here = on_host(values.device)
@@ -79,26 +81,35 @@ class Sign(Quantize):
                 check_finite(values)
         narrow = scales.round_nearest(means)
         written = Field(narrow.view(torch.int16), self._pack_scales)
+        fields, decoded = self._with_bits(values, bits, narrow, layout)
+        return [written, *fields], decoded
+
+    def _with_bits(
+        self, values: Tensor, bits: Bytes | None, narrow: Tensor, layout: Layout
+    ) -> tuple[list[Field], Callable[[], Tensor]]:
+        """The signs, which ``bits`` are where they are packed already, and the values that they and the scales stand for."""
         count = values.numel()
-        if not here:
+        if not on_host(values.device):
             packed = packing.pack(values >= 0, 1)
-            return [written, Field(packed)], lambda: self._device_signs(packed, narrow.float(), count, layout)
+            return [Field(packed)], lambda: self._device_signs(packed, narrow.float(), count, layout)
         octets_here = _packed_signs(values) if bits is None else bits
-        return [written, Field(torch.from_numpy(octets_here))], lambda: self._signs(
+        return [Field(torch.from_numpy(octets_here))], lambda: self._signs(
             octets_here, narrow.float(), count, layout
         )
 
     @override
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         shared, read = self._unpack_scales(data, layout.num_blocks)
         if len(data) - read != (count + 7) // 8:
             raise PayloadError(
                 f"payload: {len(data) - read} bytes of values; {count} values of {self} take {(count + 7) // 8}"
             )
+        bound = 1.0 if self.scale == "none" else scales.reach(shared)
         if on_host(layout.device):
-            return self._signs(np.frombuffer(data, dtype=np.uint8, offset=read), shared, count, layout)
+            bits = np.frombuffer(data, dtype=np.uint8, offset=read)
+            return Decoded(self._signs(bits, shared, count, layout), bound)
         packed = octets(memoryview(data)[read:], layout.device)
-        return self._device_signs(packed, send(shared, layout.device), count, layout)
+        return Decoded(self._device_signs(packed, send(shared, layout.device), count, layout), bound)
 
     def _device_signs(self, packed: Tensor, shared: Tensor, count: int, layout: Layout) -> Tensor:
         """The values behind packed signs (uint8), of which ``shared`` are the scales (float32), on an accelerator."""

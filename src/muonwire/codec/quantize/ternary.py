@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.host import Field, counts_of, octets, on_host, send
+from muonwire.codec.host import CPU, Field, counts_of, octets, on_host, running_sums, send
 from muonwire.codec.quantize import scales
-from muonwire.codec.quantize.base import Layout, Quantize
+from muonwire.codec.quantize.base import Decoded, Layout, Quantize
 from muonwire.codec.quantize.bits import Codes
 from muonwire.codec.quantize.rounding import round_magnitudes, uniforms
 from muonwire.errors import PayloadError
@@ -136,7 +136,7 @@ class Ternary(Quantize):
 
     def _fit(self, magnitude: Tensor, sharing: scales.Sharing) -> tuple[Tensor, Tensor]:
         """Which values are over Δ, and their mean magnitude (float64) for each scale."""
-        factors = torch.tensor(FACTORS if self.rounding == "search" else FACTORS[:1])
+        factors = torch.tensor(FACTORS if self.rounding == "search" else FACTORS[:1], device=CPU)
         factors = send(factors, magnitude.device)
         # Below the normal numbers a quotient would lose its precision.
         mean = sharing.mean(magnitude).float().clamp(min=torch.finfo(torch.float32).tiny)
@@ -149,22 +149,25 @@ class Ternary(Quantize):
         sums = torch.zeros(size, dtype=torch.float64, device=magnitude.device)
         sums.index_add_(0, cells, magnitude.double())
         totals_count = counts.flip(1).cumsum(1).flip(1)[:, 1:]
-        totals = sums.view(sharing.num, -1).flip(1).cumsum(1).flip(1)[:, 1:]
+        totals = running_sums(sums.view(sharing.num, -1).flip(1)).flip(1)[:, 1:]
         means = totals / totals_count.clamp(min=1)
         # ‖v − decoded‖² = ‖v‖² − (sum over Δ)² / (number over Δ).
         best = (totals * means).argmax(1)
         return over > sharing.spread(best), means.gather(1, best.unsqueeze(1)).view(-1)
 
     @override
-    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor:
+    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
         self.check_length(data, count, layout.num_blocks)
         split = scales.num_bytes(self.scale, layout.num_blocks)
         narrow = scales.read(data[:split], what="scale")
+        bound = scales.reach(narrow)
         scale = scales.Sharing(self.scale, count, layout).spread(narrow)
         if on_host(layout.device):
-            return self._values(torch.from_numpy(unpack_trits(data[split:], count)), scale)
+            return Decoded(self._values(torch.from_numpy(unpack_trits(data[split:], count)), scale), bound)
         digits = _unpacked(octets(memoryview(data)[split:], layout.device), count)
-        return self._values(digits, scale).masked_fill_(digits >= _NO_DIGIT, math.nan)
+        values = self._values(digits, scale).masked_fill_(digits >= _NO_DIGIT, math.nan)
+        highest = np.frombuffer(data, dtype=np.uint8, offset=split).max(initial=0)
+        return Decoded(values, bound if highest < len(_DIGITS) else math.inf)
 
     def _values(self, digits: Tensor, scale: Tensor) -> Tensor:
         return digits.to(torch.float32).sub_(1).mul_(scale)

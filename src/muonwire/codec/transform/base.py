@@ -38,6 +38,8 @@ class Transform(Part):
 
     # Whether the inverse of a mean is the mean of the inverses, up to rounding.
     linear: ClassVar[bool] = True
+    # Whether the inverse has no product of matrices, whose rounding is the machine's.
+    exact: ClassVar[bool] = True
 
     def init(self, shape: Shape) -> State:
         """What the sender keeps from round to round for a tensor of ``shape``; nothing by default."""

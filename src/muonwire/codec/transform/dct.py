@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from muonwire.codec.host import send
+from muonwire.codec.host import CPU
 from muonwire.codec.memory import strips, uninitialized
 from muonwire.codec.part import Round, Shape
 from muonwire.codec.transform.chunks import Chunked
@@ -21,11 +21,12 @@ SMALLEST_CHOSEN = 1 << 10
 @lru_cache(maxsize=64)
 def cosine_basis(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Orthonormal DCT-II: basis[k, i] = sqrt((1 + (k > 0)) / n) cos(π (2 i + 1) k / (2 n)); coefficients = basis @ x."""
-    k = torch.arange(size, dtype=torch.float64).unsqueeze(1)
-    i = torch.arange(size, dtype=torch.float64).unsqueeze(0)
+    k = torch.arange(size, dtype=torch.float64, device=CPU).unsqueeze(1)
+    i = torch.arange(size, dtype=torch.float64, device=CPU).unsqueeze(0)
     basis = torch.cos(math.pi * (2 * i + 1) * k / (2 * size)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
-    return send(basis.to(dtype=dtype), device)
+    # It is kept, for streams of the device that do not wait for each other: so the host waits, once.
+    return basis.to(dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Dct(Chunked):
     """
 
     name: ClassVar[str] = "dct"
+    exact: ClassVar[bool] = False
 
     @override
     def largest_gain(self, shape: Shape) -> float:

@@ -102,6 +102,11 @@ class Hadamard(Transform):
         return block_grid(shape, self.block)
 
     @override
+    def largest_gain(self, shape: Shape) -> float:
+        """Each of two transforms of n coefficients at most multiplies by √n."""
+        return float(max(self.grid(shape)[1], 1))
+
+    @override
     def forward(self, tensor: Tensor, now: Round) -> Tensor:
         blocks = tensor.reshape(self.grid(tuple(tensor.shape)))
         return _rotate(blocks * _signs(blocks, now.seed), inverse=False)
