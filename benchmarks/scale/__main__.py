@@ -116,7 +116,8 @@ class Teller:
         self._running: dict[Any, tuple[Job, int, int]] = {}
 
     def _cost(self, job: Job, steps: int) -> float:
-        return self._grid.cost(job) * steps / job.config.steps
+        cost: float = self._grid.cost(job)
+        return cost * steps / job.config.steps
 
     def _left(self) -> str:
         running = sum(self._cost(job, now - first) for job, first, now in self._running.values())

@@ -34,7 +34,8 @@ class Cell:
 
     def find(self, run: Run) -> dict[str, Any] | None:
         """The row of a run."""
-        return self._record.find(self.setting, self.config, run, command=self._command)
+        row: dict[str, Any] | None = self._record.find(self.setting, self.config, run, command=self._command)
+        return row
 
     def _result(self, run: Run) -> Result | None:
         row = self.find(run)
@@ -131,7 +132,8 @@ class Grid:
 
     def cost(self, job: Job) -> float:
         """The work of a job, in units that only compare."""
-        return cost_of(self._cell(job).setting)
+        setting: Setting = self._cell(job).setting
+        return cost_of(setting)
 
     def costs(self) -> tuple[float, float]:
         """The work that is done and the work that is left, as far as is known: a recipe needs three rates at least."""
@@ -151,4 +153,5 @@ class Grid:
 def cost_of(setting: Setting) -> float:
     """The work of a run, in units that only compare."""
     parameters = {"pico": 123, "nano": 459, "micro": 2706, "mini": 10245}[setting.size]
-    return setting.steps * setting.replicas * (OVERHEAD + setting.batch * parameters)
+    replica_steps: int = setting.steps * setting.replicas
+    return replica_steps * (OVERHEAD + setting.batch * parameters)
