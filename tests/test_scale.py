@@ -1,12 +1,16 @@
 """The grid of evidence: what it runs, in which order, what it keeps, and what the page makes of it."""
 
+import ctypes
+import os
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
-from benchmarks.scale import report
+from benchmarks.scale import products, report
 from benchmarks.scale.grid import Grid
 from benchmarks.scale.plan import DENSE, PARTS, RATES, SUBJECT, Part, Setting, made_of, usual_rate
 from benchmarks.scale.record import COLUMNS, Record
@@ -198,3 +202,45 @@ def test_a_part_in_small_is_run_once_kept_and_found_by_other_parts(tmp_path, mon
     code, said = scale("replicas", "--recipes", "muon", "--seeds", "1", "--status")
     assert said.out.startswith("left: kjv-pico-2x1-2 muon lr=0.007 seed=1\n0 % of the work")
     assert not list(Path(evidence).glob("*.partial"))
+
+
+PRODUCTS = """
+import torch
+from benchmarks.scale.products import are_wide
+assert are_wide()
+generator = torch.Generator().manual_seed(0)
+for m, k, n in ((512, 64, 192), (64, 512, 64), (8, 1000, 24)):
+    a, b = torch.randn(m, k, generator=generator), torch.randn(k, n, generator=generator)
+    exact, size = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    # A float32 sum of k products, in any order, is within k roundings of half an eps of the sum of magnitudes.
+    assert bool(((a @ b).double() - exact).abs().le(k * torch.finfo(torch.float32).eps / 2 * size).all())
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile on the CPU needs a C compiler, too")
+def test_wide_products_are_products_within_rounding(tmp_path):
+    environment = products.environment(tmp_path)
+    assert ctypes.CDLL(str(products.library(tmp_path))).mkl_serv_intel_cpu_true() == 1
+    subprocess.run(
+        [sys.executable, "-c", PRODUCTS], env=environment, cwd=Path(__file__).parents[1], check=True
+    )
+
+
+def test_wide_products_start_the_program_anew_once_and_are_refused_where_they_do_nothing(
+    tmp_path, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.setattr(products, "lacking", lambda: "the processor is not AMD's")
+    with pytest.raises(
+        UsageError, match="--wide-products does nothing here, since the processor is not AMD's"
+    ):
+        products.widen(tmp_path, "m", ["replicas"])
+    monkeypatch.setattr(products, "lacking", lambda: "")
+    (tmp_path / products.LIBRARY).touch()
+    products.widen(tmp_path, "m", ["replicas"])
+    ((_, arguments, environment),) = started
+    assert arguments[1:] == ["-m", "m", "replicas"]
+    monkeypatch.setenv(products.PRELOAD, environment[products.PRELOAD])
+    products.widen(tmp_path, "m", ["replicas"])
+    assert len(started) == 1

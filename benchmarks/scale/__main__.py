@@ -22,6 +22,7 @@ from typing import Any
 
 from benchmarks.scale.grid import Grid
 from benchmarks.scale.plan import MOST_RATES, PARTS, Part, smaller
+from benchmarks.scale.products import widen
 from benchmarks.scale.record import Record
 
 from muonwire.compare.progress import time_text
@@ -49,6 +50,9 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/scale"), help="folder of the runs")
     parser.add_argument(
         "--texts", type=Path, help="folder of the texts; default: texts in the folder of the runs"
+    )
+    parser.add_argument(
+        "--wide-products", action="store_true", help="AVX-512 on AMD's processors; results differ by rounding"
     )
     small = parser.add_argument_group(
         "to try it small (the runs are others, and belong into another --evidence)"
@@ -187,6 +191,8 @@ def main() -> int:
     """Returns the exit code: 143 where it was stopped before the end, as `muonwire compare` does."""
     options = parsed(sys.argv[1:])
     try:
+        if options.wide_products:
+            widen(options.runs, "benchmarks.scale", sys.argv[1:])
         run(options, shlex.join(["python", "-m", "benchmarks.scale", *sys.argv[1:]]))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

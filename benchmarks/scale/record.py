@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 from benchmarks.scale.plan import Setting, made_of
+from benchmarks.scale.products import are_wide
 
 from muonwire import __version__
 from muonwire.compare.config import Comparison
@@ -43,6 +44,8 @@ COLUMNS: dict[str, Any] = {
     "command": pl.String,
     "versions": pl.String,
     "machine": pl.String,
+    # Whether float32 products had AVX-512 on AMD's processors (--wide-products).
+    "wide_products": pl.Boolean,
 }
 
 
@@ -87,6 +90,7 @@ def row_of(setting: Setting, config: Comparison, run: Run, result: Result, *, co
             {"muonwire": __version__, "python": platform.python_version(), "torch": version("torch")}
         ),
         "machine": processor(),
+        "wide_products": are_wide(),
     }
 
 
