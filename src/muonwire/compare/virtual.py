@@ -13,6 +13,7 @@ from typing import NamedTuple
 from muonwire.compare.config import Comparison
 from muonwire.compare.progress import comparison_progress
 from muonwire.compare.runs import Run, finish_run, pending, prepare_run, stopped
+from muonwire.compare.together import TogetherTrainer
 from muonwire.errors import ExchangeError, StoppedError
 from muonwire.train.launch import on_stop_signal, set_threads, start_method
 from muonwire.train.loop import Progress, Trainer
@@ -39,7 +40,7 @@ def _one_run(config: Comparison, run: Run, place: int) -> bool:
     trainers: list[Trainer] = []
 
     def replica(rank: int, make_transport: Callable[[], Transport]) -> bool:
-        trainer = prepare_run(config, run, task, make_transport())
+        trainer = prepare_run(config, run, task, make_transport(), make=TogetherTrainer)
         trainers.append(trainer)
         if rank == 0:
             _steps[place] = trainer.step
