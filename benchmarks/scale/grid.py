@@ -154,4 +154,5 @@ def cost_of(setting: Setting) -> float:
     """The work of a run, in units that only compare."""
     parameters = {"pico": 123, "nano": 459, "micro": 2706, "mini": 10245}[setting.size]
     replica_steps: int = setting.steps * setting.replicas
-    return replica_steps * (OVERHEAD + setting.batch * parameters)
+    work: float = OVERHEAD + setting.batch * parameters
+    return replica_steps * work

@@ -35,7 +35,7 @@ def lacking() -> str:
         return "the processor is not AMD's"
     if " avx512f" not in text:
         return "the processor has no AVX-512"
-    if not torch.backends.mkl.is_available():
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return "this torch multiplies without MKL"
     return "" if _compiler() else f"there is no C compiler ({', '.join(COMPILERS)})"
 

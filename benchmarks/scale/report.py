@@ -59,7 +59,10 @@ def lines_of(rows: Rows) -> list[Line]:
         own = [row for row in rows if row["setting"] == setting]
         best = {recipe: found for recipe in _recipes(own) if (found := _best(own, recipe))}
         dense = [runs for recipe, (runs, _) in best.items() if recipe in DENSE]
-        reference = min(dense, key=lambda runs: runs[0]["loss"], default=[])
+        common = set.intersection(*({run["seed"] for run in runs} for runs in dense)) if dense else set()
+        reference = min(
+            dense, key=lambda runs: fmean(r["loss"] for r in runs if r["seed"] in common), default=[]
+        )
         theirs = {run["seed"]: run["loss"] for run in reference}
         for recipe, (runs, at_edge) in best.items():
             over = {r["seed"]: 100 * (r["loss"] / theirs[r["seed"]] - 1) for r in runs if r["seed"] in theirs}

@@ -1,4 +1,4 @@
-"""Local steps of several replicas of one process: one pass over tensors that hold all of them, with the bits of their own passes."""
+"""Local steps of several replicas of one process: one pass over tensors that hold all of them, with the bits of passes alone."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -140,7 +140,7 @@ class Stack:
         if key not in self._whole:
             whole = torch.stack(list(tensors))
             for tensor, view in zip(tensors, whole, strict=True):
-                tensor.set_(view)  # type: ignore[call-overload]
+                tensor.set_(view)
             key = tuple(t.data_ptr() for t in tensors)
             self._whole[key] = whole
         return self._whole[key]
