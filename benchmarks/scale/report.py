@@ -145,9 +145,10 @@ def _point(part: Part, line: Line) -> dict[str, Any] | None:
     name, options = parse_recipe(line.recipe)
     x: float | str | None = _number(line.x) if _number(line.x) is not None else line.x
     series = line.recipe
+    if part.x != "setting" and line.recipe in DENSE:
+        # It is the axis at 0 %.
+        return None
     if part.x == "interval":
-        if line.recipe in DENSE:
-            return None
         x, series = float(options["interval"]), f"{name}{', uncompressed' if 'codec' in options else ''}"
     elif part.x == "bits":
         x, series = line.bits, name
