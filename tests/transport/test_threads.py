@@ -135,3 +135,34 @@ def test_a_mean_takes_tensors_of_several_devices():
 
     for found in run_threads(talk, replicas=2):
         assert found == [(DEVICE.type, [0.5] * 3), ("cpu", [1.0] * 2)]
+
+
+def test_the_last_replica_to_come_to_a_meeting_works_for_all():
+    done = []
+
+    def worker(rank, make):
+        transport = make()
+        for turn in range(2):
+            transport.meet((turn, rank), lambda brought: done.append((rank, brought)))
+        return len(done)
+
+    assert run_threads(worker, replicas=3) == [2, 2, 2]
+    assert [brought for _, brought in done] == [[(turn, rank) for rank in range(3)] for turn in range(2)]
+
+
+def test_a_replica_that_fails_ends_those_that_wait_at_a_meeting():
+    ended = []
+
+    def worker(rank, make):
+        transport = make()
+        if rank == 2:
+            raise KeyError("one fails")
+        try:
+            transport.meet(None, lambda _: None)
+        except ReplicaLostError as error:
+            ended.append((rank, error.rank))
+            raise
+
+    with pytest.raises(KeyError, match="one fails"):
+        run_threads(worker, replicas=3)
+    assert sorted(ended) == [(0, 2), (1, 2)]

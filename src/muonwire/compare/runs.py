@@ -70,18 +70,25 @@ def _losses(find: Find, runs: Sequence[Run]) -> dict[float, float]:
     }
 
 
-def short_runs(config: Comparison, recipe: str, find: Find) -> list[Run]:
-    """The runs that only try a rate, as far as they are known by now; none where rates are tried in full.
+def outwards(
+    grid: Sequence[Run], find: Find, *, begin: int | None = None, most: int | None = None
+) -> list[Run]:
+    """Those of the runs that are to be tried, as far as they are known by now.
 
-    First the middle of the grid and its two neighbours. As long as the best rate so far is the lowest or highest that was tried,
-    the next one beyond it follows, so that the best lies between two worse ones or at the grid's edge. Rates that diverge count as
-    the worst, the higher the worse.
+    First one of them and its two neighbours. As long as the best rate so far is the lowest or highest that was tried, the next
+    one beyond it follows, so that the best lies between two worse ones or at the grid's edge. Rates that diverge count as the
+    worst, the higher the worse.
+
+    Args:
+        grid: runs that differ in their rates only, which rise.
+        find: looks up a finished run.
+        begin: index of the first. Default: the middle.
+        most: how many are tried at most. Default: all of them.
     """
-    if not config.tune_steps:
-        return []
-    grid = [Run(recipe, lr, config.seeds[0], True) for lr in sorted(config.lr_grid)]
-    low, high = max(len(grid) // 2 - 1, 0), min(len(grid) // 2 + 1, len(grid) - 1)
-    while all(find(run) for run in grid[low : high + 1]):
+    begin, most = len(grid) // 2 if begin is None else begin, len(grid) if most is None else most
+    low = max(begin - (most > 1), 0)
+    high = min(begin + (most > 2), len(grid) - 1)
+    while high - low + 1 < most and all(find(run) for run in grid[low : high + 1]):
         losses = _losses(find, grid[low : high + 1])
         best = min(losses, key=lambda lr: (losses[lr], lr), default=grid[low].lr)
         if best == grid[low].lr and low > 0:
@@ -90,7 +97,14 @@ def short_runs(config: Comparison, recipe: str, find: Find) -> list[Run]:
             high += 1
         else:
             break
-    return grid[low : high + 1]
+    return list(grid[low : high + 1])
+
+
+def short_runs(config: Comparison, recipe: str, find: Find) -> list[Run]:
+    """The runs that only try a rate, as far as they are known by now (see ``outwards``); none where rates are tried in full."""
+    if not config.tune_steps:
+        return []
+    return outwards([Run(recipe, lr, config.seeds[0], True) for lr in sorted(config.lr_grid)], find)
 
 
 def tuning_losses(config: Comparison, recipe: str, find: Find) -> dict[float, float]:

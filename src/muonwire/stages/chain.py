@@ -1,6 +1,7 @@
 """A chain: named stages, one after the other, which is itself a stage."""
 
 from collections.abc import Sequence
+from functools import cached_property, partial
 
 from torch import Tensor
 from typing_extensions import override
@@ -108,11 +109,22 @@ class Chain(StageInRounds):
 
     @override
     def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
-        """All members in turn."""
-        current = list(updates)
+        """All members in turn; what all replicas would compute alike, replicas of one process compute once."""
+        current, alike = list(updates), False
         for name, stage in self.members:
-            current = yield from stage.rounds(current, params, [s.get(name, {}) for s in states], context)
+            own = [s.get(name, {}) for s in states]
+            if alike and context.names and not (stage.talks or stage.reads_params or any(own)):
+                key = (self._text, name, context.step, *context.names)
+                apply = partial(stage.apply, current, params, own, context)
+                current = list(context.transport.once(key, apply))
+            else:
+                current = yield from stage.rounds(current, params, own, context)
+            alike = stage.returns_alike(alike=alike)
         return current
+
+    @cached_property
+    def _text(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         return " → ".join(str(stage) for _, stage in self.members)

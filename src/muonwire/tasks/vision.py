@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -36,6 +36,8 @@ class VisionSettings(TaskSettings):
             blocks of 32, 64 and 128 channels, group norm), or the smaller vit_pico and resnet_pico. Default: "vit".
         batch: images a replica and step. Default: 128.
         evaluation_images: validation images that are evaluated, the first ones. Default: 1000.
+        own_images: each replica draws from its own part of the training images, ordered by their labels, so that each sees one or
+            few classes. Default: False, all draw from all.
     """
 
     name: ClassVar[str] = "vision"
@@ -45,6 +47,7 @@ class VisionSettings(TaskSettings):
     model: str = "vit"
     batch: int = 128
     evaluation_images: int = 1000
+    own_images: bool = False
 
     def __post_init__(self) -> None:
         named("vision model", self.model, VISION_MODELS)
@@ -53,6 +56,14 @@ class VisionSettings(TaskSettings):
     @override
     def make(self) -> Task:
         return VisionTask(self)
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        identity = super().identity()
+        # Checkpoints from before the option was there do not name it.
+        if not self.own_images:
+            del identity["own_images"]
+        return identity
 
     @classmethod
     @override
@@ -155,6 +166,7 @@ class VisionTask(Task):
             "classes": self.num_classes,
             "model": self.settings.model,
             "batch": self.settings.batch,
+            **({"own_images": True} if self.settings.own_images else {}),
         }
 
     @property
@@ -181,11 +193,29 @@ class VisionTask(Task):
             self.settings.model, shape=(rows, columns), num_classes=self.num_classes, seed=seed
         )
 
+    @cached_property
+    def _by_label(self) -> Tensor:
+        """The training images by their labels."""
+        return self.train_labels.argsort(stable=True)
+
     @override
     def batch(self, *, seed: int, step: int, rank: int, world_size: int) -> Batch:
-        size, generator = self.settings.batch, step_generator(seed, step)
-        joined = torch.randint(len(self.train_images), (size * world_size,), generator=generator)
+        """This replica's images.
+
+        Raises:
+            UsageError: with ``own_images``, there are fewer images than replicas.
+        """
+        size, generator, num_images = self.settings.batch, step_generator(seed, step), len(self.train_images)
+        num_parts = world_size if self.settings.own_images else 1
+        part = num_images // num_parts
+        if not part:
+            raise UsageError(
+                f"vision task: {num_images} images are too few for a part for each of {num_parts} replicas; leave out own_images"
+            )
+        joined = torch.randint(part, (size * world_size,), generator=generator)
         chosen = joined[rank * size : (rank + 1) * size]
+        if self.settings.own_images:
+            chosen = self._by_label[chosen + rank * part]
         return {"images": self.train_images[chosen], "labels": self.train_labels[chosen]}
 
     @override

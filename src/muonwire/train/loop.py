@@ -373,19 +373,11 @@ class Trainer:
     def _one_step(self) -> tuple[float, float]:
         config = self.config
         step = self.step + 1
-        factor = config.lr_factor(step)
-        for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
-            group["lr"] = peak * factor
+        self.set_rates(step)
         traffic, inside_bytes = self.transport.meter.training, self.transport.inside_traffic.egress_bytes
         start_s = time.perf_counter()
-        number, count = self.data_slice
-        batch = self.task.batch(seed=config.seed, step=step, rank=number, world_size=count)
-        value = accumulate(partial(self.task.loss, self._compute), batch, parts=config.accumulate)
-        norm = 0.0
-        if config.clip is not None:
-            norm = float(clip_grad_norm_(self.model.parameters(), config.clip))
-        # A gradient whose norm overflows would be shortened to nothing.
-        if not (math.isfinite(value) and math.isfinite(norm)):
+        value, finite = self.gradient(step)
+        if not finite:
             self.transport.requested |= Flag.DIVERGED
         computed_s = time.perf_counter()
         self.diagnostics.observe(step)
@@ -397,11 +389,31 @@ class Trainer:
             self._check_replicas()
         spent = self.transport.meter.training - traffic
         self._totals.inside_bytes += self.transport.inside_traffic.egress_bytes - inside_bytes
-        self._totals.add(spent, compute_s=computed_s - start_s, optimizer_s=optimizer_s)
-        self._compute_times.append(computed_s - start_s)
+        self.count(spent, value=value, compute_s=computed_s - start_s, optimizer_s=optimizer_s)
+        return value, self.optimizer.param_groups[0]["lr"]
+
+    def set_rates(self, step: int) -> None:
+        """Give the optimizer the learning rates of a step."""
+        factor = self.config.lr_factor(step)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+
+    def gradient(self, step: int) -> tuple[float, bool]:
+        """Compute the gradient of this replica's batch of a step, for the parameters' ``grad``; the loss, and whether all is finite."""
+        number, count = self.data_slice
+        batch = self.task.batch(seed=self.config.seed, step=step, rank=number, world_size=count)
+        value = accumulate(partial(self.task.loss, self._compute), batch, parts=self.config.accumulate)
+        clip = self.config.clip
+        norm = 0.0 if clip is None else float(clip_grad_norm_(self.model.parameters(), clip))
+        # A gradient whose norm overflows would be shortened to nothing.
+        return value, math.isfinite(value) and math.isfinite(norm)
+
+    def count(self, traffic: Traffic, *, value: float, compute_s: float, optimizer_s: float) -> None:
+        """Add what a step took, and its loss, to what is reported."""
+        self._totals.add(traffic, compute_s=compute_s, optimizer_s=optimizer_s)
+        self._compute_times.append(compute_s)
         self._optimizer_times.append(optimizer_s)
         self._recent_losses.append(value)
-        return value, self.optimizer.param_groups[0]["lr"]
 
     def _step_optimizer(self, step: int) -> int:
         """One step of the optimizer; returns how many are done then."""

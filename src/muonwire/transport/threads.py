@@ -33,6 +33,8 @@ class _Hub:
         # By key: the result, the seconds that it took, and how many replicas still need it.
         self.shared: dict[Hashable, tuple[Any, float, int]] = {}
         self.failures: dict[int, BaseException] = {}
+        # By transport and number of the meeting: what each replica that has come to it brought.
+        self.meetings: dict[Hashable, dict[int, Any]] = {}
 
 
 class ThreadTransport(FrameTransport):
@@ -52,6 +54,7 @@ class ThreadTransport(FrameTransport):
         self._hub = hub
         self._number = number
         self._num_channels = 0
+        self._num_meetings = 0
         # How many transports were made between the same of its replicas.
         self._num_among: Counter[tuple[int, ...]] = Counter()
 
@@ -110,6 +113,30 @@ class ThreadTransport(FrameTransport):
             accept({peer: theirs for peer, (theirs, _) in messages.items()})
         for peer, (_, body) in messages.items():
             incoming[peer].copy_(body)
+
+    def meet(self, mine: Any, work: Callable[[Sequence[Any]], None]) -> None:
+        """Wait for the other replicas; the last one to come does ``work``, with what each brought in rank order, before all go on.
+
+        Raises:
+            ReplicaLostError: another replica failed.
+        """
+        hub = self._hub
+        self._num_meetings += 1
+        key = (self._number, self._num_meetings)
+        brought = hub.meetings.setdefault(key, {})
+        brought[self.rank] = mine
+        if len(brought) == self.world_size:
+            work([brought[rank] for rank in range(self.world_size)])
+            del hub.meetings[key]
+            hub.turn.notify_all()
+            return
+        hub.turn.wait_for(lambda: key not in hub.meetings or bool(hub.failures))
+        if key in hub.meetings:
+            rank = next(iter(hub.failures))
+            raise ReplicaLostError(
+                f"replica {self.rank} lost replica {rank} (of {self.world_size}): {hub.failures[rank]}",
+                rank=rank,
+            )
 
     @override
     def once(self, key: Hashable, compute: Callable[[], Result]) -> Result:

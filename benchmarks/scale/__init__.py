@@ -1,0 +1,4 @@
+"""The grid of evidence: recipes against dense Muon over replicas, intervals, data, sizes and lengths.
+
+python -m benchmarks.scale replicas
+"""
