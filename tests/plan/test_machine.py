@@ -24,7 +24,7 @@ RECIPES = ("muon", "one_bit_muon(interval=5)", "demo")
 def slow_codecs(monkeypatch):
     """On a clock that nothing else moves, a large tensor takes 20 s to encode, and 3 s to decode for each replica."""
     now_s = [0.0]
-    encode, decode = Pipeline.encode_body, Pipeline.mean_bodies
+    encode, decode = Pipeline.encode_body, Pipeline.bounded_mean
 
     def slow_encode(self, tensor, **rest):
         now_s[0] += 20.0 if tensor.numel() > 1000 else 0.5
@@ -35,7 +35,7 @@ def slow_codecs(monkeypatch):
         return decode(self, bodies, shape, **rest)
 
     monkeypatch.setattr(Pipeline, "encode_body", slow_encode)
-    monkeypatch.setattr(Pipeline, "mean_bodies", slow_decode)
+    monkeypatch.setattr(Pipeline, "bounded_mean", slow_decode)
     monkeypatch.setattr(processor, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
 
 
@@ -56,7 +56,7 @@ def test_encoding_and_every_replica_s_decoding_count(slow_codecs, replicas, reci
 def test_owners_decode_their_parts_and_every_mean(monkeypatch, replicas):
     """A sample has a tensor for each owner: a replica encodes all and the mean of its own, and decodes R of its own and R means."""
     now_s = [0.0]
-    encode, decode, mean_of = Pipeline.encode_body, Pipeline.decode_body, Pipeline.mean_bodies
+    encode, decode, mean_of = Pipeline.encode_body, Pipeline.decode_body, Pipeline.bounded_mean
 
     def counted(kind, numel):
         now_s[0] += {"encode": 20.0, "decode": 3.0}[kind] * numel / 64**2
@@ -76,7 +76,7 @@ def test_owners_decode_their_parts_and_every_mean(monkeypatch, replicas):
 
     monkeypatch.setattr(Pipeline, "encode_body", slow_encode)
     monkeypatch.setattr(Pipeline, "decode_body", slow_decode)
-    monkeypatch.setattr(Pipeline, "mean_bodies", slow_mean)
+    monkeypatch.setattr(Pipeline, "bounded_mean", slow_mean)
     monkeypatch.setattr(processor, "time", SimpleNamespace(perf_counter=lambda: now_s[0]))
     what = exchanged("one_bit_muon(means='recompressed')", read_model("1e6").module)
     cost = cost_of(what, replicas=replicas, largest_numel=64 * 64)

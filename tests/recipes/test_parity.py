@@ -61,7 +61,7 @@ def replica(transport, stage, dtype, shapes):
 
 def selected(stage, body, shape):
     """The coefficients of one body: (chunk, index in the chunk) -> value."""
-    values, positions, _ = stage.codec._values(body, shape)
+    (values, _), positions, _ = stage.codec._values(body, shape)
     num_blocks, block_numel = stage.codec.transform.grid(shape)
     positions = torch.arange(num_blocks * block_numel) if positions is None else positions
     return {divmod(int(p), block_numel): float(v) for p, v in zip(positions, values.double(), strict=True)}

@@ -164,9 +164,9 @@ class Codec(ABC):
         """
 
     @abstractmethod
-    def bounded_mean(
+    def mean_bodies(
         self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
-    ) -> Mean:
+    ) -> Tensor:
         """Decode the replicas' bodies of one tensor and average them, in the order given.
 
         Args:
@@ -177,11 +177,11 @@ class Codec(ABC):
             device: see ``decode_body``. Default: the CPU.
         """
 
-    def mean_bodies(
+    def bounded_mean(
         self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
-    ) -> Tensor:
-        """The values of ``bounded_mean``."""
-        return self.bounded_mean(bodies, shape, over=over, device=device).values
+    ) -> Mean:
+        """``mean_bodies`` with a bound, where the codec knows one; without, whoever uses the mean looks at it."""
+        return Mean(self.mean_bodies(bodies, shape, over=over, device=device))
 
     @abstractmethod
     def estimate_body_bytes(self, shape: Shape) -> int:

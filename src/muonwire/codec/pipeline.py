@@ -163,6 +163,12 @@ class Pipeline(Codec):
         return decoded if gain <= 1 or gain * bound < LARGEST else _finite(decoded, shape)
 
     @override
+    def mean_bodies(
+        self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
+    ) -> Tensor:
+        return self.bounded_mean(bodies, shape, over=over, device=device).values
+
+    @override
     def bounded_mean(
         self, bodies: Sequence[bytes], shape: Shape, *, over: str = "replicas", device: torch.device = CPU
     ) -> Mean:
@@ -250,7 +256,8 @@ class Pipeline(Codec):
                 items, read = chosen_items.on_device(array, groups, device), read + length
             positions = self.select.expand(items, num_blocks, block_numel)
         layout = self._layout(num_blocks, block_numel, positions, device)
-        return self.quantize.decode(body[read:], count, layout), positions, seed
+        found = self.quantize.decode(body[read:], count, layout)
+        return found if isinstance(found, Decoded) else Decoded(found), positions, seed
 
     def _restore(self, values: Tensor, positions: Tensor | None, shape: Shape, seed: int) -> Tensor:
         num_blocks, block_numel = self.transform.grid(shape)

@@ -399,7 +399,7 @@ class Trainer:
             group["lr"] = peak * factor
 
     def gradient(self, step: int) -> tuple[float, bool]:
-        """Compute the gradient of this replica's batch of a step, for the parameters' ``grad``; the loss, and whether all is finite."""
+        """Compute the gradient of this replica's batch of a step into the parameters; its loss, and whether all is finite."""
         number, count = self.data_slice
         batch = self.task.batch(seed=self.config.seed, step=step, rank=number, world_size=count)
         value = accumulate(partial(self.task.loss, self._compute), batch, parts=self.config.accumulate)

@@ -71,8 +71,8 @@ class Quantize(Part):
         """
 
     @abstractmethod
-    def decode(self, data: bytes, count: int, layout: Layout) -> Decoded:
-        """The ``count`` values behind ``data`` on the layout's device; on the CPU all finite.
+    def decode(self, data: bytes, count: int, layout: Layout) -> Tensor | Decoded:
+        """The ``count`` values behind ``data`` on the layout's device, with a bound where one is known; on the CPU all finite.
 
         Raises:
             PayloadError: ``data`` has the wrong length, or holds a scale that is not finite; on the CPU also a value that is none.
