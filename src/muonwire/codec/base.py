@@ -159,6 +159,12 @@ class Codec(ABC):
             device: see ``decode_body``. Default: the CPU.
         """
 
+    def length(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
+        """‖``decode_body(body)``‖_F, float64 without dimensions, on ``device``. Default: the CPU."""
+        decoded = self.decode_body(body, shape, device=device)
+        length: Tensor = torch.linalg.vector_norm(decoded, dtype=torch.float64)
+        return length
+
     @abstractmethod
     def estimate_body_bytes(self, shape: Shape) -> int:
         """Bytes that ``encode_body`` is expected to give for ``shape``; exact where no entropy coding is in play."""
