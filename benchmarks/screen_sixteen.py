@@ -368,7 +368,7 @@ def train(task: TextTask, model: Stacked, run: Run, pause: Path | None) -> dict[
         "loss": loss(now(shared, local)),
         "smoothed": loss(shared.average) if run.interval else None,
         "curve": curve,
-        "bits": round(shared.bits / parameters / (run.until or run.steps), 4) if run.interval else 32.0,
+        "bits_sent": round(shared.bits / parameters / (run.until or run.steps), 4) if run.interval else 32.0,
         "gain": round(shared.gain, 3),
     }
 
@@ -424,7 +424,7 @@ def main() -> None:
         record = {"run": str(run), **result, "cpu_s": round(time.process_time() - start_s, 1)}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with args.out.open("a") as file:
-            file.write(json.dumps({**record, **asdict(run)}) + "\n")
+            file.write(json.dumps({**record, "settings": asdict(run)}) + "\n")
         print(json.dumps(record), flush=True)
 
 

@@ -113,6 +113,11 @@ class Codec(ABC):
         return False
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether replicas send different parts of a tensor in one round: the seed of each is the round's plus its rank."""
+        return False
+
+    @property
     def counts_signs(self) -> bool:
         """Whether a value is one sign times a scale that is the same on all replicas, so that their sum is a whole number."""
         return False
@@ -131,7 +136,7 @@ class Codec(ABC):
 
         Args:
             tensor: any shape.
-            seed: 32 bits, the same on all replicas in one round and another in the next. Default: 0.
+            seed: 32 bits, the same on all replicas in one round, but where they take turns, and another in the next. Default: 0.
             state: what ``init`` made; updated in place. With a shared scale "scale" may stand in it, one number. Default: a cold
                 start, and a scale of the tensor's own.
         """

@@ -16,7 +16,7 @@ from muonwire.codec.host import CPU, Field, octets, on_host
 from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
-from muonwire.codec.select import All, Select, TopK
+from muonwire.codec.select import All, Select, TopK, Turns
 from muonwire.codec.transform import Chunked, Rows, Transform
 from muonwire.errors import PayloadError, UsageError
 
@@ -94,6 +94,11 @@ class Pipeline(Codec):
     @override
     def shares_scale(self) -> bool:
         return isinstance(self.quantize, Sign) and self.quantize.scale == "shared"
+
+    @property
+    @override
+    def takes_turns(self) -> bool:
+        return isinstance(self.select, Turns)
 
     @property
     @override

@@ -23,7 +23,7 @@ from muonwire.stages.damage import blame
 from muonwire.stages.feedback import EF14, Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
 from muonwire.stages.lengthen import lengthened
-from muonwire.stages.owners import LAST, OWNER, SUMS, Owners
+from muonwire.stages.owners import LAST, OWNER, SUMS, Owners, own_seed
 from muonwire.stages.pieces import Piece, assembled
 from muonwire.stages.rounds import Reply, Request, Rounds, at_once, read
 from muonwire.transport.base import Flag
@@ -279,7 +279,7 @@ class Exchange(TalkingStage):
         for i, (signal, state) in enumerate(zip(signals, states, strict=True)):
             one = self.codec.encode_body(
                 signal,
-                seed=round_seed(step=context.step, index=context.place(i)),
+                seed=self._seed(context, i),
                 state=_state(state, scales, i),
             )
             drafts.add(one)
@@ -289,10 +289,16 @@ class Exchange(TalkingStage):
         for i, (shape, dtype) in enumerate(kinds):
             if not bodies[i]:
                 zeros = torch.zeros(shape, dtype=dtype)
-                seed = round_seed(step=context.step, index=context.place(i))
+                seed = self._seed(context, i)
                 bodies[i] = [self.codec.encode_body(zeros, seed=seed, state=_state({}, scales, i)).body]
         entries = [(*kind, of_tensor[0]) for kind, of_tensor in zip(kinds, bodies, strict=True)]
         return payloads.pack(str(self.codec), entries)
+
+    def _seed(self, context: Context, index: int) -> int:
+        """Of one tensor in this round, on this replica."""
+        return own_seed(
+            self.codec, round_seed(step=context.step, index=context.place(index)), context.transport.rank
+        )
 
     def _written(self, drafts: Drafts, context: Context) -> Generator[Request, Reply, list[list[bytes]]]:
         """By tensor: the bodies of its pieces; none where the tensor is not finite.
@@ -322,7 +328,7 @@ class Exchange(TalkingStage):
             for piece in pieces:
                 by_tensor[piece.tensor].append((owner, piece))
         for i, (signal, state, of_tensor) in enumerate(zip(signals, states, by_tensor, strict=True)):
-            encoded = owners.encode(signal, of_tensor, step=context.step, state=_state(state, scales, i))
+            encoded = owners.encode(signal, of_tensor, context, state=_state(state, scales, i))
             drafts.add(*(part for _, part in encoded))
             whole = assembled(encoded, signal)
             if self.lengthen and not self.codec.counts_signs:
@@ -332,9 +338,7 @@ class Exchange(TalkingStage):
         bodies: list[list[bytes]] = [[] for _ in cuts]
         for i, (of_tensor, found) in enumerate(zip(by_tensor, written, strict=True)):
             if of_tensor and not found:
-                again = owners.encode(
-                    torch.zeros(shapes[i]), of_tensor, step=context.step, state=_state({}, scales, i)
-                )
+                again = owners.encode(torch.zeros(shapes[i]), of_tensor, context, state=_state({}, scales, i))
                 found = [part.body for _, part in again]
             for (owner, _), body in zip(of_tensor, found, strict=True):
                 bodies[owner].append(body)
