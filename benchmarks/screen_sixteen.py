@@ -36,6 +36,7 @@ class Run:
         lr, momentum: of the local steps.
         decay: of the feedback.
         outer_lr, outer_momentum: of the shared weights, Nesterov.
+        outer: "momentum", or "polar": matrices move by the polar factor of the momentum of mean changes, as far as local steps did.
         lengthen: a; the mean is multiplied by g^a, g = mean norm of what replicas sent / norm of its mean.
         by: what one g is for: "tensor", "row", "column", "entry" or "direction" (singular directions of the mean).
         bits: "sign" or "exact".
@@ -58,6 +59,7 @@ class Run:
     decay: float = 0.5
     outer_lr: float = 0.9
     outer_momentum: float = 0.3
+    outer: str = "momentum"
     lengthen: float = 0.0
     by: str = "tensor"
     bits: str = "sign"
@@ -306,6 +308,8 @@ class Shared:
             move = self.lengthened(decoded, mean, name)
             self.speed[name].mul_(run.outer_momentum).add_(move)
             step = (move + run.outer_momentum * self.speed[name]).mul_(run.outer_lr)
+            if run.outer == "polar" and name in inner.scales:
+                step = orthogonal(step) * (run.outer_lr * path * inner.scales[name][:, None, None])
             anchor.sub_(step)
             self.moved[name] = step
             local[name].copy_(anchor.expand_as(local[name]))
