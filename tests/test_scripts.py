@@ -147,6 +147,24 @@ def test_local_steps_are_screened(run, monkeypatch):
     assert " bit (" in out
 
 
+def test_sixteen_replicas_are_screened_from_a_plan(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    plan, record = tmp_path / "plan.txt", tmp_path / "record.jsonl"
+    small = "replicas=2 batch=1 steps=4 until=2"
+    plan.write_text(
+        f"interval=1 fragments=2 lengthen=0.5 share_momentum=sign {small}  # both\n\n"
+        f"interval=2 parts=2 lengthen=0.5 by=direction rebuild=0.5 ahead=0.5 {small}\n"
+    )
+    run("screen_sixteen.py", "--plan", plan, "--out", record)
+    shared, parts = map(json.loads, record.read_text().splitlines())
+    # The changes, and the momentum of matrices; half of the changes in one of two steps.
+    assert 1.8 < shared["bits_sent"] < 2
+    assert parts["bits_sent"] == pytest.approx(0.25, rel=0.02)
+    assert all(4 < one["loss"] < 7 for one in (shared, parts))
+    # All of them are in the record.
+    assert run("screen_sixteen.py", "--plan", plan, "--out", record) == ""
+
+
 def test_the_spectra_of_smollm2_have_a_command(run):
     with pytest.raises(SystemExit):
         run("spectra_smollm2.py", "--help")

@@ -38,6 +38,7 @@ TEXTS = [
     "randomk(density=0.1) | float32",
     "randomk(k=3) | sign(scale=row)",
     "hadamard(block=1024) | randomk(k=5) | bfloat16",
+    "turns(parts=3) | sign(scale=tensor)",
     "toprows(density=0.3) | sign(scale=row)",
     "topcolumns(k=2) | float32",
     "topblocks(size=4, density=0.2) | float32",

@@ -15,6 +15,7 @@ TEXTS = [
     "lowrank(rank=2) | bfloat16",
     "randomk(density=0.1) | float32",
     "toprows(density=0.1) | bfloat16",
+    "turns(parts=2) | sign(scale=tensor)",
     "nm(n=1, m=8) | sign(scale=tensor)",
 ]
 SHAPES = [(24, 40), (13, 17)]

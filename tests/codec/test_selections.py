@@ -111,6 +111,7 @@ def test_norms_whose_squares_no_float32_holds_are_told_apart(text, magnitude):
     [
         "randomk(density=1)",
         "randomk(k=99)",
+        "turns(parts=1)",
         "toprows(density=1)",
         "topcolumns(k=99)",
         "topblocks(density=1)",
@@ -122,7 +123,7 @@ def test_a_selection_of_everything_is_no_selection(text, shape):
     x = made(shape)
     encoded = codec.parse(f"{text} | float32").encode_body(x)
     assert torch.equal(encoded.decoded, x)
-    seed_bytes = 4 if "randomk" in text else 0
+    seed_bytes = 4 if "randomk" in text or "turns" in text else 0
     assert len(encoded.body) == seed_bytes + 4 * x.numel()
 
 
@@ -132,6 +133,7 @@ def test_what_one_index_stands_for():
     cases = {
         codec.RandomK(k=3): (12, 10, 3),
         codec.RandomK(density=0.25): (1, 120, 30),
+        codec.Turns(parts=7): (1, 120, 18),
         codec.TopRows(density=0.25): (1, 12, 3),
         codec.TopColumns(k=4): (1, 10, 4),
         codec.TopBlocks(size=4, k=2): (1, 3 * 5, 2),  # Tiles of 4 by 2.
@@ -230,3 +232,20 @@ def test_senders_of_one_round_send_the_same_entries():
     replicas, senders = (chosen.mean_bodies(bodies, (9, 10), over=over) for over in ("replicas", "senders"))
     assert torch.equal(replicas, senders)
     assert (replicas != 0).sum() == 27
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (7,), (1,), (), (0, 3), (2, 3, 4)])
+@pytest.mark.parametrize("parts", [1, 2, 3, 5, 8])
+def test_turns_send_every_entry_once_in_as_many_rounds_as_parts(shape, parts):
+    chosen = codec.parse(f"turns(parts={parts}) | float32")
+    x = made(shape) + 10
+    count = -(-x.numel() // parts)
+    sent = torch.zeros(shape)
+    for seed in range(2**32 - parts, 2**32):
+        encoded = chosen.encode_body(x, seed=seed)
+        assert len(encoded.body) == 4 + 4 * count
+        assert (encoded.decoded != 0).sum() == count
+        sent += encoded.decoded != 0
+    # Short parts are filled up with entries of others.
+    assert bool((sent >= 1).all())
+    assert sent.sum() == count * parts < x.numel() + parts

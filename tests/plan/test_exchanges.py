@@ -55,7 +55,7 @@ METERED = {
     "one_bit_muon(interval=2)": (0.006, 0),
     f"one_bit_muon(interval=2, {LOSSLESS})": (0.15, 1),
     "one_bit_muon(interval=2, means='recompressed')": (0.006, 0),
-    "one_bit_muon(interval=2, means='auto')": (0.006, 0),
+    "one_bit_muon(interval=2, means='auto', parts=2, lengthen=True)": (0.006, 1),
     "sparseloco(interval=2, means='recompressed')": (0.01, 2),
     "muloco(interval=4, fragments=4)": (0.006, 0),
     "one_bit_muon(interval=4, fragments=2, means='recompressed')": (0.006, 0),

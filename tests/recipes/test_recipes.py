@@ -149,3 +149,26 @@ def test_bad_rates_are_refused(lr):
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(UsageError, match="no trainable parameter"):
         recipes.build("adamw", torch.nn.Identity(), lr=0.1)
+
+
+def test_parts_of_one_bit_muon_are_turns_without_feedback():
+    optimizer = recipes.one_bit_muon(SmallNet(), lr=0.02, interval=3, parts=4)
+    chains = {chain for group in optimizer.param_groups for chain in group["outer_chains"]}
+    assert any("exchange(turns(parts=4) | sign(scale=tensor), over=senders" in chain for chain in chains)
+    assert not any("EF14" in chain for chain in chains)
+    net = torch.nn.Sequential(torch.nn.Linear(256, 256, bias=False))
+    optimizer = recipes.one_bit_muon(net, lr=0.02, interval=3, parts=4, polar=["0"])
+    bits = 8 * optimizer.estimate_bytes(replicas=16) / 256**2
+    # Headers, a seed and a scale.
+    assert 1 / 12 < bits < 1.1 / 12
+
+
+def test_parts_leave_no_room_for_feedback_or_another_selection():
+    with pytest.raises(
+        UsageError, match=r"feedback_decay is given but does nothing here; it acts only with parts=1"
+    ):
+        recipes.build("one_bit_muon", SmallNet(), lr=0.02, parts=4, feedback_decay=0.5)
+    with pytest.raises(UsageError, match="parts is 0; it must be an integer of at least 1"):
+        recipes.build("one_bit_muon", SmallNet(), lr=0.02, parts=0)
+    with pytest.raises(UsageError, match="codec"):
+        recipes.build("one_bit_muon", SmallNet(), lr=0.02, parts=2, codec="topk(density=0.1) | float32")

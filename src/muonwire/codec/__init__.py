@@ -4,7 +4,7 @@ from muonwire.codec.base import Codec, Encoded
 from muonwire.codec.pack import Ans, Ranks
 from muonwire.codec.pipeline import Pipeline
 from muonwire.codec.quantize import BFloat16, Codebook, Float32, Float64, Int, Sign, Ternary
-from muonwire.codec.select import All, NOfM, RandomK, TopBlocks, TopColumns, TopK, TopRows
+from muonwire.codec.select import All, NOfM, RandomK, TopBlocks, TopColumns, TopK, TopRows, Turns
 from muonwire.codec.text import parse
 from muonwire.codec.transform import Dct, Hadamard, LowRank, Projection, Rows, Tiles
 
@@ -34,5 +34,6 @@ __all__ = [
     "TopColumns",
     "TopK",
     "TopRows",
+    "Turns",
     "parse",
 ]

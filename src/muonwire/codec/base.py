@@ -131,6 +131,11 @@ class Codec(ABC):
         return False
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether replicas send different parts of a tensor in one round: the seed of each is the round's plus its rank."""
+        return False
+
+    @property
     def counts_signs(self) -> bool:
         """Whether a value is one sign times a scale that is the same on all replicas, so that their sum is a whole number."""
         return False
@@ -149,7 +154,7 @@ class Codec(ABC):
 
         Args:
             tensor: any shape.
-            seed: 32 bits, the same on all replicas in one round and another in the next. Default: 0.
+            seed: 32 bits, the same on all replicas in one round, but where they take turns, and another in the next. Default: 0.
             state: what ``init`` made; updated in place. With a shared scale "scale" may stand in it, one number. Default: a cold
                 start, and a scale of the tensor's own.
         """
@@ -182,6 +187,12 @@ class Codec(ABC):
     ) -> Mean:
         """``mean_bodies`` with a bound, where the codec knows one; without, whoever uses the mean looks at it."""
         return Mean(self.mean_bodies(bodies, shape, over=over, device=device))
+
+    def length(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
+        """‖``decode_body(body)``‖_F, float64 without dimensions, on ``device``. Default: the CPU."""
+        decoded = self.decode_body(body, shape, device=device)
+        length: Tensor = torch.linalg.vector_norm(decoded, dtype=torch.float64)
+        return length
 
     @abstractmethod
     def estimate_body_bytes(self, shape: Shape) -> int:

@@ -1,5 +1,6 @@
 """A codec of four parts: transform -> select -> quantize, and how the selected positions are packed."""
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from muonwire.codec.pack import Ans, Pack
 from muonwire.codec.part import Part, Round, Shape, State
 from muonwire.codec.quantize import Float32, Layout, Quantize, Sign
 from muonwire.codec.quantize.base import Decoded
-from muonwire.codec.select import All, Select, TopK
+from muonwire.codec.select import All, Select, TopK, Turns
 from muonwire.codec.transform import Chunked, Rows, Transform
 from muonwire.errors import PayloadError, UsageError
 
@@ -100,6 +101,11 @@ class Pipeline(Codec):
     @override
     def shares_scale(self) -> bool:
         return isinstance(self.quantize, Sign) and self.quantize.scale == "shared"
+
+    @property
+    @override
+    def takes_turns(self) -> bool:
+        return isinstance(self.select, Turns)
 
     @property
     @override
@@ -198,6 +204,16 @@ class Pipeline(Codec):
         # Of the sum before it is divided, and of what the transform makes of it.
         reach = len(bodies) * largest * self.transform.largest_gain(shape) if largest else 0.0
         return Mean(inverse if reach < LARGEST else _finite(inverse, shape), reach)
+
+    @override
+    def length(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
+        """Of signs of all entries with one scale: the scale times the root of their number, without decoding them."""
+        whole = isinstance(self.transform, Rows) and isinstance(self.select, All)
+        count = math.prod(shape)
+        if whole and count and isinstance(self.quantize, Sign) and self.quantize.has_one_scale:
+            scale = self.quantize.read_scale(body)
+            return torch.tensor(scale * math.sqrt(count), dtype=torch.float64, device=device)
+        return super().length(body, shape, device=device)
 
     @override
     def estimate_body_bytes(self, shape: Shape) -> int:

@@ -11,6 +11,7 @@ from muonwire.codec.transform import LowRank as LowRank
 from muonwire.codec.select import All as All
 from muonwire.codec.select import TopK as TopK
 from muonwire.codec.select import RandomK as RandomK
+from muonwire.codec.select import Turns as Turns
 from muonwire.codec.select import TopRows as TopRows
 from muonwire.codec.select import TopColumns as TopColumns
 from muonwire.codec.select import TopBlocks as TopBlocks

@@ -175,15 +175,18 @@ class Talk:
 
 
 def _exchange_rounds(stage: Exchange, params: Sequence[Tensor], replicas: int) -> Iterator[list[Asked]]:
-    """Shared scales, where there are any; then a gather, or parts to their owners and the means from them."""
+    """Shared scales, where there are any; then a gather, or lengths that are agreed on, parts to their owners and the means."""
     shapes = tuple(tuple(p.shape) for p in params)
+    number_each = float(4 * (len(shapes) + -len(shapes) % replicas))
+    agreed = Asked(operation="mean", num_bytes=(number_each,) * replicas, apart="torch.float32")
     if stage.codec.shares_scale:
-        scales = 4 * (len(shapes) + -len(shapes) % replicas)
-        yield [Asked(operation="mean", num_bytes=(float(scales),) * replicas, apart="torch.float32")]
+        yield [agreed]
     owners = stage.owners(shapes, replicas)
     if owners is None:
         yield [Asked(operation="gather", num_bytes=(float(stage.codec.estimate_bytes(*shapes)),) * replicas)]
         return
+    if stage.lengthen and not stage.codec.counts_signs:
+        yield [agreed]
     there, back = zip(*owners.part_bytes(shapes, replicas), strict=True)
     yield [Asked(operation="parts", num_bytes=tuple(map(float, there)))]
     # Sums of real signs have other lengths on each owner, which the formula does not show.

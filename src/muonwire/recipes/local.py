@@ -37,6 +37,8 @@ class OuterSettings(MeansSettings):
         feedback_decay: of what is kept, in [0, 1]. Default: 0.9.
         over: what the exchange divides by: "replicas", or "senders", the replicas whose selection holds the entry.
             Default: "replicas".
+        lengthen: give the mean, which is shorter than the changes of replicas that disagree, back half of the length that it lost
+            (u ← u · √(ℓ / ‖u‖), ℓ the replicas' own mean length, for each tensor). Default: False.
         outer_lr: rate of the outer step. Default: 1.
         outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.
         outer_nesterov: look ahead in the outer momentum. Default: True.
@@ -55,6 +57,7 @@ class OuterSettings(MeansSettings):
     feedback: bool = True
     feedback_decay: float = 0.9
     over: Literal["replicas", "senders"] = "replicas"
+    lengthen: bool = False
     outer_lr: float = 1.0
     outer_momentum: float = 0.0
     outer_nesterov: bool = True
@@ -85,7 +88,10 @@ class OuterSettings(MeansSettings):
         """exchange(codec, feedback) → outer momentum, of tensors of two or more dimensions and of the others."""
         feedback = EF14(decay=self.feedback_decay) if self.feedback else NoFeedback()
         codecs = (self.matrix_codec(), parse(self.vector_codec))
-        exchanges = [self.exchanged(codec, feedback=feedback, over=self.over) for codec in codecs]
+        exchanges = [
+            self.exchanged(codec, feedback=feedback, over=self.over, lengthen=self.lengthen)
+            for codec in codecs
+        ]
         momentum = Momentum(beta=self.outer_momentum, nesterov=self.outer_nesterov, form="heavy_ball")
         return [chain(e, momentum) if self.outer_momentum else chain(e) for e in exchanges]
 

@@ -35,7 +35,12 @@ class MeansSettings(RecipeSettings):
         return {**super().idle(), **dict.fromkeys(names, "with means=recompressed or auto")}
 
     def exchanged(
-        self, codec: Codec, *, feedback: Feedback | None = None, over: str = "replicas"
+        self,
+        codec: Codec,
+        *,
+        feedback: Feedback | None = None,
+        over: str = "replicas",
+        lengthen: bool = False,
     ) -> Exchange:
         """The exchange through ``codec``, with means of this kind."""
         compressed = self.means in ("recompressed", "auto")
@@ -46,4 +51,5 @@ class MeansSettings(RecipeSettings):
             means=self.means,
             mean_codec=parse(str(self.mean_codec)) if compressed and self.mean_codec is not None else None,
             mean_prediction=self.mean_prediction if compressed else 0.0,
+            lengthen=lengthen,
         )

@@ -1,13 +1,15 @@
 """The recipe that muonwire recommends: local Muon whose weight changes travel as one bit an entry."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from typing_extensions import override
 
+from muonwire.codec import Turns
 from muonwire.optim.auto_interval import Interval
 from muonwire.optim.chain import ChainOptimizer
+from muonwire.recipes.base import checked
 from muonwire.recipes.define import recipe
 from muonwire.recipes.dense import normalized_chain
 from muonwire.recipes.local import LocalMuonSettings, with_muon_inside
@@ -21,7 +23,12 @@ class OneBitMuonSettings(LocalMuonSettings):
     Args:
         interval: H, local steps a synchronization. Default: 11, which is below 0.1 bit with headers. For 0.02 bit over 1500
             steps: 28, with growth=0.045 and outer_momentum=0.5.
-        codec: of matrices. Default: "sign(scale=tensor)", the sign of every entry and one mean magnitude a tensor.
+        parts: F; in a synchronization each replica sends one of F parts of the entries, other replicas the others, in turns. So
+            R / F of R replicas send an entry, which moves by their mean; nothing is kept for later. Bits are 1 / (F H), so H can
+            be F times shorter, which gains with many replicas: at sixteen take parts=4, interval=3 and lengthen=True. Default: 1,
+            all send all.
+        codec: of matrices, without a selection with ``parts``. Default: "sign(scale=tensor)", the sign of every entry and one
+            mean magnitude a tensor.
         normalize_rows: bring each polar factor's rows to about the same size over the steps, as NorMuon does. Default: False.
         row_beta2: with normalize_rows, decay of the rows' mean squares, in [0, 1). Default: 0.95.
         momentum: β of the local steps. Default: 0.9, less than dense Muon's, since the kept residual is momentum too.
@@ -32,6 +39,7 @@ class OneBitMuonSettings(LocalMuonSettings):
     """
 
     interval: Interval = 11
+    parts: int = 1
     codec: str = "sign(scale=tensor)"
     normalize_rows: bool = False
     row_beta2: float = 0.95
@@ -44,7 +52,26 @@ class OneBitMuonSettings(LocalMuonSettings):
     @override
     def idle(self) -> Mapping[str, str]:
         plain = {} if self.normalize_rows else {"row_beta2": "with normalize_rows=True"}
-        return {**super().idle(), **plain}
+        turns = (
+            dict.fromkeys(("feedback", "feedback_decay", "over"), "with parts=1") if self.parts > 1 else {}
+        )
+        return {**super().idle(), **plain, **turns}
+
+    @checked
+    @override
+    def outer_chains(self) -> list[Chain]:
+        """With ``parts`` the mean of those that sent an entry, and no feedback."""
+        if self.parts == 1:
+            return super().outer_chains()
+        turns = replace(
+            self,
+            parts=1,
+            codec=f"{Turns(parts=self.parts)} | {self.codec}",
+            mean_codec=self.mean_codec or self.codec,
+            feedback=False,
+            over="senders",
+        )
+        return turns.outer_chains()
 
     @override
     def polar_chain(self) -> Chain:

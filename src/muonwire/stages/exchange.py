@@ -16,12 +16,14 @@ from muonwire.codec.base import Codec, Drafts, Encoded, Mean
 from muonwire.codec.finite import Checks
 from muonwire.codec.host import CPU, send
 from muonwire.codec.part import Shape
+from muonwire.codec.quantize.scales import round_nearest
 from muonwire.errors import PayloadError, UsageError
 from muonwire.stages.base import Context, State, States, TalkingStage, Tensors
 from muonwire.stages.damage import blame
 from muonwire.stages.feedback import EF14, Feedback, NoFeedback
 from muonwire.stages.layout import MatrixLayout
-from muonwire.stages.owners import LAST, OWNER, SUMS, Owners
+from muonwire.stages.lengthen import lengthened
+from muonwire.stages.owners import LAST, OWNER, SUMS, Owners, own_seed
 from muonwire.stages.pieces import Piece, assembled
 from muonwire.stages.rounds import Reply, Request, Rounds, at_once, read
 from muonwire.transport.base import Flag
@@ -63,6 +65,10 @@ class Exchange(TalkingStage):
 
     Where the replicas share a tensor's scale (``sign(scale=shared)``), it is the mean of their mean magnitudes, agreed first.
 
+    With ``lengthen`` the mean, which is shorter than what replicas send where they disagree, gets the geometric mean of both
+    lengths, tensor by tensor: u ← u · √(ℓ / ‖u‖_F), ℓ the mean norm of what replicas sent. With "gather" all replicas find ℓ in the
+    payloads, and of signs with one scale for all in that scale; with "recompressed" they agree on it first, 4 bytes a tensor.
+
     What an owner keeps belongs to its part. Where the parts move, since replicas join or leave, or their owner is lost, it begins
     with zero again: the error of one round's mean is lost then, as is the residual of a replica that leaves.
 
@@ -75,10 +81,12 @@ class Exchange(TalkingStage):
         mean_codec: of owners' means with "recompressed". It keeps no state from round to round. Default: ``codec``.
         mean_prediction: ρ, in [0, 1]: how much of the last mean the next one is expected to be, with "recompressed". With 1 and
             decay 0 it is EF21's feedback. For codecs that send every entry. Default: 0, at which nothing is kept.
+        lengthen: give the mean back half of the length that it lost. Default: False.
 
     Raises:
         UsageError: an unknown ``over`` or ``means``, a ``mean_prediction`` outside [0, 1], "senders" with a feedback that needs the
-            mean over all replicas, or a codec that does not suit the means.
+            mean over all replicas, ``lengthen`` with a feedback that restores more than the mean, or a codec that does not suit
+            the means.
 
     Source: means by owners: Tang et al., "1-bit Adam", arXiv 2102.02888, section 4; compressed both ways: MuLoCo, arXiv 2505.23725;
     what has changed: Richtárik et al., "EF21", arXiv 2106.05203, section 3.
@@ -90,6 +98,7 @@ class Exchange(TalkingStage):
     means: str = "gather"
     mean_codec: Codec | None = None
     mean_prediction: float = 0.0
+    lengthen: bool = False
 
     def __post_init__(self) -> None:
         if self.over not in ("replicas", "senders"):
@@ -110,6 +119,11 @@ class Exchange(TalkingStage):
             raise UsageError(
                 f"exchange: mean_prediction is {self.mean_prediction:g} with means={self.means}; it is for means=recompressed "
                 "and auto"
+            )
+        if self.lengthen and not isinstance(self.feedback, NoFeedback | EF14):
+            raise UsageError(
+                f"exchange: lengthen=True with the feedback {self.feedback}, which makes more than the mean of it; it is for EF14 "
+                "and NoFeedback"
             )
         if self.means == "lossless" and not self.codec.counts_signs:
             raise UsageError(
@@ -199,9 +213,12 @@ class Exchange(TalkingStage):
         """The payload of all tensors, its header included; with owners R − 1 parts and a mean; and shared scales."""
         shapes = tuple(tuple(p.shape) for p in params)
         form = self.form(shapes, replicas)
-        scales = 4 * (len(shapes) + -len(shapes) % replicas) if self.codec.shares_scale else 0
+        agreed = 4 * (len(shapes) + -len(shapes) % replicas)
+        scales = agreed if self.codec.shares_scale else 0
         if form == "gather":
             return float(scales + self.codec.estimate_bytes(*shapes))
+        if self.lengthen and not self.codec.counts_signs:
+            scales += agreed
         return scales + self._owners(form).estimate_bytes(shapes, replicas)
 
     @override
@@ -226,10 +243,18 @@ class Exchange(TalkingStage):
             reply = yield Request(payload=payload)
             return (yield from self._receive(reply, params, states, context))
         owners = self._owners(form)
-        bodies = yield from self._encode_pieces(owners, signals, shapes, states, scales, context, drafts)
+        sent: list[Tensor] = []
+        bodies = yield from self._encode_pieces(
+            owners, signals, shapes, states, scales, context, drafts, sent
+        )
+        lengths = None
+        if self.lengthen:
+            lengths = yield from self._agreed_lengths(sent, shapes, scales, context)
         devices = [p.device for p in params]
         means = yield from owners.rounds(bodies, shapes, scales, states, context, devices)
-        return (yield from self._updates(None, [Mean(mean) for mean in means], params, states, context))
+        return (
+            yield from self._updates(None, [Mean(mean) for mean in means], lengths, params, states, context)
+        )
 
     @override
     def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
@@ -262,7 +287,7 @@ class Exchange(TalkingStage):
         for i, (signal, state) in enumerate(zip(signals, states, strict=True)):
             one = self.codec.encode_body(
                 signal,
-                seed=round_seed(step=context.step, index=context.place(i)),
+                seed=self._seed(context, i),
                 state=_state(state, scales, i),
             )
             drafts.add(one)
@@ -272,10 +297,16 @@ class Exchange(TalkingStage):
         for i, (shape, dtype) in enumerate(kinds):
             if not bodies[i]:
                 zeros = torch.zeros(shape, dtype=dtype, device=CPU)
-                seed = round_seed(step=context.step, index=context.place(i))
+                seed = self._seed(context, i)
                 bodies[i] = [self.codec.encode_body(zeros, seed=seed, state=_state({}, scales, i)).body]
         entries = [(*kind, of_tensor[0]) for kind, of_tensor in zip(kinds, bodies, strict=True)]
         return payloads.pack(str(self.codec), entries)
+
+    def _seed(self, context: Context, index: int) -> int:
+        """Of one tensor in this round, on this replica."""
+        return own_seed(
+            self.codec, round_seed(step=context.step, index=context.place(index)), context.transport.rank
+        )
 
     def _written(self, drafts: Drafts, context: Context) -> Generator[Request, Reply, list[list[bytes]]]:
         """By tensor: the bodies of its pieces; none where the tensor is not finite.
@@ -296,31 +327,46 @@ class Exchange(TalkingStage):
         scales: Tensor | None,
         context: Context,
         drafts: Drafts,
+        lengths: list[Tensor],
     ) -> Generator[Request, Reply, list[list[bytes]]]:
-        """By owner: the bodies of its pieces of all signals."""
+        """By owner: the bodies of its pieces of all signals; adds to ``lengths`` that of each tensor as it is sent."""
         cuts = owners.pieces(shapes, context.transport.world_size)
         by_tensor: list[list[tuple[int, Piece]]] = [[] for _ in shapes]
         for owner, pieces in enumerate(cuts):
             for piece in pieces:
                 by_tensor[piece.tensor].append((owner, piece))
         for i, (signal, state, of_tensor) in enumerate(zip(signals, states, by_tensor, strict=True)):
-            encoded = owners.encode(signal, of_tensor, step=context.step, state=_state(state, scales, i))
+            encoded = owners.encode(signal, of_tensor, context, state=_state(state, scales, i))
             drafts.add(*(part for _, part in encoded))
-            self._keep(signal, assembled(encoded, signal), state, context)
+            whole = assembled(encoded, signal)
+            if self.lengthen and not self.codec.counts_signs:
+                lengths.append(torch.linalg.vector_norm(whole.decoded, dtype=torch.float64))
+            self._keep(signal, whole, state, context)
         written = yield from self._written(drafts, context)
         bodies: list[list[bytes]] = [[] for _ in cuts]
         for i, (of_tensor, found) in enumerate(zip(by_tensor, written, strict=True)):
             if of_tensor and not found:
-                again = owners.encode(
-                    torch.zeros(shapes[i], device=CPU),
-                    of_tensor,
-                    step=context.step,
-                    state=_state({}, scales, i),
-                )
+                zeros = torch.zeros(shapes[i], device=CPU)
+                again = owners.encode(zeros, of_tensor, context, state=_state({}, scales, i))
                 found = [part.body for _, part in again]
             for (owner, _), body in zip(of_tensor, found, strict=True):
                 bodies[owner].append(body)
         return bodies
+
+    def _agreed_lengths(
+        self, own: Sequence[Tensor], shapes: Sequence[Shape], scales: Tensor | None, context: Context
+    ) -> Generator[Request, Reply, list[list[Tensor]]]:
+        """By tensor: the length of what is sent, the mean over the replicas where they share no scale."""
+        if self.codec.counts_signs:
+            roots = torch.tensor([math.prod(shape) for shape in shapes], dtype=torch.float64).sqrt()
+            size = torch.ones(1) if scales is None else round_nearest(scales)
+            return [[length] for length in (roots * size.double()).unbind()]
+        found = yield from read(own)
+        sizes = [float(length[0]) for length in found]
+        if not all(map(math.isfinite, sizes)):
+            context.transport.requested |= Flag.DIVERGED
+        agreed = yield Request(tensors=[torch.tensor([s if math.isfinite(s) else 0.0 for s in sizes])])
+        return [[length] for length in agreed.tensors[0].double().unbind()]
 
     def _keep(self, signal: Tensor, encoded: Encoded, state: State, context: Context) -> None:
         # ``signal`` may be the residual itself, from which ``keep`` takes what was sent.
@@ -338,14 +384,16 @@ class Exchange(TalkingStage):
         shapes = tuple(tuple(p.shape) for p in params)
         # A payload names its codec.
         devices = tuple(p.device for p in params)
-        key = (self.over, shapes, devices, tuple(reply.payloads))
-        bodies, means = context.transport.once(key, lambda: self._decode(reply.payloads, shapes, devices))
-        return (yield from self._updates(bodies, means, params, states, context))
+        key = (self.over, self.lengthen, shapes, devices, tuple(reply.payloads))
+        bodies, means, lengths = context.transport.once(
+            key, lambda: self._decode(reply.payloads, shapes, devices)
+        )
+        return (yield from self._updates(bodies, means, lengths, params, states, context))
 
     def _decode(
         self, received: Sequence[bytes], shapes: Sequence[Shape], devices: Sequence[torch.device]
-    ) -> tuple[list[list[bytes]], list[Mean | None]]:
-        """By tensor: the replicas' bodies in rank order, and their mean, None where one of them is damaged."""
+    ) -> tuple[list[list[bytes]], list[Mean | None], list[list[Tensor]] | None]:
+        """By tensor: the replicas' bodies in rank order, their mean, None where one of them is damaged, and their lengths."""
         by_rank = []
         for rank, payload in enumerate(received):
             try:
@@ -354,32 +402,46 @@ class Exchange(TalkingStage):
                 raise PayloadError(f"from replica {rank}: {error}") from error
         bodies = [[entries[i].body for entries in by_rank] for i in range(len(shapes))]
         means: list[Mean | None] = []
+        lengths: list[list[Tensor]] | None = [] if self.lengthen else None
         for of_tensor, shape, device in zip(bodies, shapes, devices, strict=True):
             try:
                 means.append(self.codec.bounded_mean(of_tensor, shape, over=self.over, device=device))
             except PayloadError:
                 means.append(None)
-        return bodies, means
+                continue
+            if lengths is not None:
+                lengths.append([self.codec.length(body, shape, device=device) for body in of_tensor])
+        return bodies, means, lengths
 
     def _updates(
         self,
         bodies: Sequence[Sequence[bytes]] | None,
         means: Sequence[Mean | None],
+        lengths: Sequence[Sequence[Tensor]] | None,
         params: Tensors,
         states: States,
         context: Context,
     ) -> Rounds:
-        """The updates that the means make; ``bodies`` are all replicas' by tensor, None where owners averaged them."""
+        """The updates that the means make; ``bodies`` are all replicas' by tensor, None where owners averaged them.
+
+        ``lengths`` are what the means are lengthened by.
+        """
         updates: list[Tensor] = []
         checks = Checks()
-        for mean, param, state in zip(means, params, states, strict=True):
+        replicas = len(bodies[0]) if bodies else context.transport.world_size
+        for i, (mean, param, state) in enumerate(zip(means, params, states, strict=True)):
             if mean is None:
                 break
             # A copy: what follows in the chain may change it.
-            copy = mean.values.to(param.device, copy=True)
+            copy, bound = mean.values.to(param.device, copy=True), mean.bound
+            if lengths is not None:
+                there = [length.to(copy.device) for length in lengths[i]]
+                copy = lengthened(copy, there, replicas=replicas)
+                # By the fourth root of their number at most.
+                bound *= replicas
             updates.append(self.feedback.restore(copy, state).to(param.dtype))
             # Bounds leave the rounding out.
-            if not self.feedback.restores and mean.bound < torch.finfo(param.dtype).max / 2:
+            if not self.feedback.restores and bound < torch.finfo(param.dtype).max / 2:
                 checks.add_finite()
             else:
                 checks.add(updates[-1])
@@ -401,7 +463,8 @@ class Exchange(TalkingStage):
         feedback = "" if isinstance(self.feedback, NoFeedback) else f", {self.feedback}"
         means = "" if self.means == "gather" else f", means={self.means}"
         mean_codec = "" if self.mean_codec is None else f", mean_codec={self.mean_codec}"
-        return f"exchange({self.codec}{feedback}{senders}{means}{mean_codec})"
+        lengthen = ", lengthen" if self.lengthen else ""
+        return f"exchange({self.codec}{feedback}{senders}{means}{mean_codec}{lengthen})"
 
 
 def _state(state: State, scales: Tensor | None, index: int) -> State | None:

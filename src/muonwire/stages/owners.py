@@ -38,6 +38,11 @@ def piece_seed(*, step: int, tensor: int, owner: int) -> int:
     return zlib.crc32(_SEED.pack(step, tensor, owner))
 
 
+def own_seed(codec: Codec, seed: int, rank: int) -> int:
+    """``seed``, which is the same on all replicas; where they take turns, that of the replica ``rank``."""
+    return (seed + rank) % 2**32 if codec.takes_turns else seed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Owners:
     """Sends pieces of tensors to their owners, and takes the means.
@@ -86,7 +91,12 @@ class Owners:
         return ((replicas - 1) * there + back) / replicas
 
     def encode(
-        self, signal: Tensor, pieces: Sequence[tuple[int, Piece]], *, step: int, state: State | None
+        self,
+        signal: Tensor,
+        pieces: Sequence[tuple[int, Piece]],
+        context: Context,
+        *,
+        state: State | None,
     ) -> list[tuple[Piece, Encoded]]:
         """One tensor's pieces, each encoded by itself; ``pieces`` names the owner of each."""
         return [
@@ -94,7 +104,11 @@ class Owners:
                 piece,
                 self.codec.encode_body(
                     piece.of(signal),
-                    seed=piece_seed(step=step, tensor=piece.tensor, owner=owner),
+                    seed=own_seed(
+                        self.codec,
+                        piece_seed(step=context.step, tensor=piece.tensor, owner=owner),
+                        context.transport.rank,
+                    ),
                     state=state,
                 ),
             )

@@ -53,6 +53,20 @@ class Sign(Quantize):
         self.check_choice("scale", ("none", "shared", *scales.SCALES))
 
     @property
+    def has_one_scale(self) -> bool:
+        """Whether all values have the same magnitude."""
+        return self.scale in ("none", *_ONE_SCALE)
+
+    def read_scale(self, data: bytes) -> float:
+        """The magnitude that all values have, where they have one.
+
+        Raises:
+            PayloadError: ``data`` ends in the scale, or that is not finite.
+        """
+        shared, _ = self._unpack_scales(data, 1)
+        return 1.0 if self.scale == "none" else float(shared[0])
+
+    @property
     @override
     def notices_nonfinite(self) -> bool:
         """Where there are scales: a value of the CPU that is not finite makes the mean magnitude so."""
