@@ -160,7 +160,8 @@ def test_sixteen_replicas_are_screened_from_a_plan(run, monkeypatch, tmp_path):
     # The changes, and the momentum of matrices; half of the changes in one of two steps.
     assert 1.8 < shared["bits_sent"] < 2
     assert parts["bits_sent"] == pytest.approx(0.25, rel=0.02)
-    assert all(4 < one["loss"] < 7 for one in (shared, parts))
+    # Below that of equal chances for 256 bytes, after two steps.
+    assert all(3 < one["loss"] < 5.5 for one in (shared, parts))
     # All of them are in the record.
     assert run("screen_sixteen.py", "--plan", plan, "--out", record) == ""
 
