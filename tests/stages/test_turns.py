@@ -5,6 +5,7 @@ import torch
 
 from muonwire import stages
 from muonwire.codec import parse
+from muonwire.errors import UsageError
 from muonwire.transport import run_threads
 from tests.stages.test_owners import all_alike, made
 
@@ -51,6 +52,28 @@ def test_each_entry_is_the_mean_of_those_whose_turn_it_is(parts):
         assert matches.count(True) == 1
         firsts.add(matches.index(True))
     assert firsts == set(range(parts)), "the turns go round"
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3])
+def test_fewer_replicas_than_parts_leave_nothing_out(replicas):
+    """As many parts as replicas: each entry moves in every round, by the update of one of them."""
+    by_rank = run_threads(
+        lambda rank, make: weights(rank, make, "turns(parts=4) | float32", steps=3), replicas=replicas
+    )
+    assert all_alike(by_rank)
+    for step, update in enumerate(by_rank[0]):
+        sent = torch.stack([made(SHAPE, step, rank) for rank in range(replicas)])
+        assert float((sent - update).abs().min(0).values.max()) < 1e-6
+    stage = stages.Exchange(codec=parse("turns(parts=4) | float32"), over="senders")
+    params = [torch.zeros(SHAPE)]
+    estimates = [stage.estimate_bytes(params, [], replicas=r) for r in (1, 2, 4, 16)]
+    assert estimates[0] > 1.5 * estimates[1] > 2 * estimates[2]
+    assert estimates[2] == estimates[3]
+
+
+def test_owners_means_are_sent_whole():
+    with pytest.raises(UsageError, match="or sends a part in turns; give another mean_codec"):
+        stages.Exchange(codec=parse("turns(parts=2) | float32"), means="recompressed")
 
 
 def test_what_is_kept_is_sent_when_its_turn_comes():

@@ -135,6 +135,10 @@ class Codec(ABC):
         """Whether replicas send different parts of a tensor in one round: the seed of each is the round's plus its rank."""
         return False
 
+    def for_replicas(self, replicas: int) -> "Codec":
+        """The codec as so many replicas use it: this one, but where they take turns and are fewer than the parts."""
+        return self
+
     @property
     def counts_signs(self) -> bool:
         """Whether a value is one sign times a scale that is the same on all replicas, so that their sum is a whole number."""

@@ -3,7 +3,7 @@
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -106,6 +106,13 @@ class Pipeline(Codec):
     @override
     def takes_turns(self) -> bool:
         return isinstance(self.select, Turns)
+
+    @override
+    def for_replicas(self, replicas: int) -> Codec:
+        """With as many parts as replicas at most, so that each entry is somebody's turn in every round."""
+        if not isinstance(self.select, Turns) or self.select.parts <= replicas:
+            return self
+        return replace(self, select=replace(self.select, parts=replicas))
 
     @property
     @override

@@ -25,8 +25,8 @@ class OneBitMuonSettings(LocalMuonSettings):
             steps: 28, with growth=0.045 and outer_momentum=0.5.
         parts: F; in a synchronization each replica sends one of F parts of the entries, other replicas the others, in turns. So
             R / F of R replicas send an entry, which moves by their mean; nothing is kept for later. Bits are 1 / (F H), so H can
-            be F times shorter, which gains with many replicas: at sixteen take parts=4, interval=3 and lengthen=True. Default: 1,
-            all send all.
+            be F times shorter, which gains with many replicas: at sixteen take parts=4, interval=3 and lengthen=True. Of fewer
+            than F replicas each sends one of as many parts as there are replicas. Default: 1, all send all.
         codec: of matrices, without a selection with ``parts``. Default: "sign(scale=tensor)", the sign of every entry and one
             mean magnitude a tensor.
         normalize_rows: bring each polar factor's rows to about the same size over the steps, as NorMuon does. Default: False.

@@ -4,7 +4,7 @@ import math
 import struct
 import zlib
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -132,15 +132,20 @@ class Exchange(TalkingStage):
             )
         if self._recompresses is None and (self.means == "recompressed" or self.mean_codec is not None):
             raise UsageError(
-                f"exchange: means={self.means} with means through {self.mean_codec or self.codec}, which keeps a state of whole "
-                "tensors from round to round; give another mean_codec, such as float32, or take means=gather"
+                f"exchange: means={self.means} with means through {self.mean_codec or self.codec}, which keeps a state of "
+                "whole tensors from round to round, or sends a part in turns; give another mean_codec, such as float32, or take means=gather"
             )
 
     @cached_property
     def _recompresses(self) -> Codec | None:
-        """The codec of owners' means; None where it keeps a state."""
+        """The codec of owners' means; None where it keeps a state, or sends a part of what there is."""
         codec = self.mean_codec or self.codec
-        return None if codec.init(_LARGE) else codec
+        return None if codec.init(_LARGE) or codec.takes_turns else codec
+
+    def _of(self, replicas: int) -> "Exchange":
+        """The exchange of so many replicas, by its codec's word."""
+        codec = self.codec.for_replicas(replicas)
+        return self if codec is self.codec else replace(self, codec=codec)
 
     @cached_property
     @override
@@ -195,8 +200,9 @@ class Exchange(TalkingStage):
 
     def owners(self, shapes: tuple[Shape, ...], replicas: int) -> Owners | None:
         """Who averages the parts, with so many replicas; None with a gather, where every replica averages all."""
-        form = self.form(shapes, replicas)
-        return None if form == "gather" else self._owners(form)
+        exchange = self._of(replicas)
+        form = exchange.form(shapes, replicas)
+        return None if form == "gather" else exchange._owners(form)
 
     def _owners(self, form: str) -> Owners:
         decay = self.feedback.decay if isinstance(self.feedback, EF14) else 1.0
@@ -211,6 +217,8 @@ class Exchange(TalkingStage):
     @override
     def estimate_bytes(self, params: Tensors, layouts: Sequence[MatrixLayout], *, replicas: int) -> float:
         """The payload of all tensors, its header included; with owners R − 1 parts and a mean; and shared scales."""
+        if (exchange := self._of(replicas)) is not self:
+            return exchange.estimate_bytes(params, layouts, replicas=replicas)
         shapes = tuple(tuple(p.shape) for p in params)
         form = self.form(shapes, replicas)
         agreed = 4 * (len(shapes) + -len(shapes) % replicas)
@@ -224,6 +232,8 @@ class Exchange(TalkingStage):
     @override
     def rounds(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Rounds:
         """One round for the shared scales, where there are any; then one of a gather, or two of owners."""
+        if (exchange := self._of(context.transport.world_size)) is not self:
+            return (yield from exchange.rounds(updates, params, states, context))
         drafts = Drafts()
         signals = self._signals(updates, states, context, drafts)
         scales = None
@@ -259,6 +269,8 @@ class Exchange(TalkingStage):
     @override
     def send(self, updates: Tensors, params: Tensors, states: States, context: Context) -> Request:
         """The payload of a gather: encode the signals and keep what is not sent."""
+        if (exchange := self._of(context.transport.world_size)) is not self:
+            return exchange.send(updates, params, states, context)
         drafts = Drafts()
         signals = self._signals(updates, states, context, drafts)
         return Request(payload=at_once(self._encode(signals, states, None, context, drafts)))
@@ -378,6 +390,8 @@ class Exchange(TalkingStage):
     @override
     def receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> list[Tensor]:
         """Check every replica's payload and average the tensors."""
+        if (exchange := self._of(context.transport.world_size)) is not self:
+            return exchange.receive(reply, params, states, context)
         return at_once(self._receive(reply, params, states, context))
 
     def _receive(self, reply: Reply, params: Tensors, states: States, context: Context) -> Rounds:

@@ -15,7 +15,8 @@ class Turns(Select):
     """Every F-th entry of the flat tensor, from entry s mod F on, with s the body's seed: ⌈n / F⌉ of n.
 
     An exchange gives each replica the round's seed plus its rank. So of R replicas R / F send each entry in a round, and the
-    exchange should divide by those that did (``over="senders"``); in the next round it is others. Where F does not divide n, the
+    exchange should divide by those that did (``over="senders"``); in the next round it is others. Of fewer than F replicas an
+    exchange has each send one of R parts, so that somebody sends each entry. Where F does not divide n, the
     last number of a short part is the first of the entries that follow it around the end.
 
     Args:
