@@ -133,7 +133,8 @@ class Exchange(TalkingStage):
         if self._recompresses is None and (self.means == "recompressed" or self.mean_codec is not None):
             raise UsageError(
                 f"exchange: means={self.means} with means through {self.mean_codec or self.codec}, which keeps a state of "
-                "whole tensors from round to round, or sends a part in turns; give another mean_codec, such as float32, or take means=gather"
+                "whole tensors from round to round, or sends a part in turns; give another mean_codec, such as float32, or "
+                "take means=gather"
             )
 
     @cached_property
