@@ -37,6 +37,7 @@ OWNERS = ROOT / "evidence" / "owners"
 EMULATE = ROOT / "evidence" / "emulate"
 STREAMING = ROOT / "evidence" / "streaming"
 PLAN = ROOT / "evidence" / "plan"
+SIXTEEN = ROOT / "evidence" / "sixteen.jsonl"
 CROSSINGS = ROOT / "evidence" / "host_crossings.json"
 GPU = ROOT / "evidence" / "gpu.json"
 SHARDED_MEMORY = ROOT / "evidence" / "sharded_memory.json"
@@ -79,6 +80,7 @@ TABLED = tuple(
         "docs/accelerate.md",
         "docs/lora.md",
         "docs/scale.md",
+        "docs/experiments.md",
     )
 )
 REPLICAS = 4
@@ -647,6 +649,33 @@ def race_table(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sixteen_table(steps: int) -> str:
+    """The runs of sixteen replicas in one batch with so many steps, best first, against the best dense run of the same seed."""
+    records = [json.loads(line) for line in SIXTEEN.read_text().splitlines()]
+    # The first records are from before there was a stop short of the end.
+    wanted = {"replicas": 16, "steps": steps, "until": 0}
+    chosen = [r for r in records if wanted.items() <= {"until": 0, **r["settings"]}.items()]
+    dense: dict[int, float] = {}
+    for record in chosen:
+        seed = record["settings"]["seed"]
+        if not record["settings"]["interval"]:
+            dense[seed] = min(record["loss"], dense.get(seed, math.inf))
+    lines = ["| run | rate | seed | loss | bits sent | against dense |", "|---|---|---|---|---|---|"]
+    shown = ("replicas", "steps", "seed", "lr")
+    for record in sorted(chosen, key=lambda r: (float(r["loss"]), str(r["run"]))):
+        settings = record["settings"]
+        words = [w for w in record["run"].split() if w.partition("=")[0] not in shown]
+        name = (
+            "dense " + " ".join(words[1:]) if not settings["interval"] else " ".join(words) or "interval=11"
+        )
+        above = 100 * (record["loss"] / dense[settings["seed"]] - 1)
+        lines.append(
+            f"| `{name.strip()}` | {settings['lr']:g} | {settings['seed']} | {record['loss']:.4f} | {record['bits_sent']:.3g} "
+            f"| {above:+.1f} % |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def soak_table() -> str:
     """What became of each recipe's run under faults, a column each."""
     files = [SOAK / f"{name}.json" for name in ("one_bit_muon", "muon")]
@@ -1077,6 +1106,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("emulated hosts table", EMULATE / "hosts.json", emulated_hosts_table),
         ("race table", EMULATE / "race.json", partial(race_table, "race")),
         ("long race table", EMULATE / "race_long.json", partial(race_table, "race_long")),
+        *((f"sixteen {steps}", SIXTEEN, partial(sixteen_table, steps)) for steps in (500, 1500)),
         ("plan table", PLAN, plan_table),
         ("streaming loss", STREAMING / "text.json", streaming_loss_table),
         ("streaming wait", STREAMING / "wait.json", streaming_wait_table),
