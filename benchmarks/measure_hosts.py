@@ -81,16 +81,17 @@ def start(host: Host, program: str, *words: str, **variables: str) -> "subproces
     return host.start(
         [sys.executable, "-c", program, *words],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env={**os.environ, **variables},
     )
 
 
 def lines(process: "subprocess.Popen[str]") -> list[float]:
-    assert process.stdout is not None
-    found = [float(line) for line in process.stdout if line[0].isdigit()]
-    process.wait()
-    return found
+    """The numbers that a program prints before it ends."""
+    said, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"measure_hosts: a host's program ended with {process.returncode}: {errors[-1500:]}")
+    return [float(line) for line in said.splitlines() if line[:1].isdigit()]
 
 
 def ready(process: "subprocess.Popen[str]") -> None:

@@ -25,7 +25,7 @@ VARIANTS = [
         },
     ),
     ("one_bit_muon", {"interval": 3, "means": "recompressed"}),
-    ("one_bit_muon", {"interval": 2, "parts": 2, "lengthen": True}),
+    ("one_bit_muon", {"interval": 3, "parts": 2, "lengthen": True}),
     ("ef14_muon", {"means": "recompressed"}),
     ("muonfast", {"preconditioner": "before", "polar_at_least": 8, "keep_norm": True}),
     ("muonfast", {"preconditioner": "after", "rest": "adam"}),
