@@ -78,11 +78,13 @@ for i in range(14):
 
 
 def start(host: Host, program: str, *words: str, **variables: str) -> "subprocess.Popen[str]":
+    # An interface of this machine is none of the host's.
+    held = {key: value for key, value in os.environ.items() if key != "GLOO_SOCKET_IFNAME"}
     return host.start(
         [sys.executable, "-c", program, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **variables},
+        env={**held, **variables},
     )
 
 
