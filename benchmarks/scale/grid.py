@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.plan import CLOSE, DENSE, RATES, SUBJECT, Part, Setting, usual_rate
+from benchmarks.scale.plan import CLOSE, DENSE, RATES, SUBJECT, TURNS, Part, Setting, usual_rate
 from benchmarks.scale.record import Record
 
 from muonwire.compare.config import Comparison
@@ -114,7 +114,7 @@ class Grid:
         if any(cell.find(run) is None for cell in cells for run in cell.tried):
             return []
         dense = min((loss for r in DENSE if (loss := losses.get(r)) is not None), default=None)
-        near = [loss for loss in (dense, losses.get(SUBJECT)) if loss is not None]
+        near = [loss for loss in (dense, losses.get(SUBJECT), losses.get(TURNS)) if loss is not None]
         return [
             cell
             for cell in cells

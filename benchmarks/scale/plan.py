@@ -21,7 +21,9 @@ CLOSE = 0.01
 SEEDS = (0, 1, 2)
 DENSE = ("muon(momentum=0.9)", "muon")
 SUBJECT = "one_bit_muon"
-MAIN = (*DENSE, SUBJECT, "muloco")
+# The form for many replicas, at as many bits.
+TURNS = "one_bit_muon(interval=3, parts=4, lengthen=True)"
+MAIN = (*DENSE, SUBJECT, TURNS, "muloco")
 FOUR_BITS = "muloco(codec='codebook(bits=4)', vector_codec='codebook(bits=4)')"
 PEERS = ("muloco", FOUR_BITS, "sparseloco", "diloco", "demo", "signmuon")
 UNCOMPRESSED = "codec='float32', vector_codec='float32', feedback=False"
@@ -163,8 +165,8 @@ PARTS = {
         settings=(
             Setting(x=123_200, replicas=8, size="pico", recipes=MAIN),
             Setting(x=459_392, replicas=8, size="nano", recipes=MAIN),
-            Setting(x=2_705_856, replicas=8, size="micro", recipes=MAIN[:3], seeds=(0,)),
-            Setting(x=10_245_440, replicas=8, size="mini", recipes=MAIN[:3], seeds=(0,)),
+            Setting(x=2_705_856, replicas=8, size="micro", recipes=MAIN[:4], seeds=(0,)),
+            Setting(x=10_245_440, replicas=8, size="mini", recipes=MAIN[:4], seeds=(0,)),
         ),
     ),
     "peers": Part(
@@ -180,6 +182,7 @@ PARTS = {
                 recipes=(
                     *DENSE,
                     SUBJECT,
+                    TURNS,
                     *PEERS,
                     *(f"one_bit_muon(interval={h})" for h in (30, 8, 55, 100, 1)),
                 ),

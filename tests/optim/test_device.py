@@ -172,12 +172,15 @@ def test_factors_of_low_rank_stay_on_the_device():
         assert device.to_host.num_bytes <= 4
 
 
-def test_a_device_without_float64_trains_to_the_weights_of_the_cpu(monkeypatch):
+@pytest.mark.parametrize(
+    ("recipe", "options"), [("distro", {}), ("diloco", {"interval": 1, "codec": "sign", "lengthen": True})]
+)
+def test_a_device_without_float64_trains_to_the_weights_of_the_cpu(monkeypatch, recipe, options):
     """Whole tensors cross for the codecs, so that even transforms round as on the CPU."""
 
     def trained(device):
         built = model(device)
-        optimizer = recipes.distro(built, lr=0.01)
+        optimizer = recipes.build(recipe, built, lr=0.01, **options)
         for step in range(2):
             generator = torch.Generator().manual_seed(step)
             for param in built.parameters():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from muonwire.codec import payload as payloads
 from muonwire.codec.finite import Checks, all_finite, check_finite
-from muonwire.codec.host import CPU, Field, fetch, on_host
+from muonwire.codec.host import CPU, Field, fetch, length_of, on_host
 from muonwire.codec.part import Shape, State
 from muonwire.errors import PayloadError, UsageError
 
@@ -193,10 +193,8 @@ class Codec(ABC):
         return Mean(self.mean_bodies(bodies, shape, over=over, device=device))
 
     def length(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
-        """‖``decode_body(body)``‖_F, float64 without dimensions, on ``device``. Default: the CPU."""
-        decoded = self.decode_body(body, shape, device=device)
-        length: Tensor = torch.linalg.vector_norm(decoded, dtype=torch.float64)
-        return length
+        """‖``decode_body(body)``‖_F on ``device``, see ``length_of``. Default: the CPU."""
+        return length_of(self.decode_body(body, shape, device=device))
 
     @abstractmethod
     def estimate_body_bytes(self, shape: Shape) -> int:

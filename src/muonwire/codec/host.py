@@ -54,6 +54,13 @@ def codes_there(device: torch.device) -> bool:
     return device.type not in WITHOUT_FLOAT64
 
 
+def length_of(tensor: Tensor) -> Tensor:
+    """‖tensor‖_F, float64 without dimensions; in the host's memory where the tensor's device has no float64."""
+    here = tensor if codes_there(tensor.device) else tensor.cpu()
+    length: Tensor = torch.linalg.vector_norm(here, dtype=torch.float64)
+    return length
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on ``device``; the host does not wait for one that comes from its own memory, which nobody writes to any more."""
     if tensor.device == device:

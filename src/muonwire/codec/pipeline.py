@@ -219,7 +219,8 @@ class Pipeline(Codec):
         count = math.prod(shape)
         if whole and count and isinstance(self.quantize, Sign) and self.quantize.has_one_scale:
             scale = self.quantize.read_scale(body)
-            return torch.tensor(scale * math.sqrt(count), dtype=torch.float64, device=device)
+            there = device if codes_there(device) else CPU
+            return torch.tensor(scale * math.sqrt(count), dtype=torch.float64, device=there)
         return super().length(body, shape, device=device)
 
     @override

@@ -14,7 +14,7 @@ from typing_extensions import override
 from muonwire.codec import payload as payloads
 from muonwire.codec.base import Codec, Drafts, Encoded, Mean
 from muonwire.codec.finite import Checks
-from muonwire.codec.host import CPU, send
+from muonwire.codec.host import CPU, length_of, send
 from muonwire.codec.part import Shape
 from muonwire.codec.quantize.scales import round_nearest
 from muonwire.errors import PayloadError, UsageError
@@ -353,7 +353,7 @@ class Exchange(TalkingStage):
             drafts.add(*(part for _, part in encoded))
             whole = assembled(encoded, signal)
             if self.lengthen and not self.codec.counts_signs:
-                lengths.append(torch.linalg.vector_norm(whole.decoded, dtype=torch.float64))
+                lengths.append(length_of(whole.decoded))
             self._keep(signal, whole, state, context)
         written = yield from self._written(drafts, context)
         bodies: list[list[bytes]] = [[] for _ in cuts]
@@ -450,8 +450,7 @@ class Exchange(TalkingStage):
             # A copy: what follows in the chain may change it.
             copy, bound = mean.values.to(param.device, copy=True), mean.bound
             if lengths is not None:
-                there = [length.to(copy.device) for length in lengths[i]]
-                copy = lengthened(copy, there, replicas=replicas)
+                copy = lengthened(copy, lengths[i], replicas=replicas)
                 # By the fourth root of their number at most.
                 bound *= replicas
             updates.append(self.feedback.restore(copy, state).to(param.dtype))

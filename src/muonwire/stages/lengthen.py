@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from muonwire.codec.host import length_of
 from muonwire.codec.quantize import scales
 
 
@@ -24,12 +25,12 @@ def lengthened(mean: Tensor, lengths: Sequence[Tensor], *, replicas: int) -> Ten
     >>> lengthened(torch.tensor([3.0, 4.0]), [torch.tensor(20.0)], replicas=16)
     tensor([6., 8.])
     """
-    length = torch.stack(list(lengths)).mean()
-    own = torch.linalg.vector_norm(mean, dtype=torch.float64)
+    own = length_of(mean)
+    length = torch.stack([one.to(own.device) for one in lengths]).mean()
     largest = math.sqrt(replicas)
     # Without a mean there is nothing to lengthen.
     ratio = torch.where(
         own > 0, length / own.clamp(min=torch.finfo(torch.float64).tiny), torch.ones_like(own)
     )
     factor = scales.round_nearest(ratio.clamp(min=1 / largest, max=largest).sqrt())
-    return mean.mul_(factor.to(mean.dtype))
+    return mean.mul_(factor.to(mean))
