@@ -45,7 +45,7 @@ class Cell:
     def tried(self) -> list[Run]:
         """The runs of the first seed, as far as they are known by now."""
         grid = [Run(self.recipe, lr, self.setting.seeds[0]) for lr in RATES]
-        return outwards(grid, self._result, begin=usual_rate(self.recipe), most=self._most)
+        return outwards(grid, self._result, begin=usual_rate(self.recipe, replicas=self.setting.replicas), most=self._most)
 
     @property
     def best(self) -> Run | None:
@@ -118,7 +118,10 @@ class Grid:
         return [
             cell
             for cell in cells
-            if (loss := losses[cell.recipe]) is not None and any(abs(loss / n - 1) <= CLOSE for n in near)
+            if (loss := losses[cell.recipe]) is not None
+            # Of dense Muon's two, the reference alone.
+            and (loss == dense or cell.recipe not in DENSE)
+            and any(abs(loss / n - 1) <= CLOSE for n in near)
         ]
 
     def _cell(self, job: Job) -> Cell:

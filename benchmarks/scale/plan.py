@@ -27,7 +27,9 @@ MAIN = (*DENSE, SUBJECT, TURNS, "muloco")
 FOUR_BITS = "muloco(codec='codebook(bits=4)', vector_codec='codebook(bits=4)')"
 PEERS = ("muloco", FOUR_BITS, "sparseloco", "diloco", "demo", "signmuon")
 UNCOMPRESSED = "codec='float32', vector_codec='float32', feedback=False"
-# Where the search of a recipe's rate begins: its best rate in evidence/frontier.json and evidence/peers.json, at four replicas.
+# Where the search of a recipe's rate begins: its best rate in evidence/frontier.json and evidence/peers.json, at four replicas; the
+# next higher one from so many replicas on, since what they average has less noise.
+MANY = 8
 USUAL = {
     "muon": 0.007,
     "muloco": 0.007,
@@ -130,6 +132,14 @@ PARTS = {
         log_x=True,
         settings=tuple(_replicas(k, batch=64 // k) for k in (16, 4, 8, 2, 32, 1)),
     ),
+    "texts": Part(
+        title="Loss above dense Muon by text, 16 replicas",
+        about="Texts that no default was chosen on, beside the King James text.",
+        x_title="text",
+        settings=tuple(
+            Setting(x=DATA[name].label, replicas=16, data=name, recipes=MAIN) for name in ("kjv", "python")
+        ),
+    ),
     "intervals": Part(
         title="Loss above dense Muon by interval, 16 replicas",
         about="`one_bit_muon` at intervals H, and the same without compression.",
@@ -212,10 +222,10 @@ def made_of(recipe: str) -> str:
     return f"{groups}, {optimizer.local!r}"
 
 
-def usual_rate(recipe: str) -> int:
+def usual_rate(recipe: str, *, replicas: int) -> int:
     """Index among RATES at which the search begins."""
     name = recipe.partition("(")[0]
-    return RATES.index(USUAL.get(name, USUAL_OF_OTHERS))
+    return RATES.index(USUAL.get(name, USUAL_OF_OTHERS)) + (replicas >= MANY and name in USUAL)
 
 
 def smaller(

@@ -214,11 +214,11 @@ class Pipeline(Codec):
 
     @override
     def length(self, body: bytes, shape: Shape, *, device: torch.device = CPU) -> Tensor:
-        """Of signs of all entries with one scale: the scale times the root of their number, without decoding them."""
-        whole = isinstance(self.transform, Rows) and isinstance(self.select, All)
-        count = math.prod(shape)
-        if whole and count and isinstance(self.quantize, Sign) and self.quantize.has_one_scale:
-            scale = self.quantize.read_scale(body)
+        """Of signs of entries with one scale: the scale times the root of their number, without decoding them."""
+        count = self.select.count(*self.transform.grid(shape))
+        known = isinstance(self.transform, Rows) and isinstance(self.select, All | Turns)
+        if known and count and isinstance(self.quantize, Sign) and self.quantize.has_one_scale:
+            scale = self.quantize.read_scale(body[_SEED.size if self._seeded else 0 :])
             there = device if codes_there(device) else CPU
             return torch.tensor(scale * math.sqrt(count), dtype=torch.float64, device=there)
         return super().length(body, shape, device=device)

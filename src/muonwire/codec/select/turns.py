@@ -44,5 +44,7 @@ class Turns(Select):
         groups = self.groups(num_blocks, block_numel)
         if not groups.k:
             return torch.empty(0, dtype=torch.int64)
-        items = torch.arange(groups.k) * self.parts + seed % self.parts
-        return (items % groups.group_numel).sort().values
+        first, numel = seed % self.parts, groups.group_numel
+        items = torch.arange(groups.k) * self.parts + first
+        # Only the last can lie beyond the end: then it comes before the first.
+        return torch.cat([items[-1:] % numel, items[:-1]]) if items[-1] >= numel else items
