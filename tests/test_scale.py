@@ -62,7 +62,7 @@ def run_all(tmp_path, loss):
 
 
 def test_a_recipe_tries_rates_until_the_best_lies_inside_and_seeds_are_run_of_what_ends_close(tmp_path):
-    best = {"muon": 0.028, "muon(momentum=0.9)": 0.014, SUBJECT: 0.014, "muloco": 0.007}
+    best = {"muon": 0.056, "muon(momentum=0.9)": 0.014, SUBJECT: 0.014, "muloco": 0.007}
     base = {"muon": 1.305, "muon(momentum=0.9)": 1.3, SUBJECT: 1.36, "muloco": 1.38}
 
     def loss(setting, run):
