@@ -52,13 +52,17 @@ def test_the_mean_gets_the_geometric_mean_of_both_lengths(codec, replicas):
     assert replicas == 1 or gain > 1.1
 
 
-def test_the_length_is_read_without_decoding():
-    signs, x = parse("sign(scale=tensor)"), made((12, 5), 1)
-    body = signs.encode_body(x).body
+@pytest.mark.parametrize(
+    ("text", "before"), [("sign(scale=tensor)", 2), ("turns(parts=7)|sign(scale=tensor)", 6)]
+)
+def test_the_length_is_read_without_decoding(text, before):
+    signs, x = parse(text), made((12, 5), 1)
+    body = signs.encode_body(x, seed=5).body
     decoded = signs.decode_body(body, (12, 5))
     assert float(signs.length(body, (12, 5))) == pytest.approx(float(decoded.double().norm()), rel=1e-12)
     # The signs themselves are not looked at.
-    assert signs.length(body[:2] + b"\x55" * (len(body) - 2), (12, 5)) == signs.length(body, (12, 5))
+    other = body[:before] + b"\x55" * (len(body) - before)
+    assert signs.length(other, (12, 5)) == signs.length(body, (12, 5))
 
 
 def test_replicas_that_agree_lose_nothing_and_get_nothing():
