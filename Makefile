@@ -65,7 +65,7 @@ evidence: setup
 
 STDLIB = $(shell $(BIN)/python -c "import sysconfig; print(sysconfig.get_paths()['stdlib'])")
 SMALL := muonwire compare --virtual --compile --batch 8 --evaluate-every 125
-AGAINST_DENSE := $(SMALL) --recipes muon one_bit_muon --lr-grid 0.007 0.014 --seeds 0
+AGAINST_DENSE := $(SMALL) --recipes muon 'one_bit_muon(interval=11)' --lr-grid 0.007 0.014 --seeds 0
 
 robustness: setup
 	mkdir -p evidence/robustness

@@ -47,7 +47,8 @@ INTERVAL = 11
 VOCABULARY, SEQUENCE = 256, 64
 SHARED = "sign(scale=shared)"
 FORMS: dict[str, dict[str, Any]] = {
-    "gather": {},
+    # Of eight replicas and more the default takes turns.
+    "gather": {"parts": 1},
     "lossless": {"means": "lossless", "codec": SHARED, "vector_codec": SHARED},
     "recompressed": {"means": "recompressed"},
 }

@@ -317,7 +317,9 @@ def robustness_table() -> str:
     ]
     for path in sorted(ROBUSTNESS.glob("*.json")):
         entries = json.loads(path.read_text())
-        dense, ours = ([e for e in entries if e["recipe"] == name] for name in ("muon", "one_bit_muon"))
+        dense, ours = (
+            [e for e in entries if e["recipe"].partition("(")[0] == name] for name in ("muon", "one_bit_muon")
+        )
         before, after = (mean_of(runs, "final_eval_loss") for runs in (dense, ours))
         one, bits = ours[0], mean_of(ours, "bits_per_parameter_step")
         rows.append(

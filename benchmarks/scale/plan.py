@@ -20,8 +20,8 @@ MOST_RATES = 5
 CLOSE = 0.01
 SEEDS = (0, 1, 2)
 DENSE = ("muon(momentum=0.9)", "muon")
-SUBJECT = "one_bit_muon"
-# The form for many replicas, at as many bits.
+# one_bit_muon in its two forms, which send as many bits: the default of fewer than eight replicas, and that of more.
+SUBJECT = "one_bit_muon(interval=11)"
 TURNS = "one_bit_muon(interval=3, parts=4, lengthen=True)"
 MAIN = (*DENSE, SUBJECT, TURNS, "muloco")
 FOUR_BITS = "muloco(codec='codebook(bits=4)', vector_codec='codebook(bits=4)')"

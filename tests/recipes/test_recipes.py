@@ -7,7 +7,7 @@ import torch
 
 from muonwire import recipes
 from muonwire.errors import UsageError
-from muonwire.transport import ProcessGroupTransport, check_replicas
+from muonwire.transport import ProcessGroupTransport, SingleReplica, check_replicas
 from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
 
@@ -161,6 +161,51 @@ def test_parts_of_one_bit_muon_are_turns_without_feedback():
     bits = 8 * optimizer.estimate_bytes(replicas=16) / 256**2
     # Headers, a seed and a scale.
     assert 1 / 12 < bits < 1.1 / 12
+
+
+class Among(SingleReplica):
+    """Stands for one of so many replicas, which nothing is exchanged with."""
+
+    def __init__(self, world_size: int, *, elastic: bool = False) -> None:
+        super().__init__()
+        self.world_size = world_size
+        self.elastic = elastic
+
+
+def form_of(replicas: int, *, elastic: bool = False, **given):
+    """H, and whether one_bit_muon takes turns and lengthens, among so many replicas."""
+    transport = Among(replicas, elastic=elastic)
+    optimizer = recipes.one_bit_muon(SmallNet(), lr=0.02, transport=transport, **given)
+    text = optimizer.param_groups[0]["outer_chains"][0]
+    return optimizer.local.interval, "turns(parts=4)" in text, "lengthen" in text
+
+
+def test_many_replicas_take_turns_where_nothing_else_is_given():
+    assert form_of(1) == form_of(7) == (11, False, False)
+    assert form_of(8) == form_of(16) == (3, True, True)
+    # Their number changes from one synchronization to the next.
+    assert form_of(8, elastic=True) == (11, False, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "form"),
+    [
+        ({"interval": 11}, (11, False, False)),
+        ({"interval": "auto"}, ("auto", False, False)),
+        ({"parts": 1}, (11, False, False)),
+        ({"feedback_decay": 0.3}, (11, False, False)),
+        ({"fragments": 4, "delay": 2}, (11, False, False)),
+        ({"means": "recompressed"}, (11, False, False)),
+        ({"lengthen": True}, (11, False, True)),
+        ({"outer_momentum": 0.5, "momentum": 0.95}, (3, True, True)),
+        ({"parts": 4}, (3, True, True)),
+        ({"parts": 4, "lengthen": False, "interval": 9}, (9, True, False)),
+    ],
+)
+def test_what_is_given_of_the_synchronization_is_not_changed_by_the_number_of_replicas(given, form):
+    assert form_of(16, **given) == form
+    if "outer_momentum" not in given:
+        assert form_of(2, **given) == form
 
 
 def test_parts_leave_no_room_for_feedback_or_another_selection():

@@ -111,13 +111,17 @@ class OuterSettings(MeansSettings):
             merge=self.merge,
         )
 
+    def usual_interval(self) -> int:
+        """H where none is given."""
+        (default,) = (default_of(f) for f in fields(self) if f.name == "interval")
+        return int(default)
+
     def _first_interval(self) -> int | None:
         """With "auto" the recipe's own interval, or the bound that is nearest to it."""
         if self.interval != AUTO or len(self.intervals) != 2:
             return None
-        (default,) = (default_of(f) for f in fields(self) if f.name == "interval")
         least, most = self.intervals
-        return min(max(int(default), least), most)
+        return min(max(self.usual_interval(), least), most)
 
     def with_outer_chains(self, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups, each parameter with its outer chain."""

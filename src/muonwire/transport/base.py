@@ -65,6 +65,8 @@ class Transport(ABC):
     observes: bool = False
     # Whether the replicas compute one after the other, so that waiting says nothing of a link.
     takes_turns: bool = False
+    # Whether replicas come and go, so that their number says nothing of the run.
+    elastic: bool = False
     # Replicas of a site, and whether their gradients are averaged before each step.
     num_inside: int = 1
     averages_inside: bool = False

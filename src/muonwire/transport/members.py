@@ -42,6 +42,7 @@ class MembersTransport(Transport):
         place: of this replica in its site.
     """
 
+    elastic = True
     how: "ElasticSettings"
     name: str
     epoch = -1
