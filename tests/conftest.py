@@ -39,7 +39,10 @@ LONGEST = (
     "test_add.py",
     "test_examples.py",
     "train/test_loop.py",
+    "stages/test_owners.py",
     "stages/test_owners_bytes.py",
+    "test_scale.py",
+    "test_docs.py",
     "spectra/test_models.py",
 )
 
