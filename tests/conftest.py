@@ -10,6 +10,9 @@ from tests.commands import start_server
 # Commands that tests start elsewhere find the tests' own tasks.
 ROOT = str(Path(__file__).resolve().parent.parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+# There are more threads than cores: those that wait for others must not keep a core from them. OpenMP reads it when a process
+# begins, so that it holds for the workers of a run of many tests and for all that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 # What takes longest comes first, so that no worker is left with it at the end.
@@ -36,7 +39,10 @@ LONGEST = (
     "test_add.py",
     "test_examples.py",
     "train/test_loop.py",
+    "stages/test_owners.py",
     "stages/test_owners_bytes.py",
+    "test_scale.py",
+    "test_docs.py",
     "spectra/test_models.py",
 )
 

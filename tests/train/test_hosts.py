@@ -50,9 +50,9 @@ def alone(host, *words, env, folder):
     return Command(words, host=host, env=env, cwd=folder, stdout=folder / "log", stderr=subprocess.STDOUT)
 
 
-def launch(machines, base, *extra, port):
-    """The same command on every machine: two by torchrun, more without its interpreters."""
-    if len(machines) > 2:
+def launch(machines, base, *extra, port, by_torchrun):
+    """The same command on every machine, by torchrun or without its interpreters."""
+    if not by_torchrun:
         return [
             alone(
                 host,
@@ -151,7 +151,7 @@ def test_a_host_that_is_killed_costs_nothing_but_the_steps_since_the_last_checkp
     count, undisturbed, tmp_path, free_port
 ):
     with hosts(count) as machines:
-        started = launch(machines, tmp_path, port=free_port)
+        started = launch(machines, tmp_path, port=free_port, by_torchrun=count == 2)
         try:
             wait_for_step(tmp_path / "host0/run", KILLED_AFTER)
         finally:
@@ -168,7 +168,8 @@ def test_a_host_that_is_killed_costs_nothing_but_the_steps_since_the_last_checkp
             at = checkpoint.latest(tmp_path / f"host{rank}/run")
             assert {p.stem for p in at.glob("rank_*")} == {f"rank_{rank}"}
             shutil.copytree(tmp_path / f"host{rank}/run", kept, dirs_exist_ok=True)
-        resumed = launch(machines, tmp_path, "--resume", port=free_port)
+        # What torchrun would set is what it set before, so that its interpreters are not started again.
+        resumed = launch(machines, tmp_path, "--resume", port=free_port, by_torchrun=False)
         assert end(resumed) == [0] * count, [log(tmp_path, r) for r in range(count)]
     assert outcome(tmp_path / "host0/run") == undisturbed[count]
     if count == 2:

@@ -1,5 +1,7 @@
 """The best odd polynomial for 1 on an interval: the building block of every generated schedule."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -68,11 +70,18 @@ def evaluate(coefficients: tuple[float, ...], x: Values) -> Values:
 
 def extrema(coefficients: tuple[float, ...], lower: float, upper: float) -> Values:
     """Points of [lower, upper] where p' = 0, ascending."""
+    points = _extrema(coefficients)
+    return points[(points > lower) & (points < upper)]
+
+
+# Searches for an interval ask for the same polynomial's again and again.
+@lru_cache(maxsize=1024)
+def _extrema(coefficients: tuple[float, ...]) -> Values:
+    """Points of (0, ∞) where p' = 0, ascending."""
     derivative = [(2 * j + 1) * c for j, c in enumerate(coefficients)]
     squares = np.roots(derivative[::-1])
     real = squares.real[(np.abs(squares.imag) <= 1e-9 * np.abs(squares)) & (squares.real > 0)]
-    points = np.sort(np.sqrt(real))
-    return points[(points > lower) & (points < upper)]
+    return np.sort(np.sqrt(real))
 
 
 def _remez(ratio: float, k: int, upper: float) -> tuple[tuple[float, ...], float]:

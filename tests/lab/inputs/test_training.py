@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -21,9 +22,23 @@ from muonwire.lab.inputs.training import RECIPES, SCREENED, SEEDS, Results, shar
 def test_every_recipe_gets_the_same_grid_and_all_but_the_screened_all_seeds(quick):
     config = training.settings(Path("out"), quick=quick).resolve()
     assert len(set(RECIPES)) == len(RECIPES)
-    seeds = SEEDS[:2] if quick else SEEDS
+    seeds = SEEDS[:1] if quick else SEEDS
     for recipe in RECIPES:
         assert config.seeds_of(recipe) == (seeds[:1] if recipe in SCREENED else seeds)
+
+
+def test_every_seed_has_runs_of_its_own_and_a_screened_recipe_the_first_one(tmp_path, monkeypatch):
+    quick = training.settings(tmp_path, quick=True)
+    few = replace(
+        quick, recipes=("muon", "distro", SCREENED[1]), finalists=("muon", "distro"), seeds=SEEDS[:2], jobs=1
+    )
+    monkeypatch.setattr(training, "settings", lambda out, *, quick: few)
+    training.make(tmp_path, True)
+    first, second = (Results(tmp_path, seed=s) for s in (0, 1))
+    for recipe in ("muon", "distro"):
+        assert second[recipe].curve[-1] == (2, second[recipe].loss)
+        assert second[recipe].loss != first[recipe].loss
+    assert (SCREENED[1] in first, SCREENED[1] in second) == (True, False)
 
 
 def test_the_identity_is_that_of_the_settings_and_not_of_the_folder():

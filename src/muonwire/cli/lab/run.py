@@ -20,7 +20,7 @@ class LabRun:
         ids: claims such as conflict.1, or families such as conflict. Default: all.
         all: say that all are meant; the same as none.
         out: folder of measurements, inputs and the page.
-        quick: sizes and steps as small as a test wants them; no evidence.
+        quick: one seed, and sizes and steps as small as a test wants them; no evidence.
         jobs: measurements side by side. Default: the number of cores.
         claims_from: Python files with claims of your own.
         language_model: the pretrained model whose gradients are measured: a folder of transformers, a GGUF file, a hub name, or

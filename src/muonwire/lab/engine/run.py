@@ -35,7 +35,7 @@ class LabConfig:
     Args:
         ids: claims such as conflict.1, or families such as conflict. Default: all.
         out: folder of measurements, inputs and the page.
-        quick: sizes and steps as small as a test wants them; no evidence.
+        quick: one seed, and sizes and steps as small as a test wants them; no evidence.
         jobs: measurements side by side. Default: the number of cores.
         claims_from: Python files with claims of your own.
         language_model: the pretrained model whose gradients are measured; see ``spectra.models.open_model``.
@@ -81,8 +81,8 @@ def read_repeat(out: Path, claim: Claim, seed: int, *, quick: bool) -> dict[str,
 
 
 def repeats_of(claim: Claim, *, quick: bool) -> range:
-    """The seeds of a claim; two at most where it is quick."""
-    return range(min(claim.repeats, 2) if quick else claim.repeats)
+    """The seeds of a claim; the first alone where it is quick."""
+    return range(1 if quick else claim.repeats)
 
 
 def measure(claim: Claim, seed: int, *, out: Path, quick: bool) -> None:

@@ -75,10 +75,10 @@ def settings(out: Path, *, quick: bool) -> CompareConfig:
 
     Args:
         out: its folder; what is finished there is not repeated.
-        quick: two steps at one rate, and tiny batches.
+        quick: two steps at one rate with the first seed, and tiny batches.
     """
     size = (
-        {"replicas": 2, "sequence": 16, "batch": 1, "steps": 2, "lr_grid": (0.016,), "seeds": SEEDS[:2]}
+        {"replicas": 2, "sequence": 16, "batch": 1, "steps": 2, "lr_grid": (0.016,), "seeds": SEEDS[:1]}
         if quick
         else {
             "replicas": 4,
