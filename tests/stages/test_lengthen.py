@@ -1,4 +1,4 @@
-"""Means that get half of their lost length back: the formula, by every way that means are made, the same bits on all replicas."""
+"""Means that get the length of what was sent: the formula, by every way that means are made, the same bits on all replicas."""
 
 import math
 
@@ -16,7 +16,7 @@ from tests.stages.lockstep import context, run_lockstep
 from tests.stages.test_owners import all_alike, bits, exchange, made, stepped
 
 SHAPES = [(6, 9), (7,), (1, 1), (), (0, 3), (3, 2, 4)]
-# √g is rounded to bfloat16.
+# g is rounded to bfloat16.
 ROUNDING = 2.0**-8
 
 
@@ -31,7 +31,7 @@ ROUNDING = 2.0**-8
     ],
 )
 @pytest.mark.parametrize("replicas", [1, 2, 5])
-def test_the_mean_gets_the_geometric_mean_of_both_lengths(codec, replicas):
+def test_the_mean_gets_the_length_of_what_was_sent(codec, replicas):
     sent = [[made(shape, rank, i) for i, shape in enumerate(SHAPES)] for rank in range(replicas)]
     one = stages.Exchange(codec=parse(codec), lengthen=True)
     params = [torch.zeros(shape) for shape in SHAPES]
@@ -44,7 +44,7 @@ def test_the_mean_gets_the_geometric_mean_of_both_lengths(codec, replicas):
         length = sum(float(d.double().norm()) for d in decoded) / replicas
         gain = length / float(mean.norm()) if mean.any() else 1.0
         assert gain >= 1 - 1e-6
-        expected = mean * math.sqrt(min(gain, math.sqrt(replicas)))
+        expected = mean * min(gain, math.sqrt(replicas))
         for of_rank in results:
             assert torch.equal(of_rank[i], results[0][i])
             # A factor's rounding, and that of a float32 mean of a few numbers.
@@ -71,11 +71,35 @@ def test_replicas_that_agree_lose_nothing_and_get_nothing():
     assert torch.equal(mean, x)
 
 
+@pytest.mark.parametrize("means", ["gather", "recompressed"])
+@pytest.mark.parametrize("replicas", [3, 4, 6])
+def test_a_part_sent_in_turns_stands_for_the_length_of_the_whole(means, replicas):
+    """Replicas that agree on signs of one size: the mean of what they send in turns is what each has, and stays it."""
+    more = {"mean_codec": parse("float32")} if means == "recompressed" else {}
+    one = stages.Exchange(
+        codec=parse("turns(parts=3) | float32"), over="senders", means=means, lengthen=True, **more
+    )
+    shapes = [(6, 6), (12,), (5, 7)]
+
+    def gradient(shape, step, rank, index):
+        return made(shape, step, index).sign()
+
+    weights = run_threads(
+        lambda rank, make: stepped(make(), one, steps=1, shapes=shapes, gradient=gradient)[0],
+        replicas=replicas,
+    )
+    assert all_alike([bits(of_rank) for of_rank in weights])
+    for i, shape in enumerate(shapes):
+        torch.testing.assert_close(
+            weights[0][i].detach(), -gradient(shape, 0, 0, i), rtol=2 * ROUNDING, atol=0
+        )
+
+
 def test_a_mean_that_cancels_is_not_blown_up():
     x = torch.full((2, 2), 1e-20)
     lengths = [torch.tensor(1.0, dtype=torch.float64)] * 16
     # g is at most √16.
-    assert torch.equal(lengthened(x.clone(), lengths, replicas=16), x * 2)
+    assert torch.equal(lengthened(x.clone(), lengths, replicas=16), x * 4)
     assert not lengthened(torch.zeros(2, 2), lengths, replicas=16).any()
 
 

@@ -139,6 +139,10 @@ class Codec(ABC):
         """The codec as so many replicas use it: this one, but where they take turns and are fewer than the parts."""
         return self
 
+    def turn_share(self, numel: int) -> float:
+        """The share of so many entries that a replica sends in its turn; 1 where replicas take no turns."""
+        return 1.0
+
     @property
     def counts_signs(self) -> bool:
         """Whether a value is one sign times a scale that is the same on all replicas, so that their sum is a whole number."""

@@ -114,6 +114,10 @@ class Pipeline(Codec):
             return self
         return replace(self, select=replace(self.select, parts=replicas))
 
+    @override
+    def turn_share(self, numel: int) -> float:
+        return self.select.count(1, numel) / numel if self.takes_turns and numel else 1.0
+
     @property
     @override
     def counts_signs(self) -> bool:

@@ -37,8 +37,8 @@ class OuterSettings(MeansSettings):
         feedback_decay: of what is kept, in [0, 1]. Default: 0.9.
         over: what the exchange divides by: "replicas", or "senders", the replicas whose selection holds the entry.
             Default: "replicas".
-        lengthen: give the mean, which is shorter than the changes of replicas that disagree, back half of the length that it lost
-            (u ← u · √(ℓ / ‖u‖), ℓ the replicas' own mean length, for each tensor). Default: False.
+        lengthen: give the mean, which is shorter than the changes of replicas that disagree, their length (u ← u · ℓ / ‖u‖, ℓ that
+            of their own changes in the mean, for each tensor). Default: False.
         outer_lr: rate of the outer step. Default: 1.
         outer_momentum: of the outer step, in [0, 1); 0 is none. Default: 0.
         outer_nesterov: look ahead in the outer momentum. Default: True.

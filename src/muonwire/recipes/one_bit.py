@@ -52,8 +52,8 @@ class OneBitMuonSettings(LocalMuonSettings):
             of how they synchronize.
         codec: of matrices, without a selection with ``parts``. Default: "sign(scale=tensor)", the sign of every entry and one
             mean magnitude a tensor.
-        lengthen: give the mean, which is shorter than the changes of replicas that disagree, back half of the length that it lost
-            (u ← u · √(ℓ / ‖u‖), ℓ the replicas' own mean length, for each tensor). Default: with parts.
+        lengthen: give the mean, which is shorter than the changes of replicas that disagree, their length (u ← u · ℓ / ‖u‖, ℓ that
+            of their own changes in the mean, for each tensor). Default: with parts.
         normalize_rows: bring each polar factor's rows to about the same size over the steps, as NorMuon does. Default: False.
         row_beta2: with normalize_rows, decay of the rows' mean squares, in [0, 1). Default: 0.95.
         momentum: β of the local steps. Default: 0.9, less than dense Muon's, since the kept residual is momentum too.

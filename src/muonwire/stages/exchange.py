@@ -65,9 +65,10 @@ class Exchange(TalkingStage):
 
     Where the replicas share a tensor's scale (``sign(scale=shared)``), it is the mean of their mean magnitudes, agreed first.
 
-    With ``lengthen`` the mean, which is shorter than what replicas send where they disagree, gets the geometric mean of both
-    lengths, tensor by tensor: u ← u · √(ℓ / ‖u‖_F), ℓ the mean norm of what replicas sent. With "gather" all replicas find ℓ in the
-    payloads, and of signs with one scale for all in that scale; with "recompressed" they agree on it first, 4 bytes a tensor.
+    With ``lengthen`` the mean, which is shorter than what replicas send where they disagree, gets their length, tensor by tensor:
+    u ← u · ℓ / ‖u‖_F, ℓ the mean norm of what replicas sent, times √F where each sends one of F parts in turns, for the whole
+    tensor. With "gather" all replicas find ℓ in the payloads, and of signs with one scale for all in that scale; with
+    "recompressed" they agree on it first, 4 bytes a tensor.
 
     What an owner keeps belongs to its part. Where the parts move, since replicas join or leave, or their owner is lost, it begins
     with zero again: the error of one round's mean is lost then, as is the residual of a replica that leaves.
@@ -81,7 +82,7 @@ class Exchange(TalkingStage):
         mean_codec: of owners' means with "recompressed". It keeps no state from round to round. Default: ``codec``.
         mean_prediction: ρ, in [0, 1]: how much of the last mean the next one is expected to be, with "recompressed". With 1 and
             decay 0 it is EF21's feedback. For codecs that send every entry. Default: 0, at which nothing is kept.
-        lengthen: give the mean back half of the length that it lost. Default: False.
+        lengthen: give the mean the length that replicas' own signals have. Default: False.
 
     Raises:
         UsageError: an unknown ``over`` or ``means``, a ``mean_prediction`` outside [0, 1], "senders" with a feedback that needs the
@@ -353,7 +354,8 @@ class Exchange(TalkingStage):
             drafts.add(*(part for _, part in encoded))
             whole = assembled(encoded, signal)
             if self.lengthen and not self.codec.counts_signs:
-                lengths.append(length_of(whole.decoded))
+                share = self._turn_share([piece.end - piece.begin for _, piece in of_tensor])
+                lengths.append(length_of(whole.decoded) / math.sqrt(share))
             self._keep(signal, whole, state, context)
         written = yield from self._written(drafts, context)
         bodies: list[list[bytes]] = [[] for _ in cuts]
@@ -365,6 +367,11 @@ class Exchange(TalkingStage):
             for (owner, _), body in zip(of_tensor, found, strict=True):
                 bodies[owner].append(body)
         return bodies
+
+    def _turn_share(self, sizes: Sequence[int]) -> float:
+        """The share of a tensor in pieces of these sizes that is sent, where replicas take turns."""
+        numel = sum(sizes)
+        return sum(self.codec.turn_share(n) * n for n in sizes) / numel if numel else 1.0
 
     def _agreed_lengths(
         self, own: Sequence[Tensor], shapes: Sequence[Shape], scales: Tensor | None, context: Context
@@ -425,7 +432,10 @@ class Exchange(TalkingStage):
                 means.append(None)
                 continue
             if lengths is not None:
-                lengths.append([self.codec.length(body, shape, device=device) for body in of_tensor])
+                of_whole = math.sqrt(self._turn_share([math.prod(shape)]))
+                lengths.append(
+                    [self.codec.length(body, shape, device=device) / of_whole for body in of_tensor]
+                )
         return bodies, means, lengths
 
     def _updates(
