@@ -46,6 +46,9 @@ class Run:
         fragments: tensors synchronize at so many different times.
         share_momentum: what of the momentum replicas average at a synchronization: "", "exact", "sign".
         momentum_share: how far replicas' own momentum moves to the mean.
+        control: what moves replicas' own momentum by (mean of all − own): "momentum", signs of the momentum; "factor", signs of its
+            polar factor, times own magnitudes; "change", the changes that are sent anyway, times own magnitudes.
+        table: how the embedding is sent, always whole: "exact", or "row", signs with a scale a row; else as the matrices are.
         rebuild: how far replicas' own momentum moves to the mean change times its own magnitudes.
         ahead: multiple of the last shared change that local steps add, spread over H steps.
         until: step to stop at, of a schedule of ``steps``; 0 is the last.
@@ -69,6 +72,8 @@ class Run:
     fragments: int = 1
     share_momentum: str = ""
     momentum_share: float = 1.0
+    control: str = ""
+    table: str = ""
     rebuild: float = 0.0
     ahead: float = 0.0
     smooth: float = 0.5
@@ -288,14 +293,16 @@ class Shared:
             dims = (-1,) if name == "gain" else (-2, -1)
             change = anchor - local[name]
             signal = self.kept[name].add_(change)
-            mask = self.mask(name)
-            if run.bits == "exact":
+            whole = run.table if name == "table" else ""
+            mask = None if whole else self.mask(name)
+            is_exact = "exact" in (run.bits, whole)
+            if is_exact:
                 decoded = signal.clone() if mask is None else signal * mask
             else:
-                decoded = signs(signal, mask, dims)
-            self.bits += (
-                anchor.numel() * (32 if run.bits == "exact" else 1) / (1 if mask is None else run.parts)
-            )
+                decoded = signs(signal, mask, (-1,) if whole == "row" else dims)
+            self.bits += anchor.numel() * (32 if is_exact else 1) / (1 if mask is None else run.parts)
+            if whole == "row":
+                self.bits += 16 * anchor.shape[-2]
             senders = 1 if mask is None or run.over == "replicas" else run.parts
             mean = decoded.mean(0) * senders
             rest = (signal - decoded).mul_(run.decay) if mask is None else None
@@ -305,6 +312,8 @@ class Shared:
             self.kept[name] = rest
             if run.rebuild and name in inner.scales:
                 self.rebuild(mean, inner, name, path=path)
+            if run.control and name in inner.scales:
+                self.control(mean - signs(change, None, dims), inner, name, path=path)
             move = self.lengthened(decoded, mean, name)
             self.speed[name].mul_(run.outer_momentum).add_(move)
             step = (move + run.outer_momentum * self.speed[name]).mul_(run.outer_lr)
@@ -320,6 +329,18 @@ class Shared:
                 held.lerp_(sent.mean(0).expand_as(held), run.momentum_share)
             self.average[name].lerp_(anchor, 1 - run.smooth)
         self.round += 1
+
+    def control(self, off: Tensor, inner: Muon, name: str, *, path: float) -> None:
+        """Move own momentum by what it is off the mean, as far as signs tell; ``off`` is that of the changes that were sent."""
+        held = inner.mean[name]
+        factor = orthogonal(held)
+        if self.run.control == "change":
+            held.add_((held @ factor.mT) @ (off / (path * inner.scales[name][:, None, None])))
+            return
+        sent = signs(held if self.run.control == "momentum" else factor, None, (-2, -1))
+        off = sent.mean(0) - sent
+        held.add_(off if self.run.control == "momentum" else (held @ factor.mT) @ off)
+        self.bits += sent[0].numel()
 
     def rebuild(self, mean: Tensor, inner: Muon, name: str, *, path: float) -> None:
         """Move own momentum to S U: U the mean polar factor that the mean change stands for, S own magnitudes."""
