@@ -158,6 +158,10 @@ def test_the_page_shows_each_recipe_at_its_best_rate_beside_the_better_dense_muo
     assert "| 16 | `muon` | 1.2500 | +0.39 % (-3.23 to +4.00) | 0.1 | 0.01* | 2 |" in lines
     assert "| 16 | `one_bit_muon` | 1.2812 | +2.92 % (+1.00 to +4.84) | 0.1 | 0.014 | 2 |" in lines
     assert not any("muloco" in line for line in lines)
+    # The other rates, beside the best one with the first seed.
+    assert "| 16 | `muon` | 0.01 |  |  | +15.38 |  |" in lines
+    assert "| 16 | `one_bit_muon` | 0.014 |  | +10.89 | diverged |  |" in lines
+    assert not any(line.startswith("| 16 | `muon(momentum=0.9)` | 0.01 |") for line in lines)
     empty = report.section("replicas", tmp_path / "none")
     assert empty.endswith("This part has not been run.\n")
 

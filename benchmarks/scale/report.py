@@ -1,5 +1,7 @@
 """From the kept runs of a part to its table and its chart."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -109,6 +111,42 @@ def table(part: Part, rows: Rows) -> str:
     return text
 
 
+# Factors of the best rate, of which the grid has those that were tried.
+FACTORS = {0.25: "a quarter", 0.5: "half", 2.0: "twice", 4.0: "four times"}
+
+
+def rates_table(part: Part, rows: Rows) -> str:
+    """What it costs to be off in the rate: percent above the loss at the best rate, with the first seed; "" where one was tried."""
+    order = {str(setting.x): i for i, setting in enumerate(part.settings)}
+    made = []
+    for line in sorted(lines_of(rows), key=lambda line: _place(line.x, order)):
+        best = line.runs[0]
+        tried = {
+            row["lr"] / best["lr"]: row["loss"]
+            for row in rows
+            if (row["setting"], row["recipe"], row["seed"]) == (line.setting, line.recipe, best["seed"])
+        }
+        if len(tried) == 1:
+            continue
+        cells = [_cost_of_rate(tried, factor, best["loss"]) for factor in FACTORS]
+        made.append(f"| {line.x} | `{line.recipe}` | {best['lr']:g} | {' | '.join(cells)} |\n")
+    if not made:
+        return ""
+    head = "settings" if part.x != "setting" else part.x_title
+    return (
+        "\nWhat it costs to be off in the rate, with the first seed: percent above the loss at the best.\n\n"
+        f"| {head} | recipe | best rate | {' | '.join(FACTORS.values())} |\n|---|---|--:{'|--:' * len(FACTORS)}|\n{''.join(made)}"
+    )
+
+
+def _cost_of_rate(tried: Mapping[float, float | None], factor: float, best: float) -> str:
+    found = next((t for t in tried if math.isclose(t, factor, rel_tol=1e-6)), None)
+    if found is None:
+        return ""
+    loss = tried[found]
+    return "diverged" if loss is None else f"{100 * (loss / best - 1):+.2f}"
+
+
 def _place(x: str, order: dict[str, int]) -> tuple[float, float]:
     """Numbers by their size, names in the order of the plan."""
     number = _number(x)
@@ -168,4 +206,4 @@ def section(name: str, evidence: Path) -> str:
     part, rows = PARTS[name], read(evidence / f"{name}.parquet")
     shown = chart(name, part, rows)
     picture = "" if shown is None else f"![{part.title}](images/scale/{name}.png)\n\n"
-    return f"{part.about}\n\n{picture}{table(part, rows)}"
+    return f"{part.about}\n\n{picture}{table(part, rows)}{rates_table(part, rows)}"
