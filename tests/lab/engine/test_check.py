@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from muonwire.errors import UsageError
 from muonwire.lab import Check, Interval
-from muonwire.lab.engine.check import ANY, FAILS, HOLDS, OPEN, Reading, by_seed
+from muonwire.lab.engine.check import ANY, FAILS, HOLDS, MOST_SEEDS, OPEN, Reading, by_seed
 from tests.lab.engine.toy import check
 
 
@@ -17,6 +19,37 @@ def test_the_interval_is_students():
     assert Interval.of([5.0]) == Interval(mean=5.0, low=5.0, high=5.0, repeats=1)
     with pytest.raises(UsageError, match="no values"):
         Interval.of([])
+
+
+def test_so_many_seeds_decide_in_four_of_five_measurements():
+    values = [0.0, 1.0, 2.0, 3.0, 4.0, 0.5, 2.5, 3.0]
+    found = Interval.of(values)
+    distance = 0.8
+    count = found.repeats_to_leave(distance)
+    spread = np.std(values, ddof=1)
+    draws = np.random.default_rng(0).normal(0.0, spread, size=(20_000, count))
+    reach = student.ppf(0.975, count - 1) * draws.std(1, ddof=1) / math.sqrt(count)
+    share = np.mean(draws.mean(1) + reach < distance)
+    assert 0.78 < share < 0.86
+    fewer = count - 6
+    reach = student.ppf(0.975, fewer - 1) * draws[:, :fewer].std(1, ddof=1) / math.sqrt(fewer)
+    assert np.mean(draws[:, :fewer].mean(1) + reach < distance) < share - 0.05
+    assert found.repeats_to_leave(1e-6) > MOST_SEEDS
+
+
+def test_an_open_check_says_how_many_seeds_would_tell():
+    reading = Reading(holds="it is large", fails="it is small")
+    large = Check(setting="here", column="x", at_least=1.0, reading=reading)
+    rows = [{"seed": i, "x": x} for i, x in enumerate((1.1, 2.5, 1.9, 0.8))]
+    found = large.evaluate(rows)
+    assert found.state == OPEN
+    assert f"; about {found.seeds_to_decide} seeds would tell)" in found.clause
+    assert found.seeds_to_decide == found.interval.repeats_to_leave(found.interval.mean - 1.0) > 4
+    assert large.evaluate([{"seed": i, "x": x} for i, x in enumerate((0.0, 2.0))]).clause.endswith(
+        "; more than 1,000 seeds would tell)"
+    )
+    # One that is decided says nothing of it.
+    assert large.evaluate([{"seed": i, "x": 5.0 + i / 10} for i in range(4)]).seeds_to_decide is None
 
 
 def test_by_seed_averages_within_a_seed_and_leaves_out_what_is_missing():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import fmean, stdev
 
+import numpy as np
 from scipy.stats import t as student
 
 from muonwire.errors import UsageError
@@ -15,6 +16,8 @@ Value = float | int | str | bool | None
 Row = Mapping[str, Value]
 
 CONFIDENCE = 0.95
+# How often as many seeds as are said to decide would do so, and above which number none is said.
+POWER, MOST_SEEDS = 0.8, 1000
 HOLDS, FAILS, OPEN = "holds", "fails", "open"
 # The values that a column can have, by how its unit begins.
 ANY = (-math.inf, math.inf)
@@ -55,6 +58,21 @@ class Interval:
             return cls(mean=mean, low=mean, high=mean, repeats=1)
         reach = _quantile(count) * stdev(values) / math.sqrt(count)
         return cls(mean=mean, low=mean - reach, high=mean + reach, repeats=count)
+
+    def repeats_to_leave(self, distance: float) -> int:
+        """How many repeats it takes for the interval not to reach so far from the mean, in four of five measurements anew.
+
+        The least n with (t₀.₉₇₅ + t₀.₈) s / √n ≤ distance, t of Student's distribution with n − 1 degrees of freedom and s the
+        standard deviation of these repeats, which, as the mean, is taken for that of more. ``MOST_SEEDS`` + 1 where it is more.
+
+        >>> Interval.of([1.0, 2.0, 3.0]).repeats_to_leave(1.0)
+        10
+        """
+        spread = (self.high - self.mean) * math.sqrt(self.repeats) / _quantile(self.repeats)
+        counts = np.arange(2, MOST_SEEDS + 1)
+        reach = student.ppf([[0.5 + CONFIDENCE / 2], [POWER]], counts - 1).sum(0) * spread / np.sqrt(counts)
+        enough = counts[reach <= distance]
+        return int(enough[0]) if len(enough) else MOST_SEEDS + 1
 
 
 @lru_cache(maxsize=256)
@@ -210,6 +228,14 @@ class Outcome:
         return f"{i.mean:.4g}{self._unit}{spread}"
 
     @property
+    def seeds_to_decide(self) -> int | None:
+        """How many seeds would make an open check hold or fail, see ``Interval.repeats_to_leave``; None where that is not known."""
+        if self.state != OPEN or self.interval is None or self.interval.repeats < 2:
+            return None
+        distance = min(abs(bound - self.interval.mean) for bound in self.check.range if math.isfinite(bound))
+        return self.interval.repeats_to_leave(distance)
+
+    @property
     def clause(self) -> str:
         """What came out, as a clause with its figure; empty where the check has no reading.
 
@@ -248,6 +274,9 @@ class Outcome:
         figure = f"{shown['mean']}{self._unit}"
         if self.state == OPEN:
             figure = f"{shown['low']} to {shown['high']}{self._unit}"
+            if (seeds := self.seeds_to_decide) is not None:
+                count = f"about {seeds}" if seeds <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"
+                figure += f"; {count} seeds would tell"
         elif reading.by:
             figure = reading.by.format(**shown)
         return f"{reading.where} ({figure})".lstrip()
