@@ -13,7 +13,7 @@ from tests.lab.claims.test_claims import triples
 
 EVIDENCE = Path(__file__).parents[3] / "evidence" / "lab"
 CLAIMS = load_claims()
-MOST_CHARACTERS = 430
+MOST_CHARACTERS = 400
 
 
 @pytest.fixture(scope="module")

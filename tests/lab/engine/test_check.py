@@ -43,9 +43,9 @@ def test_an_open_check_says_how_many_seeds_would_tell():
     rows = [{"seed": i, "x": x} for i, x in enumerate((1.1, 2.5, 1.9, 0.8))]
     found = large.evaluate(rows)
     assert found.state == OPEN
-    assert f"; about {found.seeds_to_decide} seeds would tell)" in found.clause
+    assert f"; about {found.seeds_to_decide} seeds would tell)" in found.place_and_seeds
     assert found.seeds_to_decide == found.interval.repeats_to_leave(found.interval.mean - 1.0) > 4
-    assert large.evaluate([{"seed": i, "x": x} for i, x in enumerate((0.0, 2.0))]).clause.endswith(
+    assert large.evaluate([{"seed": i, "x": x} for i, x in enumerate((0.0, 2.0))]).place_and_seeds.endswith(
         "; more than 1,000 seeds would tell)"
     )
     # One that is decided says nothing of it.

@@ -40,8 +40,7 @@ def test_a_verdict_answers_in_one_sentence_with_figures():
     rows = [{"seed": s, "at": at, "x": x[s]} for s in (0, 1) for at, x in places.items()]
     decision = Decision(verdict="depends", outcomes=tuple(c.evaluate(rows) for c in checks))
     assert decision.answer == (
-        "It is large (2.0 by 2.0); it is small (0.45 by −0.45); open whether it is large (−12 to 14 m; more than "
-        "1,000 seeds would tell); "
+        "It is large (2.0 by 2.0); it is small (0.45 by −0.45); open whether it is large (−12 to 14 m); "
         "not measured whether it is large."
     )
     assert decision.counts == "2 holds, 1 fails, 2 open"

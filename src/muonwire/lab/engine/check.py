@@ -260,6 +260,22 @@ class Outcome:
     @property
     def place(self) -> str:
         """The rest of the clause: where it is so, and the figure."""
+        return self._place("")
+
+    @property
+    def place_and_seeds(self) -> str:
+        """The same, with how many seeds would decide it where it is open."""
+        return self._place(f"; {self.seeds_text}" if self.seeds_text else "")
+
+    @property
+    def seeds_text(self) -> str:
+        """How many seeds would decide it, in words; empty where that is not known, and where it is decided."""
+        seeds = self.seeds_to_decide
+        if seeds is None:
+            return ""
+        return f"{f'about {seeds}' if seeds <= MOST_SEEDS else f'more than {MOST_SEEDS:,}'} seeds would tell"
+
+    def _place(self, open_adds: str) -> str:
         reading, i = self.check.reading, self.interval
         if reading is None or i is None:
             return reading.where if reading else ""
@@ -273,10 +289,7 @@ class Outcome:
         shown = {name: _rounded_text(value, digits=reading.digits) for name, value in numbers.items()}
         figure = f"{shown['mean']}{self._unit}"
         if self.state == OPEN:
-            figure = f"{shown['low']} to {shown['high']}{self._unit}"
-            if (seeds := self.seeds_to_decide) is not None:
-                count = f"about {seeds}" if seeds <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"
-                figure += f"; {count} seeds would tell"
+            figure = f"{shown['low']} to {shown['high']}{self._unit}{open_adds}"
         elif reading.by:
             figure = reading.by.format(**shown)
         return f"{reading.where} ({figure})".lstrip()

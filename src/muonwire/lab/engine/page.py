@@ -241,7 +241,16 @@ def _checks(decision: Decision) -> Table:
             Column(label="Outcome", numeric=False),
         ),
         rows=tuple(
-            tuple(Cell(text=t) for t in (o.check.name, o.check.setting, o.check.wanted, o.figure, o.state))
+            tuple(
+                Cell(text=t)
+                for t in (
+                    o.check.name,
+                    o.check.setting,
+                    o.check.wanted,
+                    o.figure,
+                    f"{o.state}; {o.seeds_text}" if o.seeds_text else o.state,
+                )
+            )
             for o in decision.outcomes
         ),
     )

@@ -28,12 +28,13 @@ class Decision:
     def answer(self) -> str:
         """One sentence: what holds, what fails and what is open, each with its figure, in the order of the checks.
 
-        Clauses that say the same of several places are joined.
+        Clauses that say the same of several places are joined. An undecided one says how many seeds would tell.
         """
         places: dict[str, list[str]] = {}
         for one in self.outcomes:
             if one.predicate:
-                places.setdefault(one.predicate, []).append(one.place)
+                place = one.place_and_seeds if self.verdict == UNDECIDED else one.place
+                places.setdefault(one.predicate, []).append(place)
         clauses = "; ".join(
             f"{said} {listing_text(list(dict.fromkeys(where)))}".rstrip() for said, where in places.items()
         )
