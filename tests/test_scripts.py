@@ -154,14 +154,18 @@ def test_sixteen_replicas_are_screened_from_a_plan(run, monkeypatch, tmp_path):
     plan.write_text(
         f"interval=1 fragments=2 lengthen=0.5 share_momentum=sign {small}  # both\n\n"
         f"interval=2 parts=2 lengthen=0.5 by=direction rebuild=0.5 ahead=0.5 {small}\n"
+        f"interval=2 parts=2 control=factor table=row {small}\n"
     )
     run("screen_sixteen.py", "--plan", plan, "--out", record)
-    shared, parts = map(json.loads, record.read_text().splitlines())
+    shared, parts, controlled = map(json.loads, record.read_text().splitlines())
     # The changes, and the momentum of matrices; half of the changes in one of two steps.
     assert 1.8 < shared["bits_sent"] < 2
     assert parts["bits_sent"] == pytest.approx(0.25, rel=0.02)
+    # Of the embedding, 256 × 64 of 123,200, the other half of the signs and a scale a row; a sign of each entry of all matrices.
+    more = (256 * 64 / 2 + 256 * 16 + (123_200 - 256 * 64)) / 2 / 123_200
+    assert controlled["bits_sent"] - parts["bits_sent"] == pytest.approx(more, rel=0.01)
     # Below that of equal chances for 256 bytes, after two steps.
-    assert all(3 < one["loss"] < 5.5 for one in (shared, parts))
+    assert all(3 < one["loss"] < 5.5 for one in (shared, parts, controlled))
     # All of them are in the record.
     assert run("screen_sixteen.py", "--plan", plan, "--out", record) == ""
 
