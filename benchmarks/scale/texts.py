@@ -63,11 +63,11 @@ TEXTS: dict[str, Callable[[], bytes]] = {
     "german": german,
 }
 DATA = {
+    "dictionary": Data(label="dictionary", texts=("dictionary",)),
     "kjv": Data(label="King James"),
     "kjv_by_book": Data(label="King James, own books", own=True),
     "domains": Data(label="4 domains", texts=tuple(TEXTS)),
     "domains_own": Data(label="4 domains, own", texts=tuple(TEXTS), own=True),
-    "dictionary": Data(label="dictionary", texts=("dictionary",)),
     "python": Data(label="Python", texts=("python",)),
     "images": Data(label="digits", images=True),
     "images_own": Data(label="digits, own classes", images=True, own=True),
