@@ -14,12 +14,21 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import polars as pl
+
 from muonwire.plan.evidence import plain_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "src" / "muonwire" / "plan" / "evidence.json"
 REFERENCE = "muon"
 BIBLE = "the King James text"
+# The grid of replicas: what was learnt, by the name of data that all replicas draw from, and what recipes are named here.
+GRID = ROOT / "evidence" / "scale"
+PYTHON = "the sources of Python's standard library"
+TASKS_OF_GRID = {"kjv": BIBLE, "python": PYTHON, "dictionary": "a dictionary"}
+NAMES_OF_GRID = {
+    "one_bit_muon(interval=11)": "one_bit_muon",
+}
 # By file: the text that was learnt, and the file whose dense Muon did the same work, if it is another one.
 SOURCES: dict[str, tuple[str, str | None]] = {
     "evidence/frontier.json": (BIBLE, None),
@@ -28,7 +37,7 @@ SOURCES: dict[str, tuple[str, str | None]] = {
     "evidence/robustness/replicas2.json": (BIBLE, None),
     "evidence/robustness/replicas8.json": (BIBLE, None),
     "evidence/robustness/own_text.json": ("parts of the King James text, one a replica", None),
-    "evidence/robustness/python.json": ("the sources of Python's standard library", None),
+    "evidence/robustness/python.json": (PYTHON, None),
 }
 SAME_WORK = ("replicas", "steps", "num_parameters")
 # Of runs beside the same recipe without some options: all that are there of them.
@@ -71,9 +80,57 @@ def rows_of(file: str, task: str, reference: str | None) -> list[dict[str, Any]]
     return rows
 
 
+def grid_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows of the parts of benchmarks/scale, of each setting in which dense Muon was run, at the first seed's best rate."""
+    cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.parquet")):
+        for index, run in enumerate(pl.read_parquet(path).to_dicts()):
+            recipe = NAMES_OF_GRID.get(run["recipe"], run["recipe"])
+            if run["data"] in TASKS_OF_GRID and run["loss"] is not None:
+                # Parts share runs; the first file that has one is named.
+                run |= {"recipe": recipe, "file": str(path.relative_to(ROOT)), "index": index}
+                cells.setdefault((run["setting"], recipe), {}).setdefault(run["config"], run)
+    best = {key: at_best_rate(list(runs.values())) for key, runs in cells.items()}
+    rows = []
+    for (setting, recipe), runs in best.items():
+        dense = best.get((setting, REFERENCE), {})
+        pairs = [(run["loss"], dense[seed]["loss"]) for seed, run in runs.items() if seed in dense]
+        if not pairs:
+            continue
+        found = [run["loss"] for run in runs.values()]
+        first = next(iter(runs.values()))
+        rows.append(
+            {
+                "file": first["file"],
+                "entries": [run["index"] for run in runs.values() if run["file"] == first["file"]],
+                "recipe": recipe,
+                "task": TASKS_OF_GRID[first["data"]],
+                **{key: first[key] for key in SAME_WORK},
+                "seeds": len(runs),
+                "lr": first["lr"],
+                "cost": fmean(own / theirs - 1 for own, theirs in pairs),
+                "spread": (max(found) - min(found)) / 2 / pairs[0][1] if len(found) > 1 else None,
+            }
+        )
+    return rows
+
+
+def at_best_rate(runs: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """By seed, the runs at the rate that is best with the first seed."""
+    seed = min(run["seed"] for run in runs)
+    best = min((run for run in runs if run["seed"] == seed), key=lambda run: run["loss"])
+    return {run["seed"]: run for run in runs if run["lr"] == best["lr"]}
+
+
 def collect() -> list[dict[str, Any]]:
     """All rows, in the order of the files and of the recipes in them."""
-    return [row for file, (task, reference) in SOURCES.items() for row in rows_of(file, task, reference)]
+    kept = [row for file, (task, reference) in SOURCES.items() for row in rows_of(file, task, reference)]
+
+    def work(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["recipe"], row["task"], *(row[key] for key in SAME_WORK)
+
+    known = {work(row) for row in kept}
+    return kept + [row for row in grid_rows(GRID) if work(row) not in known]
 
 
 def place(path: Path, index: int) -> str:

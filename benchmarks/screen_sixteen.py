@@ -34,6 +34,7 @@ class Run:
     Args:
         interval, growth: H, and by how much it grows a step.
         lr, momentum: of the local steps.
+        nesterov: 1, or 0: whether local steps look ahead by the gradient.
         decay: of the feedback.
         outer_lr, outer_momentum: of the shared weights, Nesterov.
         outer: "momentum", or "polar": matrices move by the polar factor of the momentum of mean changes, as far as local steps did.
@@ -42,15 +43,21 @@ class Run:
         bits: "sign" or "exact".
         parts: each replica sends one of so many parts of the entries at a synchronization, in turns.
         unsent: share of the parts that are not sent that is kept for the next synchronization.
+        consensus: share of what a replica's signal has more than the mean move, in every entry, that is kept for the next
+            synchronization, in place of ``decay`` and ``unsent``.
         over: what the mean of parts divides by: "senders" or "replicas".
         fragments: tensors synchronize at so many different times.
-        share_momentum: what of the momentum replicas average at a synchronization: "", "exact", "sign".
+        share_momentum: what of the momentum replicas average at a synchronization: "", "exact", "sign", or "entry": signs, times a
+            running mean of own magnitudes, entry by entry.
+        momentum_parts: each replica sends the momentum of one of so many parts of the entries, in turns.
         momentum_share: how far replicas' own momentum moves to the mean.
         control: what moves replicas' own momentum by (mean of all − own): "momentum", signs of the momentum; "factor", signs of its
             polar factor, times own magnitudes; "change", the changes that are sent anyway, times own magnitudes.
         table: how the embedding is sent, always whole: "exact", or "row", signs with a scale a row; else as the matrices are.
         rebuild: how far replicas' own momentum moves to the mean change times its own magnitudes.
         ahead: multiple of the last shared change that local steps add, spread over H steps.
+        correct: multiple of what the last shared change has more than the own one, that local steps add, spread over H steps; it is
+            not sent.
         until: step to stop at, of a schedule of ``steps``; 0 is the last.
         smooth: weight, per synchronization, of older shared weights in an average that is evaluated, too.
     """
@@ -59,6 +66,7 @@ class Run:
     growth: float = 0.0
     lr: float = 0.02
     momentum: float = 0.9
+    nesterov: float = 1.0
     decay: float = 0.5
     outer_lr: float = 0.9
     outer_momentum: float = 0.3
@@ -68,14 +76,17 @@ class Run:
     bits: str = "sign"
     parts: int = 1
     unsent: float = 0.0
+    consensus: float = 0.0
     over: str = "senders"
     fragments: int = 1
     share_momentum: str = ""
     momentum_share: float = 1.0
+    momentum_parts: int = 1
     control: str = ""
     table: str = ""
     rebuild: float = 0.0
     ahead: float = 0.0
+    correct: float = 0.0
     smooth: float = 0.5
     replicas: int = 16
     steps: int = 500
@@ -197,14 +208,18 @@ class Stacked(Replicas):  # type: ignore[misc]
 # A polynomial a x + b x³ + c x⁵ a step; the first also divides what it gets by a number a little above its norm.
 COEFFICIENTS, SCALE = [(float(a), float(b), float(c)) for a, b, c in SCHEDULE.coefficients], 1.01
 
+SIZE_BETA = 0.98
+
 
 class Muon:
     """Muon and AdamW on stacks, with the library's defaults."""
 
-    def __init__(self, weights: Tensors, scales: Tensors, *, momentum: float) -> None:
-        self.scales, self.beta, self.steps = scales, momentum, 0
+    def __init__(self, weights: Tensors, scales: Tensors, *, momentum: float, nesterov: bool) -> None:
+        self.scales, self.beta, self.steps, self.nesterov = scales, momentum, 0, nesterov
         self.mean = {n: torch.zeros_like(w) for n, w in weights.items()}
         self.square = {n: torch.zeros_like(w) for n, w in weights.items() if n not in scales}
+        # Running mean of the magnitudes of the momentum's entries.
+        self.size = {n: torch.zeros_like(w) for n, w in weights.items() if n in scales}
 
     @torch.no_grad()
     def step(self, weights: Tensors, gradients: Tensors, *, lr: float) -> None:
@@ -214,7 +229,10 @@ class Muon:
             g, mean = gradients[name], self.mean[name]
             if name in self.scales:
                 mean.lerp_(g, 1 - self.beta)
-                update = orthogonal(g.lerp(mean, self.beta)).mul_(self.scales[name][:, None, None])
+                self.size[name].lerp_(mean.abs(), 1 - SIZE_BETA)
+                update = orthogonal(g.lerp(mean, self.beta) if self.nesterov else mean).mul_(
+                    self.scales[name][:, None, None]
+                )
             else:
                 mean.lerp_(g, 0.1)
                 square = self.square[name].mul_(0.95).addcmul_(g, g, value=0.05)
@@ -244,19 +262,20 @@ class Shared:
         self.speed = {n: torch.zeros_like(w) for n, w in self.weights.items()}
         self.moved = {n: torch.zeros_like(w) for n, w in self.weights.items()}
         self.kept = {n: torch.zeros(run.replicas, *w.shape) for n, w in self.weights.items()}
+        # What the last shared change was more than the own one, and what multiple of it local steps have added since.
+        self.off, self.passed = {n: torch.zeros_like(k) for n, k in self.kept.items()}, 0.0
         self.average = {n: w.clone() for n, w in self.weights.items()}
         self.bits, self.round, self.gain = 0.0, 0, 1.0
         generator = torch.Generator().manual_seed(1)
-        self.classes = {
-            n: torch.randint(run.parts, w.shape, generator=generator) for n, w in self.weights.items()
-        }
+        most = run.parts * run.momentum_parts
+        self.classes = {n: torch.randint(most, w.shape, generator=generator) for n, w in self.weights.items()}
 
-    def mask(self, name: str) -> Tensor | None:
+    def mask(self, name: str, parts: int) -> Tensor | None:
         """(replicas, matrices, m, n): what each replica sends now."""
-        if self.run.parts == 1 or name == "gain":
+        if parts == 1 or name == "gain":
             return None
-        turns = (torch.arange(self.run.replicas) + self.round) % self.run.parts
-        return (self.classes[name][None] == turns.view(-1, 1, 1, 1)).float()
+        turns = (torch.arange(self.run.replicas) + self.round) % parts
+        return (self.classes[name][None] % parts == turns.view(-1, 1, 1, 1)).float()
 
     def lengthened(self, decoded: Tensor, mean: Tensor, name: str) -> Tensor:
         """The mean, times g^a."""
@@ -292,9 +311,11 @@ class Shared:
             anchor = self.weights[name]
             dims = (-1,) if name == "gain" else (-2, -1)
             change = anchor - local[name]
+            if run.correct:
+                change -= self.off[name] * self.passed
             signal = self.kept[name].add_(change)
             whole = run.table if name == "table" else ""
-            mask = None if whole else self.mask(name)
+            mask = None if whole else self.mask(name, run.parts)
             is_exact = "exact" in (run.bits, whole)
             if is_exact:
                 decoded = signal.clone() if mask is None else signal * mask
@@ -308,6 +329,8 @@ class Shared:
             rest = (signal - decoded).mul_(run.decay) if mask is None else None
             if mask is not None:
                 rest = (signal - decoded) * (mask * run.decay + (1 - mask) * run.unsent)
+            if run.consensus:
+                rest = (signal - mean).mul_(run.consensus)
             assert rest is not None
             self.kept[name] = rest
             if run.rebuild and name in inner.scales:
@@ -321,14 +344,31 @@ class Shared:
                 step = orthogonal(step) * (run.outer_lr * path * inner.scales[name][:, None, None])
             anchor.sub_(step)
             self.moved[name] = step
+            if run.correct:
+                self.off[name] = step - change
             local[name].copy_(anchor.expand_as(local[name]))
             if run.share_momentum and name in inner.scales:
-                held = inner.mean[name]
-                sent = held if run.share_momentum == "exact" else signs(held, None, dims)
-                self.bits += anchor.numel() * (32 if run.share_momentum == "exact" else 1)
-                held.lerp_(sent.mean(0).expand_as(held), run.momentum_share)
+                self.share(inner, name)
             self.average[name].lerp_(anchor, 1 - run.smooth)
-        self.round += 1
+        self.round, self.passed = self.round + 1, 0.0
+
+    def share(self, inner: Muon, name: str) -> None:
+        """Move own momentum to the mean of what replicas send of theirs."""
+        run, held = self.run, inner.mean[name]
+        mask = self.mask(name, run.momentum_parts)
+        whole = torch.ones(1) if mask is None else mask
+        if run.share_momentum == "exact":
+            mean = (held * whole).sum(0) / whole.expand_as(held).sum(0)
+        elif run.share_momentum == "sign":
+            mean = signs(held, mask, (-2, -1)).sum(0) / whole.expand_as(held).sum(0)
+        else:
+            mean = (
+                (held.sign() * whole).sum(0)
+                / whole.expand_as(held).sum(0)
+                * (inner.size[name] / (1 - SIZE_BETA**inner.steps))
+            )
+        self.bits += held[0].numel() * (32 if run.share_momentum == "exact" else 1) / run.momentum_parts
+        held.lerp_(mean.expand_as(held), run.momentum_share)
 
     def control(self, off: Tensor, inner: Muon, name: str, *, path: float) -> None:
         """Move own momentum by what it is off the mean, as far as signs tell; ``off`` is that of the changes that were sent."""
@@ -356,7 +396,7 @@ def train(task: TextTask, model: Stacked, run: Run, pause: Path | None) -> dict[
     copies = run.replicas if run.interval else 1
     shared = Shared(run, model)
     local = {n: w.repeat(copies, *[1] * w.ndim) for n, w in shared.weights.items()}
-    inner = Muon(local, model.scales, momentum=run.momentum)
+    inner = Muon(local, model.scales, momentum=run.momentum, nesterov=bool(run.nesterov))
     groups = split(model, run.fragments)
     last, paths = [0] * len(groups), [0.0] * len(groups)
     curve: dict[int, list[float]] = {}
@@ -375,6 +415,10 @@ def train(task: TextTask, model: Stacked, run: Run, pause: Path | None) -> dict[
         if not run.interval:
             gradients = {n: g.mean(0, keepdim=True) for n, g in gradients.items()}
         inner.step(local, gradients, lr=run.lr * factor)
+        if run.correct:
+            shared.passed += run.correct / run.interval
+            for n, off in shared.off.items():
+                local[n].sub_(off, alpha=run.correct / run.interval)
         end = step == run.steps
         length = run.interval + run.growth * step
         for i, group in enumerate(groups if run.interval else []):

@@ -1043,6 +1043,13 @@ def scale_section(part: str) -> str:
     return text
 
 
+def scale_law() -> str:
+    """The law that is fitted to all of its parts."""
+    scale_report()
+    text: str = importlib.import_module("benchmarks.scale.law").section(SCALE)
+    return text
+
+
 def frameworks_table() -> str:
     """The frameworks that were tested, with the versions that were installed then."""
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
@@ -1125,6 +1132,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("frameworks table", FRAMEWORKS, frameworks_table),
         # Made whether the evidence is there or not.
         *((f"scale {name}", PROJECT, partial(scale_section, name)) for name in scale_report().PARTS),
+        ("scale law", PROJECT, scale_law),
     ]
 
 

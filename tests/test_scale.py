@@ -1,6 +1,7 @@
 """The grid of evidence: what it runs, in which order, what it keeps, and what the page makes of it."""
 
 import ctypes
+import math
 import os
 import runpy
 import shutil
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from benchmarks.scale import products, report
+from benchmarks.scale import law, products, report
 from benchmarks.scale.grid import Grid
-from benchmarks.scale.plan import DENSE, PARTS, RATES, SUBJECT, Part, Setting, made_of, usual_rate
+from benchmarks.scale.plan import DENSE, PARTS, RATES, SUBJECT, TURNS, Part, Setting, made_of, usual_rate
 from benchmarks.scale.record import COLUMNS, Record
 from benchmarks.scale.texts import DATA, TEXT_BYTES, TEXTS, text_path
 
@@ -164,6 +165,44 @@ def test_the_page_shows_each_recipe_at_its_best_rate_beside_the_better_dense_muo
     assert not any(line.startswith("| 16 | `muon(momentum=0.9)` | 0.01 |") for line in lines)
     empty = report.section("replicas", tmp_path / "none")
     assert empty.endswith("This part has not been run.\n")
+
+
+def test_the_law_finds_what_the_settings_were_made_of(tmp_path):
+    def gap(turns, doublings, *, python=False):
+        return (1.0 + 0.25 * doublings if turns else 2.0 + 1.5 * doublings) + 0.75 * python
+
+    kept = []
+    for x, data in (("4", "kjv"), ("8", "kjv"), ("16", "kjv"), ("16p", "python"), ("8b", "kjv_by_book")):
+        work = {
+            "replicas": int(x.rstrip("pb")),
+            "num_parameters": 123_200,
+            "data": data,
+            "planned_steps": 1500,
+        }
+        doublings = math.log2(work["replicas"] / 8)
+        own = rows("muon", [1.0], x=x)
+        for recipe in (SUBJECT, TURNS):
+            own += rows(recipe, [1 + gap(recipe == TURNS, doublings, python=data == "python") / 100], x=x)
+        kept += [row | work for row in own]
+    evidence = written(tmp_path, kept)
+    made = law.fit(list(law.points_of(evidence)))
+    assert made is not None
+    found = {term.name: term for term in made.terms}
+    # Replicas with books of their own are none of it, and neither is what no setting differs in.
+    assert len(made.points) == 8
+    assert list(found) == [
+        "all send all, H = 11",
+        "a quarter each in turns, H = 3",
+        "twice as many replicas, all",
+        "twice as many replicas, turns",
+        "the text Python in place of King James",
+    ]
+    assert [term.percent for term in made.terms] == pytest.approx([2.0, 1.0, 1.5, 0.25, 0.75])
+    assert max(term.error for term in made.terms) == pytest.approx(0.0, abs=1e-6)
+    assert "| twice as many replicas, all | +1.50 | 0.00 |" in law.section(evidence)
+    # Four points have no law of five terms.
+    assert law.fit(list(law.points_of(evidence))[:4]) is None
+    assert law.section(tmp_path / "none") == "There are too few runs for it.\n"
 
 
 @pytest.mark.parametrize("name", PARTS)

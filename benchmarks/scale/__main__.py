@@ -59,6 +59,9 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     )
     small.add_argument("--recipes", nargs="+", help="only these of each setting")
     small.add_argument("--settings", type=int, help="only so many settings, the first ones")
+    small.add_argument(
+        "--only", nargs="+", metavar="SETTING", help="only these, as the table's first column names them"
+    )
     small.add_argument("--replicas", type=int, help="at most")
     small.add_argument("--steps", type=int)
     small.add_argument("--batch", type=int)
@@ -73,6 +76,11 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
 def chosen(options: argparse.Namespace) -> Part:
     """The part, or what is asked for of it."""
     part = PARTS[options.part]
+    names = [str(setting.x) for setting in part.settings]
+    if unknown := sorted(set(options.only or ()) - set(names)):
+        raise UsageError(
+            f"scale: {options.part} has no setting {', '.join(unknown)}; it has {', '.join(names)}"
+        )
     settings = tuple(
         smaller(
             setting,
@@ -83,6 +91,7 @@ def chosen(options: argparse.Namespace) -> Part:
             recipes=options.recipes,
         )
         for setting in part.settings[: options.settings]
+        if not options.only or str(setting.x) in options.only
     )
     return replace(part, settings=tuple(s for s in settings if s.recipes))
 

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import polars as pl
 import pytest
 from benchmarks import plan_evidence
+from benchmarks.scale.record import COLUMNS
 
 from muonwire.plan.evidence import Beside, Row, beside, rows
 from muonwire.plan.loss import expected_cost
@@ -76,6 +78,65 @@ def test_more_replicas_move_the_cost_of_local_steps():
     assert many.expected == pytest.approx(0.03)
     assert many.extrapolated == ("16 replicas (2 to 8 measured)",)
     assert many.high - many.low > eight.high - eight.low
+
+
+def test_a_recipe_that_was_measured_at_several_numbers_of_replicas_has_a_line_of_its_own():
+    turns = "one_bit_muon(interval=3, parts=4, lengthen=True)"
+    known = (*MADE, row(turns, 0.012), row(turns, 0.016, replicas=16))
+    cost = expected_cost(turns, **{**SAME, "replicas": 16}, known=known)
+    assert cost.expected == pytest.approx(0.016)
+    assert cost.extrapolated == ()
+    # Halfway in ln R, where that of the other form says 0.022.
+    assert expected_cost(turns, **{**SAME, "replicas": 8}, known=known).expected == pytest.approx(0.014)
+    other = expected_cost("muloco(interval=10)", **{**SAME, "replicas": 8}, known=known)
+    assert other.expected == pytest.approx(0.03)
+    # One that synchronizes in each step has a line, too, where it was measured, and no guess.
+    dense = (*MADE, row("muon(momentum=0.9)", -0.01), row("muon(momentum=0.9)", 0.01, replicas=16))
+    found = expected_cost("muon(momentum=0.9)", **{**SAME, "replicas": 8}, known=dense)
+    assert found.expected == pytest.approx(0.0)
+    assert found.high - found.low < 0.1
+
+
+def test_the_grid_s_rows_take_the_first_seed_s_best_rate_and_seeds_in_common(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_evidence, "ROOT", tmp_path)
+    work = {
+        "setting": "s",
+        "replicas": 16,
+        "planned_steps": 1500,
+        "steps": 1500,
+        "num_parameters": 123_200,
+        "data": "kjv",
+    }
+    runs = [
+        ("muon", 0.01, 0, 1.0),
+        ("muon", 0.01, 1, 1.1),
+        ("muon", 0.02, 0, 1.2),
+        ("one_bit_muon(interval=11)", 0.02, 0, 1.05),
+        ("one_bit_muon(interval=11)", 0.01, 0, 1.07),
+        ("one_bit_muon(interval=11)", 0.02, 1, 1.21),
+        ("one_bit_muon(interval=11)", 0.02, 2, 9.0),
+    ]
+    kept = [
+        {
+            **dict.fromkeys(COLUMNS),
+            **work,
+            "recipe": r,
+            "lr": lr,
+            "seed": seed,
+            "loss": loss,
+            "config": str(i),
+        }
+        for i, (r, lr, seed, loss) in enumerate(runs)
+    ]
+    # Two parts that have a run in common, and a setting without dense Muon.
+    pl.DataFrame(kept, schema=COLUMNS, orient="row").write_parquet(tmp_path / "a.parquet")
+    alone = {**kept[3], "setting": "other", "config": "alone"}
+    pl.DataFrame([alone, kept[0]], schema=COLUMNS, orient="row").write_parquet(tmp_path / "b.parquet")
+    dense, ours = plan_evidence.grid_rows(tmp_path)
+    assert (dense["recipe"], dense["cost"], dense["entries"]) == ("muon", 0.0, [0, 1])
+    assert (ours["recipe"], ours["lr"], ours["seeds"]) == ("one_bit_muon", 0.02, 3)
+    assert ours["cost"] == pytest.approx((0.05 + 0.1) / 2)
+    assert (ours["file"], ours["entries"]) == ("a.parquet", [3, 5, 6])
 
 
 def test_a_recipe_of_one_row_takes_the_slope_of_another():

@@ -12,6 +12,7 @@ from muonwire.errors import UsageError
 from muonwire.plan.evidence import CODECS, GROWING, OWN_SCALE, SHARED_SCALE, local_of, rows
 from muonwire.plan.exchanges import exchanged, interval_of
 from muonwire.recipes import find, format_recipe, parse_recipe
+from muonwire.recipes.one_bit import MANY, PARTS_OF_MANY
 from muonwire.stages import Exchange
 
 # From this H on outer_momentum=0.5 is better (docs/one_bit_muon.md#which-h).
@@ -33,6 +34,7 @@ class Candidate:
         streaming: in four fragments with a delay, where that saves time. Default: False.
         factors: of the chosen H, each a line of the table. Default: H alone.
         least: least H. Default: 1.
+        from_replicas: it is for so many replicas or more. Default: 2.
     """
 
     recipe: str
@@ -40,6 +42,7 @@ class Candidate:
     streaming: bool = False
     factors: tuple[float, ...] = (1.0,)
     least: int = 1
+    from_replicas: int = 2
 
     @property
     def name(self) -> str:
@@ -138,6 +141,8 @@ CANDIDATES = (
     Candidate(recipe="muon"),
     Candidate(recipe="adamw"),
     Candidate(recipe="one_bit_muon", factors=(0.5, 1.0, 2.0)),
+    # Its form for many replicas, with all that it stands for, as the evidence has it.
+    Candidate(recipe=f"one_bit_muon(parts={PARTS_OF_MANY}, lengthen=True)", from_replicas=MANY),
     Candidate(recipe="one_bit_muon", growing=True),
     Candidate(recipe="one_bit_muon", streaming=True),
     Candidate(recipe="local_muon"),

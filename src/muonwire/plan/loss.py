@@ -79,7 +79,7 @@ def expected_cost(
     is_local = local_of(recipe) is not None
     unscaled = math.log(steps / synchronizations(local_of(recipe), steps))
     expected, below, above, extrapolated = _over_spacing(points, at, unscaled, family, known, base)
-    moved, open_r, noted = _over_replicas(known, base, replicas, is_local=is_local)
+    moved, open_r, noted = _over_replicas(known, base, replicas, family, is_local=is_local)
     extrapolated += noted
     sizes = [row.num_parameters for row in own]
     lengths = [row.steps for row in own]
@@ -146,9 +146,9 @@ def _is_like(row: Row, base: Row) -> bool:
 
 def _best(found: Sequence[Row]) -> list[Row]:
     """Of rows of one recipe and setting, which differ in how rates were sought, that of the lower cost."""
-    best: dict[tuple[str, int, int], Row] = {}
+    best: dict[tuple[str, int, int, int], Row] = {}
     for row in found:
-        key = (row.recipe, row.steps, row.num_parameters)
+        key = (row.recipe, row.replicas, row.steps, row.num_parameters)
         if key not in best or row.cost < best[key].cost:
             best[key] = row
     return list(best.values())
@@ -203,29 +203,32 @@ def _over_spacing(
 
 
 def _over_replicas(
-    known: Sequence[Row], base: Row, replicas: int, *, is_local: bool
+    known: Sequence[Row], base: Row, replicas: int, family: str, *, is_local: bool
 ) -> tuple[float, float, list[str]]:
     """What other numbers of replicas add to the cost of local steps, what is left open, and what is extrapolated.
 
-    It is known of one recipe alone, and taken for all local ones; for recipes that synchronize in each step all of it is left open.
+    It is taken from the family's own rows where it has some for other numbers; else from the recipe that was measured with most,
+    for all local ones, while for recipes that synchronize in each step all of it is left open.
     """
     same = [
         row
         for row in known
         if row.task == base.task and row.steps == base.steps and row.num_parameters == base.num_parameters
     ]
-    by_recipe: dict[str, list[Row]] = {}
-    for row in same:
+    costs: dict[str, dict[int, float]] = {}
+    for row in _best(same):
         if row.recipe != REFERENCE:
-            by_recipe.setdefault(row.recipe, []).append(row)
-    told = max(by_recipe.values(), key=lambda found: len({row.replicas for row in found}))
-    here = next(row.cost for row in told if row.replicas == base.replicas)
-    line = Curve(points=sorted((math.log(row.replicas), row.cost - here) for row in told))
+            costs.setdefault(row.recipe, {})[row.replicas] = row.cost
+    told = [recipe for recipe, found in costs.items() if base.replicas in found]
+    own = [recipe for recipe in told if family_of(recipe) == family and len(costs[recipe]) > 1]
+    by_replicas = costs[max(own or told, key=lambda recipe: len(costs[recipe]))]
+    here = by_replicas[base.replicas]
+    line = Curve(points=sorted((math.log(r), cost - here) for r, cost in by_replicas.items()))
     at = math.log(replicas)
     outside = line.is_outside(at)
     open_r = abs(line.slope(at)) * line.distance(at) * (1.0 if outside else 0.5)
-    measured = sorted({row.replicas for row in told})
-    if is_local:
+    measured = sorted(by_replicas)
+    if is_local or own:
         return (
             line.at(at),
             open_r,

@@ -156,7 +156,8 @@ class Planner:
 
     def lines(self, candidates: Sequence[Candidate]) -> list[Line]:
         """One or more of each candidate: those that fit first, and of them those of the lowest expected loss."""
-        lines = {line.recipe: line for candidate in candidates for line in self._lines(candidate)}
+        fitting = [c for c in candidates if self.setting.replicas >= c.from_replicas]
+        lines = {line.recipe: line for candidate in fitting for line in self._lines(candidate)}
         return sorted(lines.values(), key=lambda line: line.rank)
 
     def _lines(self, candidate: Candidate) -> Iterator[Line]:
