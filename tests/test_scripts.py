@@ -16,9 +16,11 @@ from benchmarks import plan_check
 from benchmarks.soak import judge
 from safetensors.torch import load_file
 
+from muonwire import recipes
 from muonwire.compare.hosts import lacking
 from muonwire.transport.message import Refusal
 from tests.commands import ForkingPopen
+from tests.models import SmallNet
 from tests.small_lm import write_model
 from tests.spectra.conftest import write_gguf
 
@@ -47,6 +49,17 @@ def test_every_script_is_run_here_and_says_which_command_runs_it():
         module = f"benchmarks.{script.removesuffix('.py')}"
         text = (ROOT / "benchmarks" / script).read_text()
         assert f"benchmarks/{script}" in text or f"-m {module}" in text
+
+
+def test_a_mean_comes_before_the_update_or_after_it(run):
+    run("apart.py")
+    for hidden_after in (False, True):
+        options = {"hidden_after": hidden_after, "rest_after": not hidden_after}
+        optimizer = recipes.build("benchmarks.apart.apart", SmallNet(), lr=0.01, **options)
+        hidden, *rest = [str(group["chain"]) for group in optimizer.param_groups]
+        assert hidden.startswith("momentum") == hidden.endswith("mean") == hidden_after
+        for other in rest:
+            assert other.startswith("adam") == other.endswith("mean") == (not hidden_after)
 
 
 def test_momenta_are_captured(run, tmp_path):

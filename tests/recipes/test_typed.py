@@ -1,7 +1,7 @@
 """Recipes as functions: their signatures, their docstrings, what is refused at run time, and what mypy refuses."""
 
 import inspect
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 
 import pytest
 import torch
@@ -9,8 +9,10 @@ import torch
 from muonwire import recipes
 from muonwire.errors import UsageError
 from muonwire.optim import ChainOptimizer
-from muonwire.recipes.define import recipe_of
-from muonwire.recipes.describe import default_of
+from muonwire.recipes.base import RecipeSettings
+from muonwire.recipes.define import recipe, recipe_of
+from muonwire.recipes.describe import UNDESCRIBED, default_of, meanings
+from muonwire.stages import Mean, Sign, chain
 from muonwire.transport import SingleReplica
 from tests.models import RECIPE_OPTIONS, SmallNet, train, weights
 from tests.type_check import type_check
@@ -263,3 +265,20 @@ def test_mypy_knows_every_recipe(tmp_path):
     calls = [f"recipes.{name}(nn.Linear(2, 2), lr=0.1).synchronize" for name in NAMES]
     file.write_text("\n".join(["from torch import nn", "from muonwire import recipes", *calls]) + "\n")
     assert type_check(file) == []
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerseSettings(RecipeSettings):
+    often: bool = False
+
+
+def test_a_recipe_of_one_s_own_needs_no_docstrings():
+    @recipe(TerseSettings, summary="mean → sign", source="a user")
+    def terse(model, options):
+        return options.uniform(model, chain(Mean(), Sign()))
+
+    assert meanings(TerseSettings)["often"] == UNDESCRIBED
+    assert f"    often: {UNDESCRIBED}. Default: False." in terse.__doc__
+    assert type(terse(SmallNet(), lr=0.1, often=True)) is ChainOptimizer
+    for name in NAMES:
+        assert UNDESCRIBED not in getattr(recipes, name).__doc__, name

@@ -7,6 +7,8 @@ from typing import Any
 
 # An entry of a docstring's Args: names, and a meaning that goes on in deeper lines.
 _ENTRY = re.compile(r"^    ([\w, ]+): (.*(?:\n {8,}.*)*)", re.MULTILINE)
+# The meaning of an option that its author has written nothing of.
+UNDESCRIBED = "(not described)"
 
 
 def default_of(option: "Field[Any]") -> Any:
@@ -22,13 +24,14 @@ def settings_of(options: type) -> list[type]:
 def meanings(options: type) -> dict[str, str]:
     """Every option's meaning; its default is left out where the text gives it only as the value.
 
+    One that no class describes is UNDESCRIBED.
     Where a class changes only the default of an option, the meaning is that of the class that it inherits the option from.
     """
     found: dict[str, str] = {}
     for option in fields(options):
         holders = [c for c in settings_of(options) if option.name in inspect.get_annotations(c)]
         described = [(c, text) for c in holders if (text := _entries(c).get(option.name)) is not None]
-        settings, text = described[0]
+        settings, text = described[0] if described else (holders[0], UNDESCRIBED)
         if settings is not holders[0]:
             # This default is another class's.
             text = re.sub(r"\s*Default: .*", "", text)
