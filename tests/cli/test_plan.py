@@ -28,7 +28,12 @@ def test_the_table_names_every_recipe_and_fits_80_columns(capsys, monkeypatch):
     assert "8 replicas, 2,000 steps: 2,000,000 parameters" in head
     assert "20 Mbit/s up, 200 down, 40 ms one way" in head
     for candidate in CANDIDATES:
-        assert re.search(rf"^{candidate.recipe}\b", table, re.MULTILINE)
+        assert re.search(rf"^{candidate.name}\b", table, re.MULTILINE)
+    # The form of many replicas is there from eight on.
+    assert "\n parts=4," in table
+    _, few, _ = call(capsys, *FULL, "--replicas", "7")
+    assert "muloco" in few
+    assert "parts=4" not in few
     assert max(map(len, ("─" + table).splitlines())) <= 80
     assert "evidence/frontier.json[3, 4, 5] one_bit_muon" in out
     assert "8 replicas (4 measured): adamw" in out or "8 replicas (4 measured): muon" not in out
