@@ -53,8 +53,8 @@ class PlanCommand:
         share: largest share of the time that may go to exchange.
         price_per_gb: of 10⁹ bytes that leave a replica.
         recipes: names, or name(option=value, ...); H is chosen where the recipe steps alone and no interval is given, or
-            interval="auto"; who averages where all that is sent are signs and no means are given. Default: a list of eleven, and of one
-            more from eight replicas on.
+            interval="auto"; who averages where all that is sent are signs and no means are given. Default: a list of eleven, and
+            one more from eight replicas on.
         measure: time the steps of the task on this machine, instead of --step-s; under torchrun on all, and the link between them.
         json: print JSON instead of the table.
         threads: of the arithmetic that is measured. Default: a replica's share of the cores.
