@@ -2,7 +2,7 @@
 
 `muonwire compare` takes the recipe by the name of its module, benchmarks/apart.py:
 
-muonwire compare --recipes "benchmarks.apart.apart(hidden_after=True)" --own-text --replicas 8 --virtual
+    muonwire compare --recipes "benchmarks.apart.apart(hidden_after=True)" --own-text --replicas 8 --virtual
 """
 
 from dataclasses import dataclass

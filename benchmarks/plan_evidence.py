@@ -26,9 +26,7 @@ BIBLE = "the King James text"
 GRID = ROOT / "evidence" / "scale"
 PYTHON = "the sources of Python's standard library"
 TASKS_OF_GRID = {"kjv": BIBLE, "python": PYTHON, "dictionary": "a dictionary"}
-NAMES_OF_GRID = {
-    "one_bit_muon(interval=11)": "one_bit_muon",
-}
+NAMES_OF_GRID = {"one_bit_muon(interval=11)": "one_bit_muon"}
 # By file: the text that was learnt, and the file whose dense Muon did the same work, if it is another one.
 SOURCES: dict[str, tuple[str, str | None]] = {
     "evidence/frontier.json": (BIBLE, None),

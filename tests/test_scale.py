@@ -172,7 +172,14 @@ def test_the_law_finds_what_the_settings_were_made_of(tmp_path):
         return (1.0 + 0.25 * doublings if turns else 2.0 + 1.5 * doublings) + 0.75 * python
 
     kept = []
-    for x, data in (("4", "kjv"), ("8", "kjv"), ("16", "kjv"), ("16p", "python"), ("8b", "kjv_by_book")):
+    for x, data in (
+        ("2", "kjv"),
+        ("4", "kjv"),
+        ("8", "kjv"),
+        ("16", "kjv"),
+        ("16p", "python"),
+        ("8b", "kjv_by_book"),
+    ):
         work = {
             "replicas": int(x.rstrip("pb")),
             "num_parameters": 123_200,
@@ -182,14 +189,20 @@ def test_the_law_finds_what_the_settings_were_made_of(tmp_path):
         doublings = math.log2(work["replicas"] / 8)
         own = rows("muon", [1.0], x=x)
         for recipe in (SUBJECT, TURNS):
-            own += rows(recipe, [1 + gap(recipe == TURNS, doublings, python=data == "python") / 100], x=x)
+            # Two replicas have two turns, and send more.
+            over = (
+                -9.0
+                if (x, recipe) == ("2", TURNS)
+                else gap(recipe == TURNS, doublings, python=data == "python")
+            )
+            own += rows(recipe, [1 + over / 100], x=x)
         kept += [row | work for row in own]
     evidence = written(tmp_path, kept)
     made = law.fit(list(law.points_of(evidence)))
     assert made is not None
     found = {term.name: term for term in made.terms}
     # Replicas with books of their own are none of it, and neither is what no setting differs in.
-    assert len(made.points) == 8
+    assert len(made.points) == 9
     assert list(found) == [
         "all send all, H = 11",
         "a quarter each in turns, H = 3",

@@ -68,7 +68,10 @@ class Law:
 
 
 def points_of(evidence: Path) -> Iterator[Point]:
-    """Of one_bit_muon, where all replicas draw from all of a text; a setting that several parts have counts once."""
+    """Of one_bit_muon, where all replicas draw from all of a text; a setting that several parts have counts once.
+
+    Fewer replicas than parts send more bits, and are none.
+    """
     seen: set[tuple[str, str]] = set()
     for name in PARTS:
         rows = read(evidence / f"{name}.parquet")
@@ -87,6 +90,8 @@ def _point(line: Line) -> Point | None:
     kind = DATA[first["data"]]
     if name != "one_bit_muon" or "codec" in options or kind.own or kind.images:
         return None
+    if first["replicas"] < int(options.get("parts", 1)):
+        return None
     return Point(
         form="turns" if "parts" in options else "all",
         replicas=first["replicas"],
@@ -99,7 +104,7 @@ def _point(line: Line) -> Point | None:
 
 
 def columns(points: Sequence[Point]) -> dict[str, list[float]]:
-    """By name of a change, how much of it each point has; changes that no point or all points have are left out."""
+    """By name of a change, how much of it each point has; changes that no point has are left out."""
     found = {
         "all send all, H = 11": [float(p.form == "all") for p in points],
         "a quarter each in turns, H = 3": [float(p.form == "turns") for p in points],

@@ -37,7 +37,7 @@ class Row:
         replicas, steps, num_parameters: of the runs.
         seeds: how many.
         lr: the best rate.
-        cost: mean loss over dense Muon's mean loss of the same work, less one.
+        cost: mean loss over dense Muon's mean loss of the same work, less one; in the grid, of seeds that both have.
         spread: half of the seeds' range, over dense Muon's loss; None with one seed.
     """
 
