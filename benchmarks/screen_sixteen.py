@@ -40,7 +40,8 @@ class Run:
         outer: "momentum", or "polar": matrices move by the polar factor of the momentum of mean changes, as far as local steps did.
         lengthen: a; the mean is multiplied by g^a, g = mean norm of what replicas sent / norm of its mean.
         by: what one g is for: "tensor", "row", "column", "entry" or "direction" (singular directions of the mean).
-        bits: "sign" or "exact".
+        bits: "sign", "exact", or "tail": the signs of the largest entries of each matrix, whose places are entropy-coded.
+        share: of the entries that "tail" sends.
         parts: each replica sends one of so many parts of the entries at a synchronization, in turns.
         unsent: share of the parts that are not sent that is kept for the next synchronization.
         consensus: share of what a replica's signal has more than the mean move, in every entry, that is kept for the next
@@ -74,6 +75,7 @@ class Run:
     lengthen: float = 0.0
     by: str = "tensor"
     bits: str = "sign"
+    share: float = 0.03
     parts: int = 1
     unsent: float = 0.0
     consensus: float = 0.0
@@ -253,6 +255,19 @@ def signs(x: Tensor, mask: Tensor | None, dims: tuple[int, ...]) -> Tensor:
     )
 
 
+def tail(x: Tensor, share: float) -> Tensor:
+    """Whether an entry is among the largest of its matrix, as 0 or 1."""
+    size = x.abs().flatten(-2)
+    count = max(round(share * size.shape[-1]), 1)
+    least = size.kthvalue(size.shape[-1] - count + 1, dim=-1).values[..., None, None]
+    return (x.abs() >= least).float()
+
+
+def entropy(share: float) -> float:
+    """Bits an entry of a mask with a share of ones."""
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+
+
 class Shared:
     """The shared weights, and how they move."""
 
@@ -277,8 +292,8 @@ class Shared:
         turns = (torch.arange(self.run.replicas) + self.round) % parts
         return (self.classes[name][None] % parts == turns.view(-1, 1, 1, 1)).float()
 
-    def lengthened(self, decoded: Tensor, mean: Tensor, name: str) -> Tensor:
-        """The mean, times g^a."""
+    def lengthened(self, decoded: Tensor, mean: Tensor, name: str, *, signal: Tensor) -> Tensor:
+        """The mean, times g^a; of the tail, as long as the whole signal is."""
         run = self.run
         if not run.lengthen or name == "gain":
             return mean
@@ -289,6 +304,10 @@ class Shared:
             made: Tensor = (u * (values * gain)[..., None, :]) @ v
             return made
         dims = {"tensor": (-2, -1), "direction": (-2, -1), "row": (-1,), "column": (-2,), "entry": ()}[run.by]
+        if run.bits == "tail":
+            sent, met = signal.square().mean((0, -2, -1)), mean.square().mean((-2, -1))
+            grown: Tensor = mean * (sent / met.clamp(min=1e-20)).sqrt()[:, None, None] ** run.lengthen
+            return grown
         both = decoded.square().mean(0), mean.square()
         sent, met = (x.mean(dims, keepdim=True) if dims else x for x in both)
         share = run.parts if run.parts > 1 and run.over == "senders" else 1
@@ -319,6 +338,9 @@ class Shared:
             is_exact = "exact" in (run.bits, whole)
             if is_exact:
                 decoded = signal.clone() if mask is None else signal * mask
+            elif run.bits == "tail" and name != "gain":
+                decoded = signs(signal, tail(signal, run.share), dims)
+                self.bits += anchor.numel() * (entropy(run.share) + run.share - 1)
             else:
                 decoded = signs(signal, mask, (-1,) if whole == "row" else dims)
             self.bits += anchor.numel() * (32 if is_exact else 1) / (1 if mask is None else run.parts)
@@ -326,6 +348,7 @@ class Shared:
                 self.bits += 16 * anchor.shape[-2]
             senders = 1 if mask is None or run.over == "replicas" else run.parts
             mean = decoded.mean(0) * senders
+            whole_signal = signal.clone() if run.bits == "tail" else signal
             rest = (signal - decoded).mul_(run.decay) if mask is None else None
             if mask is not None:
                 rest = (signal - decoded) * (mask * run.decay + (1 - mask) * run.unsent)
@@ -337,7 +360,7 @@ class Shared:
                 self.rebuild(mean, inner, name, path=path)
             if run.control and name in inner.scales:
                 self.control(mean - signs(change, None, dims), inner, name, path=path)
-            move = self.lengthened(decoded, mean, name)
+            move = self.lengthened(decoded, mean, name, signal=whole_signal)
             self.speed[name].mul_(run.outer_momentum).add_(move)
             step = (move + run.outer_momentum * self.speed[name]).mul_(run.outer_lr)
             if run.outer == "polar" and name in inner.scales:
