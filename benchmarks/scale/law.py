@@ -1,4 +1,4 @@
-"""A law of the gap to dense Muon, fitted to all parts of the grid: what replicas, interval, size and text add."""
+"""A law of the gap to dense Muon, fitted to all parts of the grid: what replicas, bits, size and text add."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Point:
     Args:
         form: "all" send all, or in "turns".
         replicas, size, data, steps: of the setting.
-        interval: H.
+        period: steps from one sending of an entry to the next, by one replica: H times the parts.
         over: percent above dense Muon, over the seeds.
     """
 
@@ -33,7 +33,7 @@ class Point:
     size: int
     data: str
     steps: int
-    interval: int
+    period: int
     over: float
 
 
@@ -98,7 +98,7 @@ def _point(line: Line) -> Point | None:
         size=first["num_parameters"],
         data=first["data"],
         steps=first["planned_steps"],
-        interval=int(options["interval"]),
+        period=int(options["interval"]) * int(options.get("parts", 1)),
         over=line.mean_over,
     )
 
@@ -112,7 +112,8 @@ def columns(points: Sequence[Point]) -> dict[str, list[float]]:
         "twice as many replicas, turns": [
             math.log2(p.replicas / REPLICAS) * (p.form == "turns") for p in points
         ],
-        "twice the interval": [math.log2(p.interval / (11 if p.form == "all" else 3)) for p in points],
+        "half the bits, all": [math.log2(p.period / 11) * (p.form == "all") for p in points],
+        "half the bits, turns": [math.log2(p.period / 12) * (p.form == "turns") for p in points],
         "four times the parameters": [math.log2(p.size / SIZE) / 2 for p in points],
         "four times the steps": [math.log2(p.steps / STEPS) / 2 for p in points],
         **{

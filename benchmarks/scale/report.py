@@ -186,10 +186,9 @@ def _point(part: Part, line: Line) -> dict[str, Any] | None:
     if part.x != "setting" and line.recipe in DENSE:
         # It is the axis at 0 %.
         return None
-    if part.x == "interval":
-        x, series = float(options["interval"]), f"{name}{', uncompressed' if 'codec' in options else ''}"
-    elif part.x == "bits":
-        x, series = line.bits, name
+    if part.x == "bits":
+        form = ", in turns" if "parts" in options else ", uncompressed" if options.get("codec") == "float32" else ""
+        x, series = line.bits, f"{name}{form}"
     over = line.over.values()
     return {"x": x, "y": line.mean_over, "series": series, "low": min(over), "high": max(over)}
 
