@@ -166,6 +166,7 @@ def report(config: Comparison, options: argparse.Namespace) -> dict[str, Any]:
             "verdict": decision.verdict if rows else None,
             "verdict_in_the_lab": short[claim.id]["verdict"],
             "seeds": len({row["seed"] for row in rows}),
+            "answer": decision.answer if rows else "",
             "checks": [
                 {
                     "statement": (name := one.check.name),
@@ -196,6 +197,28 @@ def report(config: Comparison, options: argparse.Namespace) -> dict[str, Any]:
         ],
         "claims": claims,
     }
+
+
+def table(kept: Path) -> str:
+    """Of one text in Markdown: the verdicts of the lab, those here, and the statements that came out otherwise."""
+    made = json.loads(kept.read_text())
+    few = min(run["rates"] for run in made["runs"])
+    measured = {i: c for i, c in made["claims"].items() if c["verdict"]}
+    seeds = sorted({c["seeds"] for c in measured.values()})
+    text = (
+        f"{len({run['recipe'] for run in made['runs']})} recipes, {made['steps']} steps, {few} or more rates, "
+        f"{' to '.join(str(n) for n in seeds)} seed{'s' * (seeds != [1])}.\n\n"
+        f"| claim | the lab, 150 steps | {made['steps']} steps | what came out otherwise |\n|---|---|---|---|\n"
+    )
+    for name, claim in measured.items():
+        flips = [
+            f"{c['statement']}: {c['state_in_the_lab']} ({c['mean_in_the_lab']:.3g}), now {c['state']} ({c['mean']:.3g})"
+            for c in claim["checks"]
+            if c["mean"] is not None and c["state_in_the_lab"] not in (None, c["state"])
+        ]
+        said = "; ".join(flips).replace("|", "\\|") or "–"
+        text += f"| [{name}](#{name.replace('.', '-').lower()}) | {claim['verdict_in_the_lab']} | **{claim['verdict']}** | {said} |\n"
+    return text
 
 
 def finite(value: float) -> float | None:

@@ -187,7 +187,13 @@ def _point(part: Part, line: Line) -> dict[str, Any] | None:
         # It is the axis at 0 %.
         return None
     if part.x == "bits":
-        form = ", in turns" if "parts" in options else ", uncompressed" if options.get("codec") == "float32" else ""
+        form = (
+            ", in turns"
+            if "parts" in options
+            else ", uncompressed"
+            if options.get("codec") == "float32"
+            else ""
+        )
         x, series = line.bits, f"{name}{form}"
     over = line.over.values()
     return {"x": x, "y": line.mean_over, "series": series, "low": min(over), "high": max(over)}
