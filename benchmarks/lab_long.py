@@ -217,7 +217,9 @@ def table(kept: Path) -> str:
             if c["mean"] is not None and c["state_in_the_lab"] not in (None, c["state"])
         ]
         said = "; ".join(flips).replace("|", "\\|") or "–"
-        text += f"| [{name}](#{name.replace('.', '-').lower()}) | {claim['verdict_in_the_lab']} | **{claim['verdict']}** | {said} |\n"
+        place = f"[{name}](#{name.replace('.', '-').lower()})"
+        row = f"{place} | {claim['verdict_in_the_lab']} | **{claim['verdict']}** | {said}"
+        text += f"| {row} |\n"
     return text
 
 
@@ -276,5 +278,5 @@ def main() -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__" and (code := main()):
+    sys.exit(code)

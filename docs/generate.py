@@ -28,6 +28,7 @@ SUMMARY = ROOT / "evidence" / "demo" / "summary.json"
 PEERS = ROOT / "evidence" / "peers.json"
 ROBUSTNESS = ROOT / "evidence" / "robustness"
 LAB = ROOT / "evidence" / "lab" / "verdicts.json"
+LAB_LONG = ROOT / "evidence" / "lab_long"
 SPECTRA = ROOT / "evidence" / "spectra"
 FRONTIER = ROOT / "evidence" / "frontier.json"
 POLAR = ROOT / "evidence" / "polar"
@@ -367,6 +368,12 @@ def lab_table() -> str:
         f"{verdicts.count(v)} {v}" for v in sorted(set(verdicts), key=verdicts.count, reverse=True)
     )
     return f"{len(verdicts)} claims: {counts}.\n\n" + "\n".join(rows) + "\n"
+
+
+def lab_long_table() -> str:
+    """The claims about training after more steps, beside the lab's verdicts."""
+    text: str = from_benchmarks("lab_long").table(LAB_LONG / "king_james.json")
+    return text
 
 
 @cache
@@ -1030,11 +1037,16 @@ def gpu_state() -> str:
 
 
 @cache
-def scale_report() -> Any:
-    """The module that reads the grid of evidence, of benchmarks/."""
+def from_benchmarks(name: str) -> Any:
+    """A module of benchmarks/."""
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
-    return importlib.import_module("benchmarks.scale.report")
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def scale_report() -> Any:
+    """The module that reads the grid of evidence."""
+    return from_benchmarks("scale.report")
 
 
 def scale_section(part: str) -> str:
@@ -1101,6 +1113,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("robustness table", ROBUSTNESS, robustness_table),
         ("lab findings", LAB, lab_findings),
         ("lab table", LAB, lab_table),
+        ("lab long", LAB_LONG / "king_james.json", lab_long_table),
         *((f"claims of {note}", LAB, partial(notes_tables().__getitem__, note)) for note in notes_tables()),
         ("rooms table", PROJECT, rooms_table),
         ("contracts", PROJECT, contracts_list),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import plan_check
+from benchmarks import lab_long, plan_check
 from benchmarks.soak import judge
 from safetensors.torch import load_file
 
@@ -181,6 +181,31 @@ def test_sixteen_replicas_are_screened_from_a_plan(run, monkeypatch, tmp_path):
     assert all(3 < one["loss"] < 5.5 for one in (shared, parts, controlled))
     # All of them are in the record.
     assert run("screen_sixteen.py", "--plan", plan, "--out", record) == ""
+
+
+def test_the_labs_training_is_done_longer_and_told_beside_the_labs(run, tmp_path):
+    few = ("--recipes", "muon", "distro", "approach_d", "--seeds", 2, "--rates", 1, "--steps", 2)
+    folders = ("--runs", tmp_path / "runs", "--kept", tmp_path)
+    out = run("lab_long.py", "--quick", "--jobs", 1, *few, *folders)
+    assert "king_james distro lr=0.008 seed=1: " in out
+    kept = json.loads((tmp_path / "king_james.json").read_text())
+    assert len(kept["runs"]) == 6
+    # A claim that needs other recipes says nothing.
+    assert kept["claims"]["approach.A"]["verdict"] is None
+    of_d, in_the_lab = (
+        kept["claims"]["approach.D"],
+        json.loads((ROOT / "evidence" / "lab" / "verdicts.json").read_text())["approach.D"],
+    )
+    assert of_d["verdict_in_the_lab"] == in_the_lab["verdict"]
+    assert of_d["seeds"] == 2
+    losses = {(r["recipe"], r["seed"]): r["loss"] for r in kept["runs"]}
+    below = [losses["distro", seed] - losses["approach_d", seed] for seed in (0, 1)]
+    assert of_d["checks"][0]["mean"] == pytest.approx(sum(below) / 2)
+    assert [c["mean_in_the_lab"] for c in of_d["checks"]] == [c["mean"] for c in in_the_lab["checks"]]
+    assert run("lab_long.py", "--quick", "--report", *few, *folders) == out.splitlines()[-1] + "\n"
+    table = lab_long.table(tmp_path / "king_james.json")
+    assert "3 recipes, 2 steps, 1 or more rates, 2 seeds.\n" in table
+    assert f"| [approach.D](#approach-d) | {in_the_lab['verdict']} | **{of_d['verdict']}** |" in table
 
 
 def test_the_spectra_of_smollm2_have_a_command(run):

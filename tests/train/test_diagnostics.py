@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from dataclasses import asdict
 
 import pytest
@@ -218,3 +219,36 @@ def test_a_checkpoint_without_probes_is_read_and_probing_begins_there(tmp_path):
     assert trainer.step == 6
     trainer.run()
     assert [r["step"] for r in read_metrics(tmp_path) if "alignment" in r] == [8]
+
+
+def _warnings(name, spread):
+    """What two replicas are warned of whose gradients are, by ``spread``, of one direction or of opposite ones."""
+    transport = ProcessGroupTransport()
+    model = SmallNet()
+    optimizer = recipes.build(name, model, lr=0.01, transport=transport)
+    steps = 4 * (optimizer.local.interval if optimizer.local else 1)
+    diagnostics = Diagnostics(model, optimizer, transport, steps=steps, probes=4)
+    generator = torch.Generator().manual_seed(0)
+    common = {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
+    own = {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(1, steps + 1):
+            for n, p in model.named_parameters():
+                p.grad = common[n] + spread * (1 - 2 * transport.rank) * own[n]
+            diagnostics.observe(step)
+            optimizer.step()
+            diagnostics.measure()
+    return [str(w.message) for w in caught if "point apart" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("name", "spread", "warned"), [("local_muon", 4.0, 1), ("local_muon", 0.5, 0), ("muon", 4.0, 0)]
+)
+def test_replicas_whose_local_changes_oppose_each_other_are_told_of_once(name, spread, warned):
+    first, second = run_replicas(_warnings, 2, name, spread)
+    assert (len(first), second) == (warned, [])
+    for said in first:
+        assert said.startswith("step ")
+        assert "= 1.00 at 2 replicas" in said
+        assert "give all of them mixed data" in said

@@ -1,6 +1,8 @@
 """Measurements within a run that help to explain its loss; they never change what is trained."""
 
+import math
 import struct
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,9 @@ from muonwire.polar import polar
 from muonwire.train.metrics import finite_or_none
 from muonwire.transport import Transport
 
+# Replicas of equal data stay below √(R − 1), at which their changes have nothing in common; beyond this multiple of it they oppose
+# each other, and not by chance.
+APART = 1.05
 MEASURES = ("alignment", "effective_rank", "disagreement", "kept_over_sent")
 MOMENTUM = 0.95
 # Sums over this replica's share of the matrices and over its own tensors: cosines and their number, ranks and theirs, squares of
@@ -55,6 +60,8 @@ class Diagnostics:
     - ``kept_over_sent``: ‖what the feedback keeps‖ / ‖what was sent‖ of all tensors that pass a stage with feedback, of all
       replicas.
 
+    Changes of local steps whose disagreement is above 1.05 √(R − 1) point apart; the first replica warns of it once.
+
     What does not apply is None: without hidden matrices the first three, without feedback the last.
 
     Args:
@@ -83,6 +90,8 @@ class Diagnostics:
         self._step = self._last = 0
         self._probe: _Probe | None = None
         self._measured: list[dict[str, float | None]] = []
+        # One of the replicas tells for all.
+        self._told = transport.rank != 0
         if probes:
             optimizer.before_exchange = self._before
             optimizer.after_exchange = self._after
@@ -155,7 +164,23 @@ class Diagnostics:
             "kept_over_sent": _root(_ratio(sums[5], sums[6])),
         }
         self._measured.append(figures)
+        self._warn_of_unlike_data(figures["disagreement"])
         return figures
+
+    def _warn_of_unlike_data(self, disagreement: float | None) -> None:
+        """Once, where replicas' changes of local steps point apart: nothing that is exchanged later makes that good."""
+        replicas = self._transport.world_size
+        if self._told or replicas < 2 or not self._optimizer.local or disagreement is None:
+            return
+        alone = math.sqrt(replicas - 1)
+        if disagreement > APART * alone:
+            self._told = True
+            warnings.warn(
+                f"step {self._step}: the replicas' changes point apart (disagreement {disagreement:.2f}; those that have nothing "
+                f"in common have √(R − 1) = {alone:.2f} at {replicas} replicas), as where each has another language. Updates of "
+                "their own lose much there: give all of them mixed data, or exchange gradients (muon)",
+                stacklevel=3,
+            )
 
     def means(self) -> dict[str, float | None]:
         """Means over the probes so far, by measure; empty where there was none."""
