@@ -33,7 +33,9 @@ def test_the_table_names_every_recipe_and_fits_80_columns(capsys, monkeypatch):
     # The form of many replicas is there from eight on.
     assert "\n parts=4," in table
     # What this machine takes for each exchange does not decide which ones there are.
-    monkeypatch.setattr(machine, "cost_of", lambda *_, **__: ProcessorCost(per_entry_s=1e-9, per_tensor_s=1e-5))
+    monkeypatch.setattr(
+        machine, "cost_of", lambda *_, **__: ProcessorCost(per_entry_s=1e-9, per_tensor_s=1e-5)
+    )
     _, few, _ = call(capsys, *FULL, "--replicas", "7")
     assert "muloco" in few
     assert "parts=4" not in few
