@@ -171,7 +171,7 @@ def test_a_damaged_part_is_passed_over_for_the_step_before_that_all_have(undistu
 
 
 def test_a_finished_run_goes_on_to_where_an_undisturbed_one_ends(tmp_path):
-    for out, steps, resume in (("whole", 20, ()), ("longer", 10, ()), ("longer", 20, ("--resume",))):
+    for out, steps, resume in (("whole", 40, ()), ("longer", 20, ()), ("longer", 40, ("--resume",))):
         done = run(command(tmp_path / out, "--schedule", "constant", *resume, steps=steps))
         assert done.returncode == 0, done.stderr
     assert "the rate" not in done.stdout

@@ -101,11 +101,11 @@ SITES = ("--sites", "2")
 def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weights(tmp_path):
     recipe = RECIPES[1]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run_command(command(whole, *SITES, recipe=recipe, replicas=4, steps=24))
+    done = run_command(command(whole, *SITES, recipe=recipe, replicas=4))
     assert done.returncode == 0, done.stderr
     assert "2 sites of 2 replicas, their gradients averaged at every step" in done.stdout
     assert "bit per parameter and step between 2 sites and " in done.stdout
-    process = Command(command(cut, *SITES, recipe=recipe, replicas=4, steps=24))
+    process = Command(command(cut, *SITES, recipe=recipe, replicas=4))
     wait_for_step(cut, 13)
     os.kill(replicas_of(process)[3], signal.SIGKILL)
     _, stderr = process.communicate(timeout=120)
@@ -113,7 +113,7 @@ def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weigh
     assert "error: replica 3 of 4" in stderr
     assert "was ended by SIGKILL" in stderr
     assert checkpoint.latest(cut) is not None
-    done = run_command(command(cut, *SITES, "--resume", recipe=recipe, replicas=4, steps=24))
+    done = run_command(command(cut, *SITES, "--resume", recipe=recipe, replicas=4))
     assert done.returncode == 0, done.stderr
     results = [json.loads((out / "result.json").read_text()) for out in (whole, cut)]
     assert results[0]["weights_digest"] == results[1]["weights_digest"]
