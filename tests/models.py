@@ -38,6 +38,22 @@ VARIANTS = [
     ("one_bit_muon", {"interval": [(0, 3), (3, 4)], "fragments": 2, "delay": 1}),
     *(("dion", {"fraction": fraction}) for fraction in (1.0, 0.5, 0.25, 0.125)),
 ]
+# Recipes that take the same ways through exchanges and states as others do, in what is the same for every recipe.
+LIKE_OTHERS = (
+    "local_adamw",
+    "demo",
+    "muloco",
+    "sgd",
+    "normuon",
+    "approach_a",
+    "approach_c",
+    "approach_e",
+    "pre_polar",
+    "distro_weight_polar",
+    "sgd_weight_polar",
+    "signmuon",
+    "gda2",
+)
 
 
 class SmallNet(nn.Module):

@@ -371,7 +371,7 @@ def test_means_by_owners_are_measured(run, tmp_path):
         "--replicas",
         2,
         "--steps",
-        12,
+        2,
         "--seeds",
         0,
         "--runs",

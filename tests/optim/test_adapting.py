@@ -17,6 +17,7 @@ from muonwire.optim.adapting import INTERVALS
 from muonwire.transport import SingleReplica, check_replicas, site_transport
 from tests.lockstep import lockstep
 from tests.models import SmallNet, batch, loss, train
+from tests.slow import slow_unless
 
 STEPS = 60
 AUTO = {"interval": "auto", "share": 0.2, "intervals": (4, 32)}
@@ -155,8 +156,11 @@ def test_with_fragments_the_distances_change_at_the_beginning_of_an_interval():
     assert sends == wanted
 
 
-@pytest.mark.parametrize("options", STREAMS)
-@pytest.mark.parametrize("at", [20, 22])
+# At a synchronization of all fragments, and between two.
+@pytest.mark.parametrize(
+    ("at", "options"),
+    slow_unless(lambda index, *_: index % 2 == 0, [(at, options) for at in (20, 22) for options in STREAMS]),
+)
 def test_a_resumed_run_goes_on_with_the_interval_and_its_record_is_the_whole_runs(at, options):
     def replica(transport):
         model = SmallNet()

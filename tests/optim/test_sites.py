@@ -24,8 +24,9 @@ from muonwire.optim import ChainOptimizer, LocalSteps, agreement, local_steps
 from muonwire.polar import find_processor
 from muonwire.polar.processor import named_processor
 from muonwire.transport import check_replicas, run_threads, site_transport
-from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
+from tests.models import LIKE_OTHERS, RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
 from tests.replicas import run_replicas
+from tests.slow import slow_unless
 
 SITES, INSIDE, STEPS = 2, 2, 8
 SHARED = {"codec": "sign(scale=shared)", "vector_codec": "sign(scale=shared)"}
@@ -35,7 +36,12 @@ CASES = [
     ("local_muon", {"interval": 3, "fragments": 3}),
 ]
 every_recipe = pytest.mark.parametrize(
-    ("name", "options"), CASES, ids=[recipes.format_recipe(*case) for case in CASES]
+    ("name", "options"),
+    slow_unless(
+        lambda _, name, options: name not in LIKE_OTHERS and not ("fraction" in options and name == "dion"),
+        CASES,
+        ids=lambda *case: recipes.format_recipe(*case),
+    ),
 )
 
 

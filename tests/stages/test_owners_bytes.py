@@ -4,6 +4,8 @@ import pytest
 from benchmarks import owners
 from benchmarks.owners import traffic
 
+from tests.slow import slow_unless
+
 # Bits a parameter, each way: a bit on the way to the owners, and the entropy of a sum of R signs (3.05 at 16, 4.05 at 64), or a bit
 # again, on the way back; with frames, scales, tables and padding.
 MOST_BITS = {
@@ -14,7 +16,9 @@ MOST_BITS = {
 }
 
 
-@pytest.mark.parametrize(("means", "replicas"), MOST_BITS)
+@pytest.mark.parametrize(
+    ("means", "replicas"), slow_unless(lambda _, *case: case != ("recompressed", 64), MOST_BITS)
+)
 def test_a_synchronization_costs_about_the_same_however_many_replicas_there_are(means, replicas):
     # Sixteen keep within it even where the overheads of a small model's parts weigh more.
     (found,) = traffic(means, replicas, size="pico" if replicas == 16 else "nano")

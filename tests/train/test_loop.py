@@ -12,6 +12,8 @@ from muonwire.train import TrainConfig, Trainer, checkpoint
 from muonwire.train.metrics import METRICS, read_metrics
 from muonwire.train.schedule import lr_factor
 from muonwire.transport import SingleReplica
+from tests.models import LIKE_OTHERS
+from tests.slow import slow_unless
 
 TINY = TextSettings(model_size="pico", sequence=16, batch=2, evaluation_sequences=4)
 
@@ -33,7 +35,13 @@ def config(**options):
     return TrainConfig(**{**defaults, "tensorboard": False, **options})
 
 
-@pytest.mark.parametrize("recipe", [*recipes.RECIPES, "one_bit_muon(interval=4, fragments=2, delay=3)"])
+@pytest.mark.parametrize(
+    "recipe",
+    slow_unless(
+        lambda _, recipe: recipe not in LIKE_OTHERS,
+        [(recipe,) for recipe in (*recipes.RECIPES, "one_bit_muon(interval=4, fragments=2, delay=3)")],
+    ),
+)
 def test_a_run_that_was_cut_off_continues_with_bit_identical_losses(recipe, task, tmp_path):
     settings = config(recipe=recipe, steps=9, checkpoint_every=4)
     whole = Trainer(settings, task, SingleReplica(), tmp_path / "whole").run()

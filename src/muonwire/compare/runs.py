@@ -161,7 +161,7 @@ def pending(config: Comparison, *, peers: bool | None = None) -> list[Run]:
         config: the comparison.
         peers: of the peers only, or of the recipes only. Default: of both.
     """
-    find = find_result(config)
+    find = functools.cache(find_result(config))
     left: list[Run] = []
     for recipe in config.recipes:
         if peers is not None and peers != (recipe in config.peers):

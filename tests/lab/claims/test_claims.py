@@ -136,7 +136,7 @@ def test_the_page_fetches_nothing(page):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 390])
 def test_the_page_in_a_browser(page, width, tmp_path):
     probed = tmp_path / "probed.html"
     # The drawing library itself has a </body> inside a string.
