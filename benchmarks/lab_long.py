@@ -161,7 +161,7 @@ def report(config: Comparison, options: argparse.Namespace) -> dict[str, Any]:
             continue
         rows = rows_of(claim, folder, seeds=config.seeds, quick=options.quick)
         decision = claim.decide(rows)
-        of_short = {c["statement"]: c for c in short[claim.id]["checks"]}
+        of_short = {(c["statement"], c["setting"]): c for c in short[claim.id]["checks"]}
         claims[claim.id] = {
             "verdict": decision.verdict if rows else None,
             "verdict_in_the_lab": short[claim.id]["verdict"],
@@ -169,13 +169,14 @@ def report(config: Comparison, options: argparse.Namespace) -> dict[str, Any]:
             "answer": decision.answer if rows else "",
             "checks": [
                 {
-                    "statement": (name := one.check.name),
+                    "statement": one.check.name,
+                    "setting": one.check.setting,
                     "state": one.state,
                     "mean": None if one.interval is None else finite(one.interval.mean),
                     "low": None if one.interval is None else finite(one.interval.low),
                     "high": None if one.interval is None else finite(one.interval.high),
-                    "state_in_the_lab": of_short.get(name, {}).get("state"),
-                    "mean_in_the_lab": of_short.get(name, {}).get("mean"),
+                    "state_in_the_lab": of_short.get((one.check.name, one.check.setting), {}).get("state"),
+                    "mean_in_the_lab": of_short.get((one.check.name, one.check.setting), {}).get("mean"),
                 }
                 for one in decision.outcomes
                 if rows
@@ -212,7 +213,8 @@ def table(kept: Path) -> str:
     )
     for name, claim in measured.items():
         flips = [
-            f"{c['statement']}: {c['state_in_the_lab']} ({c['mean_in_the_lab']:.3g}), now {c['state']} ({c['mean']:.3g})"
+            f"{c['statement']} ({c['setting']}): {c['state_in_the_lab']} ({c['mean_in_the_lab']:.3g}), "
+            f"now {c['state']} ({c['mean']:.3g})"
             for c in claim["checks"]
             if c["mean"] is not None and c["state_in_the_lab"] not in (None, c["state"])
         ]
