@@ -26,6 +26,7 @@ from muonwire.optim.present import Present
 from muonwire.transport import SingleReplica, digest_all, run_threads
 from muonwire.transport.elastic import ElasticSettings, ElasticTransport
 from muonwire.transport.secret import Secret
+from tests.slow import slow_unless
 
 # Before torchft's core is loaded: it would write each quorum to standard error.
 os.environ.setdefault("RUST_LOG", "error")
@@ -276,7 +277,9 @@ def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse
     assert all(n == 3 for r in replicas for n in r.counted)
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
+@pytest.mark.parametrize(
+    "recipe", slow_unless(lambda index, recipe: recipe != LOCAL, [(LOCAL,), ("muon",), (FRAGMENTS,)])
+)
 def test_one_that_joins_takes_over_the_state_and_counts_from_its_second_synchronization(recipe, lighthouse):
     enough = threading.Event()
 
@@ -396,7 +399,9 @@ def test_a_state_that_was_altered_on_its_way_is_not_taken(lighthouse):
         transport.close()
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
+@pytest.mark.parametrize(
+    "recipe", slow_unless(lambda index, recipe: recipe != LOCAL, [(LOCAL,), ("muon",), (FRAGMENTS,)])
+)
 def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lighthouse):
     def go(replica, step):
         if replica.name == "b" and step == 8:
@@ -415,8 +420,13 @@ def test_one_that_leaves_is_left_out_of_the_next_synchronization(recipe, lightho
     assert [r.transport.rank for r in replicas if r is not left] == [0, 1]
 
 
-@pytest.mark.parametrize("operation", [1, 2, 3, 4])
-@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
+@pytest.mark.parametrize(
+    ("recipe", "operation"),
+    slow_unless(
+        lambda index, recipe, operation: (index + operation) % 3 == 0,
+        [(recipe, operation) for operation in (1, 2, 3, 4) for recipe in (LOCAL, "muon", FRAGMENTS)],
+    ),
+)
 def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(recipe, operation, lighthouse):
     """Whatever message it dies in: the others repeat the synchronization with those that are there."""
 
@@ -446,7 +456,9 @@ def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(rec
     assert [line["step"] for line in stayed[0].log] == list(range(13))
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
+@pytest.mark.parametrize(
+    "recipe", slow_unless(lambda index, recipe: recipe == FRAGMENTS, [(LOCAL,), ("muon",), (FRAGMENTS,)])
+)
 def test_one_that_fell_behind_brings_nothing_though_the_first_attempt_fails(recipe, lighthouse):
     """It has taken over the others' state when they must meet again: its own gradient was of other weights."""
     dropped = []
