@@ -45,9 +45,8 @@ class Cell:
     def tried(self) -> list[Run]:
         """The runs of the first seed, as far as they are known by now."""
         grid = [Run(self.recipe, lr, self.setting.seeds[0]) for lr in RATES]
-        return outwards(
-            grid, self._result, begin=usual_rate(self.recipe, replicas=self.setting.replicas), most=self._most
-        )
+        begin = usual_rate(self.recipe, sequences=self.setting.replicas * self.setting.batch)
+        return outwards(grid, self._result, begin=begin, most=self._most)
 
     @property
     def best(self) -> Run | None:

@@ -29,9 +29,9 @@ MAIN = (*DENSE, SUBJECT, TURNS, EVERY_STEP, "muloco")
 FOUR_BITS = "muloco(codec='codebook(bits=4)', vector_codec='codebook(bits=4)')"
 PEERS = ("muloco", FOUR_BITS, "sparseloco", "diloco", "demo", "signmuon")
 UNCOMPRESSED = "codec='float32', vector_codec='float32', feedback=False"
-# Where the search of a recipe's rate begins: its best rate in evidence/frontier.json and evidence/peers.json, at four replicas; the
-# next higher one from so many replicas on, since what they average has less noise.
-MANY = 8
+# Where the search of a recipe's rate begins: its best rate in evidence/frontier.json and evidence/peers.json, at four replicas of
+# eight sequences; the next higher one from so many sequences on, since what is averaged has less noise.
+MANY = 64
 USUAL = {
     "muon": 0.007,
     "muloco": 0.007,
@@ -118,6 +118,7 @@ def _replicas(k: int, *, batch: int) -> Setting:
     return Setting(x=k, replicas=k, batch=batch, recipes=(*MAIN, *PEERS[2:]))
 
 
+SIZES = ((123_200, "pico"), (459_392, "nano"), (2_705_856, "micro"), (10_245_440, "mini"))
 INTERVALS = (11, 1, 30, 5, 100, 2)
 # Steps and parts of turns, from a quarter of a bit to the 0.007 that Covenant-72B sends.
 TURNS_AT = ((1, 4), (3, 4), (3, 12), (12, 12), (2, 4), (9, 4))
@@ -174,14 +175,11 @@ PARTS = {
     ),
     "sizes": Part(
         title="Loss above dense Muon by size of the model, 8 replicas",
-        about="The two larger models have one seed and fewer recipes.",
+        about="A third of the usual length, one seed and fewer recipes: what two cores do of the largest model in hours.",
         x_title="parameters",
         log_x=True,
-        settings=(
-            Setting(x=123_200, replicas=8, size="pico", recipes=MAIN),
-            Setting(x=459_392, replicas=8, size="nano", recipes=MAIN),
-            Setting(x=2_705_856, replicas=8, size="micro", recipes=MAIN[:5], seeds=(0,)),
-            Setting(x=10_245_440, replicas=8, size="mini", recipes=MAIN[:5], seeds=(0,)),
+        settings=tuple(
+            Setting(x=x, replicas=8, size=size, steps=500, recipes=MAIN[:5], seeds=(0,)) for x, size in SIZES
         ),
     ),
     "peers": Part(
@@ -229,10 +227,10 @@ def made_of(recipe: str) -> str:
     return f"{groups}, {optimizer.local!r}"
 
 
-def usual_rate(recipe: str, *, replicas: int) -> int:
-    """Index among RATES at which the search begins."""
+def usual_rate(recipe: str, *, sequences: int) -> int:
+    """Index among RATES at which the search begins, where a step of all replicas takes so many sequences or images."""
     name = recipe.partition("(")[0]
-    return RATES.index(USUAL.get(name, USUAL_OF_OTHERS)) + (replicas >= MANY and name in USUAL)
+    return RATES.index(USUAL.get(name, USUAL_OF_OTHERS)) + (sequences >= MANY and name in USUAL)
 
 
 def smaller(
