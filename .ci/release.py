@@ -36,11 +36,9 @@ EXTRAS = PROJECT["project"]["optional-dependencies"]
 NOT_TRIED = {"dev"}
 VERSIONS = ("pinned", "oldest")
 ELASTIC_TESTS = ("optim/test_elastic", "transport/test_elastic", "transport/test_elastic_parts")
-# Without the one that shows mypy the source tree.
 CORE_TESTS = [
     *(f"tests/{room}" for room in ("codec", "optim", "polar", "recipes", "stages", "transport")),
-    "--ignore=tests/recipes/test_typed.py",
-    # Those that need torchft.
+    # Without those that need torchft.
     *(f"--ignore=tests/{name}.py" for name in ELASTIC_TESTS),
 ]
 TEST_TOOLS = ("accelerate", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")

@@ -53,6 +53,11 @@ def pytest_sessionstart(session):
         start_server()
 
 
+def pytest_ignore_collect(collection_path):
+    """What tests import has no examples to try, and would be imported by all workers, whether they have the test or not."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
+
+
 def pytest_collection_modifyitems(items):
     """Order the files; the tests of a file stay as they are."""
 

@@ -19,7 +19,7 @@ from muonwire.polar.halley import (
 )
 from muonwire.polar.quality import exact_factor, polar_error
 from muonwire.polar.schedules import JORDAN
-from tests.polar.polar_inputs import gaussian, spectra
+from tests.polar.polar_inputs import SPECTRA, gaussian, spectrum
 
 SHAPES = [(24, 24), (24, 60), (60, 24), (1, 5), (5, 1)]
 
@@ -49,9 +49,9 @@ def test_the_error_is_the_stated_one_and_below_it_more_is_grown_than_by_torch():
     assert JORDAN.apply(tiny) / tiny == pytest.approx(485, abs=1)
 
 
-@pytest.mark.parametrize("name", list(spectra()))
+@pytest.mark.parametrize("name", list(SPECTRA))
 def test_no_worse_than_torch_on_any_spectrum(name):
-    x = spectra()[name]
+    x = spectrum(name)
     exact = exact_factor(x)
     ours = polar_error(polar(x, method="halley"), x, exact=exact)
     assert ours <= polar_error(torch_muon(x), x, exact=exact)

@@ -9,7 +9,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 from muonwire.errors import UsageError
 from muonwire.polar import METHODS, PROCESSORS, adaptive, clear_buffers, explain, polar, polar_list
 from muonwire.polar.quality import polar_error
-from tests.polar.polar_inputs import gaussian, spectra
+from tests.polar.polar_inputs import SPECTRA, gaussian, spectrum
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 SHAPES = [
@@ -147,10 +147,10 @@ def test_bad_input_is_a_usage_error(call):
         call()
 
 
-@pytest.mark.parametrize("name", list(spectra()))
+@pytest.mark.parametrize("name", list(SPECTRA))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_auto_is_no_less_accurate_than_torch(name, dtype):
-    x = spectra()[name]
+    x = spectrum(name)
     row = PROCESSORS["amx" if dtype == torch.bfloat16 else "avx2"]
     assert polar_error(polar(x, dtype=dtype, processor=row), x) <= polar_error(reference(x), x)
 

@@ -9,17 +9,17 @@ from muonwire.polar import adaptive, polar
 from muonwire.polar.device import device_polar
 from muonwire.polar.quality import polar_error
 from muonwire.polar.spectrum import measure_spectrum, probe
-from tests.polar.polar_inputs import gaussian, spectra, with_values
+from tests.polar.polar_inputs import SPECTRA, gaussian, spectrum, with_values
 
 # Relative difference between what a report expects and what a float64 SVD finds: the floor is an estimate.
 SLACK = 2.5
-DELIVERED = [n for n in spectra() if n not in ("rank one", "half rank", "1/k²")]
+DELIVERED = [n for n in SPECTRA if n not in ("rank one", "half rank", "1/k²")]
 
 
 @pytest.mark.parametrize("error", [0.1, 0.02, 1e-3])
 @pytest.mark.parametrize("name", DELIVERED)
 def test_delivers_the_requested_error(name, error):
-    x = spectra()[name]
+    x = spectrum(name)
     q, (report,) = adaptive(x, error=error)
     assert report.reached
     assert polar_error(q, x) <= error
@@ -27,13 +27,13 @@ def test_delivers_the_requested_error(name, error):
 
 
 # float16 products are slow on CPU; two inputs stand for the rest.
-CLAIMS = [(n, e, d) for n in spectra() for e in (0.1, 0.02, 1e-3) for d in (torch.bfloat16, torch.float32)]
+CLAIMS = [(n, e, d) for n in SPECTRA for e in (0.1, 0.02, 1e-3) for d in (torch.bfloat16, torch.float32)]
 CLAIMS += [("1/k", 0.02, torch.float16), ("half rank", 0.02, torch.float16)]
 
 
 @pytest.mark.parametrize(("name", "error", "dtype"), CLAIMS)
 def test_never_claims_what_it_does_not_deliver(name, error, dtype):
-    x = spectra()[name]
+    x = spectrum(name)
     q, (report,) = adaptive(x, error=error, dtype=dtype)
     assert torch.isfinite(q).all()
     found = polar_error(q, x)
@@ -45,15 +45,15 @@ def test_never_claims_what_it_does_not_deliver(name, error, dtype):
 
 
 def test_rank_deficient_is_said():
-    x = spectra()["half rank"]
+    x = spectrum("half rank")
     _, (report,) = adaptive(x, error=1e-3)
     assert not report.reached
     assert report.unresolved == pytest.approx(0.5, abs=0.1)
 
 
-@pytest.mark.parametrize("name", list(spectra()))
+@pytest.mark.parametrize("name", list(SPECTRA))
 def test_spectrum_is_measured(name):
-    x = spectra()[name]
+    x = spectrum(name)
     values = torch.linalg.svdvals(x.double())
     found = measure_spectrum(x @ x.mT if x.shape[0] <= x.shape[1] else x.mT @ x)
     assert 0.995 <= found.upper / float(values[0]) <= 1.05
@@ -86,9 +86,9 @@ def test_device_path_reads_nothing_back(shape):
         device_polar(x, dtype=torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", [n for n in spectra() if n not in ("rank one", "1/k²", "half rank")])
+@pytest.mark.parametrize("name", [n for n in SPECTRA if n not in ("rank one", "1/k²", "half rank")])
 def test_device_path_is_as_accurate(name):
-    x = spectra()[name]
+    x = spectrum(name)
     assert polar_error(device_polar(x, dtype=torch.float32), x) < 0.2
     assert polar_error(device_polar(x, dtype=torch.bfloat16), x) < 0.3
 

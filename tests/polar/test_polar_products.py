@@ -7,7 +7,7 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 from muonwire.polar import count_products, explain, polar, processor, schedules
 from muonwire.polar.gram import gram_iteration, symmetric_flops, symmetric_gram, uses_blocks
 from muonwire.polar.products import gram_flops, plain_flops
-from tests.polar.polar_inputs import gaussian, spectra
+from tests.polar.polar_inputs import SPECTRA, gaussian, spectrum
 
 SHAPES = [(64, 64), (64, 256), (256, 64), (48, 100)]
 # FLOPs of torch.optim.Muon over ours on Gaussian input; wall-clock follows where products dominate.
@@ -64,10 +64,10 @@ def test_count_of_torch_is_the_formula():
         assert count.flops == plain_flops(schedules.JORDAN, *shape)
 
 
-@pytest.mark.parametrize("name", list(spectra()))
+@pytest.mark.parametrize("name", list(SPECTRA))
 def test_auto_takes_what_its_report_says_and_no_more_than_torch(name, monkeypatch):
     monkeypatch.setattr(processor, "_override", [processor.AMX])
-    x = spectra()[name]
+    x = spectrum(name)
     report = explain(x, dtype=torch.bfloat16).report
     with count_products() as count:
         polar(x, dtype=torch.bfloat16)

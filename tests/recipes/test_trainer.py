@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
 from muonwire import recipes
-from tests.integrations.tiny import Tokens, llama
 
 
 def run(name, options, out, resume=None):
+    from transformers import Trainer, TrainingArguments, get_cosine_schedule_with_warmup
+
+    from tests.integrations.tiny import Tokens, llama
+
     model = llama()
     optimizer = recipes.build(name, model, lr=0.01, **options)
     trainer = Trainer(

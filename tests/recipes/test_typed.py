@@ -1,4 +1,4 @@
-"""Recipes as functions: their signatures, their docstrings, what is refused at run time, and what mypy refuses."""
+"""Recipes as functions: their signatures, their docstrings, and what is refused at run time."""
 
 import inspect
 from dataclasses import MISSING, dataclass, fields
@@ -15,7 +15,6 @@ from muonwire.recipes.describe import UNDESCRIBED, default_of, meanings
 from muonwire.stages import Mean, Sign, chain
 from muonwire.transport import SingleReplica
 from tests.models import RECIPE_OPTIONS, SmallNet, train, weights
-from tests.type_check import type_check
 
 NAMES = list(recipes.RECIPES)
 
@@ -217,54 +216,6 @@ def test_it_trains_as_by_name():
     train(first, recipes.muon(first, lr=0.01, transport=SingleReplica(), momentum=0.9), 3)
     train(second, recipes.build("muon", second, lr=0.01, momentum=0.9), 3)
     assert all(torch.equal(w, weights(second)[n]) for n, w in weights(first).items())
-
-
-RIGHT = """
-from torch import nn
-
-from muonwire import recipes, stages
-from muonwire.optim import ChainOptimizer
-from muonwire.transport import SingleReplica
-
-model = nn.Linear(2, 2)
-optimizer: ChainOptimizer = recipes.one_bit_muon(model, lr=0.014, transport=SingleReplica(), interval=11)
-optimizer = recipes.local_muon(model, lr=1, density=0.1, polar=["a"], exclude_buffers=("b",), schedule=None)
-optimizer = recipes.adamw(model, lr=0.01, beta1=0.8)
-clip: stages.Stage = stages.plain(lambda update: update.clamp(-1, 1), name="clip")
-pull: stages.Stage = stages.plain(lambda update, param: update + param, name="pull")
-"""
-WRONG = {
-    'recipes.muon(model, lr=0.1, start="brodcast")': "incompatible type \"Literal['brodcast']\"",
-    "recipes.muon(model)": 'Missing named argument "lr"',
-    "recipes.muon(lr=0.1)": "Too few arguments",
-    "recipes.muon(model, 0.1)": "Too many positional arguments",
-    "recipes.muon(model, lr=0.1, betas=(0.9, 0.99))": 'Unexpected keyword argument "betas"',
-    'recipes.muon(model, lr="much")': 'Argument "lr" to "muon" has incompatible type "str"; expected "float"',
-    "recipes.muon(model, lr=0.1, transport=1)": 'expected "Transport | None"',
-    "recipes.muon([model], lr=0.1)": "expected Module",
-    "recipes.one_bit_muon(model, lr=0.1, interval=2.5)": 'expected "int | str |',
-    "recipes.one_bit_muon(model, lr=0.1, density=0.1)": 'Unexpected keyword argument "density"',
-    "recipes.adamw(model, lr=0.1).rate": 'has no attribute "rate"',
-}
-
-
-def test_mypy_knows_the_options(tmp_path):
-    file = tmp_path / "calls.py"
-    lines = [*RIGHT.splitlines(), *WRONG]
-    file.write_text("\n".join(lines) + "\n")
-    errors = [line for line in type_check(file) if ": error: " in line]
-    said = {int(line.split(":")[1]): line for line in errors}
-    first = len(RIGHT.splitlines()) + 1
-    assert set(said) == set(range(first, first + len(WRONG))), errors
-    for line, (call, says) in zip(range(first, first + len(WRONG)), WRONG.items(), strict=True):
-        assert says in said[line], call
-
-
-def test_mypy_knows_every_recipe(tmp_path):
-    file = tmp_path / "names.py"
-    calls = [f"recipes.{name}(nn.Linear(2, 2), lr=0.1).synchronize" for name in NAMES]
-    file.write_text("\n".join(["from torch import nn", "from muonwire import recipes", *calls]) + "\n")
-    assert type_check(file) == []
 
 
 @dataclass(frozen=True, kw_only=True)
