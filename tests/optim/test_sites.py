@@ -24,7 +24,7 @@ from muonwire.optim import ChainOptimizer, LocalSteps, agreement, local_steps
 from muonwire.polar import find_processor
 from muonwire.polar.processor import named_processor
 from muonwire.transport import check_replicas, run_threads, site_transport
-from tests.models import LIKE_OTHERS, RECIPE_OPTIONS, VARIANTS, SmallNet, batch, loss, train, weights
+from tests.models import RECIPE_OPTIONS, VARIANTS, SmallNet, batch, goes_its_own_way, loss, train, weights
 from tests.replicas import run_replicas
 from tests.slow import slow_unless
 
@@ -37,11 +37,7 @@ CASES = [
 ]
 every_recipe = pytest.mark.parametrize(
     ("name", "options"),
-    slow_unless(
-        lambda _, name, options: name not in LIKE_OTHERS and not ("fraction" in options and name == "dion"),
-        CASES,
-        ids=lambda *case: recipes.format_recipe(*case),
-    ),
+    slow_unless(goes_its_own_way, CASES, ids=lambda *case: recipes.format_recipe(*case)),
 )
 
 

@@ -61,7 +61,7 @@ def together(world_size):
 
 
 @pytest.mark.parametrize("case", IDS)
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_replicas_hold_bit_identical_weights_and_learn(case, world_size):
     results = together(world_size)[case]
     assert len(results) == world_size
