@@ -26,6 +26,7 @@ BIBLE = "the King James text"
 GRID = ROOT / "evidence" / "scale"
 PYTHON = "the sources of Python's standard library"
 TASKS_OF_GRID = {"kjv": BIBLE, "python": PYTHON, "dictionary": "a dictionary"}
+BATCH = 8
 NAMES_OF_GRID = {"one_bit_muon(interval=11)": "one_bit_muon"}
 # By file: the text that was learnt, and the file whose dense Muon did the same work, if it is another one.
 SOURCES: dict[str, tuple[str, str | None]] = {
@@ -84,7 +85,8 @@ def grid_rows(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*.parquet")):
         for index, run in enumerate(pl.read_parquet(path).to_dicts()):
             recipe = NAMES_OF_GRID.get(run["recipe"], run["recipe"])
-            if run["data"] in TASKS_OF_GRID and run["loss"] is not None:
+            # A row does not tell the batch, so that all have the usual one.
+            if run["data"] in TASKS_OF_GRID and run["batch"] == BATCH and run["loss"] is not None:
                 # Parts share runs; the first file that has one is named.
                 run |= {"recipe": recipe, "file": str(path.relative_to(ROOT)), "index": index}
                 cells.setdefault((run["setting"], recipe), {}).setdefault(run["config"], run)

@@ -14,7 +14,7 @@ from benchmarks.scale.texts import DATA
 from muonwire.recipes import parse_recipe
 
 # What the law is told at: the middle of what is measured.
-REPLICAS, SIZE, TEXT, STEPS = 8, 123_200, "kjv", 1500
+REPLICAS, BATCH, SIZE, TEXT, STEPS = 8, 8, 123_200, "kjv", 1500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,14 @@ class Point:
 
     Args:
         form: "all" send all, or in "turns".
-        replicas, size, data, steps: of the setting.
+        replicas, batch, size, data, steps: of the setting.
         period: steps from one sending of an entry to the next, by one replica: H times the parts.
         over: percent above dense Muon, over the seeds.
     """
 
     form: str
     replicas: int
+    batch: int
     size: int
     data: str
     steps: int
@@ -95,6 +96,7 @@ def _point(line: Line) -> Point | None:
     return Point(
         form="turns" if "parts" in options else "all",
         replicas=first["replicas"],
+        batch=first["batch"],
         size=first["num_parameters"],
         data=first["data"],
         steps=first["planned_steps"],
@@ -114,6 +116,7 @@ def columns(points: Sequence[Point]) -> dict[str, list[float]]:
         ],
         "half the bits, all": [math.log2(p.period / 11) * (p.form == "all") for p in points],
         "half the bits, turns": [math.log2(p.period / 12) * (p.form == "turns") for p in points],
+        "twice the batch of a replica": [math.log2(p.batch / BATCH) for p in points],
         "four times the parameters": [math.log2(p.size / SIZE) / 2 for p in points],
         "four times the steps": [math.log2(p.steps / STEPS) / 2 for p in points],
         **{
@@ -155,5 +158,5 @@ def section(evidence: Path) -> str:
         text += f"| {term.name} | {term.percent:+.2f} | {term.error:.2f} |\n"
     free = len(law.points) - len(law.terms)
     left = f"what is left has a root mean square of {law.residual:.2f} %"
-    middle = f"{REPLICAS} replicas, {SIZE:,} parameters, {STEPS} steps, on the {DATA[TEXT].label} text"
+    middle = f"{REPLICAS} replicas of {BATCH} sequences, {SIZE:,} parameters, {STEPS} steps, on the {DATA[TEXT].label} text"
     return f"{text}\n{len(law.points)} settings, {free} more than terms; {left}. The gap of a form is that at {middle}.\n"
