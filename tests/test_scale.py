@@ -182,6 +182,7 @@ def test_the_law_finds_what_the_settings_were_made_of(tmp_path):
     ):
         work = {
             "replicas": int(x.rstrip("pb")),
+            "batch": 8,
             "num_parameters": 123_200,
             "data": data,
             "planned_steps": 1500,
