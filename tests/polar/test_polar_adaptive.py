@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from muonwire.polar import adaptive, polar
 from muonwire.polar.device import device_polar
 from muonwire.polar.quality import polar_error
-from muonwire.polar.spectrum import measure_spectrum, probe
+from muonwire.polar.spectrum import _lanczos, measure_spectrum, probes
 from tests.polar.polar_inputs import SPECTRA, gaussian, spectrum, with_values
 
 # Relative difference between what a report expects and what a float64 SVD finds: the floor is an estimate.
@@ -116,11 +116,45 @@ def test_polar_adaptive_is_adaptive():
     assert torch.equal(polar(x, method="adaptive"), adaptive(x)[0])
 
 
+def hidden(values, n, *, blind, rest=1e-4):
+    """A matrix whose leading left singular vector is nearly orthogonal to the first ``blind`` starts of Lanczos."""
+    r = len(values)
+    starts = probes(r, torch.device("cpu"))[:blind].double()
+    free = gaussian(r, 1, 3).double()
+    free -= starts.mT @ torch.linalg.lstsq(starts.mT, free).solution
+    leading = free / free.norm() + rest * starts.mT.sum(dim=1, keepdim=True)
+    left = torch.linalg.qr(torch.cat([leading, gaussian(r, r - 1, 4).double()], dim=1))[0]
+    right = torch.linalg.qr(gaussian(n, r, 5).double())[0]
+    return ((left * torch.as_tensor(values)) @ right.mT).float()
+
+
+# As in the momentum of a layer of 192 × 512 in which it was found: the second value is 6 % below the first.
+HIDDEN = np.r_[1.0, np.linspace(0.94, 0.04, 191)]
+
+
+@pytest.mark.parametrize("blind", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_direction_that_starts_have_next_to_nothing_of_does_not_grow_without_bound(blind, dtype):
+    x = hidden(HIDDEN, 512, blind=blind)
+    # Lanczos from the first start alone converges to the second value.
+    only = _lanczos(x @ x.mT, probes(192, x.device)[:1], negligible=1e-6)[0]
+    assert only.above < 0.95
+    assert polar_error(polar(x, dtype=dtype), x) < 0.35
+    q, (report,) = adaptive(x, error=0.05, dtype=dtype)
+    # What none has seen may be off; the bound is of the result.
+    assert polar_error(q, x) <= max(0.05, report.bound)
+    assert math.isfinite(report.bound)
+    if blind < 4:
+        assert measure_spectrum(x @ x.mT).upper > 0.999
+        assert report.reached
+        assert polar_error(device_polar(x, dtype=dtype), x) < 0.2
+
+
 @pytest.mark.parametrize("shape", [(4, 4), (300, 300), (400, 300)])
 def test_a_direction_that_the_random_start_cannot_see_is_found(shape):
     """As many of these random signs are negative as positive: they are orthogonal to the one direction of a constant matrix."""
     x = torch.ones(shape)
-    assert abs(float(probe(min(shape), x.device).sum())) < 1e-6
+    assert abs(float(probes(min(shape), x.device)[0].sum())) < 1e-6
     gram = x.mT @ x if shape[0] > shape[1] else x @ x.mT
     assert measure_spectrum(gram).upper == pytest.approx(math.prod(shape) ** 0.5, rel=1e-3)
     assert polar_error(adaptive(x, error=0.1)[0], x) <= 0.1

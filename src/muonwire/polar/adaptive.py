@@ -1,7 +1,8 @@
 """Adaptive polar factors: measure the spectrum, then run the schedule of fewest products for it."""
 
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -40,6 +41,9 @@ MAX_GROWTHS = 4
 # An iterate with no value under this has none that could be noise.
 CLEAR_VALUE = 0.4
 MAX_ATTEMPTS = 4
+# Root mean square of the singular values that an iteration may leave. No schedule makes more than 2 of a value up to ``upper``; of
+# one above it each step makes a power.
+LARGEST_VALUE = 2.0
 # The growing iterations keep the order of the singular values up to here.
 GROWTH_MONOTONE = 0.06
 
@@ -104,16 +108,30 @@ class _Work:
         at = np.linspace(0.0, min(self.noise / plan.scale, 1.0), 33)
         return float(np.abs(plan.schedule.apply(at)).max())
 
-    def run(self, plan: Plan) -> None:
+    def run(self, plan: Plan, choose: Callable[[Spectrum], Plan]) -> Plan:
         shape = (self.y.shape[0], self.y.shape[1])
-        self.y = gram_iteration(
-            self.y, schedule=plan.schedule, restarts=plan.restarts, scale=plan.scale, gram=self.gram
-        )
+        y = self._iterated(plan)
+        # Not at most, so that NaN is too large.
+        if not float(torch.linalg.vector_norm(y)) <= LARGEST_VALUE * min(shape) ** 0.5:
+            # A singular value above ``upper``, which no probe has seen. None is above ‖R‖_F^½.
+            self.flops += plan.flops
+            self.gram = kept_gram(self.y)
+            above = float(torch.linalg.vector_norm(self.gram.float())) ** 0.5
+            self.spectrum = replace(self.spectrum, upper=above)
+            plan = choose(self.spectrum)
+            y = self._iterated(plan)
+        self.y = y
         self.plans.append(plan)
         self.flops += plan.flops
         grown = self.grown_noise(plan)
         stored = rounding_noise(frobenius=min(shape) ** 0.5, shape=shape, roundoff=roundoff(self.y.dtype))
         self.noise = float(np.hypot(grown, stored))
+        return plan
+
+    def _iterated(self, plan: Plan) -> Tensor:
+        return gram_iteration(
+            self.y, schedule=plan.schedule, restarts=plan.restarts, scale=plan.scale, gram=self.gram
+        )
 
     def measure(self) -> None:
         self.gram = kept_gram(self.y)
@@ -169,8 +187,8 @@ def adapt(y: Tensor, gram: Tensor, *, error: float | None) -> tuple[Tensor, Repo
     expected, bound, covered, unresolved = 1.0, 1.0, 1.0, 0.0
     for attempt in range(1 if error is None else MAX_ATTEMPTS):
         clear = work.spectrum.smallest >= CLEAR_VALUE * work.spectrum.upper
-        plan = choose_plan(
-            work.spectrum,
+        choose = partial(
+            choose_plan,
             shape=shape,
             error=requested if error is None else CHOICE_MARGIN * error / (1 + attempt),
             roundoff=unit,
@@ -178,6 +196,7 @@ def adapt(y: Tensor, gram: Tensor, *, error: float | None) -> tuple[Tensor, Repo
             blocks=work.blocks,
             max_flops=limit - work.flops if error is None else None,
         )
+        plan = choose(work.spectrum)
         if most is not None and (hard or plan.flops > most or plan.expected_error > requested):
             work.y = halley(work.y, gram=work.gram, upper=first.upper)
             work.flops = halley_flops(*shape, blocks=work.blocks)
@@ -187,7 +206,7 @@ def adapt(y: Tensor, gram: Tensor, *, error: float | None) -> tuple[Tensor, Repo
         if attempt and not clear and work.grown_noise(plan) > NOISE_LIMIT:
             break
         before = work.y
-        work.run(plan)
+        plan = work.run(plan, choose)
         if error is None:
             expected, bound, covered = plan.expected_error, plan.worst_error, plan.covered
             break
@@ -255,20 +274,23 @@ def _grow(work: _Work, shape: tuple[int, int], *, threshold: float, error: float
     for _ in range(1 if error is None else MAX_GROWTHS):
         if not _is_hard(work, threshold):
             return
-        spread = min((s for s in SPREADS if s >= work.spectrum.spread / work.spectrum.upper**2), default=1.0)
-        restarts = (1,) if plain_is_cheaper(shape) else growth_restarts(roundoff(work.y.dtype), spread)
-        work.run(
-            Plan(
-                schedule=GROWTH,
-                restarts=restarts,
-                scale=work.spectrum.upper,
-                flops=gram_flops(GROWTH, *shape, restarts=restarts, blocks=work.blocks),
-                expected_error=1.0,
-                worst_error=1.0,
-                covered=1.0,
-            )
-        )
+        choose = partial(_growth, shape=shape, unit=roundoff(work.y.dtype), blocks=work.blocks)
+        work.run(choose(work.spectrum), choose)
         work.measure()
+
+
+def _growth(spectrum: Spectrum, *, shape: tuple[int, int], unit: float, blocks: bool) -> Plan:
+    spread = min((s for s in SPREADS if s >= spectrum.spread / spectrum.upper**2), default=1.0)
+    restarts = (1,) if plain_is_cheaper(shape) else growth_restarts(unit, spread)
+    return Plan(
+        schedule=GROWTH,
+        restarts=restarts,
+        scale=spectrum.upper,
+        flops=gram_flops(GROWTH, *shape, restarts=restarts, blocks=blocks),
+        expected_error=1.0,
+        worst_error=1.0,
+        covered=1.0,
+    )
 
 
 @lru_cache(maxsize=64)

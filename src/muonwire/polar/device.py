@@ -9,7 +9,7 @@ from torch import Tensor
 
 from muonwire.polar.restarts import derive_restarts
 from muonwire.polar.schedules import mixed
-from muonwire.polar.spectrum import probe
+from muonwire.polar.spectrum import NUM_PROBES, probes
 
 NUM_STEPS = 5
 NUM_LANCZOS = 8
@@ -47,21 +47,22 @@ def extremes(gram: Tensor) -> tuple[Tensor, Tensor]:
     """
     batch, r, _ = gram.shape
     steps = min(NUM_LANCZOS, r)
-    basis = [probe(r, gram.device).expand(batch, r).unsqueeze(-1)]
-    small = torch.zeros(batch, steps, steps, device=gram.device)
+    # Of each vector by itself: (batch, NUM_PROBES, steps, r).
+    basis = [probes(r, gram.device).expand(batch, NUM_PROBES, r)]
+    small = torch.zeros(batch, NUM_PROBES, steps, steps, device=gram.device)
     # A vector in an invariant subspace ends Lanczos early; what is left of T then repeats its first entry.
-    alive = torch.ones(batch, dtype=torch.bool, device=gram.device)
+    alive = torch.ones(batch, NUM_PROBES, dtype=torch.bool, device=gram.device)
     for j in range(steps):
-        w = gram @ basis[j]
-        known = torch.cat(basis, dim=-1)
-        overlaps = known.mT @ w
-        w = w - known @ overlaps
-        small[:, j, j] = torch.where(alive, overlaps[:, j, 0], small[:, 0, 0])
-        length = torch.linalg.vector_norm(w, dim=(-2, -1))
-        alive = alive & (length > 1e-5 * small[:, 0, 0].abs())
+        w = (basis[j] @ gram.mT).unsqueeze(-1)
+        known = torch.stack(basis, dim=-2)
+        overlaps = known @ w
+        w = (w - known.mT @ overlaps).squeeze(-1)
+        small[..., j, j] = torch.where(alive, overlaps[..., j, 0], small[..., 0, 0])
+        length = torch.linalg.vector_norm(w, dim=-1)
+        alive = alive & (length > 1e-5 * small[..., 0, 0].abs())
         if j + 1 < steps:
-            small[:, j, j + 1] = small[:, j + 1, j] = torch.where(alive, length, 0.0)
-            basis.append(w / length.clamp(min=1e-30)[:, None, None])
+            small[..., j, j + 1] = small[..., j + 1, j] = torch.where(alive, length, 0.0)
+            basis.append(w / length.clamp(min=1e-30).unsqueeze(-1))
     size = torch.linalg.vector_norm(small, dim=(-2, -1), keepdim=True).clamp(min=1e-30)
     top = (small / size).matrix_power(32)
     largest = size * torch.linalg.vector_norm(top, dim=(-2, -1), keepdim=True) ** (1 / 32)
@@ -71,7 +72,9 @@ def extremes(gram: Tensor) -> tuple[Tensor, Tensor]:
     bottom = torch.linalg.vector_norm(
         (inverse / inverse_size).matrix_power(8), dim=(-2, -1), keepdim=True
     ) ** (1 / 8)
-    return largest * UPPER_MARGIN, size / (inverse_size * bottom.clamp(min=1e-30))
+    smallest = size / (inverse_size * bottom.clamp(min=1e-30))
+    # What one vector has missed another has seen.
+    return largest.amax(dim=1) * UPPER_MARGIN, smallest[:, 0]
 
 
 def device_polar(x: Tensor, *, dtype: torch.dtype) -> Tensor:
