@@ -86,9 +86,10 @@ def test_savings_on_gaussian_input(shape):
     assert plain_flops(schedules.JORDAN, *shape) / count.flops >= SAVINGS[shape]
 
 
-def test_products_of_a_batch_and_of_a_vector():
+def test_products_of_a_batch_and_of_vectors():
     with count_products() as count:
         torch.ones(3, 2, 4) @ torch.ones(3, 4, 5)
         torch.mv(torch.ones(6, 7), torch.ones(7))
-    assert [p.flops for p in count.products] == [240, 84]
-    assert (count.flops, count.matrix_flops, len(count)) == (324, 240, 1)
+        torch.ones(4, 6) @ torch.ones(6, 6)
+    assert [p.flops for p in count.products] == [240, 84, 288]
+    assert (count.flops, count.matrix_flops, len(count)) == (612, 240, 1)

@@ -112,7 +112,7 @@ class _Work:
         shape = (self.y.shape[0], self.y.shape[1])
         y = self._iterated(plan)
         # Not at most, so that NaN is too large.
-        if not float(torch.linalg.vector_norm(y)) <= LARGEST_VALUE * min(shape) ** 0.5:
+        if not float(torch.linalg.vector_norm(y, dtype=torch.float32)) <= LARGEST_VALUE * min(shape) ** 0.5:
             # A singular value above ``upper``, which no probe has seen. None is above ‖R‖_F^½.
             self.flops += plan.flops
             self.gram = kept_gram(self.y)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from muonwire.polar.gram import symmetric_flops
 from muonwire.polar.schedules import Schedule
+from muonwire.polar.spectrum import NUM_PROBES
 
 # Position of the left factor among the arguments of each operation that multiplies matrices.
 _LEFT_FACTOR = dict.fromkeys(("mm", "bmm", "mv", "dot"), 0) | dict.fromkeys(
@@ -39,6 +40,11 @@ class Product:
         """Multiplications plus additions."""
         return 2 * self.batch * self.m * self.k * self.n
 
+    @property
+    def is_of_vectors(self) -> bool:
+        """Whether it is of one vector, or of the few that the spectrum's estimate starts from with a square matrix."""
+        return min(self.m, self.n) == 1 or (self.m <= NUM_PROBES and self.k == self.n > NUM_PROBES)
+
 
 @dataclass(kw_only=True)
 class ProductCount:
@@ -54,11 +60,11 @@ class ProductCount:
 
     @property
     def matrix_flops(self) -> int:
-        """The same without products with a vector (the spectrum's estimate)."""
-        return sum(p.flops for p in self.products if min(p.m, p.n) > 1) + self.factor_flops
+        """The same without products of vectors (the spectrum's estimate)."""
+        return sum(p.flops for p in self.products if not p.is_of_vectors) + self.factor_flops
 
     def __len__(self) -> int:
-        return sum(min(p.m, p.n) > 1 for p in self.products)
+        return sum(not p.is_of_vectors for p in self.products)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

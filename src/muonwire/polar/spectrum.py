@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,8 +80,7 @@ def probes(size: int, device: torch.device) -> Tensor:
     return units.to(device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ritz:
+class _Ritz(NamedTuple):
     # Of one start: ascending Ritz values, the eigenvectors of the tridiagonal matrix, and each Ritz vector's residual.
     values: Values
     vectors: Values
@@ -92,38 +92,55 @@ class _Ritz:
         return float(self.values[-1] + UPPER_FRACTION * self.residuals[-1])
 
 
-def _lanczos(matrix: Tensor, starts: Tensor, *, negligible: float) -> list[_Ritz]:
-    """Lanczos with full orthogonalization, for each start by itself: at most NUM_STEPS products with all of them.
+def _ritz(diagonal: Values, beside: Values, *, negligible: float) -> _Ritz:
+    """Of the tridiagonal matrix of one start, up to where its steps ended."""
+    ended = np.flatnonzero(beside <= negligible)
+    steps = int(ended[0]) + 1 if len(ended) else len(diagonal)
+    values, vectors = np.linalg.eigh(_tridiagonal(diagonal[:steps], beside[:steps]))
+    return _Ritz(values, vectors, beside[steps - 1] * np.abs(vectors[-1]))
+
+
+def _tridiagonal(diagonal: Values, beside: Values) -> Values:
+    made = np.diag(diagonal)
+    at = np.arange(len(diagonal) - 1)
+    made[at, at + 1] = made[at + 1, at] = beside[:-1]
+    return made
+
+
+def _lanczos(matrix: Tensor, starts: Tensor, *, negligible: float) -> tuple[Values, Values]:
+    """Lanczos for each start by itself: at most NUM_STEPS products with all of them.
+
+    The first one's vectors are kept orthogonal to all before them, so that its weights are right. The others', of which only the
+    largest value is wanted, follow the recurrence of three terms alone.
 
     Args:
         matrix: (r, r) float32, symmetric.
         starts: (p, r), of unit length.
         negligible: a residual of this length ends a start's steps.
+
+    Returns:
+        (p, steps) each: the diagonals of the tridiagonal matrices, and what lies beside them, with the last residual behind.
     """
     count, r = starts.shape
     steps = min(NUM_STEPS, r)
-    basis = torch.zeros(count, steps + 1, r, device=matrix.device)
-    basis[:, 0] = starts
-    diagonal = torch.zeros(steps, count, device=matrix.device)
-    beside = torch.zeros(steps, count, device=matrix.device)
+    first = torch.empty(steps, r, device=matrix.device)
+    diagonal = torch.empty(steps, count, device=matrix.device)
+    beside = torch.empty(steps, count, device=matrix.device)
+    newest, before = starts.contiguous(), None
     for j in range(steps):
-        known = basis[:, : j + 1]
-        w = (basis[:, j] @ matrix.mT).unsqueeze(-1)
-        overlaps = known @ w
-        w = torch.baddbmm(w, known.mT, overlaps, alpha=-1).squeeze(-1)
-        diagonal[j] = overlaps[:, j, 0]
+        first[j] = newest[0]
+        w = newest @ matrix
+        diagonal[j] = torch.linalg.vecdot(w, newest)
+        w.addcmul_(diagonal[j, :, None], newest, value=-1)
+        if before is not None:
+            w.addcmul_(beside[j - 1, :, None], before, value=-1)
+        known = first[: j + 1]
+        w[0].addmv_(known.mT, known @ w[0], alpha=-1)
         torch.linalg.vector_norm(w, dim=1, out=beside[j])
-        # A start whose steps have ended goes on with zeros.
-        torch.div(w, beside[j, :, None].clamp(min=negligible), out=basis[:, j + 1])
-    alphas, betas = (t.to(device="cpu", dtype=torch.float64).numpy().T for t in (diagonal, beside))
-    found = []
-    for alpha, beta in zip(alphas, betas, strict=True):
-        ended = np.flatnonzero(beta <= negligible)
-        k = int(ended[0]) + 1 if len(ended) else steps
-        off = np.diag(beta[: k - 1], 1)
-        values, vectors = np.linalg.eigh(np.diag(alpha[:k]) + off + off.T)
-        found.append(_Ritz(values=values, vectors=vectors, residuals=beta[k - 1] * np.abs(vectors[-1])))
-    return found
+        # A start whose steps have ended goes on with next to nothing.
+        before, newest = newest, w.div_(beside[j, :, None].clamp(min=negligible))
+    made = torch.stack([diagonal, beside]).to(device="cpu", dtype=torch.float64).numpy()
+    return made[0].T, made[1].T
 
 
 def measure_spectrum(gram: Tensor, *, start: Tensor | None = None) -> Spectrum:
@@ -159,7 +176,9 @@ def measure_spectrum(gram: Tensor, *, start: Tensor | None = None) -> Spectrum:
     starts = probes(r, gram.device)
     if start is not None:
         starts = torch.cat([start[None], starts[1:]])
-    first, *others = _lanczos(full, starts, negligible=1e-6 * square_norm + 1e-30)
+    negligible = 1e-6 * square_norm + 1e-30
+    diagonals, beside = _lanczos(full, starts, negligible=negligible)
+    first = _ritz(diagonals[0], beside[0], negligible=negligible)
     ritz = first.values
     # A node stands for at least one singular value, however little of it the start happened to contain.
     weights = np.maximum(first.vectors[0] ** 2, 1 / r)
@@ -171,9 +190,12 @@ def measure_spectrum(gram: Tensor, *, start: Tensor | None = None) -> Spectrum:
         start = starts[0] + full[longest] / row_norms[longest]
         return measure_spectrum(gram, start=start / torch.linalg.vector_norm(start))
     # Ritz values are never above the largest eigenvalue: one above ``top`` is of a direction that the first start has missed.
-    for other in others:
-        if other.values[-1] > top:
-            top = max(min(other.above, square_norm), float(other.values[-1]))
+    others = np.array([_tridiagonal(d, b) for d, b in zip(diagonals[1:], beside[1:], strict=True)])
+    if np.linalg.eigvalsh(others).max() > top:
+        for diagonal, off in zip(diagonals[1:], beside[1:], strict=True):
+            other = _ritz(diagonal, off, negligible=negligible)
+            if other.values[-1] > top:
+                top = max(min(other.above, square_norm), float(other.values[-1]))
     width = np.sqrt(3) * first.residuals
     return Spectrum(
         upper=float(np.sqrt(max(top, 0.0))),
