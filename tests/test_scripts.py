@@ -400,6 +400,16 @@ def test_what_is_known_of_sums_is_measured(run, tmp_path):
     assert '"known": true' in run("sum_contexts.py", "--times")
 
 
+def test_what_one_start_misses_all_see(run, tmp_path):
+    run("starts.py", "--draws", 1000, "--out", tmp_path / "starts.json")
+    rows = json.loads((tmp_path / "starts.json").read_text())
+    assert max(row["one: share more than 2 % below"] for row in rows) > 0
+    assert all(row["all: share more than 2 % below"] == 0 for row in rows)
+    kept = json.loads((ROOT / "evidence" / "starts.json").read_text())
+    assert max(row["one: the largest becomes"] for row in kept) > 1e6
+    assert all(row["all: share more than 1 % below"] < 1e-3 for row in kept)
+
+
 def test_the_evidence_of_plans_is_collected(run, tmp_path):
     with pytest.raises(SystemExit):
         run("plan_evidence.py", "--out", tmp_path / "evidence.json")

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from muonwire.polar import adaptive, polar
 from muonwire.polar.device import device_polar
 from muonwire.polar.quality import polar_error
-from muonwire.polar.spectrum import _lanczos, _ritz, measure_spectrum, probes
+from muonwire.polar.spectrum import lanczos, measure_spectrum, probes, ritz_values
 from tests.polar.polar_inputs import SPECTRA, gaussian, spectrum, with_values
 
 # Relative difference between what a report expects and what a float64 SVD finds: the floor is an estimate.
@@ -137,8 +137,8 @@ HIDDEN = np.r_[1.0, np.linspace(0.94, 0.04, 191)]
 def test_a_direction_that_starts_have_next_to_nothing_of_does_not_grow_without_bound(blind, dtype):
     x = hidden(HIDDEN, 512, blind=blind)
     # Lanczos from the first start alone converges to the second value.
-    (diagonal,), (beside,) = _lanczos(x @ x.mT, probes(192, x.device)[:1], negligible=1e-6)
-    assert _ritz(diagonal, beside, negligible=1e-6).above < 0.95
+    (diagonal,), (beside,) = lanczos(x @ x.mT, probes(192, x.device)[:1], negligible=1e-6)
+    assert ritz_values(diagonal, beside, negligible=1e-6).above < 0.95
     assert polar_error(polar(x, dtype=dtype), x) < 0.35
     q, (report,) = adaptive(x, error=0.05, dtype=dtype)
     # The one direction that none has seen may come out turned round.

@@ -80,8 +80,9 @@ def probes(size: int, device: torch.device) -> Tensor:
     return units.to(device)
 
 
-class _Ritz(NamedTuple):
-    # Of one start: ascending Ritz values, the eigenvectors of the tridiagonal matrix, and each Ritz vector's residual.
+class Ritz(NamedTuple):
+    """Of one start: ascending Ritz values, the eigenvectors of the tridiagonal matrix, and each Ritz vector's residual."""
+
     values: Values
     vectors: Values
     residuals: Values
@@ -92,12 +93,12 @@ class _Ritz(NamedTuple):
         return float(self.values[-1] + UPPER_FRACTION * self.residuals[-1])
 
 
-def _ritz(diagonal: Values, beside: Values, *, negligible: float) -> _Ritz:
+def ritz_values(diagonal: Values, beside: Values, *, negligible: float) -> Ritz:
     """Of the tridiagonal matrix of one start, up to where its steps ended."""
     ended = np.flatnonzero(beside <= negligible)
     steps = int(ended[0]) + 1 if len(ended) else len(diagonal)
     values, vectors = np.linalg.eigh(_tridiagonal(diagonal[:steps], beside[:steps]))
-    return _Ritz(values, vectors, beside[steps - 1] * np.abs(vectors[-1]))
+    return Ritz(values, vectors, beside[steps - 1] * np.abs(vectors[-1]))
 
 
 def _tridiagonal(diagonal: Values, beside: Values) -> Values:
@@ -107,7 +108,7 @@ def _tridiagonal(diagonal: Values, beside: Values) -> Values:
     return made
 
 
-def _lanczos(matrix: Tensor, starts: Tensor, *, negligible: float) -> tuple[Values, Values]:
+def lanczos(matrix: Tensor, starts: Tensor, *, negligible: float) -> tuple[Values, Values]:
     """Lanczos for each start by itself: at most NUM_STEPS products with all of them.
 
     The first one's vectors are kept orthogonal to all before them, so that its weights are right. The others', of which only the
@@ -177,8 +178,8 @@ def measure_spectrum(gram: Tensor, *, start: Tensor | None = None) -> Spectrum:
     if start is not None:
         starts = torch.cat([start[None], starts[1:]])
     negligible = 1e-6 * square_norm + 1e-30
-    diagonals, beside = _lanczos(full, starts, negligible=negligible)
-    first = _ritz(diagonals[0], beside[0], negligible=negligible)
+    diagonals, beside = lanczos(full, starts, negligible=negligible)
+    first = ritz_values(diagonals[0], beside[0], negligible=negligible)
     ritz = first.values
     # A node stands for at least one singular value, however little of it the start happened to contain.
     weights = np.maximum(first.vectors[0] ** 2, 1 / r)
@@ -193,7 +194,7 @@ def measure_spectrum(gram: Tensor, *, start: Tensor | None = None) -> Spectrum:
     others = np.array([_tridiagonal(d, b) for d, b in zip(diagonals[1:], beside[1:], strict=True)])
     if np.linalg.eigvalsh(others).max() > top:
         for diagonal, off in zip(diagonals[1:], beside[1:], strict=True):
-            other = _ritz(diagonal, off, negligible=negligible)
+            other = ritz_values(diagonal, off, negligible=negligible)
             if other.values[-1] > top:
                 top = max(min(other.above, square_norm), float(other.values[-1]))
     width = np.sqrt(3) * first.residuals
