@@ -3,8 +3,8 @@
     python -m benchmarks.starts --out evidence/starts.json
 
 Of matrices with 192 singular values of several forms, whose directions are drawn at random: the share of draws in which the
-estimate from above is more than 1 or 2 % below the largest, with the first vector alone and with all that `muonwire.polar` starts
-from; and what three quintic steps, made for values from 0.0156 to 1, make of the largest in the worst draw.
+estimate from above is more than 1 or 2 % below the largest, with the first vector alone and with all that `muonwire.polar`
+starts from; and what three quintic steps, made for values from 0.0156 to 1, make of the largest in the worst draw.
 """
 
 import argparse
