@@ -242,6 +242,8 @@ def test_the_cost_of_a_tunnel_is_measured(run):
     assert row["wireguard_s_per_gb"] == 0
 
 
+# Of its parts each has tests of its own; it takes a quarter of a minute.
+@pytest.mark.slow
 def test_replicas_outlive_faults(run, tmp_path):
     """A soak in small: the weights agree after every synchronization, and no step is lost."""
     out = tmp_path / "soak.json"
@@ -358,6 +360,8 @@ def test_waiting_on_an_emulated_link_is_measured_with_streaming_and_without(run,
     assert run("streaming_wait.py", "--out", out, *few, "--recipes", *recipes) == ""
 
 
+# Of its parts each has tests of its own; it takes a quarter of a minute.
+@pytest.mark.slow
 def test_means_by_owners_are_measured(run, tmp_path):
     out = tmp_path / "bytes.json"
     run("owners.py", "bytes", "--replicas", 3, "--model-size", "pico", "--synchronizations", 1, "--out", out)
@@ -417,6 +421,8 @@ def test_the_evidence_of_plans_is_collected(run, tmp_path):
     assert (tmp_path / "evidence.json").read_text() == committed.read_text()
 
 
+# Of its parts each has tests of its own; it takes a quarter of a minute.
+@pytest.mark.slow
 def test_plans_are_held_against_runs(run, tmp_path):
     with pytest.raises(SystemExit) as ended:
         run("plan_check.py", "--small", "--only", "small_muon", "--out", tmp_path)

@@ -102,6 +102,7 @@ def test_the_grid_s_rows_take_the_first_seed_s_best_rate_and_seeds_in_common(tmp
     work = {
         "setting": "s",
         "replicas": 16,
+        "batch": 8,
         "planned_steps": 1500,
         "steps": 1500,
         "num_parameters": 123_200,

@@ -34,6 +34,8 @@ def test_a_gather_costs_a_bit_for_each_peer():
     assert 15 < found["egress_bits"] < 15.5
 
 
+# What is known of the sums before is checked on made signs in test_owners and codec/test_sums.
+@pytest.mark.slow
 def test_so_it_does_with_real_gradients_whose_signs_agree(monkeypatch):
     """From the second synchronization on, when the sums of the one before are known.
 
