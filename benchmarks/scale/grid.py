@@ -45,7 +45,8 @@ class Cell:
     def tried(self) -> list[Run]:
         """The runs of the first seed, as far as they are known by now."""
         grid = [Run(self.recipe, lr, self.setting.seeds[0]) for lr in RATES]
-        begin = usual_rate(self.recipe, sequences=self.setting.replicas * self.setting.batch)
+        sequences = self.setting.replicas * self.setting.batch
+        begin = usual_rate(self.recipe, sequences=sequences, size=self.setting.size)
         return outwards(grid, self._result, begin=begin, most=self._most)
 
     @property

@@ -30,8 +30,10 @@ FOUR_BITS = "muloco(codec='codebook(bits=4)', vector_codec='codebook(bits=4)')"
 PEERS = ("muloco", FOUR_BITS, "sparseloco", "diloco", "demo", "signmuon")
 UNCOMPRESSED = "codec='float32', vector_codec='float32', feedback=False"
 # Where the search of a recipe's rate begins: its best rate in evidence/frontier.json and evidence/peers.json, at four replicas of
-# eight sequences; the next higher one from so many sequences on, since what is averaged has less noise.
+# eight sequences; the next higher one from so many sequences on, since what is averaged has less noise, and the next lower one of
+# all recipes in models of millions of parameters.
 MANY = 64
+LARGE = ("micro", "mini")
 USUAL = {
     "muon": 0.007,
     "muloco": 0.007,
@@ -182,6 +184,16 @@ PARTS = {
             Setting(x=x, replicas=8, size=size, steps=500, recipes=MAIN[:5], seeds=(0,)) for x, size in SIZES
         ),
     ),
+    "sixteen": Part(
+        title="Loss above dense Muon by size of the model, 16 replicas",
+        about="As the part before, at sixteen replicas, without the largest model.",
+        x_title="parameters",
+        log_x=True,
+        settings=tuple(
+            Setting(x=x, replicas=16, size=size, steps=500, recipes=MAIN[:5], seeds=(0,))
+            for x, size in SIZES[:3]
+        ),
+    ),
     "peers": Part(
         title="Loss above dense Muon by bits sent, 8 replicas",
         about="The peers with their authors' settings, and `one_bit_muon` at intervals at which it sends about as much.",
@@ -227,10 +239,11 @@ def made_of(recipe: str) -> str:
     return f"{groups}, {optimizer.local!r}"
 
 
-def usual_rate(recipe: str, *, sequences: int) -> int:
+def usual_rate(recipe: str, *, sequences: int, size: str) -> int:
     """Index among RATES at which the search begins, where a step of all replicas takes so many sequences or images."""
     name = recipe.partition("(")[0]
-    return RATES.index(USUAL.get(name, USUAL_OF_OTHERS)) + (sequences >= MANY and name in USUAL)
+    usual = RATES.index(USUAL.get(name, USUAL_OF_OTHERS))
+    return usual + (sequences >= MANY and name in USUAL) - (size in LARGE)
 
 
 def smaller(
