@@ -21,6 +21,7 @@ def measured_from(monkeypatch):
             return (1.0, 2.0) if m >= edge else (2.0, 1.0)
 
         monkeypatch.setattr(break_even, "SHORT_EDGES", EDGES)
+        monkeypatch.setattr(break_even, "BUDGET_S", 0.0)
         monkeypatch.setattr(break_even, "measure_rates", lambda device: break_even.Rates(gflops=rates))
         monkeypatch.setattr(break_even, "_pair", pair)
         names = []
@@ -61,4 +62,7 @@ def test_the_command_prints_the_measured_row_beside_the_table(measured_from, mon
     name = find_processor(torch.device("cpu")).name
     assert [line.split() for line in lines if line.startswith("name")] == [["name", name, name]]
     assert any(line.split()[:2] == ["measured_wide", "32"] for line in lines)
+    at = lines.index("choice_square: ms as chosen and by the fastest way, by short edge")
+    assert [int(line.split()[0]) for line in lines[at + 1 : at + 1 + len(EDGES)]] == list(EDGES)
+    assert all(float(ms) > 0 for line in lines[at + 1 : at + 1 + len(EDGES)] for ms in line.split()[1:3])
     assert "  bfloat16   256:      4.0" in lines

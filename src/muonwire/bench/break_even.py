@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import takewhile
 
 import torch
@@ -23,7 +24,7 @@ ASPECTS = {"wide": 4, "square": 1}
 # Matrices of one shape in the lists.
 NUM_LISTED = 12
 # Steps of the measurement, for a progress bar.
-NUM_DECISIONS = 6
+NUM_DECISIONS = 8
 # The seconds that one choice may take in all; at least three turns are timed.
 BUDGET_S = 0.6
 FEWEST_TURNS = 5
@@ -59,7 +60,8 @@ class BreakEven:
     Args:
         rates: of products.
         row: of the table in ``processor``.
-        times: name of a decision -> short edge -> seconds with and without.
+        times: name of a decision -> short edge -> seconds with and without; "choice_wide" and "choice_square": seconds of what
+            ``polar`` chooses by the table, and of the fastest way there is.
     """
 
     rates: Rates
@@ -153,6 +155,9 @@ def measure_row(*, progress: Progress | None = None) -> BreakEven:
     for kind, aspect in ASPECTS.items():
         last = _last_before(compare(f"stacked_{kind}", aspect, _listed(alone), _listed(stacking)))
         row = replace(row, **{f"stacked_{kind}": float(aspect * (last or 0) ** 3)})  # type: ignore[arg-type]
+    for kind, aspect in ASPECTS.items():
+        say(f"choice_{kind}")
+        times[f"choice_{kind}"] = {r: _choice(r, aspect * r, dtype) for r in SHORT_EDGES}
     return BreakEven(rates=rates, row=row, times=times)
 
 
@@ -168,6 +173,19 @@ def _pair(m: int, n: int, new: Way, old: Way) -> tuple[float, float]:
     x = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
     times = take_turns({"new": lambda: new(x), "old": lambda: old(x)})
     return times["new"], times["old"]
+
+
+def _choice(m: int, n: int, dtype: torch.dtype) -> tuple[float, float]:
+    """Seconds of ``polar`` by the table that holds now, and of the fastest of the ways that it could have gone."""
+    x = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
+    ways: dict[str, Callable[[], object]] = {
+        f"{method} {of}": partial(polar, x, method=method, dtype=of)
+        for of in (dtype, torch.float32)
+        for method in ("newton_schulz", "gram")
+    }
+    ways = {"choice": partial(polar, x), "halley": partial(polar, x, method="halley"), **ways}
+    times = take_turns(ways, budget_s=BUDGET_S)
+    return times.pop("choice"), min(times.values())
 
 
 def _first_from(pairs: Mapping[int, tuple[float, float]]) -> int | None:
@@ -190,7 +208,8 @@ def as_text(measured: BreakEven) -> str:
             f"  {str(dtype)[6:].ljust(9)}" + "".join(f"  {n}: {rate:8.1f}" for n, rate in rates.items())
         )
     for name, times in measured.times.items():
-        lines += ["", f"{name}: ms with and without, by short edge"]
+        what = "as chosen and by the fastest way" if name.startswith("choice") else "with and without"
+        lines += ["", f"{name}: ms {what}, by short edge"]
         lines += [f"  {r:4}  {a * 1e3:8.3f}  {b * 1e3:8.3f}  {b / a:5.2f}x" for r, (a, b) in times.items()]
     table = find_processor(torch.device("cpu"))
     lines += ["", f"{'row':16}  {'measured':>16}  {'in the table':>16}"]
