@@ -273,6 +273,7 @@ def test_a_soak_counts_a_step_as_lost_where_its_weights_are_others(late, lost):
     assert judged["digests_that_differ"] == (late == (5, "other"))
 
 
+@pytest.mark.slow
 def test_fragments_and_delays_are_compared(run, tmp_path):
     out = tmp_path / "streaming.json"
     few = ["--replicas", 2, "--steps", 6, "--interval", 2, "--batch", 1, "--seeds", 0]
@@ -319,6 +320,7 @@ def test_adapters_of_a_model_are_compared(run, tmp_path, monkeypatch):
     assert 4 < record["before"] < 7
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(lacking()), reason="links are emulated between network namespaces, which are not allowed here"
 )
@@ -328,6 +330,7 @@ def test_emulated_links_are_measured(run, tmp_path):
     assert "10mbit/20ms" in out.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     bool(lacking()), reason="links are emulated between network namespaces, which are not allowed here"
 )
@@ -394,6 +397,7 @@ def test_means_by_owners_are_measured(run, tmp_path):
     assert all(line["final_eval_loss"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_what_is_known_of_sums_is_measured(run, tmp_path):
     out = tmp_path / "contexts.json"
     run("sum_contexts.py", "--replicas", 3, "--model-size", "pico", "--synchronizations", 2, 3, "--out", out)

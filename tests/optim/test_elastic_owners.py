@@ -16,6 +16,7 @@ from tests.optim.test_elastic import (
     lighthouse,  # noqa: F401 - a fixture
     together,
 )
+from tests.slow import slow_unless
 
 SHARED = "sign(scale=shared)"
 LOSSLESS = f'one_bit_muon(interval=3, means="lossless", codec="{SHARED}", vector_codec="{SHARED}")'
@@ -54,7 +55,10 @@ def test_without_faults_the_outcome_is_that_of_fixed_replicas(recipe, lighthouse
     assert {n for r in replicas for n in r.counted} == {3}
 
 
-@pytest.mark.parametrize("recipe", [LOSSLESS, RECOMPRESSED, AUTO])
+@pytest.mark.parametrize(
+    "recipe",
+    slow_unless(lambda index, recipe: recipe == RECOMPRESSED, [(LOSSLESS,), (RECOMPRESSED,), (AUTO,)]),
+)
 def test_one_joins_and_another_leaves(recipe, lighthouse):  # noqa: F811
     enough, seen = threading.Event(), {}
 
@@ -88,8 +92,13 @@ def test_one_joins_and_another_leaves(recipe, lighthouse):  # noqa: F811
         assert len({tuple(pieces) for (name, _, _), pieces in seen.items() if name == "a" and pieces}) > 1
 
 
-@pytest.mark.parametrize("operation", range(1, 8))
-@pytest.mark.parametrize("recipe", [LOSSLESS, RECOMPRESSED])
+@pytest.mark.parametrize(
+    ("recipe", "operation"),
+    slow_unless(
+        lambda index, recipe, operation: index % 2 == 0,
+        [(recipe, operation) for recipe in (LOSSLESS, RECOMPRESSED) for operation in range(1, 8)],
+    ),
+)
 def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(recipe, operation, lighthouse):  # noqa: F811
     """Whatever message of whatever round it dies in."""
 

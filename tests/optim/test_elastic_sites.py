@@ -178,7 +178,9 @@ def test_two_sites_are_two_members_that_see_the_mean_gradient_to_the_last_bit_an
         ]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", slow_unless(lambda index, recipe: recipe in (FRAGMENTS, RECOMPRESSED), [(r,) for r in RECIPES])
+)
 def test_one_that_joins_takes_over_the_state_once_and_hands_it_to_its_site(recipe, lighthouse, monkeypatch):  # noqa: F811
     monkeypatch.setattr(elastic_sites, "_PIECE_BYTES", 1000)
     enough, slices, fetched = threading.Event(), {}, []
@@ -230,7 +232,7 @@ def test_one_that_joins_takes_over_the_state_once_and_hands_it_to_its_site(recip
 @pytest.mark.parametrize(
     ("place", "recipe"),
     slow_unless(
-        lambda index, place, recipe: place == 0 or index % 2 == 0,
+        lambda index, place, recipe: recipe in (LOCAL, RECOMPRESSED) and index != 1,
         [(0, LOCAL), *((1, recipe) for recipe in RECIPES)],
     ),
 )
@@ -306,7 +308,7 @@ def the_others_lose_no_step(sites):
     assert last.log[-1]["members"] == ("a", "c")
 
 
-@pytest.mark.parametrize("recipe", [LOCAL, "muon"])
+@pytest.mark.parametrize("recipe", slow_unless(lambda index, recipe: recipe == LOCAL, [(LOCAL,), ("muon",)]))
 def test_what_all_have_is_completed_without_the_one_that_died(recipe, lighthouse):  # noqa: F811
     """b dies when all have its messages; nobody hears that from it, and the replicas of the others complete it alike."""
 

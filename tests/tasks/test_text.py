@@ -33,16 +33,14 @@ def test_the_replicas_batches_are_the_joined_batch(kjv):
 
 
 def test_replicas_with_a_text_of_their_own_never_see_the_others():
-    task = TextTask(TextSettings(sequence=16, batch=8, own_text=True))
+    task = TextTask(TextSettings(sequence=16, batch=3, own_text=True))
     part = len(task.train_tokens) // 4
     windows = task.train_tokens.unfold(0, 17, 1)
     for rank in range(4):
         own = windows[rank * part : (rank + 1) * part - 16]
-        for step in (1, 2):
-            tokens = task.batch(seed=0, step=step, rank=rank, world_size=4)["tokens"]
-            for row in tokens:
-                assert (own == row).all(dim=1).any()
-    shared = TextTask(TextSettings(sequence=16, batch=8)).batch(seed=0, step=1, rank=0, world_size=1)
+        for row in task.batch(seed=0, step=1, rank=rank, world_size=4)["tokens"]:
+            assert (own == row).all(dim=1).any()
+    shared = TextTask(TextSettings(sequence=16, batch=3)).batch(seed=0, step=1, rank=0, world_size=1)
     alone = task.batch(seed=0, step=1, rank=0, world_size=1)
     assert torch.equal(alone["tokens"], shared["tokens"])
 
