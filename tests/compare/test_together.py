@@ -1,5 +1,9 @@
 """Replicas that take their local steps together do to the last bit what replicas that take turns do."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -143,3 +147,36 @@ def test_models_that_draw_random_numbers_and_recipes_that_exchange_in_every_step
     dense = config_of("muon")
     assert trained(tmp_path / "dense", dense, TogetherTrainer)[0][0][2] == 17
     assert taken == []
+
+
+COUNT_HEAPS = """
+import ctypes, threading
+from muonwire.compare.virtual import _share
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+stdout = ctypes.c_void_p(libc.fdopen(1, b"w"))
+def use_threads():
+    meet = threading.Barrier(16)
+    def use():
+        meet.wait()
+        held = [bytearray(50_000) for _ in range(100)]
+        meet.wait()
+    threads = [threading.Thread(target=use) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    libc.malloc_info(0, stdout)
+_share([])
+libc.malloc_info(0, stdout)
+use_threads()
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no heaps of threads")
+def test_replicas_that_are_threads_get_no_heaps_of_their_own():
+    """So that memory does not grow by what each of them has ever needed at once."""
+    run = subprocess.run([sys.executable, "-c", COUNT_HEAPS], capture_output=True, check=True, text=True)
+    before, after = (part.count("<heap nr=") for part in run.stdout.split("</malloc>")[:2])
+    assert before == after > 0

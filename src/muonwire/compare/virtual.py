@@ -1,5 +1,6 @@
 """Runs side by side, the replicas of each as threads of one process."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,8 @@ from muonwire.transport import Transport, run_threads
 POLL_S = 0.5
 # In the shared memory: the run that it is for has no trainer yet.
 NOT_BEGUN = -1
+# Of glibc's mallopt: from how many heaps on threads get none of their own.
+_M_ARENA_MAX = -8
 
 # In a worker process: the steps that each of the runs side by side has come to, in memory that it shares with the others.
 _steps: MutableSequence[int] = []
@@ -31,6 +34,11 @@ _steps: MutableSequence[int] = []
 def _share(steps: MutableSequence[int]) -> None:
     global _steps
     _steps = steps
+    # By itself every thread gets heaps of its own, which keep what a replica has ever needed at once. Replicas take turns, so that
+    # they do not wait for shared ones.
+    limit = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if limit is not None:
+        limit(_M_ARENA_MAX, 1)
 
 
 def _one_run(config: Comparison, run: Run, place: int) -> bool:
