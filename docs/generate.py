@@ -370,10 +370,10 @@ def lab_table() -> str:
     return f"{len(verdicts)} claims: {counts}.\n\n" + "\n".join(rows) + "\n"
 
 
-def lab_long_table() -> str:
-    """The claims about training after more steps, beside the lab's verdicts."""
-    text: str = from_benchmarks("lab_long").table(LAB_LONG / "king_james.json")
-    return text
+def lab_long_table(text: str) -> str:
+    """The claims about training after more steps on a text, beside the lab's verdicts."""
+    table: str = from_benchmarks("lab_long").table(LAB_LONG / f"{text}.json")
+    return table
 
 
 @cache
@@ -1113,7 +1113,8 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("robustness table", ROBUSTNESS, robustness_table),
         ("lab findings", LAB, lab_findings),
         ("lab table", LAB, lab_table),
-        ("lab long", LAB_LONG / "king_james.json", lab_long_table),
+        ("lab long", LAB_LONG / "king_james.json", partial(lab_long_table, "king_james")),
+        ("lab long python", LAB_LONG / "python.json", partial(lab_long_table, "python")),
         *((f"claims of {note}", LAB, partial(notes_tables().__getitem__, note)) for note in notes_tables()),
         ("rooms table", PROJECT, rooms_table),
         ("contracts", PROJECT, contracts_list),
