@@ -141,7 +141,7 @@ def test_a_folder_with_a_run_in_it_is_not_overwritten(capsys, monkeypatch, tmp_p
 
 def test_a_closed_pipe_is_no_traceback():
     process = subprocess.Popen(
-        [sys.executable, "-m", "muonwire", "lab", "list"],
+        [sys.executable, "-m", "muonwire", "recipes"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

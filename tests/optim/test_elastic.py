@@ -456,9 +456,8 @@ def test_one_that_dies_in_the_middle_of_an_exchange_costs_the_others_no_step(rec
     assert [line["step"] for line in stayed[0].log] == list(range(13))
 
 
-@pytest.mark.parametrize(
-    "recipe", slow_unless(lambda index, recipe: recipe == FRAGMENTS, [(LOCAL,), ("muon",), (FRAGMENTS,)])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [LOCAL, "muon", FRAGMENTS])
 def test_one_that_fell_behind_brings_nothing_though_the_first_attempt_fails(recipe, lighthouse):
     """It has taken over the others' state when they must meet again: its own gradient was of other weights."""
     dropped = []

@@ -40,7 +40,7 @@ LOCAL = ("one_bit_muon", "diloco", "one_bit_muon in fragments", "diloco late")
 # Of what is sent: the steps, of the first interval and all later ones, and how much later it is merged.
 SENDS = {"one_bit_muon in fragments": ((2, 3), 1), "diloco late": ((3,), 2)}
 # What they exchange, others do too.
-SLOW = ("distro", "dion", "ef21_muon", "diloco", "diloco late")
+SLOW = ("adamw", "distro", "dion", "ef21_muon", "diloco", "diloco late")
 ERRORS = (ExchangeError, DivergedReplicasError, NonFiniteUpdateError, ReplicaLostError)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from muonwire.train import TrainConfig, Trainer, checkpoint
 from muonwire.train.metrics import read_metrics
 from tests.commands import Command, children_of
 from tests.lockstep import lockstep
+from tests.slow import slow_unless
 from tests.tiny_task import TINY, TinySettings
 from tests.train.test_replicated import wait_for_step
 
@@ -140,13 +142,11 @@ def train_in_threads(out, count, *, resume=False):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """What the run comes to by number of replicas."""
-    return {
-        count: train_in_threads(tmp_path_factory.mktemp(f"undisturbed{count}"), count) for count in (2, 4)
-    }
+    """What the run comes to, of a number of replicas."""
+    return cache(lambda count: train_in_threads(tmp_path_factory.mktemp(f"undisturbed{count}"), count))
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", slow_unless(lambda index, count: count == 4, [(2,), (4,)]))
 def test_a_host_that_is_killed_costs_nothing_but_the_steps_since_the_last_checkpoint(
     count, undisturbed, tmp_path, free_port
 ):
@@ -171,10 +171,10 @@ def test_a_host_that_is_killed_costs_nothing_but_the_steps_since_the_last_checkp
         # What torchrun would set is what it set before, so that its interpreters are not started again.
         resumed = launch(machines, tmp_path, "--resume", port=free_port, by_torchrun=False)
         assert end(resumed) == [0] * count, [log(tmp_path, r) for r in range(count)]
-    assert outcome(tmp_path / "host0/run") == undisturbed[count]
+    assert outcome(tmp_path / "host0/run") == undisturbed(count)
     if count == 2:
         # The folders of both hosts, copied into one, go on there.
-        assert train_in_threads(kept, 2, resume=True) == undisturbed[2]
+        assert train_in_threads(kept, 2, resume=True) == undisturbed(2)
 
 
 def test_launchers_that_do_not_meet_end_in_the_time_that_they_are_given(tmp_path, free_port):

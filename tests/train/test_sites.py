@@ -98,6 +98,7 @@ def test_a_run_goes_on_with_as_many_sites_only(undisturbed, task, tmp_path):
 SITES = ("--sites", "2")
 
 
+@pytest.mark.slow
 def test_a_killed_replica_ends_the_run_by_name_and_resume_reaches_the_same_weights(tmp_path):
     recipe = RECIPES[1]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
