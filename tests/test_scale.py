@@ -233,6 +233,17 @@ def test_every_part_has_a_chart_that_can_be_drawn(name):
     assert any(series.startswith("one_bit_muon") for series in shown)
 
 
+def test_what_is_far_off_is_told_and_not_drawn(tmp_path):
+    near = rows("muon", [1.0], x="8") + rows(TURNS, [1.02], x="8") + rows("muloco", [1.3], x="8")
+    assert "in the table only" not in report.section("replicas", written(tmp_path, near))
+    evidence = written(tmp_path, near + rows("diloco", [3.6], x="8"))
+    far = report.section("replicas", evidence)
+    assert "What ends more than 50 % above is in the table only." in far
+    assert "| `diloco` | 3.6000 | +260.00 % |" in far
+    drawn = report.chart("replicas", PARTS["replicas"], report.read(evidence / "replicas.parquet"))
+    assert {entry.label for entry in drawn.key} == {"muon", TURNS, "muloco"}
+
+
 def test_a_part_in_small_is_run_once_kept_and_found_by_other_parts(tmp_path, monkeypatch, capsys):
     evidence = tmp_path / "evidence"
 

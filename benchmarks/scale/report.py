@@ -16,6 +16,8 @@ from muonwire.pages.series import series_chart
 from muonwire.recipes import parse_recipe
 
 Rows = list[dict[str, Any]]
+# In percent: what ends farther above dense Muon is in the table alone, since beside it nothing else would be seen.
+MOST_SHOWN = 50.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +165,7 @@ def _number(text: str) -> float | None:
 def chart(name: str, part: Part, rows: Rows) -> Chart | None:
     """The chart of a part; None where no recipe stands beside a reference."""
     points = [point for line in lines_of(rows) if line.over and (point := _point(part, line)) is not None]
+    points = [point for point in points if point["y"] <= MOST_SHOWN]
     if not points:
         return None
     points.sort(key=lambda p: (p["series"], p["x"] if isinstance(p["x"], float) else 0.0))
@@ -211,4 +214,6 @@ def section(name: str, evidence: Path) -> str:
     part, rows = PARTS[name], read(evidence / f"{name}.parquet")
     shown = chart(name, part, rows)
     picture = "" if shown is None else f"![{part.title}](images/scale/{name}.png)\n\n"
+    if picture and any(line.over and line.mean_over > MOST_SHOWN for line in lines_of(rows)):
+        picture += f"What ends more than {MOST_SHOWN:g} % above is in the table only.\n\n"
     return f"{part.about}\n\n{picture}{table(part, rows)}{rates_table(part, rows)}"
