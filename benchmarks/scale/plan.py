@@ -121,6 +121,14 @@ def _replicas(k: int, *, batch: int) -> Setting:
 
 
 SIZES = ((123_200, "pico"), (459_392, "nano"), (2_705_856, "micro"), (10_245_440, "mini"))
+
+
+def _sizes(k: int) -> tuple[Setting, ...]:
+    return tuple(
+        Setting(x=x, replicas=k, size=size, steps=500, recipes=MAIN[:5], seeds=(0,)) for x, size in SIZES
+    )
+
+
 INTERVALS = (11, 1, 30, 5, 100, 2)
 # Steps and parts of turns, from a quarter of a bit to the 0.007 that Covenant-72B sends.
 TURNS_AT = ((1, 4), (3, 4), (3, 12), (12, 12), (2, 4), (9, 4))
@@ -180,19 +188,14 @@ PARTS = {
         about="A third of the usual length, one seed and fewer recipes: what two cores do of the largest model in hours.",
         x_title="parameters",
         log_x=True,
-        settings=tuple(
-            Setting(x=x, replicas=8, size=size, steps=500, recipes=MAIN[:5], seeds=(0,)) for x, size in SIZES
-        ),
+        settings=_sizes(8),
     ),
     "sixteen": Part(
         title="Loss above dense Muon by size of the model, 16 replicas",
         about="As the part before, at sixteen replicas, without the largest model.",
         x_title="parameters",
         log_x=True,
-        settings=tuple(
-            Setting(x=x, replicas=16, size=size, steps=500, recipes=MAIN[:5], seeds=(0,))
-            for x, size in SIZES[:3]
-        ),
+        settings=_sizes(16)[:3],
     ),
     "peers": Part(
         title="Loss above dense Muon by bits sent, 8 replicas",
