@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ from benchmarks.host_crossings import CODECS
 from torch import Tensor, nn
 
 from muonwire import codec, recipes
+from muonwire.bench.polar import torch_muon
+from muonwire.lab import Row, Setting
+from muonwire.lab.claims.integration.precision_by_device import measure_here
+from muonwire.polar import polar
+from muonwire.polar.quality import exact_factor, polar_error
 from muonwire.transport import check_replicas, run_threads
 
 # Two scales that differ by a rounding to bfloat16 differ by 2⁻⁷ at most.
@@ -36,6 +41,8 @@ RECIPES: dict[str, tuple[dict[str, Any], float]] = {
     "powersgd_muon": ({}, 0.3),
 }
 REPLICAS, STEPS = 2, 4
+# Of larger matrices no error is told, whose exact factor takes minutes.
+LARGEST_SVD = 1024
 
 
 def synchronize(device: torch.device) -> None:
@@ -221,6 +228,31 @@ def measure_muon(device: torch.device, *, width: int, layers: int, rounds: int) 
     }
 
 
+def measure_polar(
+    device: torch.device, *, shapes: Sequence[tuple[int, int]], rounds: int
+) -> dict[str, dict[str, float | None]]:
+    """A polar factor as ``polar`` makes it and by torch.optim.Muon's own function, of Gaussian matrices."""
+    found = {}
+    for m, n in shapes:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(m, n, generator=generator).to(device)
+        exact = exact_factor(x) if min(m, n) <= LARGEST_SVD else None
+        ways: dict[str, Callable[[], Tensor]] = {"ours": partial(polar, x), "torch": partial(torch_muon, x)}
+        row: dict[str, float | None] = {}
+        for name, way in ways.items():
+            row[f"{name}_error"] = None if exact is None else polar_error(way(), x, exact=exact)
+            row[f"{name}_ms"] = 1e3 * median_s(way, device, rounds=rounds)
+        found[f"{m} × {n}"] = row
+    return found
+
+
+def measure_precision(device: torch.device, *, shapes: Sequence[tuple[int, int]], quick: bool) -> list[Row]:
+    """The rows of the claim integration.6: polar factors in each dtype at equal error."""
+    assert device.type in ("cuda", "cpu"), "measure_here takes a CUDA device where there is one"
+    setting = Setting(seed=0, quick=quick, folder=Path())
+    return [row for row in measure_here(setting, limited="", shapes=shapes) if row.get("ms")]
+
+
 def tried(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What it finds; where it fails what it says, so that the others are made all the same."""
     try:
@@ -232,6 +264,7 @@ def tried(check: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def measure(device: torch.device, *, quick: bool) -> dict[str, Any]:
     """All of it."""
     size, width, layers, rounds = (64, 16, 1, 1) if quick else (4096, 256, 8, 9)
+    shapes = ((16, 32),) if quick else ((256, 1024), (1024, 1024), (1024, 4096), (4096, 4096))
     found: dict[str, Any] = {
         "device": {
             "name": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -244,6 +277,10 @@ def measure(device: torch.device, *, quick: bool) -> dict[str, Any]:
         "arithmetic": tried(partial(measure_arithmetic, device)),
         "recipes": {name: tried(partial(measure_recipe, name, device, width=width)) for name in RECIPES},
         "muon": measure_muon(device, width=width if quick else 1024, layers=layers, rounds=rounds),
+        "polar": measure_polar(device, shapes=shapes, rounds=rounds),
+        "precision": measure_precision(
+            device, shapes=shapes if quick else ((256, 1024), (1024, 4096), (2048, 2048)), quick=quick
+        ),
     }
     checks = [e["holds"] for kind in ("codecs", "recipes") for e in found[kind].values()]
     checks.append(found["arithmetic"]["holds"])

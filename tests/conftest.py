@@ -10,6 +10,8 @@ from tests.commands import start_server
 # Commands that tests start elsewhere find the tests' own tasks.
 ROOT = str(Path(__file__).resolve().parent.parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+# The tests are of the CPU, whose bits many of them compare; `make gpu` checks a GPU. Neither they nor what they start see one.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # There are more threads than cores: those that wait for others must not keep a core from them. OpenMP reads it when a process
 # begins, so that it holds for the workers of a run of many tests and for all that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

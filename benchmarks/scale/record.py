@@ -11,6 +11,7 @@ from benchmarks.scale.plan import Setting, made_of
 from benchmarks.scale.products import are_wide
 
 from muonwire import __version__
+from muonwire.compare.comparison import machine
 from muonwire.compare.config import Comparison
 from muonwire.compare.runs import Result, Run, find_result
 
@@ -89,19 +90,9 @@ def row_of(setting: Setting, config: Comparison, run: Run, result: Result, *, co
         "versions": json.dumps(
             {"muonwire": __version__, "python": platform.python_version(), "torch": version("torch")}
         ),
-        "machine": processor(),
+        "machine": machine(),
         "wide_products": are_wide(),
     }
-
-
-def processor() -> str:
-    """The name of the processor, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
 
 
 class Record:

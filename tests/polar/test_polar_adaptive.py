@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from muonwire.bench.polar import torch_muon
 from muonwire.polar import adaptive, polar
 from muonwire.polar.device import device_polar
 from muonwire.polar.quality import polar_error
@@ -86,11 +87,44 @@ def test_device_path_reads_nothing_back(shape):
         device_polar(x, dtype=torch.bfloat16)
 
 
+class _Operations(TorchDispatchMode):
+    """Counts what would be a kernel each: all but views."""
+
+    def __init__(self):
+        super().__init__()
+        self.products = self.others = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.startswith(("mm.", "addmm.", "bmm.", "baddbmm.")):
+            self.products += 1
+        elif not func.is_view and not func.__name__.startswith("promote_types"):
+            self.others += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24), (3, 32, 32)])
+def test_device_path_is_few_operations(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    device_polar(x, dtype=torch.bfloat16)
+    with _Operations() as count:
+        device_polar(x, dtype=torch.bfloat16)
+    # Three a step; the scale takes two norms, their floors, two divisions, and the way to bfloat16.
+    assert (count.products, count.others) == (18, 7)
+
+
 @pytest.mark.parametrize("name", [n for n in SPECTRA if n not in ("rank one", "1/k²", "half rank")])
 def test_device_path_is_as_accurate(name):
     x = spectrum(name)
     assert polar_error(device_polar(x, dtype=torch.float32), x) < 0.2
     assert polar_error(device_polar(x, dtype=torch.bfloat16), x) < 0.3
+    assert polar_error(device_polar(x, dtype=torch.bfloat16), x) < polar_error(torch_muon(x), x)
+
+
+def test_device_path_takes_stacks_of_any_shape():
+    x = torch.randn(2, 3, 24, 8, generator=torch.Generator().manual_seed(0))
+    q = device_polar(x, dtype=torch.float32)
+    for i, j in ((0, 0), (1, 2)):
+        assert torch.allclose(q[i, j], device_polar(x[i, j], dtype=torch.float32), atol=1e-5)
 
 
 def test_device_path_is_robust():

@@ -48,6 +48,16 @@ print([payload.decode() for payload in transport.gather(str(transport.rank).enco
 """
 
 
+CHOICE = """
+import sys
+import torch.distributed as dist
+from muonwire.transport import rendezvous
+rendezvous._own_gpu = lambda: sys.argv[1]
+dist.init_process_group = lambda backend, **_: print(backend)
+rendezvous.join(backend=sys.argv[2])
+"""
+
+
 def start(host, words, *, rank, world_size, master, port, folder):
     """One replica on a host, with torchrun's variables and none of gloo's."""
     env = {k: v for k, v in os.environ.items() if k != "GLOO_SOCKET_IFNAME"}
@@ -101,6 +111,33 @@ def test_hosts_work_together_without_a_variable_set(count, words, outcome, tmp_p
     if words[0] == "-m" and namespaces_allowed():
         for rank in range(count):
             assert f"replica {rank} of {count}: on wan0 (10.77.0.{rank + 1})" in logs[rank]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "backends", "chosen"),
+    [
+        (("one", "two"), ("nccl", "nccl"), "nccl"),
+        (("one", "one"), ("nccl", "nccl"), "gloo"),
+        (("one", ""), ("nccl", "nccl"), "gloo"),
+        (("one", "two"), ("nccl", "gloo"), "gloo"),
+    ],
+    ids=["each has one", "two share one", "one has none", "one does not ask"],
+)
+def test_nccl_is_what_all_can_use_or_nobody_does(gpus, backends, chosen, tmp_path, free_port):
+    processes = [
+        start(
+            None,
+            ["-c", CHOICE, gpus[rank], backends[rank]],
+            rank=rank,
+            world_size=2,
+            master="127.0.0.1",
+            port=free_port,
+            folder=tmp_path,
+        )
+        for rank in (0, 1)
+    ]
+    assert end(processes, 40) == [0, 0]
+    assert [(tmp_path / f"replica{r}.log").read_text().split() for r in (0, 1)] == [[chosen]] * 2
 
 
 def test_those_that_came_name_the_same_missing_replica_in_time(tmp_path, free_port):

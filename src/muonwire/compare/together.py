@@ -38,10 +38,11 @@ class TogetherTrainer(Trainer):
             return self._taken.popleft()
         number = self._num_together()
         if number < FEWEST:
-            before = torch.random.get_rng_state() if self._draws is None else None
+            before = None if self._draws is not None else _generators(self.device)
             result = super()._one_step()
             if before is not None:
-                self._draws = not torch.equal(before, torch.random.get_rng_state())
+                now = _generators(self.device)
+                self._draws = not all(torch.equal(a, b) for a, b in zip(before, now, strict=True))
             return result
         assert isinstance(self.transport, ThreadTransport)
         self.transport.meet(self, lambda trainers: take(trainers, number))
@@ -67,6 +68,12 @@ class TogetherTrainer(Trainer):
             if optimizer.is_due(ahead=number + 1):
                 return number
             number += 1
+
+
+def _generators(device: torch.device) -> list[torch.Tensor]:
+    """States of the generators that a model on the device may draw from."""
+    states = [torch.random.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def take(trainers: Sequence[TogetherTrainer], number: int) -> None:

@@ -342,7 +342,9 @@ def explain(x: Tensor, *, dtype: torch.dtype | None = None) -> Explanation:
         else f"dtype of processor class {row.name} ({row.has})"
     )
     if x.device.type != "cpu":
-        text = "fixed number of iterations, coefficients gathered on the device by the measured spectrum"
+        text = (
+            "six iterations with fixed coefficients, since a look at the spectrum costs an accelerator more"
+        )
         return Explanation(method="device", dtype=chosen, reason=f"{text}; {source}", report=None)
     if not row.measures(shape):
         method, chosen = _unmeasured(matrix, options)

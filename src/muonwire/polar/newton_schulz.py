@@ -34,9 +34,18 @@ def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tenso
     Returns:
         (..., m, n) in ``dtype``; zeros for a zero matrix.
     """
+    return iterate(normalized(x, margin=_margin(schedule, torch.finfo(dtype).eps / 2), dtype=dtype), schedule)
+
+
+def iterate(x: Tensor, schedule: Schedule) -> Tensor:
+    """The iteration itself, on matrices that are scaled already.
+
+    Args:
+        x: (..., m, n), in the dtype of the products.
+        schedule: the coefficients.
+    """
     tall = x.shape[-2] > x.shape[-1]
-    y = normalized(x, margin=_margin(schedule, torch.finfo(dtype).eps / 2), dtype=dtype)
-    y = y.mT if tall else y
+    y = x.mT if tall else x
     batched = y.ndim > 3
     y = y.flatten(0, -3) if batched else y
     multiply, add = (torch.mm, torch.addmm) if y.ndim == 2 else (torch.bmm, torch.baddbmm)
@@ -50,8 +59,8 @@ def newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tenso
             y = add(y, add(gram, gram, gram, beta=b, alpha=c), y, beta=a)
         else:
             y = step[0] * y + _weight(gram, step) @ y
-    y = y.mT if tall else y
-    return y.reshape(x.shape) if batched else y
+    y = y.reshape(*x.shape[:-2], *y.shape[-2:]) if batched else y
+    return y.mT if tall else y
 
 
 def gram_newton_schulz(x: Tensor, *, schedule: Schedule, dtype: torch.dtype) -> Tensor:

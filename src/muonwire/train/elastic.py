@@ -249,7 +249,10 @@ def _take_part(
         home: Transport = SingleReplica()
         if under_launcher() and int(os.environ["WORLD_SIZE"]) > 1:
             group = process_group(
-                timeout_s=longest_wait_s(how), secret_file=secret_file, allow_public=allow_public
+                timeout_s=longest_wait_s(how),
+                secret_file=secret_file,
+                allow_public=allow_public,
+                inside=True,
             )
             home = ends.enter_context(group)()
         set_threads(home.world_size, threads)

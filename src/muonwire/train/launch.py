@@ -61,24 +61,26 @@ def process_group(
     timeout_s: float = EXCHANGE_TIMEOUT_S,
     secret_file: Path | None = None,
     allow_public: bool = False,
+    inside: bool = False,
 ) -> Iterator[Callable[[], Transport]]:
     """The replicas of this launch: yields a function that makes a fresh transport, one for each run.
 
-    Outside a launcher there is one replica. With a secret, messages travel through gloo on GPUs, too.
+    Outside a launcher there is one replica. Where there are GPUs, each process takes the one of its LOCAL_RANK, and begins anew
+    with the first where there are fewer of them than processes.
 
     Args:
         timeout_s: how long a replica that does not answer is waited for. Default: 600.
         secret_file: what all replicas share, so that no stranger takes part. Default: what MUONWIRE_SECRET_FILE names, or none.
         allow_public: listen without a secret where the internet may reach it. Default: no.
+        inside: the replicas, or some of them, are joined by links inside a machine or a rack. Messages then travel by nccl, from
+            GPU to GPU, if every process has one of its own and there is no secret. Default: they travel by gloo.
     """
     secret = find_secret(secret_file)
     if not under_launcher():
         yield SingleReplica
         return
-    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    backend = "nccl" if on_gpu and secret is None else "gloo"
+    _take_gpu()
+    backend = "nccl" if inside and secret is None else "gloo"
     interface = join(backend=backend, timeout_s=timeout_s, secret=secret, allow_public=allow_public)
     if not interface.is_loopback:
         print(f"replica {dist.get_rank()} of {dist.get_world_size()}: on {interface}", flush=True)
@@ -102,6 +104,13 @@ def process_group(
             sealing.close()
         _tell_refused(sealing)
         dist.destroy_process_group()
+
+
+def _take_gpu() -> None:
+    """Make the GPU of this process the current one, if there are any."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % count)
 
 
 def _tell_refused(transport: ProcessGroupTransport) -> None:

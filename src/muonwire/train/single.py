@@ -214,7 +214,10 @@ def _worker(
 ) -> None:
     """What each replica does."""
     with process_group(
-        timeout_s=timeout_s, secret_file=secret_file, allow_public=allow_public
+        timeout_s=timeout_s,
+        secret_file=secret_file,
+        allow_public=allow_public,
+        inside=config.sites is not None,
     ) as make_transport:
         transport = make_transport()
         set_threads(transport.world_size, threads)

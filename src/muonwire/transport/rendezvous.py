@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
@@ -49,12 +50,19 @@ class Meeting:
         rank: of this replica.
         world_size: their number.
         interface: that leads to the master.
+        gpus: of each replica the GPU that it has, or none.
     """
 
     store: Store
     rank: int
     world_size: int
     interface: Interface
+    gpus: tuple[str, ...]
+
+    @property
+    def has_gpu_each(self) -> bool:
+        """Whether every replica has a GPU, and no two have the same."""
+        return all(self.gpus) and len(set(self.gpus)) == self.world_size
 
 
 def join(
@@ -70,7 +78,8 @@ def join(
     Where ``GLOO_SOCKET_IFNAME`` is not set, gloo gets the interface that routes to the master.
 
     Args:
-        backend: "gloo" or "nccl".
+        backend: "gloo"; or "nccl", which is used if every replica asks for it and has a GPU of its own, the current one; where one
+            has none or shares it, all use gloo.
         join_timeout_s: how long the others are waited for. Default: 30.
         timeout_s: how long a message of an exchange is waited for. Default: 600.
         secret: of all replicas; here it is only compared, and ``ProcessGroupTransport(secret=...)`` uses it. Default: none.
@@ -82,10 +91,11 @@ def join(
     Raises:
         ExchangeError: as ``meet``.
     """
-    met = meet(join_timeout_s=join_timeout_s, secret=secret, allow_public=allow_public)
+    gpu = _own_gpu() if backend == "nccl" else ""
+    met = meet(join_timeout_s=join_timeout_s, secret=secret, allow_public=allow_public, gpu=gpu)
     met.store.set_timeout(timedelta(seconds=timeout_s))
     dist.init_process_group(
-        backend,
+        "nccl" if met.has_gpu_each else "gloo",
         store=met.store,
         rank=met.rank,
         world_size=met.world_size,
@@ -94,16 +104,25 @@ def join(
     return met.interface
 
 
+def _own_gpu() -> str:
+    """What names this process's GPU among those of all machines; nothing where there is none, or no nccl."""
+    if not (torch.cuda.is_available() and dist.is_nccl_available()):
+        return ""
+    return str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+
+
 def meet(
     *,
     join_timeout_s: float = JOIN_TIMEOUT_S,
     secret: Secret | None = None,
     allow_public: bool = False,
+    gpu: str = "",
 ) -> Meeting:
     """Let the replicas that a launcher started find and reach each other, without making a process group.
 
     Args:
         join_timeout_s, secret, allow_public: see ``join``.
+        gpu: what names this replica's GPU among those of all machines. Default: none.
 
     Raises:
         ExchangeError: the master cannot be reached, a replica does not come, two cannot connect, they have different secrets, or
@@ -137,7 +156,7 @@ def meet(
         ) from error
     try:
         _check_strangers(store, rank, world_size, interface, secret, allow_public, deadline)
-        places = _check_reachable(store, rank, world_size, interface, deadline)
+        places = _check_reachable(store, rank, world_size, interface, deadline, gpu)
     except ExchangeError:
         if is_master:
             # The store ends with this process; the others have yet to read there what is wrong.
@@ -146,7 +165,8 @@ def meet(
     _addresses.clear()
     if not interface.is_loopback:
         _addresses.update({peer: place["address"] for peer, place in places.items()})
-    return Meeting(store=store, rank=rank, world_size=world_size, interface=interface)
+    gpus = tuple(place["gpu"] for place in places.values())
+    return Meeting(store=store, rank=rank, world_size=world_size, interface=interface, gpus=gpus)
 
 
 def chosen_interface(host: str, port: int) -> Interface:
@@ -222,12 +242,17 @@ def _check_strangers(
 
 
 def _check_reachable(
-    store: Store, rank: int, world_size: int, interface: Interface, deadline: float
+    store: Store, rank: int, world_size: int, interface: Interface, deadline: float, gpu: str
 ) -> dict[int, dict[str, Any]]:
     """Connect to every replica, and raise the same error on all where two of them cannot; returns where they are, by rank."""
     family = socket.AF_INET6 if ":" in interface.address else socket.AF_INET
     with socket.create_server((interface.address, 0), family=family, backlog=world_size) as listener:
-        own = {"address": interface.address, "port": listener.getsockname()[1], "interface": interface.name}
+        own = {
+            "address": interface.address,
+            "port": listener.getsockname()[1],
+            "interface": interface.name,
+            "gpu": gpu,
+        }
         store.set(f"place/{rank}", json.dumps(own))
         places = _collect(store, "place", world_size, deadline, "did not come")
         _check_loopback(places)

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -110,12 +110,15 @@ def measure(setting: Setting) -> Iterator[Row]:
         yield from json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_here(setting: Setting, *, limited: str) -> Iterator[Row]:
+def measure_here(
+    setting: Setting, *, limited: str, shapes: Sequence[tuple[int, int]] | None = None
+) -> Iterator[Row]:
     """Times of the polar factor in each dtype at equal polar error, as ratios within one run.
 
     Args:
         setting: of the claim.
         limited: what to say of the processor class besides its name.
+        shapes: of the matrices. Default: the claim's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() and not limited else "cpu")
     processor = find_processor(device)
@@ -123,7 +126,7 @@ def measure_here(setting: Setting, *, limited: str) -> Iterator[Row]:
         "processor": processor.name + limited,
         "products": SLOW if processor.dtype == torch.float32 else FAST,
     }
-    for stream, (m, n) in enumerate(setting.pick(SHAPES, ((64, 128),))):
+    for stream, (m, n) in enumerate(shapes or setting.pick(SHAPES, ((64, 128),))):
         x = gaussian(setting, m, n, stream=stream).to(device)
         exact = exact_factor(x)
         best = _best_schedules(x, exact)
