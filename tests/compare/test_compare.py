@@ -339,6 +339,10 @@ def test_a_model_of_ones_own_is_compared():
     assert config.task == dataclasses.replace(PRESETS["quick"].task, **given, lora_dropout=0.1)
     # Nobody has searched its rates.
     assert not config.known_rates
+    # The size of the preset's own model says nothing of it.
+    assert CompareConfig(preset="frontier", model="smollm2").resolve().task.model_size == "nano"
+    with pytest.raises(UsageError, match="leave one of them out"):
+        CompareConfig(model="smollm2", model_size="pico")
     with pytest.raises(UsageError, match="model, lora belong to --task text, but the task is vision"):
         CompareConfig(task="vision", model="smollm2", lora=4)
 

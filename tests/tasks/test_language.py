@@ -363,6 +363,7 @@ def test_bad_models_say_what_is_wanted(settings, folder, tmp_path, monkeypatch):
         ({"model": str(tmp_path / "own_code.json"), "tokenizer": "bytes"}, "code that it brings along"),
         ({"model": str(folder / "config.json"), "lora": 2}, "give a model that has weights"),
         ({"model": str(long)}, "text needs 257 tokens of its tokenizer, but the model knows 100"),
+        ({"model": str(folder), "model_size": "pico"}, "model_size is 'pico', .*leave one of them out"),
         ({"sequence": 65}, "takes at most 64 tokens"),
         (
             {"lora": 2, "lora_targets": ("q_proj", "query")},

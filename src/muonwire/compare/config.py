@@ -248,8 +248,11 @@ class CompareConfig:
                 f"compare: {', '.join(misplaced)} belong to --task {SHORT_FORMS[misplaced[0]][0]}, but the task is {name}; "
                 "leave them out"
             )
-        default = asdict(preset.task) if preset.task.name == kind.name else kind.compared
+        default = dict(asdict(preset.task) if preset.task.name == kind.name else kind.compared)
         short = {SHORT_FORMS[n][1]: getattr(self, n) for n in given}
+        if {**short, **options}.get("model") is not None:
+            # The preset's size is of the model that it builds itself.
+            default.pop("model_size", None)
         batch = {} if self.batch is None else {"batch": self.batch}
         return kind.read({**default, **short, **batch, **options})
 

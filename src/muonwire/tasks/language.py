@@ -59,6 +59,11 @@ class ModelSettings(TaskSettings):
     def __post_init__(self) -> None:
         named("model size", self.model_size, MODEL_SIZES)
         named("dtype", self.dtype, DTYPES)
+        if self.model is not None and self.model_size != ModelSettings.model_size:
+            raise UsageError(
+                f"text task: model_size is {self.model_size!r}, a size of the Llama that is built where no model is named, but the "
+                f"model is {self.model!r}; leave one of them out"
+            )
         if self.lora < 0:
             raise UsageError(
                 f"text task: lora is {self.lora}; it is the adapters' rank, at least 1, or 0 for none"
