@@ -1,9 +1,10 @@
 """Collects what `muonwire plan` knows of recipes' losses: src/muonwire/plan/evidence.json, out of the kept comparisons.
 
-    python benchmarks/plan_evidence.py
+    python -m benchmarks.plan_evidence
 
 A row is one recipe in one comparison, at its best rate. Its cost is its mean loss over dense Muon's of the same work, less one. The
-rows "beside" are of options that were run beside the same recipe without them: fragments and delay, and means by owners.
+rows "beside" are of options that were run beside the same recipe without them: fragments and delay, and means by owners. "trends"
+are what the law of the grid of evidence says of larger models and longer runs.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 import polars as pl
+from benchmarks.scale.law import SIZE, STEPS, fit, points_of
 
 from muonwire.plan.evidence import plain_of
 
@@ -191,16 +193,43 @@ def collect_beside() -> list[dict[str, Any]]:
     return beside_rows(streaming_runs(STREAMING)) + beside_rows(runs)
 
 
+def collect_trends() -> list[dict[str, Any]]:
+    """What the law of the grid says of size and length: of each, by how much twice as many moves the cost."""
+    points = list(points_of(GRID))
+    law = fit(points)
+    if law is None:
+        return []
+    # Short runs are told by how rarely they synchronize.
+    terms = {
+        "four times the parameters": ("num_parameters", SIZE, [p.size for p in points]),
+        "four times the steps": ("steps", STEPS, [max(p.steps, STEPS) for p in points]),
+    }
+    return [
+        {
+            "of": terms[term.name][0],
+            "recipe": "one_bit_muon",
+            "per_doubling": term.percent / 100 / 2,
+            "error": term.error / 100 / 2,
+            "base": terms[term.name][1],
+            "low": min(terms[term.name][2]),
+            "high": max(terms[term.name][2]),
+        }
+        for term in law.terms
+        if term.name in terms
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
     out: Path = parser.parse_args().out
-    made = "benchmarks/plan_evidence.py, from the files that the rows name"
-    rows, beside = (
-        ",\n".join(f"  {json.dumps(row)}" for row in found) for found in (collect(), collect_beside())
+    made = "python -m benchmarks.plan_evidence, from the files that the rows name"
+    rows, beside, trends = (
+        ",\n".join(f"  {json.dumps(row)}" for row in found)
+        for found in (collect(), collect_beside(), collect_trends())
     )
     head = f'{{"made_by": {json.dumps(made)}, "reference": "{REFERENCE}"'
-    out.write_text(f'{head}, "rows": [\n{rows}\n], "beside": [\n{beside}\n]}}\n')
+    out.write_text(f'{head}, "rows": [\n{rows}\n], "beside": [\n{beside}\n], "trends": [\n{trends}\n]}}\n')
     return 0
 
 

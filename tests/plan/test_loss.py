@@ -7,7 +7,7 @@ import pytest
 from benchmarks import plan_evidence
 from benchmarks.scale.record import COLUMNS
 
-from muonwire.plan.evidence import Beside, Row, beside, rows
+from muonwire.plan.evidence import Beside, Row, Trend, beside, rows, trends
 from muonwire.plan.loss import expected_cost
 
 SAME = {"replicas": 4, "steps": 1500, "num_parameters": 123_200}
@@ -44,6 +44,8 @@ def test_the_shipped_rows_are_what_the_script_makes():
         Beside(**{**entry, "sources": tuple(entry["sources"])}) for entry in plan_evidence.collect_beside()
     ]
     assert any("fragments" in row.recipe for row in beside())
+    assert list(trends()) == [Trend(**entry) for entry in plan_evidence.collect_trends()]
+    assert {trend.of for trend in trends()} == {"num_parameters", "steps"}
 
 
 def test_at_a_row_the_cost_is_the_row_s():
@@ -177,6 +179,48 @@ def test_each_tenfold_beyond_leaves_as_much_open_as_another_text(change, says):
     widths = [(c.high - c.low) / 2 for c in (base, far)]
     # The other text costs 0.02 more.
     assert widths[1] ** 2 - widths[0] ** 2 == pytest.approx((0.02 * tenfolds) ** 2)
+
+
+SMALLER = Trend(
+    of="num_parameters",
+    recipe="one_bit_muon",
+    per_doubling=-0.001,
+    error=0.0005,
+    base=123_200,
+    low=123_200,
+    high=8 * 123_200,
+)
+
+
+def with_trend(recipe, **changes):
+    return expected_cost(recipe, **{**SAME, **changes}, known=MADE, known_trends=[SMALLER])
+
+
+def test_larger_models_move_the_cost_of_local_steps_as_far_as_was_measured():
+    base = made("one_bit_muon(interval=10)")
+    four_times = with_trend("one_bit_muon(interval=10)", num_parameters=4 * 123_200)
+    assert four_times.expected == pytest.approx(base.expected - 0.002)
+    assert four_times.extrapolated == ()
+    widths = [(c.high - c.low) / 2 for c in (base, four_times)]
+    assert widths[1] ** 2 - widths[0] ** 2 == pytest.approx(0.001**2)
+    far = with_trend("one_bit_muon(interval=10)", num_parameters=80 * 123_200)
+    assert far.expected == pytest.approx(base.expected - 0.003)
+    assert far.extrapolated == ("9,856,000 parameters (123,200 to 985,600 measured)",)
+    assert with_trend("one_bit_muon(interval=10)", num_parameters=1000).expected == base.expected
+
+
+def test_a_trend_of_another_recipe_is_left_open_and_none_passes_dense_muon():
+    base, moved = made("muloco(interval=10)"), with_trend("muloco(interval=10)", num_parameters=4 * 123_200)
+    assert moved.expected == pytest.approx(base.expected - 0.002)
+    widths = [(c.high - c.low) / 2 for c in (base, moved)]
+    assert widths[1] ** 2 - widths[0] ** 2 == pytest.approx(0.001**2 + 0.002**2)
+    steep = [replace(SMALLER, per_doubling=-0.1)]
+    found = expected_cost(
+        "muloco(interval=10)", **{**SAME, "num_parameters": 985_600}, known=MADE, known_trends=steep
+    )
+    assert found.expected == 0.0
+    # What synchronizes in each step has no local steps to cost less.
+    assert with_trend("adamw", num_parameters=4 * 123_200).expected == made("adamw").expected
 
 
 def test_what_no_row_tells_is_not_guessed():

@@ -4,6 +4,7 @@ Most are of recipes beside dense Muon. Of some options there are only runs besid
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -95,6 +96,32 @@ class Beside:
         return f"{', '.join(self.sources)} {self.recipe}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """How the cost of local steps moves with the size of a run, by the law that is fitted to the grid of evidence.
+
+    Args:
+        of: "num_parameters" or "steps".
+        recipe: by whose runs it was fitted.
+        per_doubling: added to the cost by twice as many.
+        error: its standard error.
+        base: what the other rows have.
+        low, high: between which it holds.
+    """
+
+    of: str
+    recipe: str
+    per_doubling: float
+    error: float
+    base: int
+    low: int
+    high: int
+
+    def doublings(self, value: int) -> float:
+        """Of the base, from it to the value or to the end that lies before it."""
+        return math.log2(min(max(value, self.low), self.high) / self.base)
+
+
 def local_of(recipe: str) -> LocalSteps | None:
     """How a recipe steps alone; None where it synchronizes in each step."""
     name, given = parse_recipe(recipe)
@@ -153,3 +180,9 @@ def rows() -> Sequence[Row]:
 def beside() -> Sequence[Beside]:
     """All rows of options beside the same recipe without them."""
     return tuple(Beside(**{**row, "sources": tuple(row["sources"])}) for row in _record()["beside"])
+
+
+@cache
+def trends() -> Sequence[Trend]:
+    """How costs move with the size and the length of a run."""
+    return tuple(Trend(**trend) for trend in _record()["trends"])

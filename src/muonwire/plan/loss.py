@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from muonwire.optim.settings import LocalSteps
 from muonwire.plan.beside import Run, added_cost
 from muonwire.plan.curve import Curve, between
-from muonwire.plan.evidence import Beside, Row, beside, family_of, local_of, rows
+from muonwire.plan.evidence import Beside, Row, Trend, beside, family_of, local_of, rows, trends
 from muonwire.plan.exchanges import synchronizations
 
 REFERENCE = "muon"
@@ -49,6 +49,7 @@ def expected_cost(
     num_parameters: int,
     known: Sequence[Row] | None = None,
     known_beside: Sequence[Beside] | None = None,
+    known_trends: Sequence[Trend] | None = None,
 ) -> Cost | None:
     """What a recipe costs in loss, where there is a row of its family; None where there is none.
 
@@ -57,7 +58,11 @@ def expected_cost(
         replicas, steps, num_parameters: of the run.
         known: the evidence. Default: what the package carries.
         known_beside: the rows of options beside the same recipe without them. Default: what the package carries.
+        known_trends: how the cost of local steps moves with size and length. Default: what the package carries with its rows, none
+            with others.
     """
+    if known_trends is None:
+        known_trends = trends() if known is None else ()
     known = rows() if known is None else known
     family = family_of(recipe)
     base = _base(known)
@@ -83,6 +88,13 @@ def expected_cost(
     extrapolated += noted
     sizes = [row.num_parameters for row in own]
     lengths = [row.steps for row in own]
+    by_trends = open_t = 0.0
+    if is_local:
+        by_trends, open_t = _over_trends(
+            known_trends, family, {"num_parameters": num_parameters, "steps": steps}
+        )
+        sizes += [end for t in known_trends if t.of == "num_parameters" for end in (t.low, t.high)]
+        lengths += [end for t in known_trends if t.of == "steps" for end in (t.low, t.high)]
     beyond = max(min(sizes) / num_parameters, num_parameters / max(sizes), 1.0)
     longer = max(steps / max(lengths), 1.0)
     if beyond > 1:
@@ -98,8 +110,10 @@ def expected_cost(
         text=text,
         seeds=_widest_spread(known),
     )
-    width = math.hypot(_seeds_spread(nearest, known, base), text, open_r, added.open, *tenfolds)
-    expected += moved + added.expected
+    width = math.hypot(_seeds_spread(nearest, known, base), text, open_r, open_t, added.open, *tenfolds)
+    expected += moved
+    # A trend brings local steps nearer to dense Muon, and not past it.
+    expected = max(expected + by_trends, min(expected, 0.0)) + added.expected
     extrapolated += added.extrapolated
     return _cost(expected, width, below, above, own, as_long, extrapolated, added.sources)
 
@@ -237,6 +251,20 @@ def _over_replicas(
     if replicas == base.replicas:
         return 0.0, 0.0, []
     return 0.0, math.hypot(line.at(at), open_r), [f"{replicas} replicas ({base.replicas} measured)"]
+
+
+def _over_trends(known: Sequence[Trend], family: str, run: dict[str, int]) -> tuple[float, float]:
+    """What the size and the length of a run add to the cost of local steps, and what is left open.
+
+    For recipes other than those that the trend was fitted to, all of it is left open besides.
+    """
+    moved, left = 0.0, [0.0]
+    for trend in known:
+        doublings = trend.doublings(run[trend.of])
+        added = trend.per_doubling * doublings
+        moved += added
+        left += [trend.error * doublings, 0.0 if family.startswith(trend.recipe) else added]
+    return moved, math.hypot(*left)
 
 
 def _text_spread(known: Sequence[Row], base: Row) -> float:
