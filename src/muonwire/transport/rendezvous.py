@@ -242,7 +242,7 @@ def _check_strangers(
 
 
 def _check_reachable(
-    store: Store, rank: int, world_size: int, interface: Interface, deadline: float, gpu: str
+    store: Store, rank: int, world_size: int, interface: Interface, deadline: float, gpu: str = ""
 ) -> dict[int, dict[str, Any]]:
     """Connect to every replica, and raise the same error on all where two of them cannot; returns where they are, by rank."""
     family = socket.AF_INET6 if ":" in interface.address else socket.AF_INET
