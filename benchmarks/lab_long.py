@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,28 +160,7 @@ def report(config: Comparison, options: argparse.Namespace) -> dict[str, Any]:
         if TRAINING not in claim.inputs:
             continue
         rows = rows_of(claim, folder, seeds=config.seeds, quick=options.quick)
-        decision = claim.decide(rows)
-        of_short = {(c["statement"], c["setting"]): c for c in short[claim.id]["checks"]}
-        claims[claim.id] = {
-            "verdict": decision.verdict if rows else None,
-            "verdict_in_the_lab": short[claim.id]["verdict"],
-            "seeds": len({row["seed"] for row in rows}),
-            "answer": decision.answer if rows else "",
-            "checks": [
-                {
-                    "statement": one.check.name,
-                    "setting": one.check.setting,
-                    "state": one.state,
-                    "mean": None if one.interval is None else finite(one.interval.mean),
-                    "low": None if one.interval is None else finite(one.interval.low),
-                    "high": None if one.interval is None else finite(one.interval.high),
-                    "state_in_the_lab": of_short.get((one.check.name, one.check.setting), {}).get("state"),
-                    "mean_in_the_lab": of_short.get((one.check.name, one.check.setting), {}).get("mean"),
-                }
-                for one in decision.outcomes
-                if rows
-            ],
-        }
+        claims[claim.id] = against_the_lab(claim, rows, short)
     return {
         "text": options.text,
         "steps": config.steps,
@@ -200,17 +179,47 @@ def report(config: Comparison, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def against_the_lab(claim: Claim, rows: Sequence[Row], short: Mapping[str, Any]) -> dict[str, Any]:
+    """What a claim's checks make of the rows, if there are any, beside what the lab's verdicts, ``short``, have of it."""
+    decision = claim.decide(rows)
+    of_short = {(c["statement"], c["setting"]): c for c in short[claim.id]["checks"]}
+    return {
+        "verdict": decision.verdict if rows else None,
+        "verdict_in_the_lab": short[claim.id]["verdict"],
+        "seeds": len({row["seed"] for row in rows}),
+        "answer": decision.answer if rows else "",
+        "checks": [
+            {
+                "statement": one.check.name,
+                "setting": one.check.setting,
+                "state": one.state,
+                "mean": None if one.interval is None else finite(one.interval.mean),
+                "low": None if one.interval is None else finite(one.interval.low),
+                "high": None if one.interval is None else finite(one.interval.high),
+                "state_in_the_lab": of_short.get((one.check.name, one.check.setting), {}).get("state"),
+                "mean_in_the_lab": of_short.get((one.check.name, one.check.setting), {}).get("mean"),
+            }
+            for one in decision.outcomes
+            if rows
+        ],
+    }
+
+
 def table(kept: Path) -> str:
     """Of one text in Markdown: the verdicts of the lab, those here, and the statements that came out otherwise."""
     made = json.loads(kept.read_text())
     few = min(run["rates"] for run in made["runs"])
     measured = {i: c for i, c in made["claims"].items() if c["verdict"]}
     seeds = sorted({c["seeds"] for c in measured.values()})
-    text = (
+    return (
         f"{len({run['recipe'] for run in made['runs']})} recipes, {made['steps']} steps, {few} or more rates, "
-        f"{' to '.join(str(n) for n in seeds)} seed{'s' * (seeds != [1])}.\n\n"
-        f"| claim | the lab, 150 steps | {made['steps']} steps | what came out otherwise |\n|---|---|---|---|\n"
+        f"{' to '.join(str(n) for n in seeds)} seed{'s' * (seeds != [1])}.\n\n{lines(measured, made['steps'])}"
     )
+
+
+def lines(measured: Mapping[str, Any], steps: int) -> str:
+    """A table in Markdown of claims that were measured."""
+    text = f"| claim | the lab, 150 steps | {steps} steps | what came out otherwise |\n|---|---|---|---|\n"
     for name, claim in measured.items():
         flips = [
             f"{c['statement']} ({c['setting']}): {c['state_in_the_lab']} ({c['mean_in_the_lab']:.3g}), "

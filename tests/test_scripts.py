@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import lab_long, plan_check
+from benchmarks import lab_long, lab_long_vision, plan_check
 from benchmarks.soak import judge
 from safetensors.torch import load_file
 
 from muonwire import recipes
 from muonwire.compare.hosts import lacking
+from muonwire.lab.inputs import vision_training
 from muonwire.transport.message import Refusal
 from tests.commands import ForkingPopen
 from tests.models import SmallNet
@@ -206,6 +207,24 @@ def test_the_labs_training_is_done_longer_and_told_beside_the_labs(run, tmp_path
     table = lab_long.table(tmp_path / "king_james.json")
     assert "3 recipes, 2 steps, 1 or more rates, 2 seeds.\n" in table
     assert f"| [approach.D](#approach-d) | {in_the_lab['verdict']} | **{of_d['verdict']}** |" in table
+
+
+def test_the_labs_vision_is_done_longer_and_told_beside_the_labs(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(vision_training, "STEPS", vision_training.STEPS)
+    words = ("--quick", "--claims", "vit.5", "--seeds", 2, "--runs", tmp_path / "runs", "--kept", tmp_path)
+    out = run("lab_long_vision.py", *words)
+    in_the_lab = json.loads((ROOT / "evidence" / "lab" / "verdicts.json").read_text())["vit.5"]
+    made = json.loads((tmp_path / "vision.json").read_text())["claims"]["vit.5"]
+    assert out == f"vit.5: {made['verdict']}, in the lab {in_the_lab['verdict']}\n"
+    assert made["seeds"] == 2
+    assert [c["mean_in_the_lab"] for c in made["checks"]] == [c["mean"] for c in in_the_lab["checks"]]
+    # What is measured is kept.
+    for kept in (tmp_path / "runs").rglob("vit.5-*.json"):
+        kept.write_text(kept.read_text().replace('"seed": 1', '"seed": 0'))
+    run("lab_long_vision.py", *words)
+    assert json.loads((tmp_path / "vision.json").read_text())["claims"]["vit.5"]["seeds"] == 1
+    row = f"| [vit.5](#vit-5) | {in_the_lab['verdict']} | "
+    assert row in lab_long_vision.table(tmp_path / "vision.json")
 
 
 def test_the_spectra_of_smollm2_have_a_command(run):

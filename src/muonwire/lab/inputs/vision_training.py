@@ -230,13 +230,13 @@ def make(folder: Path, quick: bool) -> None:
         for model in method.models
         for factor in factors
     ]
-    outcomes = side_by_side(partial(_tuning_run, folder, quick), cases, quick=quick)
+    steps = QUICK_STEPS if quick else STEPS
+    outcomes = side_by_side(partial(_tuning_run, folder, steps, quick), cases, quick=quick)
     best: dict[str, dict[str, tuple[float, float]]] = {}
     for (model, name, lr), outcome in zip(cases, outcomes, strict=True):
         of_model = best.setdefault(model, {})
         of_model[name] = min(of_model.get(name, (math.inf, lr)), (outcome["loss"], lr))
     write_json(folder / RATES, {m: {n: lr for n, (_, lr) in of.items()} for m, of in best.items()})
-    steps = QUICK_STEPS if quick else STEPS
     write_about(folder, {"seed": TUNING_SEED, "steps": steps, "runs": len(cases)})
 
 
@@ -248,13 +248,12 @@ VISION_RATES = Input(
 )
 
 
-def _tuning_run(folder: Path, quick: bool, case: tuple[str, str, float]) -> dict[str, float]:
+def _tuning_run(folder: Path, steps: int, quick: bool, case: tuple[str, str, float]) -> dict[str, float]:
     model, name, lr = case
     slug = "".join(c if c.isalnum() else "-" for c in f"{model} {name} {lr:.3g}")
     path = folder / f"{slug}.json"
     if not path.exists():
         task = vision_task(model, quick=quick)
-        steps = QUICK_STEPS if quick else STEPS
         outcome = train(task, METHODS[name].recipe, lr=lr, seed=TUNING_SEED, steps=steps)
         write_json(path, {"model": model, "method": name, "lr": lr, **asdict(outcome)})
     kept: dict[str, float] = json.loads(path.read_text())
