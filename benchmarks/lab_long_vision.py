@@ -69,18 +69,20 @@ def main() -> int:
     # Before the claims are imported, which take it from there.
     vision_training.STEPS = options.steps
     known, short = load_claims(), json.loads(LAB.read_text())
-    claims: dict[str, Any] = {}
+    kept = options.kept / "vision.json"
+    before = json.loads(kept.read_text()) if kept.exists() else {}
+    # Those of other claims stay.
+    claims: dict[str, Any] = before["claims"] if before.get("steps") == options.steps else {}
+    folder = options.runs / ("quick" if options.quick else str(options.steps))
     for name in options.claims:
         rows = [
             row
             for seed in range(options.seeds)
-            for row in measured(
-                known[name], options.runs / str(options.steps), seed=seed, quick=options.quick
-            )
+            for row in measured(known[name], folder, seed=seed, quick=options.quick)
         ]
         claims[name] = against_the_lab(known[name], rows, short)
         options.kept.mkdir(parents=True, exist_ok=True)
-        write_json(options.kept / "vision.json", {"steps": options.steps, "claims": claims})
+        write_json(kept, {"steps": options.steps, "claims": claims})
         print(
             f"{name}: {claims[name]['verdict']}, in the lab {claims[name]['verdict_in_the_lab']}", flush=True
         )

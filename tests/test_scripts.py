@@ -221,8 +221,11 @@ def test_the_labs_vision_is_done_longer_and_told_beside_the_labs(run, tmp_path, 
     # What is measured is kept.
     for kept in (tmp_path / "runs").rglob("vit.5-*.json"):
         kept.write_text(kept.read_text().replace('"seed": 1', '"seed": 0'))
+    (tmp_path / "vision.json").write_text(json.dumps({"steps": 1500, "claims": {"vit.4": made}}))
     run("lab_long_vision.py", *words)
-    assert json.loads((tmp_path / "vision.json").read_text())["claims"]["vit.5"]["seeds"] == 1
+    again = json.loads((tmp_path / "vision.json").read_text())["claims"]
+    assert again["vit.5"]["seeds"] == 1
+    assert again["vit.4"] == made
     row = f"| [vit.5](#vit-5) | {in_the_lab['verdict']} | "
     assert row in lab_long_vision.table(tmp_path / "vision.json")
 

@@ -127,6 +127,13 @@ def test_device_path_takes_stacks_of_any_shape():
         assert torch.allclose(q[i, j], device_polar(x[i, j], dtype=torch.float32), atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [torch.tensor(1e-40), torch.tensor(1e-300, dtype=torch.float64)])
+def test_device_path_takes_what_is_near_the_end_of_the_range(scale):
+    x = gaussian(8, 24).to(scale.dtype) * scale
+    assert x.count_nonzero() == x.numel()
+    assert polar_error(device_polar(x, dtype=torch.float32), gaussian(8, 24)) < 0.2
+
+
 def test_device_path_is_robust():
     x = torch.stack([gaussian(8, 24), torch.zeros(8, 24), 1e-30 * gaussian(8, 24), 1e30 * gaussian(8, 24)])
     x = torch.cat([x, torch.full((1, 8, 24), math.nan)])

@@ -18,6 +18,7 @@ from muonwire.transport.rendezvous import (
     _check_reachable,
     _check_strangers,
     chosen_interface,
+    join,
 )
 from muonwire.transport.secret import Secret
 from tests.commands import Command
@@ -138,6 +139,11 @@ def test_nccl_is_what_all_can_use_or_nobody_does(gpus, backends, chosen, tmp_pat
     ]
     assert end(processes, 40) == [0, 0]
     assert [(tmp_path / f"replica{r}.log").read_text().split() for r in (0, 1)] == [[chosen]] * 2
+
+
+def test_another_backend_is_refused_before_anybody_is_met():
+    with pytest.raises(UsageError, match="backend is 'mpi'; allowed are gloo, nccl"):
+        join(backend="mpi")
 
 
 def test_those_that_came_name_the_same_missing_replica_in_time(tmp_path, free_port):

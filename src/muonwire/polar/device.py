@@ -1,7 +1,7 @@
 """The polar factor without a host decision, for accelerators: few operations, since each costs more than its arithmetic."""
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,11 +13,9 @@ NUM_STEPS = 6
 # Of ‖X‖_F. With one step more than torch.optim.Muon takes, what lies above ends within 0.2 % of 1.
 LOWER = 1e-3
 SAFETY = 1.02
-# Divides a matrix of zeros; below every number that is none.
-SMALLEST = torch.finfo(torch.float32).tiny
 
 
-@lru_cache(maxsize=1)
+@cache
 def device_schedule() -> Schedule:
     """The six quintic steps, made for σ from ``LOWER`` to 1."""
     return mixed(lower=LOWER, degrees=(5,) * NUM_STEPS, safety=SAFETY)
@@ -42,8 +40,9 @@ def device_polar(x: Tensor, *, dtype: torch.dtype) -> Tensor:
     True
     """
     y = x.to(torch.promote_types(x.dtype, torch.float32))
-    # Squares of the entries must not leave the range of float32.
-    y = y / torch.linalg.vector_norm(y, ord=math.inf, dim=(-2, -1), keepdim=True).clamp(min=SMALLEST)
-    # Below 1 only where all are zero.
-    y = (y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp(min=1.0)).to(dtype)
-    return iterate(y, device_schedule())
+    # Divides zeros, and brings what is smaller still into the range.
+    smallest = torch.finfo(y.dtype).tiny
+    # Squares of the entries must not leave the range.
+    y = y / torch.linalg.vector_norm(y, ord=math.inf, dim=(-2, -1), keepdim=True).clamp(min=smallest)
+    y = y / torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True).clamp(min=smallest)
+    return iterate(y.to(dtype), device_schedule())

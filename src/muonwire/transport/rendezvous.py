@@ -31,6 +31,7 @@ from muonwire.transport.secret import Secret
 JOIN_TIMEOUT_S = 30.0
 EXCHANGE_TIMEOUT_S = 600.0
 LINGER_S = 3.0
+BACKENDS = ("gloo", "nccl")
 _PREFIX = "muonwire/join"
 # Of the replicas of the default process group, by rank: what messages tell of them.
 _addresses: dict[int, str] = {}
@@ -89,8 +90,11 @@ def join(
         The interface that leads to the master.
 
     Raises:
+        UsageError: another backend.
         ExchangeError: as ``meet``.
     """
+    if backend not in BACKENDS:
+        raise UsageError(f"join: backend is {backend!r}; allowed are {', '.join(BACKENDS)}")
     gpu = _own_gpu() if backend == "nccl" else ""
     met = meet(join_timeout_s=join_timeout_s, secret=secret, allow_public=allow_public, gpu=gpu)
     met.store.set_timeout(timedelta(seconds=timeout_s))
