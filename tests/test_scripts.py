@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from io import StringIO
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 
 from muonwire import recipes
 from muonwire.compare.hosts import lacking
+from muonwire.lab.claims import vision
+from muonwire.lab.engine.catalog import load_claims
 from muonwire.lab.inputs import vision_training
 from muonwire.transport.message import Refusal
 from tests.commands import ForkingPopen
@@ -209,20 +212,29 @@ def test_the_labs_training_is_done_longer_and_told_beside_the_labs(run, tmp_path
     assert f"| [approach.D](#approach-d) | {in_the_lab['verdict']} | **{of_d['verdict']}** |" in table
 
 
-def test_the_labs_vision_is_done_longer_and_told_beside_the_labs(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(vision_training, "STEPS", vision_training.STEPS)
+def test_the_labs_vision_is_done_longer_and_told_beside_the_labs(run, tmp_path):
+    load_claims()
+    modules = [vision_training, *(m for n, m in sys.modules.items() if n.startswith(vision.__name__))]
+
+    def run_it():
+        with pytest.MonkeyPatch.context() as restored:
+            for module, name in product(modules, ("STEPS", "train", "tuned_rate")):
+                if hasattr(module, name):
+                    restored.setattr(module, name, getattr(module, name))
+            return run("lab_long_vision.py", *words)
+
     words = ("--quick", "--claims", "vit.5", "--seeds", 2, "--runs", tmp_path / "runs", "--kept", tmp_path)
-    out = run("lab_long_vision.py", *words)
+    out = run_it()
     in_the_lab = json.loads((ROOT / "evidence" / "lab" / "verdicts.json").read_text())["vit.5"]
     made = json.loads((tmp_path / "vision.json").read_text())["claims"]["vit.5"]
-    assert out == f"vit.5: {made['verdict']}, in the lab {in_the_lab['verdict']}\n"
+    assert out == f"vit.5, 2 seeds: {made['verdict']}, in the lab {in_the_lab['verdict']}\n"
     assert made["seeds"] == 2
     assert [c["mean_in_the_lab"] for c in made["checks"]] == [c["mean"] for c in in_the_lab["checks"]]
     # What is measured is kept.
     for kept in (tmp_path / "runs").rglob("vit.5-*.json"):
         kept.write_text(kept.read_text().replace('"seed": 1', '"seed": 0'))
     (tmp_path / "vision.json").write_text(json.dumps({"steps": 1500, "claims": {"vit.4": made}}))
-    run("lab_long_vision.py", *words)
+    run_it()
     again = json.loads((tmp_path / "vision.json").read_text())["claims"]
     assert again["vit.5"]["seeds"] == 1
     assert again["vit.4"] == made

@@ -33,6 +33,8 @@ NEEDED = 0.8
 COMPARED = ("Muon", "Adam", "SGD")
 # Lengths of a step of all hidden matrices together, ‖ΔW‖_F, that are tried along each direction.
 LENGTHS = tuple(10 ** (e / 4) for e in range(-10, 5))
+# Steps of a run that are looked at.
+POINTS = tuple(p for p in (1, 5, 10, 25, 50, 75, 100, 150, 300, 600, 1000, 1500) if p <= STEPS)
 
 
 def _step_directions(gradients: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -74,7 +76,7 @@ def measure(setting: Setting) -> Iterator[Row]:
     """Alignments and decreases along a run of Muon, and the decrease per step of three methods' runs."""
     task, seed = vision_task("vit", quick=setting.quick), setting.seed
     steps = setting.pick(STEPS, 2)
-    points = setting.pick((1, 5, 10, 25, 50, 75, 100, 150), (1, 2))
+    points = setting.pick(POINTS, (1, 2))
     lengths = setting.pick(LENGTHS, LENGTHS[::7])
     decreases: dict[str, float] = {}
     best: dict[str, list[float]] = {}
