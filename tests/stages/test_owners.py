@@ -147,8 +147,13 @@ RECOMPRESSED = [
 ]
 
 
-@pytest.mark.parametrize("prediction", [0.0, 0.6])
-@pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+@pytest.mark.parametrize(
+    ("replicas", "prediction"),
+    slow_unless(
+        lambda _, replicas, prediction: not prediction or replicas == 3,
+        itertools.product([1, 2, 3, 5], [0.0, 0.6]),
+    ),
+)
 @pytest.mark.parametrize(("codec", "mean_codec"), RECOMPRESSED)
 def test_what_is_lost_on_either_way_is_kept_and_sent_later(codec, mean_codec, replicas, prediction):
     """What moved the weights, the mean of what senders keep, and what owners keep add up to the mean of all updates."""
