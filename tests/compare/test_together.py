@@ -14,7 +14,8 @@ from muonwire.optim.stack import VECTOR
 from muonwire.train.config import TrainConfig
 from muonwire.train.loop import Trainer
 from muonwire.train.metrics import read_metrics
-from muonwire.transport import run_threads
+from muonwire.transport import ProcessGroupTransport, run_threads
+from tests.replicas import run_replicas
 from tests.tiny_task import TinySettings, TinyTask
 
 REPLICAS = 3
@@ -134,13 +135,38 @@ def test_a_run_that_diverges_ends_in_the_same_step(tmp_path, taken):
     assert taken[0] == 3
 
 
-def test_models_that_draw_random_numbers_and_recipes_that_exchange_in_every_step_take_turns(tmp_path, taken):
-    class Drops(TinyTask):
-        def build_model(self, *, seed):
-            model = super().build_model(seed=seed)
-            model.layers[0] = nn.Sequential(model.layers[0], nn.Dropout(0.5))
-            return model
+class Drops(TinyTask):
+    """Its model draws from torch's generator, as it comes."""
 
+    def build_model(self, *, seed):
+        model = super().build_model(seed=seed)
+        model.layers[0] = nn.Sequential(model.layers[0], nn.Dropout(0.5))
+        return model
+
+
+def in_a_process(config, folder):
+    return (
+        Trainer(config, Drops(config.task), ProcessGroupTransport(), folder, device="cpu")
+        .run()
+        .weights_digest
+    )
+
+
+@pytest.mark.parametrize("recipe", ["muon", "one_bit_muon(interval=5)"])
+def test_what_replicas_draw_at_random_is_what_they_draw_in_processes_of_their_own(tmp_path, recipe):
+    config = config_of(recipe, checkpoint_every=4)
+    expected = run_replicas(in_a_process, REPLICAS, config, tmp_path / "processes")
+    drops = Drops(config.task)
+    whole, _ = trained(tmp_path / "whole", config, TogetherTrainer, task=drops)
+    assert [result[0] for result in whole] == expected
+    # Somebody else draws in between.
+    assert trained(tmp_path / "cut", config, TogetherTrainer, task=drops, stop_at=6)[0][0][2] < config.steps
+    torch.manual_seed(999)
+    resumed, _ = trained(tmp_path / "cut", config, TogetherTrainer, task=drops)
+    assert [result[0] for result in resumed] == expected
+
+
+def test_models_that_draw_random_numbers_and_recipes_that_exchange_in_every_step_take_turns(tmp_path, taken):
     config = config_of("one_bit_muon(interval=5)")
     drops = Drops(config.task)
     assert trained(tmp_path / "drops", config, TogetherTrainer, task=drops)[0][0][2] == 17

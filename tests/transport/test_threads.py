@@ -166,3 +166,28 @@ def test_a_replica_that_fails_ends_those_that_wait_at_a_meeting():
     with pytest.raises(KeyError, match="one fails"):
         run_threads(worker, replicas=3)
     assert sorted(ended) == [(0, 2), (1, 2)]
+
+
+def test_each_replica_draws_the_random_numbers_of_a_process_of_its_own():
+    def drawn(number):
+        return [float(torch.rand(())) for _ in range(number)]
+
+    def worker(rank, make):
+        transport = make()
+        numbers = drawn(1)
+        if rank:
+            torch.manual_seed(10 + rank)
+        for _ in range(3):
+            transport.gather(b"")
+            numbers += drawn(2)
+            transport.meet(None, lambda _: None)
+        return numbers
+
+    torch.manual_seed(5)
+    first, *others = run_threads(worker, replicas=3)
+    after = drawn(1)
+    torch.manual_seed(5)
+    assert [*first, *after] == drawn(8)
+    for rank, numbers in enumerate(others, 1):
+        torch.manual_seed(10 + rank)
+        assert numbers == [first[0], *drawn(6)]

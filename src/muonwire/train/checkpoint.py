@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -319,18 +318,3 @@ def load(path: Path, *, rank: int) -> Any:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """The shared weights in the checkpoint at ``path``, which ``survey`` found to be whole."""
     return load_file(path / MODEL)
-
-
-def random_state() -> dict[str, Any]:
-    """The states of torch's generators."""
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Undo random_state."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -30,6 +30,7 @@ from muonwire.train.intervals import IntervalRecord
 from muonwire.train.lengths import LENGTHS, STEPS, Length
 from muonwire.train.metrics import finite_or_none, metrics_writer
 from muonwire.transport import Flag, Traffic, Transport, check_replicas, site_transport
+from muonwire.transport.generators import random_state, set_random_state
 
 RESULT = "result.json"
 _EVALUATION = struct.Struct("<dqdq")
@@ -213,7 +214,7 @@ class Trainer:
             sharing.load_shared(self.optimizer, state["optimizer"])
         else:
             self.optimizer.load_state_dict(state["optimizer"])
-        checkpoint.set_random_state(state["random"])
+        set_random_state(state["random"])
         self._totals = _Totals(**state["totals"])
         self._recent_losses = state["recent_losses"]
         self.diagnostics.load_state_dict(state.get("diagnostics"), step=found.step)
@@ -333,7 +334,7 @@ class Trainer:
         state = {
             "weights": dict(self.named_tensors()),
             "optimizer": optimizer,
-            "random": checkpoint.random_state(),
+            "random": random_state(),
             "totals": asdict(self._totals),
             "recent_losses": self._recent_losses,
             "diagnostics": self.diagnostics.state_dict(),

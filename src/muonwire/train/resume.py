@@ -12,6 +12,7 @@ from muonwire.train.folders import Place
 from muonwire.train.lengths import Length, extend, lengths_of
 from muonwire.train.told import all_or_none
 from muonwire.transport import Transport
+from muonwire.transport.generators import random_state
 from muonwire.transport.relay import Relay
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def _beginning(trainer: "Trainer", lent: dict[str, Any]) -> dict[str, Any]:
         diagnostics = {**diagnostics, "averages": trainer.diagnostics.state_dict()["averages"]}
     return {
         **lent,
-        "random": checkpoint.random_state(),
+        "random": random_state(),
         "recent_losses": [],
         "diagnostics": diagnostics,
     }

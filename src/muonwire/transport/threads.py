@@ -1,7 +1,8 @@
 """Transport between replicas that are threads of one process: many replicas on few cores.
 
 The replicas take turns: one computes while the others wait for messages, so a run needs one core however many replicas it has,
-and two of them never compete for the interpreter. Frames, bytes and results are those of ProcessGroupTransport, to the last bit.
+and two of them never compete for the interpreter. Frames, bytes and results are those of ProcessGroupTransport, to the last bit:
+torch's generators, which the threads share, are handed on with the turn, so that each replica draws its own random numbers.
 """
 
 import threading
@@ -17,6 +18,7 @@ from typing_extensions import override
 from muonwire.errors import ReplicaLostError, UsageError
 from muonwire.transport.channel import Channel
 from muonwire.transport.frames import Accept, FrameTransport
+from muonwire.transport.generators import random_state, set_random_state
 from muonwire.transport.meter import Traffic
 
 Result = TypeVar("Result")
@@ -35,6 +37,14 @@ class _Hub:
         self.failures: dict[int, BaseException] = {}
         # By transport and number of the meeting: what each replica that has come to it brought.
         self.meetings: dict[Hashable, dict[int, Any]] = {}
+
+    def wait_for(self, ready: Callable[[], bool]) -> None:
+        """Let other threads have the turn until it is so; torch's generators are then where this one left them."""
+        if ready():
+            return
+        random = random_state()
+        self.turn.wait_for(ready)
+        set_random_state(random)
 
 
 class ThreadTransport(FrameTransport):
@@ -100,7 +110,7 @@ class ThreadTransport(FrameTransport):
             hub.messages[self._number, self.rank, peer].append((header, body.clone()))
         hub.turn.notify_all()
         boxes = {peer: hub.messages[self._number, peer, self.rank] for peer in incoming}
-        hub.turn.wait_for(lambda: all(boxes.values()) or bool(hub.failures))
+        hub.wait_for(lambda: all(boxes.values()) or bool(hub.failures))
         lost = [peer for peer, box in boxes.items() if not box]
         if lost:
             rank = next(iter(hub.failures))
@@ -130,7 +140,7 @@ class ThreadTransport(FrameTransport):
             del hub.meetings[key]
             hub.turn.notify_all()
             return
-        hub.turn.wait_for(lambda: key not in hub.meetings or bool(hub.failures))
+        hub.wait_for(lambda: key not in hub.meetings or bool(hub.failures))
         if key in hub.meetings:
             rank = next(iter(hub.failures))
             raise ReplicaLostError(
@@ -166,7 +176,8 @@ def run_threads(
 
     Args:
         worker: is given the rank and a function that makes a fresh transport; all replicas make the same number of them.
-        replicas: number of threads.
+        replicas: number of threads. Each begins with torch's generators where they are now, and they are then where the first
+            replica left them.
 
     Raises:
         BaseException: what the first replica that failed raised; the others are ended by a ReplicaLostError.
@@ -177,8 +188,11 @@ def run_threads(
     hub = _Hub()
     num_threads = torch.get_num_threads()
     results: dict[int, Result] = {}
+    random = random_state()
+    of_first = random
 
     def replica(rank: int) -> None:
+        nonlocal of_first
         made = 0
 
         def transport() -> FrameTransport:
@@ -189,17 +203,21 @@ def run_threads(
         with hub.turn:
             # The number of arithmetic threads belongs to the thread that sets it.
             torch.set_num_threads(num_threads)
+            set_random_state(random)
             try:
                 results[rank] = worker(rank, transport)
             except BaseException as error:
                 hub.failures[rank] = error
                 hub.turn.notify_all()
+            if rank == 0:
+                of_first = random_state()
 
     threads = [threading.Thread(target=replica, args=(rank,), daemon=True) for rank in range(replicas)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    set_random_state(of_first)
     for error in hub.failures.values():
         raise error
     return [results[rank] for rank in range(replicas)]
