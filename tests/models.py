@@ -1,7 +1,10 @@
 """Small models that tests train."""
 
+import math
+
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 # Options that a recipe needs to fit this net's names, and the few steps that tests take.
 RECIPE_OPTIONS = {
@@ -61,19 +64,32 @@ def goes_its_own_way(_, name, options):
     return name not in LIKE_OTHERS and not (name == "dion" and "fraction" in options)
 
 
+def begin(model, seed):
+    """Fill a model as its modules would by themselves, without torch's generator, which all threads of a process share."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, generator=generator)
+        elif isinstance(module, nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.in_features)
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
+    return model
+
+
 class SmallNet(nn.Module):
     """An embedding, a hidden matrix of each orientation, a norm, biases and a tied head."""
 
     def __init__(self, seed=0, vocabulary=16, width=8, hidden=12):
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.embed = nn.Embedding(vocabulary, width)
-            self.up = nn.Linear(width, hidden)
-            self.down = nn.Linear(hidden, width, bias=False)
-            self.norm = nn.LayerNorm(width)
-            self.lm_head = nn.Linear(width, vocabulary, bias=False)
-            self.lm_head.weight = self.embed.weight
+        self.embed = skip_init(nn.Embedding, vocabulary, width)
+        self.up = skip_init(nn.Linear, width, hidden)
+        self.down = skip_init(nn.Linear, hidden, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        begin(self, seed)
+        self.lm_head = skip_init(nn.Linear, width, vocabulary, bias=False)
+        self.lm_head.weight = self.embed.weight
 
     def forward(self, tokens):
         x = self.embed(tokens)

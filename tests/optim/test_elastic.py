@@ -7,9 +7,11 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
+from torch.nn.utils import skip_init
 
 from muonwire import recipes
 from muonwire.errors import (
@@ -26,12 +28,11 @@ from muonwire.optim.present import Present
 from muonwire.transport import SingleReplica, digest_all, run_threads
 from muonwire.transport.elastic import ElasticSettings, ElasticTransport
 from muonwire.transport.secret import Secret
+from tests.models import begin
 from tests.slow import slow_unless
 
 # Before torchft's core is loaded: it would write each quorum to standard error.
 os.environ.setdefault("RUST_LOG", "error")
-# Threads share torch's generator.
-ONE_AT_A_TIME = threading.Lock()
 LATE_MS, HEARTBEAT_MS = 700, 400
 LOCAL = "one_bit_muon(interval=3)"
 # Where replicas come and go, a fragment is merged in the step in which it is due; one of them is in every second step.
@@ -56,9 +57,8 @@ def lighthouse():
 
 
 def model_of(seed=0):
-    with ONE_AT_A_TIME, torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+    linear = partial(skip_init, torch.nn.Linear)
+    return begin(torch.nn.Sequential(linear(8, 16), torch.nn.Tanh(), linear(16, 4)), seed)
 
 
 def gradient_step(model, *, step, rank, world_size):
