@@ -376,6 +376,12 @@ def lab_long_table(text: str) -> str:
     return table
 
 
+def lab_long_vision_table() -> str:
+    """The claims about vision transformers after more steps, beside the lab's verdicts."""
+    table: str = from_benchmarks("lab_long_vision").table(LAB_LONG / "vision.json")
+    return table
+
+
 @cache
 def notes_tables() -> dict[str, str]:
     """By the note's folder in ``muonwire.lab.claims``: the table of what became of its claims."""
@@ -1132,6 +1138,7 @@ def tables() -> list[tuple[str, Path, Callable[[], str]]]:
         ("lab table", LAB, lab_table),
         ("lab long", LAB_LONG / "king_james.json", partial(lab_long_table, "king_james")),
         ("lab long python", LAB_LONG / "python.json", partial(lab_long_table, "python")),
+        ("lab long vision", LAB_LONG / "vision.json", lab_long_vision_table),
         *((f"claims of {note}", LAB, partial(notes_tables().__getitem__, note)) for note in notes_tables()),
         ("rooms table", PROJECT, rooms_table),
         ("contracts", PROJECT, contracts_list),
