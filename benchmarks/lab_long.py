@@ -208,11 +208,12 @@ def against_the_lab(claim: Claim, rows: Sequence[Row], short: Mapping[str, Any])
 def table(kept: Path) -> str:
     """Of one text in Markdown: the verdicts of the lab, those here, and the statements that came out otherwise."""
     made = json.loads(kept.read_text())
-    few = min(run["rates"] for run in made["runs"])
+    few, most = (pick(run["rates"] for run in made["runs"]) for pick in (min, max))
+    rates = f"{few} rate{'s' * (few > 1)}" if few == most else f"{few} to {most} rates"
     measured = {i: c for i, c in made["claims"].items() if c["verdict"]}
     seeds = sorted({c["seeds"] for c in measured.values()})
     return (
-        f"{len({run['recipe'] for run in made['runs']})} recipes, {made['steps']} steps, {few} or more rates, "
+        f"{len({run['recipe'] for run in made['runs']})} recipes, {made['steps']} steps, {rates}, "
         f"{' to '.join(str(n) for n in seeds)} seed{'s' * (seeds != [1])}.\n\n{lines(measured, made['steps'])}"
     )
 

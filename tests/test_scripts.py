@@ -208,7 +208,7 @@ def test_the_labs_training_is_done_longer_and_told_beside_the_labs(run, tmp_path
     assert [c["mean_in_the_lab"] for c in of_d["checks"]] == [c["mean"] for c in in_the_lab["checks"]]
     assert run("lab_long.py", "--quick", "--report", *few, *folders) == out.splitlines()[-1] + "\n"
     table = lab_long.table(tmp_path / "king_james.json")
-    assert "3 recipes, 2 steps, 1 or more rates, 2 seeds.\n" in table
+    assert "3 recipes, 2 steps, 1 rate, 2 seeds.\n" in table
     assert f"| [approach.D](#approach-d) | {in_the_lab['verdict']} | **{of_d['verdict']}** |" in table
 
 
