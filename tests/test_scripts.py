@@ -242,6 +242,21 @@ def test_the_labs_vision_is_done_longer_and_told_beside_the_labs(run, tmp_path):
     assert row in lab_long_vision.table(tmp_path / "vision.json")
 
 
+@pytest.mark.parametrize(
+    ("losses", "best", "asked"),
+    [([9, 5, 4, 6, 9], 2, 3), ([9, 3, 4, 6, 9], 1, 3), ([1, 3, 4, 6, 9], 0, 3), ([9, 7, 6, 5, 3], 4, 4)],
+)
+def test_a_rate_is_sought_downhill_from_the_middle(losses, best, asked):
+    seen = set()
+
+    def loss(at):
+        seen.add(at)
+        return losses[at]
+
+    assert lab_long_vision.downhill(loss, 2, count=5) == best
+    assert len(seen) == asked
+
+
 def test_the_spectra_of_smollm2_have_a_command(run):
     with pytest.raises(SystemExit):
         run("spectra_smollm2.py", "--help")
