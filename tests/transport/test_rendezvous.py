@@ -54,7 +54,13 @@ import sys
 import torch.distributed as dist
 from muonwire.transport import rendezvous
 rendezvous._own_gpu = lambda: sys.argv[1]
-dist.init_process_group = lambda backend, **_: print(backend)
+def chosen(backend, *, store, rank, world_size, **_):
+    print(backend)
+    store.set(f"chosen/{rank}", "")
+    if rank == 0:
+        # Here is the store, which the others may still read.
+        store.wait([f"chosen/{r}" for r in range(world_size)])
+dist.init_process_group = chosen
 rendezvous.join(backend=sys.argv[2])
 """
 
@@ -137,8 +143,10 @@ def test_nccl_is_what_all_can_use_or_nobody_does(gpus, backends, chosen, tmp_pat
         )
         for rank in (0, 1)
     ]
-    assert end(processes, 40) == [0, 0]
-    assert [(tmp_path / f"replica{r}.log").read_text().split() for r in (0, 1)] == [[chosen]] * 2
+    codes = end(processes, 40)
+    logs = [(tmp_path / f"replica{r}.log").read_text() for r in (0, 1)]
+    assert codes == [0, 0], logs
+    assert [log.split() for log in logs] == [[chosen]] * 2
 
 
 def test_another_backend_is_refused_before_anybody_is_met():
