@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -42,6 +43,10 @@ class Run:
         by: what one g is for: "tensor", "row", "column", "entry" or "direction" (singular directions of the mean).
         bits: "sign", "exact", or "tail": the signs of the largest entries of each matrix, whose places are entropy-coded.
         share: of the entries that "tail" sends.
+        surprise: β of a running mean of the squares of each entry of a replica's signal; "tail" takes those that are largest beside
+            its root. 0: those that are largest.
+        level: β of such a mean, too; what a replica sends of matrices is divided by its root first. 0: it is as it is.
+        rotate: 1: matrices are sent as seen in random orthonormal bases of rows and columns, new ones each time. 0: as they are.
         parts: each replica sends one of so many parts of the entries at a synchronization, in turns.
         unsent: share of the parts that are not sent that is kept for the next synchronization.
         consensus: share of what a replica's signal has more than the mean move, in every entry, that is kept for the next
@@ -76,6 +81,9 @@ class Run:
     by: str = "tensor"
     bits: str = "sign"
     share: float = 0.03
+    surprise: float = 0.0
+    level: float = 0.0
+    rotate: int = 0
     parts: int = 1
     unsent: float = 0.0
     consensus: float = 0.0
@@ -263,6 +271,13 @@ def tail(x: Tensor, share: float) -> Tensor:
     return (x.abs() >= least).float()
 
 
+def cosine(changes: Tensor) -> float:
+    """Of two replicas' changes, (replicas, …), the mean: inner products of all pairs over mean squares."""
+    replicas, own = len(changes), changes.square().sum() / len(changes)
+    pairs = (changes.mean(0).square().sum() - own / replicas) / (1 - 1 / replicas)
+    return float(pairs / own.clamp(min=1e-20))
+
+
 def entropy(share: float) -> float:
     """Bits an entry of a mask with a share of ones."""
     return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
@@ -280,7 +295,11 @@ class Shared:
         # What the last shared change was more than the own one, and what multiple of it local steps have added since.
         self.off, self.passed = {n: torch.zeros_like(k) for n, k in self.kept.items()}, 0.0
         self.average = {n: w.clone() for n, w in self.weights.items()}
+        # Running means of the squares of what replicas should send.
+        self.usual = {n: torch.zeros_like(k) for n, k in self.kept.items()}
         self.bits, self.round, self.gain = 0.0, 0, 1.0
+        # Of each synchronization, the mean cosine of two replicas' changes of the matrices.
+        self.cosines: list[float] = []
         generator = torch.Generator().manual_seed(1)
         most = run.parts * run.momentum_parts
         self.classes = {n: torch.randint(most, w.shape, generator=generator) for n, w in self.weights.items()}
@@ -292,8 +311,24 @@ class Shared:
         turns = (torch.arange(self.run.replicas) + self.round) % parts
         return (self.classes[name][None] % parts == turns.view(-1, 1, 1, 1)).float()
 
-    def lengthened(self, decoded: Tensor, mean: Tensor, name: str, *, signal: Tensor) -> Tensor:
-        """The mean, times g^a; of the tail, as long as the whole signal is."""
+    def bases(self, name: str, inner: Muon) -> tuple[Tensor, Tensor] | None:
+        """Of the rows and the columns of a stack's matrices; none where they are sent as they are."""
+        if not self.run.rotate or name not in inner.scales:
+            return None
+        generator = torch.Generator().manual_seed(self.round)
+        m, n = self.weights[name].shape[-2:]
+        rows, columns = (torch.linalg.qr(torch.randn(k, k, generator=generator)).Q for k in (m, n))
+        return rows, columns
+
+    def relative(self, signal: Tensor, name: str, beta: float) -> Tensor:
+        """The signal beside what is usual of each of its entries, where ``beta`` is not 0."""
+        if not beta:
+            return signal
+        self.usual[name].lerp_(signal.square(), 1 - beta)
+        return signal / (self.usual[name] / (1 - beta ** (self.round + 1))).sqrt().clamp(min=1e-12)
+
+    def lengthened(self, decoded: Tensor, mean: Tensor, name: str, *, whole: Tensor | None) -> Tensor:
+        """The mean, times g^a; of a tail, as long as the ``whole`` signal is."""
         run = self.run
         if not run.lengthen or name == "gain":
             return mean
@@ -304,8 +339,8 @@ class Shared:
             made: Tensor = (u * (values * gain)[..., None, :]) @ v
             return made
         dims = {"tensor": (-2, -1), "direction": (-2, -1), "row": (-1,), "column": (-2,), "entry": ()}[run.by]
-        if run.bits == "tail":
-            sent, met = signal.square().mean((0, -2, -1)), mean.square().mean((-2, -1))
+        if whole is not None:
+            sent, met = whole.square().mean((0, -2, -1)), mean.square().mean((-2, -1))
             grown: Tensor = mean * (sent / met.clamp(min=1e-20)).sqrt()[:, None, None] ** run.lengthen
             return grown
         both = decoded.square().mean(0), mean.square()
@@ -332,14 +367,23 @@ class Shared:
             change = anchor - local[name]
             if run.correct:
                 change -= self.off[name] * self.passed
+            if name in inner.scales:
+                self.cosines.append(cosine(change))
             signal = self.kept[name].add_(change)
+            if run.level and name in inner.scales:
+                length = signal.norm(dim=(-2, -1), keepdim=True)
+                signal = self.relative(signal, name, run.level)
+                signal *= length / signal.norm(dim=(-2, -1), keepdim=True)
+            if bases := self.bases(name, inner):
+                signal = bases[0].mT @ signal @ bases[1]
             whole = run.table if name == "table" else ""
-            mask = None if whole else self.mask(name, run.parts)
+            is_tail = run.bits == "tail" and name != "gain" and not (name == "table" and run.parts > 1)
+            mask = None if whole or is_tail else self.mask(name, run.parts)
             is_exact = "exact" in (run.bits, whole)
             if is_exact:
                 decoded = signal.clone() if mask is None else signal * mask
-            elif run.bits == "tail" and name != "gain":
-                decoded = signs(signal, tail(signal, run.share), dims)
+            elif is_tail:
+                decoded = signs(signal, tail(self.relative(signal, name, run.surprise), run.share), dims)
                 self.bits += anchor.numel() * (entropy(run.share) + run.share - 1)
             else:
                 decoded = signs(signal, mask, (-1,) if whole == "row" else dims)
@@ -348,19 +392,21 @@ class Shared:
                 self.bits += 16 * anchor.shape[-2]
             senders = 1 if mask is None or run.over == "replicas" else run.parts
             mean = decoded.mean(0) * senders
-            whole_signal = signal.clone() if run.bits == "tail" else signal
+            whole_signal = signal.clone() if is_tail else None
             rest = (signal - decoded).mul_(run.decay) if mask is None else None
             if mask is not None:
                 rest = (signal - decoded) * (mask * run.decay + (1 - mask) * run.unsent)
             if run.consensus:
                 rest = (signal - mean).mul_(run.consensus)
             assert rest is not None
-            self.kept[name] = rest
+            self.kept[name] = bases[0] @ rest @ bases[1].mT if bases else rest
             if run.rebuild and name in inner.scales:
                 self.rebuild(mean, inner, name, path=path)
             if run.control and name in inner.scales:
                 self.control(mean - signs(change, None, dims), inner, name, path=path)
-            move = self.lengthened(decoded, mean, name, signal=whole_signal)
+            move = self.lengthened(decoded, mean, name, whole=whole_signal)
+            if bases:
+                move = bases[0] @ move @ bases[1].mT
             self.speed[name].mul_(run.outer_momentum).add_(move)
             step = (move + run.outer_momentum * self.speed[name]).mul_(run.outer_lr)
             if run.outer == "polar" and name in inner.scales:
@@ -462,6 +508,7 @@ def train(task: TextTask, model: Stacked, run: Run, pause: Path | None) -> dict[
         "curve": curve,
         "bits_sent": round(shared.bits / parameters / (run.until or run.steps), 4) if run.interval else 32.0,
         "gain": round(shared.gain, 3),
+        "cosine": round(fmean(shared.cosines), 4) if shared.cosines else None,
     }
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import re
 import runpy
 import shutil
@@ -172,17 +173,24 @@ def test_sixteen_replicas_are_screened_from_a_plan(run, monkeypatch, tmp_path):
         f"interval=1 fragments=2 lengthen=0.5 share_momentum=sign {small}  # both\n\n"
         f"interval=2 parts=2 lengthen=0.5 by=direction rebuild=0.5 ahead=0.5 {small}\n"
         f"interval=2 parts=2 control=factor table=row {small}\n"
+        f"interval=2 parts=2 bits=tail share=0.25 surprise=0.5 rotate=1 level=0.5 lengthen=1 {small}\n"
     )
     run("screen_sixteen.py", "--plan", plan, "--out", record)
-    shared, parts, controlled = map(json.loads, record.read_text().splitlines())
+    shared, parts, controlled, tail = map(json.loads, record.read_text().splitlines())
     # The changes, and the momentum of matrices; half of the changes in one of two steps.
     assert 1.8 < shared["bits_sent"] < 2
     assert parts["bits_sent"] == pytest.approx(0.25, rel=0.02)
     # Of the embedding, 256 × 64 of 123,200, the other half of the signs and a scale a row; a sign of each entry of all matrices.
     more = (256 * 64 / 2 + 256 * 16 + (123_200 - 256 * 64)) / 2 / 123_200
     assert controlled["bits_sent"] - parts["bits_sent"] == pytest.approx(more, rel=0.01)
+    # A quarter of the entries of the matrices, their signs and their places; half of the embedding's, every two steps.
+    share = 0.25 + 0.25 * 2 + 0.75 * math.log2(4 / 3)
+    assert tail["bits_sent"] == pytest.approx(
+        (share * (123_200 - 256 * 64) + 256 * 64 / 2) / 2 / 123_200, rel=0.01
+    )
     # Below that of equal chances for 256 bytes, after two steps.
-    assert all(3 < one["loss"] < 5.5 for one in (shared, parts, controlled))
+    assert all(3 < one["loss"] < 5.5 for one in (shared, parts, controlled, tail))
+    assert all(-1 < one["cosine"] < 1 for one in (shared, parts, controlled, tail))
     # All of them are in the record.
     assert run("screen_sixteen.py", "--plan", plan, "--out", record) == ""
 
