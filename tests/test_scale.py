@@ -190,6 +190,10 @@ def test_the_law_finds_what_the_settings_were_made_of(tmp_path):
         }
         doublings = math.log2(work["replicas"] / 8)
         own = rows("muon", [1.0], x=x)
+        if x == "8":
+            # Four times as many steps, of which the gap knows the square root.
+            own += rows("one_bit_muon(interval=44)", [1 + (gap(False, 0) + 3.5) / 100], x=x)
+            own += rows("one_bit_muon(interval=99)", [1 + (gap(False, 0) + 7.0) / 100], x=x)
         for recipe in (SUBJECT, TURNS):
             # Two replicas have two turns, and send more.
             over = (
@@ -204,18 +208,19 @@ def test_the_law_finds_what_the_settings_were_made_of(tmp_path):
     assert made is not None
     found = {term.name: term for term in made.terms}
     # Replicas with books of their own are none of it, and neither is what no setting differs in.
-    assert len(made.points) == 9
+    assert len(made.points) == 11
     assert list(found) == [
         "all send all, H = 11",
         "a quarter each in turns, H = 3",
         "twice as many replicas, all",
         "twice as many replicas, turns",
+        "a quarter of the bits, all",
         "the text Python in place of King James",
     ]
-    assert [term.percent for term in made.terms] == pytest.approx([2.0, 1.0, 1.5, 0.25, 0.75])
+    assert [term.percent for term in made.terms] == pytest.approx([2.0, 1.0, 1.5, 0.25, 3.5, 0.75])
     assert max(term.error for term in made.terms) == pytest.approx(0.0, abs=1e-6)
     assert "| twice as many replicas, all | +1.50 | 0.00 |" in law.section(evidence)
-    # Four points have no law of five terms.
+    # Four points have no law of six terms.
     assert law.fit(list(law.points_of(evidence))[:4]) is None
     assert law.section(tmp_path / "none") == "There are too few runs for it.\n"
 

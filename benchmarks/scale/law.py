@@ -106,7 +106,10 @@ def _point(line: Line) -> Point | None:
 
 
 def columns(points: Sequence[Point]) -> dict[str, list[float]]:
-    """By name of a change, how much of it each point has; changes that no point has are left out."""
+    """By name of a change, how much of it each point has; changes that no point has are left out.
+
+    The gap grows as the square root of the steps from one sending of an entry to the next.
+    """
     found = {
         "all send all, H = 11": [float(p.form == "all") for p in points],
         "a quarter each in turns, H = 3": [float(p.form == "turns") for p in points],
@@ -114,8 +117,10 @@ def columns(points: Sequence[Point]) -> dict[str, list[float]]:
         "twice as many replicas, turns": [
             math.log2(p.replicas / REPLICAS) * (p.form == "turns") for p in points
         ],
-        "half the bits, all": [math.log2(p.period / 11) * (p.form == "all") for p in points],
-        "half the bits, turns": [math.log2(p.period / 12) * (p.form == "turns") for p in points],
+        "a quarter of the bits, all": [(math.sqrt(p.period / 11) - 1) * (p.form == "all") for p in points],
+        "a quarter of the bits, turns": [
+            (math.sqrt(p.period / 12) - 1) * (p.form == "turns") for p in points
+        ],
         "twice the batch of a replica": [math.log2(p.batch / BATCH) for p in points],
         "four times the parameters": [math.log2(p.size / SIZE) / 2 for p in points],
         "four times the steps": [math.log2(p.steps / STEPS) / 2 for p in points],
@@ -159,4 +164,5 @@ def section(evidence: Path) -> str:
     free = len(law.points) - len(law.terms)
     left = f"what is left has a root mean square of {law.residual:.2f} %"
     middle = f"{REPLICAS} replicas of {BATCH} sequences, {SIZE:,} parameters, {STEPS} steps, on the {DATA[TEXT].label} text"
-    return f"{text}\n{len(law.points)} settings, {free} more than terms; {left}. The gap of a form is that at {middle}.\n"
+    bits = "With the bits it grows as the square root of the steps from one sending of an entry to the next"
+    return f"{text}\n{len(law.points)} settings, {free} more than terms; {left}. The gap of a form is that at {middle}. {bits}.\n"
