@@ -45,7 +45,7 @@ class Run:
         share: of the entries that "tail" sends.
         surprise: β of a running mean of the squares of each entry of a replica's signal; "tail" takes those that are largest beside
             its root. 0: those that are largest.
-        level: β of such a mean, too; what a replica sends of matrices is divided by its root first. 0: it is as it is.
+        level: β of such a mean, too; what a replica sends of matrices is divided by its root first; not for use with feedback. 0: no.
         rotate: 1: matrices are sent as seen in random orthonormal bases of rows and columns, new ones each time. 0: as they are.
         parts: each replica sends one of so many parts of the entries at a synchronization, in turns.
         unsent: share of the parts that are not sent that is kept for the next synchronization.
@@ -295,8 +295,8 @@ class Shared:
         # What the last shared change was more than the own one, and what multiple of it local steps have added since.
         self.off, self.passed = {n: torch.zeros_like(k) for n, k in self.kept.items()}, 0.0
         self.average = {n: w.clone() for n, w in self.weights.items()}
-        # Running means of the squares of what replicas should send.
-        self.usual = {n: torch.zeros_like(k) for n, k in self.kept.items()}
+        # By option and stack, running means of the squares of what replicas should send.
+        self.usual: dict[tuple[str, str], Tensor] = {}
         self.bits, self.round, self.gain = 0.0, 0, 1.0
         # Of each synchronization, the mean cosine of two replicas' changes of the matrices.
         self.cosines: list[float] = []
@@ -320,12 +320,14 @@ class Shared:
         rows, columns = (torch.linalg.qr(torch.randn(k, k, generator=generator)).Q for k in (m, n))
         return rows, columns
 
-    def relative(self, signal: Tensor, name: str, beta: float) -> Tensor:
-        """The signal beside what is usual of each of its entries, where ``beta`` is not 0."""
+    def relative(self, signal: Tensor, name: str, option: str) -> Tensor:
+        """The signal beside what is usual of each of its entries, by the β that the option has, where it is not 0."""
+        beta: float = getattr(self.run, option)
         if not beta:
             return signal
-        self.usual[name].lerp_(signal.square(), 1 - beta)
-        return signal / (self.usual[name] / (1 - beta ** (self.round + 1))).sqrt().clamp(min=1e-12)
+        usual = self.usual.setdefault((option, name), torch.zeros_like(signal))
+        usual.lerp_(signal.square(), 1 - beta)
+        return signal / (usual / (1 - beta ** (self.round + 1))).sqrt().clamp(min=1e-12)
 
     def lengthened(self, decoded: Tensor, mean: Tensor, name: str, *, whole: Tensor | None) -> Tensor:
         """The mean, times g^a; of a tail, as long as the ``whole`` signal is."""
@@ -372,7 +374,7 @@ class Shared:
             signal = self.kept[name].add_(change)
             if run.level and name in inner.scales:
                 length = signal.norm(dim=(-2, -1), keepdim=True)
-                signal = self.relative(signal, name, run.level)
+                signal = self.relative(signal, name, "level")
                 signal *= length / signal.norm(dim=(-2, -1), keepdim=True)
             if bases := self.bases(name, inner):
                 signal = bases[0].mT @ signal @ bases[1]
@@ -383,7 +385,7 @@ class Shared:
             if is_exact:
                 decoded = signal.clone() if mask is None else signal * mask
             elif is_tail:
-                decoded = signs(signal, tail(self.relative(signal, name, run.surprise), run.share), dims)
+                decoded = signs(signal, tail(self.relative(signal, name, "surprise"), run.share), dims)
                 self.bits += anchor.numel() * (entropy(run.share) + run.share - 1)
             else:
                 decoded = signs(signal, mask, (-1,) if whole == "row" else dims)
