@@ -45,7 +45,8 @@ class Run:
         share: of the entries that "tail" sends.
         surprise: β of a running mean of the squares of each entry of a replica's signal; "tail" takes those that are largest beside
             its root. 0: those that are largest.
-        level: β of such a mean, too; what a replica sends of matrices is divided by its root first; not for use with feedback. 0: no.
+        level: β of such a mean, too; what a replica sends of matrices is divided by its root first, without feedback. 0: it is as
+            it is.
         rotate: 1: matrices are sent as seen in random orthonormal bases of rows and columns, new ones each time. 0: as they are.
         parts: each replica sends one of so many parts of the entries at a synchronization, in turns.
         unsent: share of the parts that are not sent that is kept for the next synchronization.
