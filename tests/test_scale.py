@@ -270,7 +270,9 @@ def test_a_part_in_small_is_run_once_kept_and_found_by_other_parts(tmp_path, mon
     assert row["bits_sent"] == pytest.approx(32, rel=0.01)
     assert "--no-compile" in row["command"]
     assert scale("replicas", *few)[1].out == ""
-    # The long run has the setting too; its folder of runs is not needed.
+    # The long run has the setting too; its folder of runs is not needed. A look at what is left writes nothing.
+    assert scale("long", *few, "--status")[1].out == "100 % of the work is done, as far as it is known\n"
+    assert not (evidence / "long.parquet").exists()
     assert scale("long", *few)[1].out == ""
     assert pl.read_parquet(evidence / "long.parquet")["loss"].to_list() == [row["loss"]]
     code, said = scale("replicas", "--recipes", "muon", "--seeds", "1", "--status")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import lab_long, lab_long_vision, plan_check
+from benchmarks import lab_long, lab_long_vision, plan_check, screen_sixteen
 from benchmarks.soak import judge
 from safetensors.torch import load_file
 
@@ -174,9 +174,11 @@ def test_sixteen_replicas_are_screened_from_a_plan(run, monkeypatch, tmp_path):
         f"interval=2 parts=2 lengthen=0.5 by=direction rebuild=0.5 ahead=0.5 {small}\n"
         f"interval=2 parts=2 control=factor table=row {small}\n"
         f"interval=2 parts=2 bits=tail share=0.25 surprise=0.5 rotate=1 level=0.5 lengthen=1 {small}\n"
+        f"interval=1 bits=exact {small}\n"
+        f"interval=1 bits=exact rotate=1 {small}\n"
     )
     run("screen_sixteen.py", "--plan", plan, "--out", record)
-    shared, parts, controlled, tail = map(json.loads, record.read_text().splitlines())
+    shared, parts, controlled, tail, plain, rotated = map(json.loads, record.read_text().splitlines())
     # The changes, and the momentum of matrices; half of the changes in one of two steps.
     assert 1.8 < shared["bits_sent"] < 2
     assert parts["bits_sent"] == pytest.approx(0.25, rel=0.02)
@@ -190,9 +192,18 @@ def test_sixteen_replicas_are_screened_from_a_plan(run, monkeypatch, tmp_path):
     )
     # Below that of equal chances for 256 bytes, after two steps.
     assert all(3 < one["loss"] < 5.5 for one in (shared, parts, controlled, tail))
-    assert all(-1 < one["cosine"] < 1 for one in (shared, parts, controlled, tail))
+    # In which bases exact numbers are sent is all the same; replicas that differ by their data alone have changes in common.
+    assert rotated["loss"] == pytest.approx(plain["loss"], abs=0.002)
+    assert 0 < plain["cosine"] < 1
     # All of them are in the record.
     assert run("screen_sixteen.py", "--plan", plan, "--out", record) == ""
+
+
+def test_the_cosine_of_replicas_is_that_of_their_pairs():
+    changes = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    # One pair of three is alike, and the other two are at right angles.
+    assert screen_sixteen.cosine(changes) == pytest.approx(1 / 3)
+    assert screen_sixteen.cosine(torch.tensor([[2.0], [-2.0]])) == pytest.approx(-1)
 
 
 def test_the_labs_training_is_done_longer_and_told_beside_the_labs(run, tmp_path):

@@ -43,7 +43,9 @@ def parsed(args: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--jobs", type=int, help="runs side by side; default: the number of cores")
     parser.add_argument("--limit-hours", type=float, help="stop after so long, with checkpoints")
-    parser.add_argument("--status", action="store_true", help="say what is done and left, and run nothing")
+    parser.add_argument(
+        "--status", action="store_true", help="say what is done and left; run and write nothing"
+    )
     parser.add_argument(
         "--evidence", type=Path, default=Path("evidence/scale"), help="folder of the parts' files"
     )
@@ -165,7 +167,7 @@ class Teller:
 
 def run(options: argparse.Namespace, command: str) -> None:
     """Run the part, or say what is left of it."""
-    record = Record(options.evidence, options.part)
+    record = Record(options.evidence, options.part, writes=not options.status)
     part = chosen(options)
     grid = Grid(
         part,

@@ -101,10 +101,11 @@ class Record:
     Args:
         folder: of the parts' files.
         part: whose file is written.
+        writes: whether it is; a look alone leaves it as it is.
     """
 
-    def __init__(self, folder: Path, part: str) -> None:
-        self.path = folder / f"{part}.parquet"
+    def __init__(self, folder: Path, part: str, *, writes: bool = True) -> None:
+        self.path, self.writes = folder / f"{part}.parquet", writes
         self._kept: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("*.parquet")):
             self._kept |= {row["config"]: row for row in pl.read_parquet(path).to_dicts()}
@@ -126,6 +127,8 @@ class Record:
 
     def write(self) -> None:
         """Write the part's file, whole or not at all."""
+        if not self.writes:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         pl.DataFrame(list(self._rows.values()), schema=COLUMNS, orient="row").write_parquet(partial)
